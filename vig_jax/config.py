@@ -1,0 +1,159 @@
+"""The typed form of a run's configuration.
+
+`configs/common.py` lists every key with its default; a config file changes some; the command line
+changes more. Here the resulting `ConfigDict` becomes frozen dataclasses, and anything unknown,
+missing or of the wrong type is an error that names the key.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Which backbone, and how it computes. `None` keeps the variant's own value."""
+
+    name: str
+    num_classes: int | None  # None: as many as the data set has
+    img_size: int | None  # side in pixels that the position embedding is made for
+    patch_size: int | None
+    embed_dim: int | None
+    depth: int | None
+    num_heads: int | None
+    drop_path_rate: float | None
+    dtype: Literal["float32", "bfloat16"]  # of the computation; parameters are float32
+    gla_implementation: str | None  # None: the best for the device
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where images come from and what happens to them on the host."""
+
+    source: str  # a name of vig_jax.data.sources
+    path: str | None
+    image_size: int  # side of the square training and evaluation images, pixels
+    mean: tuple[float, ...]  # per channel, in units of [0, 1]
+    std: tuple[float, ...]
+    crop: Literal["random_resized", "pad", "none"]
+    crop_scale: tuple[float, float]  # share of the area ("random_resized")
+    crop_ratio: tuple[float, float]  # width / height ("random_resized")
+    crop_padding: int  # pixels each side before the random crop ("pad")
+    hflip: float  # probability
+    crop_pct: float  # evaluation: image_size / resized shorter side
+    mixup_alpha: float  # 0: no mixup
+    cutmix_alpha: float  # 0: no CutMix
+    mixup_group: int  # examples that share one draw of lambda
+    workers: int  # processes; 0: threads of this process
+    prefetch: int  # batches kept ready per worker
+    max_bad_images: int  # the run stops above this many undecodable images
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW and its schedule. The three rates are per `lr_batch` images and scale linearly."""
+
+    base_lr: float
+    warmup_lr: float
+    min_lr: float
+    lr_batch: int
+    warmup_epochs: float
+    weight_decay: float
+    b1: float
+    b2: float
+    eps: float
+    clip_norm: float  # of the global gradient; 0: no clipping
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Length, regularisation and housekeeping of a run."""
+
+    batch_size: int  # global
+    epochs: int
+    label_smoothing: float
+    ema_decay: float  # 0: no averaged weights
+    log_every_steps: int
+    eval_every_epochs: int
+    checkpoint_every_steps: int
+    keep_checkpoints: int
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """One experiment."""
+
+    seed: int
+    model: ModelConfig
+    data: DataConfig
+    optimizer: OptimizerConfig
+    train: TrainConfig
+
+
+def parse(values: Mapping[str, Any], kind: type[T] = RunConfig, prefix: str = "config") -> T:
+    """Turns a `ConfigDict` (or plain nested mapping) into frozen dataclasses, strictly.
+
+    Args:
+        values: nested mapping with exactly the keys of `kind`.
+        kind: the dataclass to build.
+        prefix: dotted path of `values`, for messages.
+
+    Returns:
+        An instance of `kind`.
+
+    Raises:
+        ValueError: unknown key (with the nearest known one), missing key, or a wrong type.
+    """
+    if hasattr(values, "to_dict"):  # a ConfigDict; its placeholders become None
+        values = values.to_dict()
+    hints = typing.get_type_hints(kind)
+    for key in values:
+        if key not in hints:
+            near = difflib.get_close_matches(key, hints, n=1)
+            hint = f"; did you mean {prefix}.{near[0]}?" if near else f"; known: {sorted(hints)}"
+            raise ValueError(f"{prefix}.{key} is not a setting{hint}")
+    if missing := [key for key in hints if key not in values]:
+        raise ValueError(f"{prefix} lacks {', '.join(missing)}: start from configs.common")
+    parsed = {key: _convert(values[key], hint, f"{prefix}.{key}") for key, hint in hints.items()}
+    return kind(**parsed)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The nested plain dictionary of a config dataclass, ready for JSON and for `parse`."""
+    return dataclasses.asdict(config)
+
+
+def _convert(value: Any, hint: Any, path: str) -> Any:
+    """Checks one value against its type; widens int to float and list to tuple, nothing else."""
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{path} is {value!r}; a group of settings is wanted")
+        return parse(value, hint, path)  # type: ignore[arg-type]
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is types.UnionType:
+        if value is None:
+            return None
+        return _convert(value, next(a for a in args if a is not types.NoneType), path)
+    if origin is Literal:
+        if value not in args:
+            raise ValueError(f"{path} is {value!r}; it must be one of {list(args)}")
+        return value
+    if origin is tuple:
+        items = list(value) if isinstance(value, (list, tuple)) else None
+        variadic = args[-1] is Ellipsis
+        if items is None or not (variadic or len(items) == len(args)):
+            wanted = "a sequence" if variadic else f"{len(args)} numbers"
+            raise ValueError(f"{path} is {value!r}; {wanted} is wanted")
+        kinds = [args[0]] * len(items) if variadic else args
+        pairs = zip(items, kinds, strict=True)
+        return tuple(_convert(v, a, f"{path}[{i}]") for i, (v, a) in enumerate(pairs))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise ValueError(f"{path} is {value!r} ({type(value).__name__}); {hint.__name__} is wanted")
+    return value
