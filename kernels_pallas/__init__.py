@@ -1,0 +1,5 @@
+"""Fast gated linear attention for JAX, usable on its own: `from kernels_pallas import gla`."""
+
+from kernels_pallas.gla import IMPLEMENTATIONS, bidirectional_gla, gla
+
+__all__ = ["IMPLEMENTATIONS", "bidirectional_gla", "gla"]

@@ -1,0 +1,1 @@
+"""Timings of the library's operators, printed only after a correctness check."""

@@ -1,0 +1,1 @@
+"""What every operator of the library needs: choosing an implementation."""

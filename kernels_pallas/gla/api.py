@@ -1,0 +1,256 @@
+"""The public operators: what they mean, what they accept, and who computes them."""
+
+import numbers
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from kernels_pallas.common.dispatch import Implementation, dispatch
+from kernels_pallas.gla import reference, xla_chunked
+from kernels_pallas.gla.spec import GlaSpec
+
+# Best first: `implementation=None` takes the first that serves the call on the platform.
+_MODULES = {"xla_chunked": xla_chunked, "reference": reference}
+_PLATFORMS: dict[str, tuple[str, ...]] = {}
+
+IMPLEMENTATIONS: tuple[str, ...] = tuple(_MODULES)
+"""Names accepted by `implementation=`, best first."""
+
+_GLA = {
+    name: Implementation(name, module.supports, module.gla, _PLATFORMS.get(name))
+    for name, module in _MODULES.items()
+}
+_BIDIRECTIONAL_GLA = {
+    name: Implementation(name, module.supports, module.bidirectional_gla, _PLATFORMS.get(name))
+    for name, module in _MODULES.items()
+}
+
+_DTYPES = ("float32", "bfloat16", "float16", "float64")
+_CHECK_DECAY_VARIABLE = "KERNELS_PALLAS_CHECK_DECAY"
+
+
+def gla(
+    q: Float[Array, "B T H K"],
+    k: Float[Array, "B T H K"],
+    v: Float[Array, "B T H V"],
+    log_decay: Float[Array, "B T H K"],
+    *,
+    scale: float | None = None,
+    initial_state: Float[Array, "B H K V"] | None = None,
+    reverse: bool = False,
+    return_final_state: bool = False,
+    implementation: str | Sequence[str] | None = None,
+) -> Float[Array, "B T H V"] | tuple[Float[Array, "B T H V"], Float[Array, "B H K V"]]:
+    """Gated linear attention along the tokens, in one direction.
+
+    For each image and head, with g_t = log_decay of token t::
+
+        S_t = diag(exp(g_t)) S_{t-1} + k_t v_t^T        # [K, V]
+        o_t = scale * q_t^T S_t                         # [V]
+
+    The decay acts before the current token is added, so a token sees itself undecayed, and the
+    first scanned token's decay acts on `initial_state`. Differentiable in every array.
+
+    Args:
+        q: Queries; float32, bfloat16, float16 or float64.
+        k: Keys, type of q.
+        v: Values, type of q.
+        log_decay: Natural logarithms of the decay factors, each in [-inf, 0]; any of the types
+            above. Positive values are outside the contract; with the environment variable
+            KERNELS_PALLAS_CHECK_DECAY=1 they raise wherever the values are at hand, that is
+            outside `jax.jit` and other transformations.
+        scale: Factor on the queries, a Python number; K**-0.5 if None.
+        initial_state: State before the first scanned token; zero if None.
+        reverse: Scan from the last token to the first: S_t is made from S_{t+1}.
+        return_final_state: Also return the state after the last scanned token.
+        implementation: None for the best one on the platform the program is lowered for, a name
+            out of `kernels_pallas.IMPLEMENTATIONS`, or several names to try in order.
+
+    Returns:
+        The output in the type of v; with `return_final_state` a pair of it and the final state,
+        which is float32 (float64 for float64 inputs).
+
+    Raises:
+        TypeError: An argument is not an array, or of a type not listed above.
+        ValueError: Shapes do not fit together, or an implementation is unknown.
+        NotImplementedError: The implementation asked for cannot serve this call.
+
+    Source: "Gated Linear Attention Transformers with Hardware-Efficient Training", ICML 2024.
+    """
+    q, k, v, log_decay = _arrays({"q": q, "k": k, "v": v, "log_decay": log_decay})
+    _check_shapes(q, k, v, {"log_decay": log_decay})
+    if initial_state is not None:
+        (initial_state,) = _arrays({"initial_state": initial_state})
+        _check_state(q, v, initial_state)
+    spec = _spec(
+        q,
+        v,
+        log_decay,
+        scale,
+        reverse=_flag("reverse", reverse),
+        has_initial_state=initial_state is not None,
+        return_final_state=_flag("return_final_state", return_final_state),
+    )
+    out, state = dispatch(
+        "gla",
+        spec,
+        (q, k, v, log_decay, initial_state),
+        implementation=implementation,
+        table=_GLA,
+        order=IMPLEMENTATIONS,
+    )
+    return (out, state) if return_final_state else out
+
+
+def bidirectional_gla(
+    q: Float[Array, "B T H K"],
+    k: Float[Array, "B T H K"],
+    v: Float[Array, "B T H V"],
+    log_decay_fwd: Float[Array, "B T H K"],
+    log_decay_bwd: Float[Array, "B T H K"],
+    *,
+    scale: float | None = None,
+    implementation: str | Sequence[str] | None = None,
+) -> Float[Array, "B T H V"]:
+    """Gated linear attention in both directions at once, each with decays of its own.
+
+    Equal to `gla(q, k, v, log_decay_fwd) + gla(q, k, v, log_decay_bwd, reverse=True)`, so the
+    current token counts in both terms; the sum is not halved.
+
+    Args:
+        q: Queries; float32, bfloat16, float16 or float64.
+        k: Keys, type of q.
+        v: Values, type of q.
+        log_decay_fwd: Log-decays of the scan from first to last token, as in `gla`.
+        log_decay_bwd: Log-decays of the scan from last to first token, type of log_decay_fwd.
+        scale: As in `gla`.
+        implementation: As in `gla`.
+
+    Returns:
+        The sum of both directions in the type of v.
+
+    Raises:
+        TypeError, ValueError, NotImplementedError: As in `gla`.
+
+    Source: "ViG: Linear-complexity Visual Sequence Learning with Gated Linear Attention", AAAI
+    2025, "direction-wise gating".
+    """
+    named = {"q": q, "k": k, "v": v}
+    named |= {"log_decay_fwd": log_decay_fwd, "log_decay_bwd": log_decay_bwd}
+    q, k, v, log_decay_fwd, log_decay_bwd = _arrays(named)
+    log_decays = {"log_decay_fwd": log_decay_fwd, "log_decay_bwd": log_decay_bwd}
+    _check_shapes(q, k, v, log_decays)
+    spec = _spec(q, v, log_decay_fwd, scale, bidirectional=True)
+    return dispatch(
+        "bidirectional_gla",
+        spec,
+        (q, k, v, log_decay_fwd, log_decay_bwd),
+        implementation=implementation,
+        table=_BIDIRECTIONAL_GLA,
+        order=IMPLEMENTATIONS,
+    )
+
+
+def _arrays(named: Mapping[str, Any]) -> list[jax.Array]:
+    arrays = []
+    for name, value in named.items():
+        if not isinstance(value, jax.Array | np.ndarray):
+            raise TypeError(f"{name} must be a JAX or numpy array, got {type(value).__name__}")
+        array = jnp.asarray(value)
+        if array.dtype.name not in _DTYPES:
+            raise TypeError(f"{name} must be one of {', '.join(_DTYPES)}, got {array.dtype}")
+        arrays.append(array)
+    return arrays
+
+
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} must be True or False, known when tracing, got {value!r}")
+    return bool(value)
+
+
+def _check_shapes(
+    q: jax.Array, k: jax.Array, v: jax.Array, log_decays: Mapping[str, jax.Array]
+) -> None:
+    for name, array in {"q": q, "k": k, "v": v, **log_decays}.items():
+        if array.ndim != 4:
+            raise ValueError(
+                f"{name} must have four axes [batch, tokens, heads, width], got shape {array.shape}"
+            )
+        if 0 in array.shape[1:]:
+            raise ValueError(
+                f"{name} must have at least one token, head and channel, got {array.shape}"
+            )
+    for name, array in {"k": k, **log_decays}.items():
+        if array.shape != q.shape:
+            raise ValueError(f"{name} must have the shape of q, {q.shape}, got {array.shape}")
+    if v.shape[:3] != q.shape[:3]:
+        raise ValueError(
+            f"v must share batch, tokens and heads with q, {q.shape[:3]}, got {v.shape[:3]} "
+            "(the layout is [batch, tokens, heads, width])"
+        )
+    for name, array in {"k": k, "v": v}.items():
+        if array.dtype != q.dtype:
+            raise TypeError(f"{name} must have the type of q, {q.dtype}, got {array.dtype}: cast")
+    first, *others = log_decays
+    for name in others:
+        if log_decays[name].dtype != log_decays[first].dtype:
+            raise TypeError(
+                f"{name} must have the type of {first}, {log_decays[first].dtype}, "
+                f"got {log_decays[name].dtype}: cast"
+            )
+    if os.environ.get(_CHECK_DECAY_VARIABLE, "0") not in ("", "0"):
+        for name, array in log_decays.items():
+            if not isinstance(array, jax.core.Tracer) and not bool(jnp.all(array <= 0)):
+                raise ValueError(
+                    f"{name} must be in [-inf, 0], got a positive value or a NaN (largest: "
+                    f"{float(jnp.max(array))}); pass logarithms of decay factors, "
+                    "e.g. log_sigmoid(x)"
+                )
+
+
+def _check_state(q: jax.Array, v: jax.Array, initial_state: jax.Array) -> None:
+    batch, _, heads, key_width = q.shape
+    wanted = (batch, heads, key_width, v.shape[3])
+    if initial_state.shape != wanted:
+        raise ValueError(
+            f"initial_state must have shape [batch, heads, key width, value width], {wanted}, "
+            f"got {initial_state.shape}"
+        )
+
+
+def _spec(
+    q: jax.Array,
+    v: jax.Array,
+    log_decay: jax.Array,
+    scale: float | None,
+    *,
+    reverse: bool = False,
+    bidirectional: bool = False,
+    has_initial_state: bool = False,
+    return_final_state: bool = False,
+) -> GlaSpec:
+    batch, tokens, heads, key_width = q.shape
+    if scale is None:
+        scale = key_width**-0.5
+    elif not isinstance(scale, numbers.Real):
+        raise TypeError(f"scale must be a Python number or None, got {type(scale).__name__}")
+    return GlaSpec(
+        batch=batch,
+        tokens=tokens,
+        heads=heads,
+        key_width=key_width,
+        value_width=v.shape[3],
+        dtype=q.dtype,
+        decay_dtype=log_decay.dtype,
+        scale=float(scale),
+        reverse=reverse,
+        bidirectional=bidirectional,
+        has_initial_state=has_initial_state,
+        return_final_state=return_final_state,
+    )

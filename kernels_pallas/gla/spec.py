@@ -1,0 +1,55 @@
+"""The static facts of one gated-linear-attention call, known before any array value is."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class GlaSpec:
+    """Everything an implementation may look at to decide whether it can serve a call.
+
+    Attributes:
+        batch: Images or sequences B.
+        tokens: Sequence length T, at least 1.
+        heads: Heads H.
+        key_width: Width K of queries, keys and decays per head.
+        value_width: Width V of values and outputs per head.
+        dtype: Type of q, k, v and of the output.
+        decay_dtype: Type of the log-decays.
+        scale: Factor on the queries.
+        reverse: The single scan runs from the last token to the first.
+        bidirectional: Both scans are wanted, summed; then `reverse` is False and there is no state.
+        has_initial_state: The scan starts from a given state.
+        return_final_state: The state after the last scanned token is wanted.
+    """
+
+    batch: int
+    tokens: int
+    heads: int
+    key_width: int
+    value_width: int
+    dtype: np.dtype
+    decay_dtype: np.dtype
+    scale: float
+    reverse: bool = False
+    bidirectional: bool = False
+    has_initial_state: bool = False
+    return_final_state: bool = False
+
+    @property
+    def state_dtype(self) -> np.dtype:
+        """Type of decays, states and accumulators: float64 for float64 inputs, else float32."""
+        return np.dtype(jnp.float64 if self.dtype == jnp.float64 else jnp.float32)
+
+    @property
+    def dot_precision(self) -> jax.lax.Precision:
+        """Precision of matrix products: never less than that of the inputs.
+
+        float32 inputs forbid the tf32 and bf16 passes that accelerators take by default; for
+        narrower inputs those passes lose nothing that the inputs had.
+        """
+        narrow = self.dtype.itemsize < 4
+        return jax.lax.Precision.DEFAULT if narrow else jax.lax.Precision.HIGHEST
