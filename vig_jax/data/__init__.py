@@ -1,0 +1,20 @@
+"""Bytes to batches: data sets, host transforms, the loader, and (`mixup`) mixing on the device.
+
+`vig_jax.data.mixup` is not imported here: worker processes need no JAX.
+"""
+
+from vig_jax.data.bad_images import BadImages, TooManyBadImagesError
+from vig_jax.data.loader import BatchIterator, eval_batches, steps_per_epoch, train_batches
+from vig_jax.data.sources import DataSetError, Source, open_source
+
+__all__ = [
+    "BadImages",
+    "BatchIterator",
+    "DataSetError",
+    "Source",
+    "TooManyBadImagesError",
+    "eval_batches",
+    "open_source",
+    "steps_per_epoch",
+    "train_batches",
+]
