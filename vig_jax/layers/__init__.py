@@ -1,0 +1,1 @@
+"""Modules smaller than a model."""

@@ -1,0 +1,73 @@
+"""Dense layers and convolutions with the precision and initialisers this project uses."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+Dtype = Any
+Initializer = jax.nn.initializers.Initializer
+
+# Upstream's Xavier-uniform with gain 2**-2.5 for every projection of the token mixer.
+xavier_mixer = jax.nn.initializers.variance_scaling(2.0**-5, "fan_avg", "uniform")
+normal_002 = jax.nn.initializers.normal(0.02)
+# PyTorch's default for convolutions: uniform in +-1/sqrt(fan_in).
+torch_conv = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+def uniform_bias(fan_in: int) -> Initializer:
+    """PyTorch's default bias initialiser: uniform in +-1/sqrt(fan_in)."""
+    bound = fan_in**-0.5
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def precision(dtype: Dtype) -> jax.lax.Precision | None:
+    """float32 products are float32-grade on every device (no silent TF32); bf16 needs nothing."""
+    narrow = dtype is not None and jnp.finfo(dtype).bits < 32
+    return None if narrow else jax.lax.Precision.HIGHEST
+
+
+def dense(
+    features: int,
+    kernel_init: Initializer,
+    dtype: Dtype,
+    param_dtype: Dtype,
+    *,
+    use_bias: bool = False,
+) -> nn.Dense:
+    """A linear map over the last axis, `[..., D] -> [..., features]`, bias starting at 0."""
+    return nn.Dense(
+        features,
+        use_bias=use_bias,
+        kernel_init=kernel_init,
+        dtype=dtype,
+        param_dtype=param_dtype,
+        precision=precision(dtype),
+    )
+
+
+def conv(
+    features: int,
+    in_features: int,
+    kernel_size: int,
+    stride: int,
+    dtype: Dtype,
+    param_dtype: Dtype,
+) -> nn.Conv:
+    """A biased convolution, `[B, h, w, in_features] -> [B, h', w', features]`, padding 1."""
+    return nn.Conv(
+        features,
+        (kernel_size, kernel_size),
+        strides=stride,
+        padding=1,
+        kernel_init=torch_conv,
+        bias_init=uniform_bias(in_features * kernel_size**2),
+        dtype=dtype,
+        param_dtype=param_dtype,
+        precision=precision(dtype),
+    )

@@ -1,0 +1,28 @@
+"""The channel mixer."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from vig_jax.layers.linear import Dtype, dense, normal_002
+
+
+class SwiGLU(nn.Module):
+    """`down_proj(SiLU(gate) * y)` with `[gate, y] = gate_proj(x)`; no biases.
+
+    Source: Shazeer, "GLU Variants Improve Transformer", 2020.
+    """
+
+    features: int
+    hidden: int
+    dtype: Dtype = None
+    param_dtype: Dtype = jnp.float32
+
+    def setup(self) -> None:
+        self.gate_proj = dense(2 * self.hidden, normal_002, self.dtype, self.param_dtype)
+        self.down_proj = dense(self.features, normal_002, self.dtype, self.param_dtype)
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        gate, y = jnp.split(self.gate_proj(x), 2, axis=-1)
+        return self.down_proj(jax.nn.silu(gate) * y)

@@ -1,0 +1,57 @@
+"""The published models by name: the size table, `list_models` and `create_model`."""
+
+import dataclasses
+import difflib
+from typing import Any
+
+import flax.linen as nn
+
+from vig_jax.models.vig import ViG
+
+# Sizes and flags of the paper's models (ViG, AAAI 2025, table 1; hustvl/ViG configs/*.yaml).
+VARIANTS: dict[str, dict[str, Any]] = {
+    "vig_t": {
+        "embed_dim": 192,
+        "num_heads": 3,
+        "use_act_in_conv": True,
+        "use_out_act": True,
+    },
+    "vig_s": {"embed_dim": 384, "num_heads": 6, "drop_path_rate": 0.2},
+    "vig_b": {"embed_dim": 768, "num_heads": 12, "drop_path_rate": 0.5},
+}
+
+
+def list_models() -> tuple[str, ...]:
+    """The names `create_model` knows."""
+    return tuple(VARIANTS)
+
+
+def create_model(name: str, num_classes: int = 1000, **overrides: Any) -> nn.Module:
+    """Builds a model by name.
+
+    Args:
+        name: one of `list_models()`.
+        num_classes: width of the classification head.
+        **overrides: fields of the model class (`vig_jax.models.vig.ViG`), e.g. `img_size=384`,
+            `drop_path_rate=0.1`, `dtype=jnp.bfloat16`.
+
+    Returns:
+        A `flax.linen` module; `model.apply(variables, images)` gives logits [B, num_classes].
+
+    Raises:
+        ValueError: unknown name or field; the message names the nearest ones.
+    """
+    if name not in VARIANTS:
+        raise ValueError(f"unknown model {name!r}{_nearest(name, list(VARIANTS))}")
+    fields = [f.name for f in dataclasses.fields(ViG) if f.name not in ("parent", "name")]
+    for key in overrides:
+        if key not in fields:
+            raise ValueError(f"{name} has no setting {key!r}{_nearest(key, fields)}")
+    return ViG(num_classes=num_classes, **(VARIANTS[name] | overrides))
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=2)
+    if near:
+        return f"; did you mean {' or '.join(near)}?"
+    return f"; known: {', '.join(known)}"
