@@ -17,12 +17,14 @@ import signal
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
 import grain
 import numpy as np
 from absl import flags
+from grain.multiprocessing import SharedMemoryArray
 from PIL import Image
 
 from vig_jax.config import DataConfig
@@ -139,24 +141,31 @@ class BatchIterator(Iterator[Batch]):
 
     def __init__(self, batches: grain.DatasetIterator):
         self._batches = batches
-        self._closed = False
+        self._close = weakref.finalize(self, _close, batches)  # runs at exit, too
 
     def __next__(self) -> Batch:
-        if self._closed:
+        if not self._close.alive:
             raise ValueError("this iterator over batches is closed")
         return next(self._batches)
 
     def close(self) -> None:
         """Ends the workers; again is harmless."""
-        if not self._closed:
-            self._closed = True
-            self._batches.close()
+        self._close()
 
     def __enter__(self) -> "BatchIterator":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _close(batches: grain.DatasetIterator) -> None:
+    batches.close()
+    # Grain frees shared memory in a thread of its own; leaving before that is done makes Python's
+    # resource tracker complain of leaks. One thread serves in order, so wait for an empty task.
+    pool = getattr(SharedMemoryArray, "_del_thread_pool", None)
+    if pool is not None:
+        pool.apply(int)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,20 +272,30 @@ def _next_decodable(source: Source, drawn: int) -> tuple[int, Image.Image, int]:
 
 def _iterate(batches: _TrainBatches | _EvalBatches) -> BatchIterator:
     data = batches.data
-    # The readers count in elements, and an element is a whole batch here.
     dataset = grain.MapDataset.source(batches)
+    # Grain's buffers count elements, and an element is a whole batch here.
     if data.workers == 0:
         ready = max(1, data.prefetch)
         threads = min(ready, _cpu_count())
         return BatchIterator(iter(dataset.to_iter_dataset(grain.ReadOptions(threads, ready))))
     workers = min(_worker_count(data.workers), len(batches))
-    _check_shared_memory(batches, workers)
+    buffer = max(1, -(-data.prefetch // 2))  # Grain keeps two: in the worker, and in a thread here
+    _check_shared_memory(batches, workers, buffer)
     if not flags.FLAGS.is_parsed():  # Grain reads its flags, also in programs without absl.app
         flags.FLAGS.mark_as_parsed()
-    per_process = dataset.to_iter_dataset(grain.ReadOptions(0, 0)).mp_prefetch(
-        grain.MultiprocessingOptions(workers, max(1, data.prefetch)), worker_init_fn=_start_worker
+    per_process = (
+        dataset.to_iter_dataset(grain.ReadOptions(0, 0))
+        .mp_prefetch(grain.MultiprocessingOptions(workers, buffer), worker_init_fn=_start_worker)
+        .map(_out_of_shared_memory)
     )
-    return BatchIterator(iter(per_process))
+    return BatchIterator(
+        iter(grain.experimental.ThreadPrefetchIterDataset(per_process, prefetch_buffer_size=1))
+    )
+
+
+def _out_of_shared_memory(batch: Batch) -> Batch:
+    """Copies, in Grain's thread: whoever keeps a batch shall not keep the workers' memory."""
+    return {name: np.array(array) for name, array in batch.items()}
 
 
 def _cpu_count() -> int:
@@ -292,18 +311,18 @@ def _worker_count(wanted: int) -> int:
     return min(wanted, cpus)
 
 
-def _check_shared_memory(batches: _TrainBatches | _EvalBatches, workers: int) -> None:
+def _check_shared_memory(batches: _TrainBatches | _EvalBatches, workers: int, buffer: int) -> None:
     """A full /dev/shm would kill the workers without a word; say it beforehand."""
-    data = batches.data
     if not os.path.isdir(_SHARED_MEMORY):  # noqa: PTH112
         return
     rows = batches.batch_size // batches.process_count
-    batch_bytes = rows * data.image_size**2 * 3
-    needed = workers * (data.prefetch + 2) * batch_bytes  # two more are being made or used
+    # Per worker two buffers and a batch going into each; one more is being copied out.
+    count = workers * (2 * buffer + 2) + 1
+    needed = count * rows * batches.data.image_size**2 * 3
     free = shutil.disk_usage(_SHARED_MEMORY).free
     if needed > free:
         raise DataSetError(
-            f"{workers} workers with {data.prefetch} batches of {rows} images each need "
+            f"{workers} workers with {batches.data.prefetch} batches of {rows} images each need "
             f"{needed / 2**20:.0f} MiB in {_SHARED_MEMORY}, but {free / 2**20:.0f} MiB are free. "
             "Give the container more (docker run --shm-size=8g), or lower config.data.workers or "
             "config.data.prefetch, or set config.data.workers=0"
