@@ -1,0 +1,196 @@
+"""Mixup and CutMix on the device, as timm 0.4.12 does them per GPU.
+
+Upstream draws one lambda for the batch of each GPU (128 images). Here a group of `group` rows
+stands for that, whatever the batch and the devices: each group has its own draw, and row i of a
+group of n is mixed with row n - 1 - i.
+
+    images, lam = mix_images(key, images, mixup_alpha=0.8, cutmix_alpha=1.0, group=128)
+    targets = mix_targets(labels, lam, num_classes, smoothing=0.1)
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+_SWITCH_PROBABILITY = 0.5  # of CutMix, if both are on
+
+
+class Mix(NamedTuple):
+    """One draw per group. Outside the box, an image keeps the share `blend`; inside, nothing.
+
+    Mixup has an empty box, CutMix a blend of 1.
+    """
+
+    lam: Float[Array, "G"]  # share of an example's own label
+    blend: Float[Array, "G"]
+    box: Int[Array, "G 4"]  # top, bottom, left, right in pixels; the ends are excluded
+
+
+def mix_images(
+    key: PRNGKeyArray,
+    images: Float[Array, "B H W C"],
+    *,
+    mixup_alpha: float,
+    cutmix_alpha: float,
+    group: int,
+) -> tuple[Float[Array, "B H W C"], Float[Array, "G"]]:
+    """Draws a `Mix` per group and applies it.
+
+    Args:
+        key: consumed here.
+        images: normalised, floating point.
+        mixup_alpha: lambda ~ Beta(alpha, alpha) for mixup; 0: no mixup.
+        cutmix_alpha: the same for CutMix. If both are on, each group takes either, evenly.
+        group: rows that share a draw; a smaller batch is one group.
+
+    Returns:
+        The mixed images and, for `mix_targets`, each group's share of its own labels. With both
+        alphas 0 the images come back as they are, with a single lambda of 1.
+
+    Raises:
+        ValueError: groups that do not fill the batch, or an odd group.
+    """
+    if not (mixup_alpha or cutmix_alpha):
+        return images, jnp.ones(1)
+    batch, height, width, _ = images.shape
+    mix = draw(
+        key,
+        batch,
+        height,
+        width,
+        mixup_alpha=mixup_alpha,
+        cutmix_alpha=cutmix_alpha,
+        group=group,
+    )
+    return apply(images, mix), mix.lam
+
+
+def draw(
+    key: PRNGKeyArray,
+    batch: int,
+    height: int,
+    width: int,
+    *,
+    mixup_alpha: float,
+    cutmix_alpha: float,
+    group: int,
+) -> Mix:
+    """Draws how to mix a batch.
+
+    Args:
+        key: consumed here.
+        batch: rows.
+        height: of the images, pixels.
+        width: of the images, pixels.
+        mixup_alpha: as for `mix_images`.
+        cutmix_alpha: as for `mix_images`.
+        group: as for `mix_images`.
+
+    Returns:
+        batch / group draws.
+
+    Raises:
+        ValueError: groups that do not fill the batch, or an odd group.
+    """
+    group = min(group, batch)
+    if group < 2 or group % 2 or batch % group:
+        raise ValueError(
+            f"config.data.mixup_group={group} must be even and divide the batch of {batch} images; "
+            "or turn mixing off: config.data.mixup_alpha=0, config.data.cutmix_alpha=0"
+        )
+    if mixup_alpha < 0 or cutmix_alpha < 0:
+        raise ValueError(f"mixup_alpha={mixup_alpha}, cutmix_alpha={cutmix_alpha}: at least 0")
+    groups = (batch // group,)
+    switch_key, mixup_key, cutmix_key, centre_key = jax.random.split(key, 4)
+    if mixup_alpha and cutmix_alpha:
+        is_cutmix = jax.random.bernoulli(switch_key, _SWITCH_PROBABILITY, groups)
+    else:
+        is_cutmix = jnp.full(groups, cutmix_alpha > 0)
+    mixup_lam = cutmix_lam = jnp.ones(groups, jnp.float32)
+    if mixup_alpha:
+        mixup_lam = jax.random.beta(mixup_key, mixup_alpha, mixup_alpha, groups, jnp.float32)
+    if cutmix_alpha:
+        cutmix_lam = jax.random.beta(cutmix_key, cutmix_alpha, cutmix_alpha, groups, jnp.float32)
+    centre = jax.random.uniform(centre_key, (2, *groups))
+    box = cutmix_box(cutmix_lam, centre[0], centre[1], height, width)
+    box = jnp.where(is_cutmix[:, None], box, 0)
+    area = (box[:, 1] - box[:, 0]) * (box[:, 3] - box[:, 2])
+    return Mix(
+        lam=jnp.where(is_cutmix, 1 - area / (height * width), mixup_lam),
+        blend=jnp.where(is_cutmix, 1.0, mixup_lam),
+        box=box,
+    )
+
+
+def cutmix_box(
+    lam: Float[Array, "G"],
+    centre_y: Float[Array, "G"],
+    centre_x: Float[Array, "G"],
+    height: int,
+    width: int,
+) -> Int[Array, "G 4"]:
+    """The box that is pasted: the share 1 - lam of the image, less what juts out of it.
+
+    Args:
+        lam: as drawn, before the correction for the box's true area.
+        centre_y: uniform in [0, 1), of the box.
+        centre_x: uniform in [0, 1), of the box.
+        height: of the images, pixels.
+        width: of the images, pixels.
+
+    Returns:
+        top, bottom, left, right.
+    """
+    side = jnp.sqrt(1 - lam)
+    ends = []
+    for size, centre in ((height, centre_y), (width, centre_x)):
+        half = (size * side).astype(jnp.int32) // 2
+        middle = (size * centre).astype(jnp.int32)
+        ends += [jnp.clip(middle - half, 0, size), jnp.clip(middle + half, 0, size)]
+    return jnp.stack(ends, axis=1)
+
+
+def apply(images: Float[Array, "B H W C"], mix: Mix) -> Float[Array, "B H W C"]:
+    """Mixes every image with its partner.
+
+    Args:
+        images: normalised, floating point.
+        mix: of this batch.
+
+    Returns:
+        The mixed images, in the type of `images`.
+    """
+    B, H, W, C = images.shape
+    groups = mix.lam.shape[0]
+    own = images.reshape(groups, B // groups, H, W, C)
+    top, bottom, left, right = (mix.box[:, i, None, None] for i in range(4))
+    y, x = jnp.arange(H)[:, None], jnp.arange(W)
+    inside = (y >= top) & (y < bottom) & (x >= left) & (x < right)  # [G, H, W]
+    share = jnp.where(inside, 0.0, mix.blend[:, None, None])[:, None, :, :, None]
+    share = share.astype(images.dtype)
+    return (own * share + own[:, ::-1] * (1 - share)).reshape(images.shape)
+
+
+def mix_targets(
+    labels: Int[Array, "B"], lam: Float[Array, "G"], num_classes: int, smoothing: float
+) -> Float[Array, "B classes"]:
+    """Soft targets of a mixed batch, with label smoothing.
+
+    A label is smoothing / num_classes everywhere, and 1 - smoothing more at the class.
+
+    Args:
+        labels: of the images before mixing.
+        lam: share of the own label, per group; [1.0] where nothing is mixed.
+        num_classes: K.
+        smoothing: 0 to 1.
+
+    Returns:
+        float32 rows that sum to 1.
+    """
+    hot = jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
+    smooth = hot * (1 - smoothing) + smoothing / num_classes
+    own = smooth.reshape(lam.shape[0], -1, num_classes)
+    share = lam[:, None, None]
+    return (own * share + own[:, ::-1] * (1 - share)).reshape(hot.shape)
