@@ -140,13 +140,13 @@ class BatchIterator(Iterator[Batch]):
     """Iterator over batches that owns threads or processes until it is closed."""
 
     def __init__(self, batches: grain.DatasetIterator):
-        self._batches = batches
-        self._close = weakref.finalize(self, _close, batches)  # runs at exit, too
+        self._open = [batches]  # until closed
+        self._close = weakref.finalize(self, _close, self._open)  # runs at exit, too
 
     def __next__(self) -> Batch:
-        if not self._close.alive:
+        if not self._open:
             raise ValueError("this iterator over batches is closed")
-        return next(self._batches)
+        return next(self._open[0])
 
     def close(self) -> None:
         """Ends the workers; again is harmless."""
@@ -159,8 +159,8 @@ class BatchIterator(Iterator[Batch]):
         self.close()
 
 
-def _close(batches: grain.DatasetIterator) -> None:
-    batches.close()
+def _close(batches: list[grain.DatasetIterator]) -> None:
+    batches.pop().close()  # and let go: Grain's iterators mind being deleted at the very end
     # Grain frees shared memory in a thread of its own; leaving before that is done makes Python's
     # resource tracker complain of leaks. One thread serves in order, so wait for an empty task.
     pool = getattr(SharedMemoryArray, "_del_thread_pool", None)

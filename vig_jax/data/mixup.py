@@ -50,7 +50,7 @@ def mix_images(
         alphas 0 the images come back as they are, with a single lambda of 1.
 
     Raises:
-        ValueError: groups that do not fill the batch, or an odd group.
+        ValueError: groups that do not fill the batch, an odd group, or a negative alpha.
     """
     if not (mixup_alpha or cutmix_alpha):
         return images, jnp.ones(1)
@@ -92,7 +92,7 @@ def draw(
         batch / group draws.
 
     Raises:
-        ValueError: groups that do not fill the batch, or an odd group.
+        ValueError: groups that do not fill the batch, an odd group, or a negative alpha.
     """
     group = min(group, batch)
     if group < 2 or group % 2 or batch % group:
@@ -100,26 +100,26 @@ def draw(
             f"config.data.mixup_group={group} must be even and divide the batch of {batch} images; "
             "or turn mixing off: config.data.mixup_alpha=0, config.data.cutmix_alpha=0"
         )
-    if mixup_alpha < 0 or cutmix_alpha < 0:
-        raise ValueError(f"mixup_alpha={mixup_alpha}, cutmix_alpha={cutmix_alpha}: at least 0")
+    if min(mixup_alpha, cutmix_alpha) < 0 or not (mixup_alpha or cutmix_alpha):
+        raise ValueError(
+            f"config.data.mixup_alpha={mixup_alpha}, config.data.cutmix_alpha={cutmix_alpha}: "
+            "neither below 0, and one above"
+        )
     groups = (batch // group,)
-    switch_key, mixup_key, cutmix_key, centre_key = jax.random.split(key, 4)
+    switch_key, lam_key, centre_key = jax.random.split(key, 3)
     if mixup_alpha and cutmix_alpha:
         is_cutmix = jax.random.bernoulli(switch_key, _SWITCH_PROBABILITY, groups)
     else:
         is_cutmix = jnp.full(groups, cutmix_alpha > 0)
-    mixup_lam = cutmix_lam = jnp.ones(groups, jnp.float32)
-    if mixup_alpha:
-        mixup_lam = jax.random.beta(mixup_key, mixup_alpha, mixup_alpha, groups, jnp.float32)
-    if cutmix_alpha:
-        cutmix_lam = jax.random.beta(cutmix_key, cutmix_alpha, cutmix_alpha, groups, jnp.float32)
-    centre = jax.random.uniform(centre_key, (2, *groups))
-    box = cutmix_box(cutmix_lam, centre[0], centre[1], height, width)
+    alpha = jnp.where(is_cutmix, cutmix_alpha, mixup_alpha)
+    lam = jax.random.beta(lam_key, alpha, alpha, groups, jnp.float32)
+    centre_y, centre_x = jax.random.uniform(centre_key, (2, *groups))
+    box = cutmix_box(lam, centre_y, centre_x, height, width)
     box = jnp.where(is_cutmix[:, None], box, 0)
     area = (box[:, 1] - box[:, 0]) * (box[:, 3] - box[:, 2])
     return Mix(
-        lam=jnp.where(is_cutmix, 1 - area / (height * width), mixup_lam),
-        blend=jnp.where(is_cutmix, 1.0, mixup_lam),
+        lam=jnp.where(is_cutmix, 1 - area / (height * width), lam),
+        blend=jnp.where(is_cutmix, 1.0, lam),
         box=box,
     )
 

@@ -15,7 +15,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -46,6 +46,7 @@ class DataSetError(ValueError):
     """The data set is not there, or not as it should be."""
 
 
+@runtime_checkable
 class Source(Protocol):
     """A data set split with random access; picklable, and small when pickled."""
 

@@ -25,11 +25,11 @@ class UndecodableImageError(ValueError):
     """The bytes are no image that Pillow can read whole."""
 
 
-def decode(image: bytes | UInt8[np.ndarray, "H W 3"]) -> Image.Image:
+def decode(image: bytes | np.ndarray) -> Image.Image:
     """Decodes to RGB: no rotation by EXIF, alpha dropped, first frame of several.
 
     Args:
-        image: contents of an image file, or pixels that are decoded already.
+        image: contents of an image file, or pixels that are decoded already, uint8 [H, W, 3].
 
     Returns:
         A Pillow image of mode RGB.

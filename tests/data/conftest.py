@@ -1,0 +1,50 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.data.pictures import encoded, photo
+from vig_jax.config import DataConfig
+
+
+@pytest.fixture
+def make_data() -> Callable[..., DataConfig]:
+    def make(**changes) -> DataConfig:
+        settings = {
+            "source": "fashion_mnist",
+            "path": None,
+            "image_size": 28,
+            "mean": (0.5, 0.5, 0.5),
+            "std": (0.25, 0.25, 0.25),
+            "crop": "random_resized",
+            "crop_scale": (0.08, 1.0),
+            "crop_ratio": (3 / 4, 4 / 3),
+            "crop_padding": 0,
+            "hflip": 0.5,
+            "crop_pct": 0.875,
+            "mixup_alpha": 0.0,
+            "cutmix_alpha": 0.0,
+            "mixup_group": 128,
+            "workers": 0,
+            "prefetch": 2,
+            "max_bad_images": 100,
+        }
+        return DataConfig(**(settings | changes))
+
+    return make
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two splits of three classes, of unequal sizes and kinds, 32 + 7 images."""
+    root = tmp_path / "photos"
+    number = 0
+    for split, counts in (("train", (13, 8, 11)), ("val", (3, 1, 3))):
+        for name, count in zip(("cat", "dog", "yak"), counts, strict=True):
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                kind, suffix = (("JPEG", "jpg"), ("PNG", "PNG"), ("BMP", "bmp"))[i % 3]
+                image = photo(40 + number % 7, 36 + number % 5, number)
+                (root / split / name / f"{i:03}.{suffix}").write_bytes(encoded(image, kind))
+                number += 1
+    return root
