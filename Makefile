@@ -1,0 +1,53 @@
+# `make demo` trains, evaluates and predicts; `make test` runs the checks. Both install what they
+# need into .venv first, and can be run again at any time.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN := runs/fashion_mnist
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: help demo test lint gpu-test clean
+help:
+	@echo "make demo      train a small ViG on the embedded photographs, evaluate, predict (CPU: minutes)"
+	@echo "make test      lint, types and all tests that need no GPU"
+	@echo "make lint      only lint and types"
+	@echo "make gpu-test  the tests that need a CUDA GPU"
+	@echo "make clean     remove the demo's run and the environment"
+
+$(VENV)/runtime: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed: make PYTHON=python3.12 ...")'
+	@echo "== installing the environment into $(VENV)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(INSTALL) -r requirements.txt
+	@$(INSTALL) --no-deps --editable .
+	@touch $@
+
+$(VENV)/dev: requirements-dev.txt $(VENV)/runtime
+	@echo "== installing the test tools into $(VENV)"
+	@$(INSTALL) -r requirements-dev.txt
+	@touch $@
+
+demo: $(VENV)/runtime
+	@echo "== training on 8,000 photographs (goes on where it stopped; metrics in $(RUN)/metrics.jsonl)"
+	@$(BIN)/python train.py --config=configs/fashion_mnist.py --workdir=$(RUN)
+	@echo "== evaluating on the 2,000 held-out photographs"
+	@$(BIN)/vig evaluate $(RUN)
+	@echo "== predicting held-out image files"
+	@$(BIN)/python -m vig_jax.data.fashion_mnist $(RUN)/images --per-class 4
+	@$(BIN)/vig predict $(RUN) $(RUN)/images --top 3 --json $(RUN)/answers.json --picture $(RUN)/answers.png | tail -n 12
+
+test: lint
+	@echo "== tests (without those that need a GPU)"
+	@$(BIN)/python -m pytest -m "not gpu" -n 2
+
+lint: $(VENV)/dev
+	@echo "== lint and types"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+gpu-test: $(VENV)/dev
+	@$(BIN)/python -m pytest -m gpu
+
+clean:
+	rm -rf $(RUN) $(VENV)

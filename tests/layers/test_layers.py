@@ -1,0 +1,87 @@
+"""Layers against formulas written again in NumPy."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vig_jax.layers.locality import DepthwiseConv, _grouped_conv, _shifted_sum
+from vig_jax.layers.mlp import SwiGLU
+from vig_jax.layers.norm import RMSNorm
+from vig_jax.layers.pos_embed import bicubic_matrix, resize_pos_embed
+
+
+def normal(shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def test_rms_norm():
+    x, scale = normal((2, 3, 8)), normal((8,), 1)
+    expected = x / np.sqrt((x.astype(np.float64) ** 2).mean(-1, keepdims=True) + 1e-6) * scale
+    actual = RMSNorm().apply({"params": {"scale": scale}}, x)
+    chex.assert_trees_all_close(actual, expected.astype(np.float32), rtol=1e-5)
+
+
+def test_rms_norm_of_tiny_bfloat16_values_uses_float32_statistics():
+    x = jnp.full((1, 8), 1e-9, jnp.bfloat16)
+    actual = RMSNorm().apply({"params": {"scale": jnp.ones(8)}}, x)
+    assert actual.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(actual, np.float32), 1e-6, rtol=1e-2)
+
+
+@pytest.mark.parametrize("size", [(4, 6), (1, 1), (1, 5), (2, 2)])
+def test_depthwise_conv_in_both_forms(size):
+    x, kernel = normal((2, *size, 5)), normal((3, 3, 1, 5), 1)
+    padded = np.pad(x.astype(np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    expected = np.zeros(x.shape)
+    for i, j in np.ndindex(3, 3):
+        expected += padded[:, i : i + size[0], j : j + size[1]] * kernel[i, j, 0]
+    layer = DepthwiseConv()
+    for actual in (
+        layer.apply({"params": {"kernel": kernel}}, x),
+        _shifted_sum(x, kernel),
+        _grouped_conv(x, kernel),
+    ):
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_swiglu():
+    x, up, down = normal((3, 4)), normal((4, 12), 1), normal((6, 4), 2)
+    gate, y = np.split(x.astype(np.float64) @ up, 2, axis=-1)
+    expected = (gate / (1 + np.exp(-gate)) * y) @ down
+    params = {"gate_proj": {"kernel": up}, "down_proj": {"kernel": down}}
+    actual = SwiGLU(features=4, hidden=6).apply({"params": params}, x)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_bicubic_matrix_keeps_constants_and_its_own_grid():
+    np.testing.assert_allclose(bicubic_matrix(14, 9).sum(axis=1), 1.0, atol=1e-12)
+    np.testing.assert_allclose(bicubic_matrix(7, 7), np.eye(7), atol=1e-12)
+
+
+def test_bicubic_matrix_known_row():
+    # Twice the size: output 3 lies at source 1.25, taps 0..3 at distances 1.25, 0.25, 0.75, 1.75.
+    row = bicubic_matrix(4, 8)[3]
+    np.testing.assert_allclose(row, [-0.10546875, 0.87890625, 0.26171875, -0.03515625], atol=1e-12)
+
+
+def test_resize_pos_embed_is_separable_and_row_major():
+    table = normal((1, 9, 2))
+    resized = resize_pos_embed(jnp.asarray(table), (2, 5))
+    rows, cols = bicubic_matrix(3, 2), bicubic_matrix(3, 5)
+    expected = np.einsum("hi,wj,ijd->hwd", rows, cols, table.reshape(3, 3, 2))
+    np.testing.assert_allclose(resized[0], expected, rtol=1e-5, atol=1e-6)
+    unchanged = resize_pos_embed(jnp.asarray(table), (3, 3))
+    chex.assert_trees_all_equal(unchanged.reshape(1, 9, 2), jnp.asarray(table))
+
+
+def test_mixer_does_not_leak_between_images():
+    from vig_jax.layers.gated_linear_attention import GatedLinearAttention
+
+    layer = GatedLinearAttention(features=8, num_heads=2)
+    x = jnp.asarray(normal((2, 3, 4, 8)))
+    variables = jax.jit(layer.init)(jax.random.key(0), x)
+    apply = jax.jit(layer.apply)
+    both, alone = apply(variables, x), apply(variables, x[1:])
+    chex.assert_trees_all_close(both[1:], alone, rtol=1e-5, atol=1e-8)

@@ -1,0 +1,88 @@
+"""The arrows of the tree: who may import whom, read from the source."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# A unit may import the units above it in this list, and itself.
+LAYERS = (
+    "kernels_pallas",
+    "vig_jax.config",
+    "vig_jax.layers",
+    "vig_jax.models",
+    "vig_jax.convert",
+    "vig_jax.data",
+    "vig_jax.sharding",
+    "vig_jax.tasks",
+    "vig_jax.evaluation",
+    "vig_jax.train",
+    "vig_jax.predict",
+    "vig_jax.cli",
+)
+FORBIDDEN = {"torch", "torchvision", "tensorflow", "clu", "timm"}
+
+
+def imports(file: Path) -> set[str]:
+    """Dotted names that a file imports, function bodies included."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            names |= {node.module or ""}
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def unit_of(name: str) -> str | None:
+    return next((u for u in LAYERS if name == u or name.startswith(u + ".")), None)
+
+
+def python_files(*folders: str) -> list[Path]:
+    files = [f for folder in folders for f in sorted((ROOT / folder).rglob("*.py"))]
+    assert files
+    return files
+
+
+def test_every_module_belongs_to_a_unit():
+    for file in python_files("kernels_pallas", "vig_jax"):
+        module = ".".join(file.relative_to(ROOT).with_suffix("").parts)
+        assert unit_of(module) or module == "vig_jax.__init__", module
+
+
+def test_imports_point_one_way():
+    for file in python_files("kernels_pallas", "vig_jax"):
+        unit = unit_of(".".join(file.relative_to(ROOT).with_suffix("").parts))
+        if unit is None:
+            continue
+        allowed = LAYERS[: LAYERS.index(unit) + 1]
+        for name in imports(file):
+            other = unit_of(name)
+            assert other is None or other in allowed, f"{file}: {unit} must not import {name}"
+
+
+def test_kernels_stand_alone():
+    for file in python_files("kernels_pallas"):
+        for name in imports(file):
+            root = name.split(".")[0]
+            assert root not in {"vig_jax", "configs", "flax", "optax"}, f"{file} imports {name}"
+
+
+def test_configs_are_plain_pages():
+    for file in python_files("configs"):
+        for name in imports(file):
+            assert name.startswith(("ml_collections", "configs")), f"{file} imports {name}"
+
+
+@pytest.mark.parametrize("folder", ["kernels_pallas", "vig_jax", "configs"])
+def test_no_foreign_framework_at_run_time(folder):
+    for file in python_files(folder):
+        assert not {name.split(".")[0] for name in imports(file)} & FORBIDDEN, file
+
+
+def test_train_py_is_a_door():
+    assert len((ROOT / "train.py").read_text().splitlines()) <= 60

@@ -1,0 +1,1 @@
+"""The `vig` command: one module per subcommand, each with `configure(parser)` and `run(args)`."""

@@ -1,0 +1,44 @@
+"""`vig <train|evaluate|predict|benchmark>`."""
+
+import argparse
+import importlib
+import logging
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {
+    "train": "train a model from a config file",
+    "evaluate": "top-1 and top-5 accuracy of a trained run",
+    "predict": "classify image files",
+    "benchmark": "images per second and memory of a model on this device",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a subcommand; returns the exit status."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    listing = "\n".join(f"  {name:<11}{help_}" for name, help_ in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="vig",
+        description=f"ViG, gated linear attention for images.\n\ncommands:\n{listing}",
+        epilog="`vig COMMAND --help` tells the options of one.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="vig COMMAND ...",
+    )
+    parser.add_argument("command", choices=COMMANDS, help=argparse.SUPPRESS)
+    name = parser.parse_args(argv[:1]).command
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    command = importlib.import_module(f"vig_jax.cli.{name}")  # only what the command needs
+    if name == "train":
+        return command.main([f"vig {name}", *argv[1:]])
+    subparser = argparse.ArgumentParser(
+        prog=f"vig {name}",
+        description=command.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.configure(subparser)
+    try:
+        return command.run(subparser.parse_args(argv[1:]))
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"vig {name}: {error}", file=sys.stderr)
+        return 1
