@@ -1,0 +1,55 @@
+"""Named shapes of gated linear attention: what tests, tuning and benchmarks run."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """One shape.
+
+    Attributes:
+        name: Model, input size and, for hierarchical models, stage.
+        batch: Images B.
+        tokens: Tokens T.
+        heads: Heads H.
+        key_width: Key width K per head.
+        value_width: Value width V per head.
+    """
+
+    name: str
+    batch: int
+    tokens: int
+    heads: int
+    key_width: int
+    value_width: int
+
+
+WORKLOADS: dict[str, Workload] = {
+    workload.name: workload
+    for workload in (
+        # One token grid of 14 x 14 at 224 pixels, 64 x 64 at 1024, 128 x 128 at 2048.
+        Workload("vig_t_224", 256, 196, 3, 32, 64),
+        Workload("vig_s_224", 256, 196, 6, 32, 64),
+        Workload("vig_b_224", 256, 196, 12, 32, 64),
+        Workload("vig_t_1024", 16, 4096, 3, 32, 64),
+        Workload("vig_t_2048", 2, 16384, 3, 32, 64),
+        # Four stages of 56, 28, 14 and 7 tokens a side; ViG-H-S has the shapes of ViG-H-T.
+        Workload("vig_h_t_224_stage1", 64, 3136, 3, 16, 32),
+        Workload("vig_h_t_224_stage2", 256, 784, 6, 16, 32),
+        Workload("vig_h_t_224_stage3", 256, 196, 12, 16, 32),
+        Workload("vig_h_t_224_stage4", 256, 49, 24, 16, 32),
+        Workload("vig_h_b_224_stage1", 64, 3136, 4, 16, 32),
+        Workload("vig_h_b_224_stage2", 256, 784, 8, 16, 32),
+        Workload("vig_h_b_224_stage3", 256, 196, 16, 16, 32),
+        Workload("vig_h_b_224_stage4", 256, 49, 32, 16, 32),
+        # Small enough for a laptop.
+        Workload("cpu_784", 4, 784, 6, 32, 64),
+        Workload("cpu_196", 8, 196, 6, 32, 64),
+        Workload("cpu_49", 8, 49, 24, 16, 32),
+        # For tests: less than a chunk, ragged chunks, odd widths.
+        Workload("tiny", 1, 5, 1, 4, 8),
+        Workload("tiny_ragged", 2, 75, 2, 8, 12),
+        Workload("tiny_odd", 1, 40, 3, 5, 7),
+    )
+}
+"""Every workload by name."""
