@@ -38,8 +38,8 @@ class DataConfig:
     source: str  # a name of vig_jax.data.sources
     path: str | None
     image_size: int  # side of the square training and evaluation images, pixels
-    mean: tuple[float, ...]  # per channel, in units of [0, 1]
-    std: tuple[float, ...]
+    mean: tuple[float, float, float]  # red, green, blue, in units of [0, 1]
+    std: tuple[float, float, float]
     crop: Literal["random_resized", "pad", "none"]
     crop_scale: tuple[float, float]  # share of the area ("random_resized")
     crop_ratio: tuple[float, float]  # width / height ("random_resized")

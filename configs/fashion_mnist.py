@@ -1,0 +1,45 @@
+"""A small ViG on the images that come with this project: real training, no download, no GPU.
+
+    python train.py --config=configs/fashion_mnist.py
+
+Fashion-MNIST's 10,000 test images, split into 8,000 to train on and 2,000 held out.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config() -> ConfigDict:
+    config = common.get_config()
+
+    config.model.name = "vig_t"
+    config.model.img_size = 28
+    config.model.patch_size = 4  # 7 x 7 tokens
+    config.model.embed_dim = 64
+    config.model.depth = 4
+    config.model.num_heads = 2
+    config.model.dtype = "float32"
+
+    config.data.source = "fashion_mnist"
+    config.data.image_size = 28
+    config.data.mean = (0.286, 0.286, 0.286)
+    config.data.std = (0.353, 0.353, 0.353)
+    config.data.crop = "pad"
+    config.data.crop_padding = 2
+    config.data.crop_pct = 1.0
+    config.data.mixup_alpha = 0.0
+    config.data.cutmix_alpha = 0.0
+    config.data.workers = 0
+
+    config.optimizer.base_lr = 2e-3
+    config.optimizer.lr_batch = 128
+    config.optimizer.warmup_epochs = 1.0
+
+    config.train.batch_size = 128
+    config.train.epochs = 10
+    config.train.ema_decay = 0.99
+    config.train.log_every_steps = 20
+    config.train.eval_every_epochs = 5
+    config.train.checkpoint_every_steps = 200
+    return config

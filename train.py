@@ -1,0 +1,16 @@
+"""Trains a model.
+
+    python train.py --config=configs/fashion_mnist.py          # embedded data, minutes on a CPU
+    python train.py --config=configs/vig_b.py --config.data.path=/data/imagenet
+    python train.py --config=configs/vig_t.py --config.train.batch_size=512 --workdir=runs/small
+
+The workdir (default: runs/ and the name of the config file) gets checkpoints/, metrics.jsonl,
+tensorboard/ and config.json. The same command again goes on where an interrupted run stopped.
+All devices of the host are used; for several hosts see --distributed in --help.
+"""
+
+if __name__ == "__main__":
+    # Not at the top: data workers import this file anew and need none of it.
+    from vig_jax.train.launch import main
+
+    main()

@@ -1,0 +1,53 @@
+"""Where arrays live: batches are split over the devices, parameters are on every device."""
+
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+DATA_AXIS = "data"
+
+
+def make_mesh() -> Mesh:
+    """One axis over all devices of all processes."""
+    return jax.make_mesh((jax.device_count(),), (DATA_AXIS,), axis_types=(AxisType.Auto,))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of parameters: a full copy per device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharded(mesh: Mesh) -> NamedSharding:
+    """The sharding of batches: the leading axis in equal blocks, one per device."""
+    return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+
+
+def check_batch_size(batch_size: int, mesh: Mesh) -> None:
+    """Refuses a global batch that the devices cannot share equally.
+
+    Raises:
+        ValueError: `batch_size` is not a positive multiple of the number of devices.
+    """
+    if batch_size < 1 or batch_size % mesh.size:
+        below = batch_size // mesh.size * mesh.size
+        near = f"{below} or {below + mesh.size}" if below else f"{mesh.size}"
+        raise ValueError(
+            f"a batch of {batch_size} cannot be split over {mesh.size} devices: "
+            f"set config.train.batch_size to a multiple of {mesh.size}, for example {near}"
+        )
+
+
+def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Turns this process's rows of a batch into global arrays, split over the devices.
+
+    Args:
+        batch: arrays whose leading axis is this process's share of the global batch.
+        mesh: from `make_mesh`.
+
+    Returns:
+        The same names, as arrays of the global batch.
+    """
+    sharding = batch_sharded(mesh)
+    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}

@@ -1,0 +1,102 @@
+"""Image classification with mixup, CutMix and label smoothing."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, UInt8
+
+from vig_jax.config import DataConfig, ModelConfig, RunConfig
+from vig_jax.data.mixup import mix_images, mix_targets
+from vig_jax.models import create_model
+from vig_jax.tasks.losses import cross_entropy, soft_cross_entropy
+from vig_jax.tasks.protocol import Batch, Params, Sums
+
+
+@dataclasses.dataclass(frozen=True)
+class Classification:
+    """A classifier, its loss and its metrics; see `vig_jax.tasks.protocol.Task`.
+
+    Batches hold `image` uint8 [B, S, S, 3] and `label` int32 [B]; for evaluation `weight`
+    float32 [B] too, 0 for rows that only fill the batch.
+    """
+
+    model: nn.Module
+    num_classes: int
+    data: DataConfig
+    label_smoothing: float
+    headline: str = "top1"
+
+    def init(self, key: jax.Array) -> Params:
+        """Fresh parameters."""
+        side = self.data.image_size
+        return self.model.init(key, jnp.zeros((1, side, side, 3)))["params"]
+
+    def loss(self, params: Params, batch: Batch, key: jax.Array) -> Float[Array, ""]:
+        """Mean cross-entropy against mixed, smoothed targets, in nats."""
+        mix_key, model_key = jax.random.split(key)
+        images = normalise(batch["image"], self.data)
+        images, lam = mix_images(
+            mix_key,
+            images,
+            mixup_alpha=self.data.mixup_alpha,
+            cutmix_alpha=self.data.cutmix_alpha,
+            group=self.data.mixup_group,
+        )
+        targets = mix_targets(batch["label"], lam, self.num_classes, self.label_smoothing)
+        logits = self.model.apply(
+            {"params": params}, images, train=True, rngs={"dropout": model_key}
+        )
+        return jnp.mean(soft_cross_entropy(logits, targets))
+
+    def evaluate(self, params: Params, batch: Batch) -> Sums:
+        """Weighted sums of the loss and of the hits among the first 1 and 5 guesses."""
+        logits = self.model.apply({"params": params}, normalise(batch["image"], self.data))
+        labels, weight = batch["label"], batch["weight"]
+        _, guesses = jax.lax.top_k(logits, min(5, self.num_classes))
+        hits = guesses == labels[:, None]
+        losses = cross_entropy(logits, labels)
+        return {
+            "loss": jnp.sum(weight * losses),
+            "top1": jnp.sum(weight * hits[:, 0]),
+            "top5": jnp.sum(weight * hits.any(axis=1)),
+            "weight": jnp.sum(weight),
+        }
+
+    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """`loss` in nats, `top1` and `top5` as fractions."""
+        return {name: sums[name] / sums["weight"] for name in ("loss", "top1", "top5")}
+
+
+def normalise(images: UInt8[Array, "B H W 3"], data: DataConfig) -> Float[Array, "B H W 3"]:
+    """Pixels in units of [0, 1] minus the mean, over the standard deviation, per channel."""
+    mean, std = jnp.asarray(data.mean), jnp.asarray(data.std)
+    return (images / 255.0 - mean) / std
+
+
+def make_model(config: ModelConfig) -> nn.Module:
+    """The backbone with its head; settings that are None keep the variant's own values."""
+    sizes = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "drop_path_rate")
+    given = {name: getattr(config, name) for name in sizes if getattr(config, name) is not None}
+    classes = {} if config.num_classes is None else {"num_classes": config.num_classes}
+    return create_model(
+        config.name,
+        **classes,
+        **given,
+        dtype=jnp.dtype(config.dtype),
+        gla_implementation=config.gla_implementation,
+    )
+
+
+def make_task(config: RunConfig) -> Classification:
+    """The task of a resolved config, whose number of classes is known."""
+    if config.model.num_classes is None:
+        raise ValueError("config.model.num_classes is unset: take it from the data set first")
+    return Classification(
+        model=make_model(config.model),
+        num_classes=config.model.num_classes,
+        data=config.data,
+        label_smoothing=config.train.label_smoothing,
+    )

@@ -1,0 +1,28 @@
+"""What the training loop needs to know of a task, and nothing more."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import jax
+
+Params = Any  # nested dictionary of arrays
+Batch = Mapping[str, jax.Array]
+Sums = dict[str, jax.Array]  # scalars that add up over batches
+
+
+class Task(Protocol):
+    """A model with its loss and its metrics. Every method but `metrics` can be jitted."""
+
+    headline: str  # the metric by which checkpoints are compared; more is better
+
+    def init(self, key: jax.Array) -> Params:
+        """Fresh parameters."""
+
+    def loss(self, params: Params, batch: Batch, key: jax.Array) -> jax.Array:
+        """The scalar training loss of a batch; `key` drives all of its randomness."""
+
+    def evaluate(self, params: Params, batch: Batch) -> Sums:
+        """Weighted sums over an evaluation batch, ready to be added to those of other batches."""
+
+    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """Metric values from the sums over a whole data set."""

@@ -1,0 +1,326 @@
+"""Checkpoints of a run, and reading them back for training or for inference.
+
+A workdir holds `checkpoints/<step>/`, written whole or not at all, with the items
+
+- `params`, `ema_params` (if averaged): parameter trees;
+- `training`: optimizer state, step and random key;
+- `run`: JSON of the resolved config, class names, data fingerprint, seed, data position and
+  evaluation results.
+
+The newest `keep_checkpoints` stay, and the best one by evaluation.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import jax
+import orbax.checkpoint as ocp
+from jax.sharding import Mesh, SingleDeviceSharding
+from orbax.checkpoint import checkpoint_managers
+
+from vig_jax.config import RunConfig, parse, to_dict
+from vig_jax.sharding.mesh import replicated
+from vig_jax.tasks.classification import Classification, make_task
+from vig_jax.tasks.protocol import Params
+from vig_jax.train.state import TrainState
+
+CHECKPOINTS = "checkpoints"
+# May differ between the parts of one run: they change where or how fast, not what is computed.
+# (Another GLA implementation rounds differently, so the run goes on but not bit for bit.)
+FREE_KEYS = (
+    "model.gla_implementation",
+    "data.path",
+    "data.workers",
+    "data.prefetch",
+    "data.max_bad_images",
+    "train.log_every_steps",
+    "train.eval_every_epochs",
+    "train.checkpoint_every_steps",
+    "train.keep_checkpoints",
+)
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint is missing, or belongs to something else."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunInfo:
+    """What identifies a run besides its arrays."""
+
+    config: RunConfig  # resolved
+    class_names: tuple[str, ...]
+    data_fingerprint: str
+
+    def to_json(self, step: int, metrics: Mapping[str, float]) -> dict[str, Any]:
+        """The `run` item of the checkpoint at `step`, with its evaluation results if any."""
+        return {
+            "config": to_dict(self.config),
+            "class_names": list(self.class_names),
+            "data_fingerprint": self.data_fingerprint,
+            "seed": self.config.seed,
+            "data_position": step,  # global batches consumed; with the seed, all there is to it
+            "metrics": dict(metrics),
+        }
+
+
+class _NewestAndBest(checkpoint_managers.PreservationPolicy):
+    """Which checkpoints stay: the `keep` newest and the best of those evaluated."""
+
+    def __init__(self, directory: Path, keep: int, headline: str) -> None:
+        self._directory, self._keep, self._headline = directory, keep, headline
+
+    def should_preserve(
+        self,
+        checkpoints: Sequence[checkpoint_managers.PolicyCheckpointInfo],
+        *,
+        context: checkpoint_managers.PreservationContext,
+    ) -> list[bool]:
+        """One answer per checkpoint, oldest first."""
+        directories = [self._directory / str(c.step) for c in checkpoints]
+        # The newest is still being written; it stays in any case.
+        runs = [_read_run(d) if d.is_dir() else {"metrics": {}} for d in directories]
+        scores = [_score(run["metrics"], self._headline) for run in runs]
+        best = max(range(len(scores)), key=lambda i: (scores[i], i), default=None)
+        first = len(checkpoints) - self._keep
+        return [i >= first or i == best for i in range(len(checkpoints))]
+
+
+class Checkpoints:
+    """The checkpoints of one workdir. Use as a context manager: leaving waits for writes."""
+
+    def __init__(self, workdir: Path, *, keep: int, headline: str) -> None:
+        """Opens or creates `workdir/checkpoints`.
+
+        Args:
+            workdir: of the run.
+            keep: how many of the newest to keep.
+            headline: the task's metric by which the best is found.
+        """
+        if keep < 1:
+            raise ValueError(f"config.train.keep_checkpoints is {keep}; at least 1 is wanted")
+        self._directory = (workdir / CHECKPOINTS).absolute()
+        self._manager = ocp.CheckpointManager(
+            self._directory,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=_NewestAndBest(self._directory, keep, headline),
+                cleanup_tmp_directories=True,
+            ),
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._manager.close()
+
+    def latest(self) -> int | None:
+        """The newest complete step, if any."""
+        return self._manager.latest_step()
+
+    def metrics(self, step: int) -> dict[str, float]:
+        """The evaluation results that the checkpoint was saved with, if any."""
+        return dict(_read_run(self._directory / str(step))["metrics"])
+
+    def wait(self) -> None:
+        """Returns when everything is on disk."""
+        self._manager.wait_until_finished()
+
+    def save(
+        self, step: int, state: TrainState, info: RunInfo, metrics: Mapping[str, float]
+    ) -> None:
+        """Starts writing the checkpoint of `step`; the state may be donated right after.
+
+        Args:
+            step: updates done.
+            state: what to write.
+            info: the run it belongs to.
+            metrics: evaluation results at this step; empty if there are none.
+        """
+        items = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(run=ocp.args.JsonSave(info.to_json(step, metrics)), **items),
+            force=True,  # the loop decides when
+        )
+
+    def restore(self, step: int, like: TrainState, info: RunInfo, mesh: Mesh) -> TrainState:
+        """Reads the state of `step` onto the mesh.
+
+        Args:
+            step: from `latest`.
+            like: the state to expect, as shapes.
+            info: the run that wants to go on.
+            mesh: where the arrays shall live, which may differ from the mesh that saved them.
+
+        Raises:
+            CheckpointError: the checkpoint is of another config, data set or model.
+        """
+        directory = self._directory / str(step)
+        _check_same_run(_read_run(directory), info, directory)
+        metadata = self._manager.item_metadata(step)
+        wanted = _items(like)
+        for name in ("params", "ema_params"):
+            if name in wanted:
+                _check_same_tree(wanted[name], metadata[name], directory / name)
+        everywhere = replicated(mesh)
+        args = {
+            name: ocp.args.StandardRestore(
+                jax.tree.map(
+                    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), tree
+                )
+            )
+            for name, tree in wanted.items()
+        }
+        items = self._manager.restore(step, args=ocp.args.Composite(**args))
+        return TrainState(
+            params=items["params"],
+            ema_params=items["ema_params"] if "ema_params" in wanted else None,
+            **items["training"],
+        )
+
+
+def load_for_inference(
+    path: str | Path, *, ema: bool | None = None
+) -> tuple[RunConfig, dict[str, Params], int, tuple[str, ...]]:
+    """Reads a trained model.
+
+    Args:
+        path: a workdir (its best checkpoint by evaluation, else its newest) or the directory of
+            one checkpoint.
+        ema: averaged weights or not; None takes them if there are any.
+
+    Returns:
+        The resolved config of the run, the variables `{"params": ...}` for `model.apply`, the
+        step (updates done) and the class names.
+
+    Raises:
+        CheckpointError: there is no checkpoint, no averaged weights, or the stored parameters
+            are not those of the model that the stored config describes.
+    """
+    directory = _find_checkpoint(Path(path).absolute())
+    stored = _read_run(directory)
+    config = parse(stored["config"])
+    has_ema = (directory / "ema_params").is_dir()
+    if ema and not has_ema:
+        raise CheckpointError(f"{directory} has no averaged weights: ask for ema=False")
+    name = "ema_params" if (has_ema if ema is None else ema) else "params"
+    expected = jax.eval_shape(make_task(config).init, jax.random.PRNGKey(0))
+    with contextlib.closing(ocp.StandardCheckpointer()) as reader:
+        _check_same_tree(
+            expected, reader.metadata(directory / name).item_metadata, directory / name
+        )
+        here = SingleDeviceSharding(jax.local_devices()[0])
+        params = reader.restore(
+            directory / name,
+            jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), expected),
+        )
+    return config, {"params": params}, stored["data_position"], tuple(stored["class_names"])
+
+
+def _items(state: TrainState) -> dict[str, Any]:
+    """The array items of a checkpoint."""
+    training = {"opt_state": state.opt_state, "step": state.step, "key": state.key}
+    items = {"params": state.params, "training": training}
+    return items if state.ema_params is None else items | {"ema_params": state.ema_params}
+
+
+def _find_checkpoint(path: Path) -> Path:
+    """The directory of one checkpoint for a workdir, its `checkpoints`, or such a directory."""
+    if (path / "params").is_dir() and (path / "run").is_dir():
+        return path
+    parent = path / CHECKPOINTS if (path / CHECKPOINTS).is_dir() else path
+    # A checkpoint that is being written has a longer name, so it does not count.
+    found = [d for d in parent.iterdir() if d.name.isdigit()] if parent.is_dir() else []
+    if not found:
+        raise CheckpointError(
+            f"{path} holds no finished checkpoint: a workdir of train.py (with "
+            f"{CHECKPOINTS}/<step> in it) or one such <step> directory is wanted"
+        )
+    headline = Classification.headline
+    return max(found, key=lambda d: (_score(_read_run(d)["metrics"], headline), int(d.name)))
+
+
+def _read_run(directory: Path) -> dict[str, Any]:
+    """The `run` item of a checkpoint."""
+    return json.loads((directory / "run" / "metadata").read_text(encoding="utf-8"))
+
+
+def _score(metrics: Mapping[str, float], headline: str) -> float:
+    """What a checkpoint is worth: the headline metric of the weights that inference would take."""
+    raw = metrics.get(f"eval/{headline}", -math.inf)  # not evaluated: worth less than any other
+    return metrics.get(f"eval/ema_{headline}", raw)
+
+
+def _check_same_run(stored: Mapping[str, Any], info: RunInfo, where: Path) -> None:
+    """Refuses to go on with another experiment."""
+    old, new = _flat(stored["config"]), _flat(to_dict(info.config))
+    changed = [
+        f"config.{key}: {old.get(key, 'absent')!r} there, {new.get(key, 'absent')!r} now"
+        for key in sorted(old.keys() | new.keys())
+        if key not in FREE_KEYS and _plain(old.get(key)) != _plain(new.get(key))
+    ]
+    if changed:
+        raise CheckpointError(
+            f"{where} is of another run:\n  "
+            + "\n  ".join(changed)
+            + "\ngive this run a --workdir of its own, or set these back; free to change: "
+            + ", ".join(FREE_KEYS)
+        )
+    if stored["data_fingerprint"] != info.data_fingerprint:
+        raise CheckpointError(
+            f"{where} was trained on other data (fingerprint {stored['data_fingerprint']}, now "
+            f"{info.data_fingerprint}): point config.data.path at the same images, or start in "
+            "a new --workdir"
+        )
+
+
+def _check_same_tree(expected: Any, stored: Any, where: Path) -> None:
+    """Refuses parameters of another model; names the first differences."""
+
+    def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return {"/".join(_name(k) for k in path): tuple(leaf.shape) for path, leaf in leaves}
+
+    want, have = shapes(expected), shapes(stored)
+    wrong = [
+        f"{name}: {have.get(name, 'absent')} stored, {want.get(name, 'absent')} in the model"
+        for name in sorted(want.keys() | have.keys())
+        if want.get(name) != have.get(name)
+    ]
+    if wrong:
+        more = [f"... and {len(wrong) - 5} more"] if len(wrong) > 5 else []
+        raise CheckpointError(
+            f"{where} does not fit the model:\n  " + "\n  ".join(wrong[:5] + more)
+        )
+
+
+def _name(key: Any) -> str:
+    return str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys of a nested dictionary."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as the lists that JSON makes of them."""
+    return list(value) if isinstance(value, tuple) else value

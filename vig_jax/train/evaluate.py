@@ -1,0 +1,52 @@
+"""One pass over an evaluation set."""
+
+from collections.abc import Callable, Iterable, Mapping
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from vig_jax.sharding.mesh import place_batch
+from vig_jax.tasks.protocol import Params, Sums, Task
+from vig_jax.train.step import EvalStep
+
+DEVICE_KEYS = ("image", "label", "weight")
+
+
+def evaluate(
+    task: Task,
+    eval_step: EvalStep,
+    parameter_sets: Mapping[str, Params],
+    batches: Iterable[Mapping[str, np.ndarray]],
+    mesh: Mesh,
+    *,
+    on_batch: Callable[[Mapping[str, np.ndarray]], bool],
+) -> dict[str, float]:
+    """Evaluates several parameter sets on the same batches, each read once.
+
+    Args:
+        task: gives the metrics.
+        eval_step: from `make_eval_step`.
+        parameter_sets: parameters by the prefix of their metrics' names, e.g. "" and "ema_".
+        batches: one pass, this process's rows of each global batch.
+        mesh: of the parameters.
+        on_batch: sees each batch before it is used; False ends the pass.
+
+    Returns:
+        Metric values under prefixed names; empty if the pass was ended early.
+    """
+    totals: dict[str, Sums] = {}
+    for batch in batches:
+        if not on_batch(batch):
+            return {}
+        placed = place_batch({key: batch[key] for key in DEVICE_KEYS}, mesh)
+        for prefix, params in parameter_sets.items():
+            sums = eval_step(params, placed)
+            before = totals.get(prefix)
+            totals[prefix] = sums if before is None else jax.tree.map(jax.lax.add, before, sums)
+        jax.block_until_ready(totals)  # bounds the batches in flight
+    return {
+        prefix + name: value
+        for prefix, sums in jax.device_get(totals).items()
+        for name, value in task.metrics({k: float(v) for k, v in sums.items()}).items()
+    }

@@ -1,0 +1,113 @@
+"""From a command line to a run: the flags of `train.py` and `vig train`.
+
+The config file is Python outside the package, loaded by path. What it and the `--config.key=value`
+options say is checked before anything is computed, and mistakes are told in a line, not a
+traceback.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import jax
+from absl import app, flags
+from ml_collections import config_flags
+
+from vig_jax.config import parse
+from vig_jax.data import DataSetError, TooManyBadImagesError
+from vig_jax.train.checkpoint import CheckpointError
+from vig_jax.train.loop import run
+from vig_jax.train.metrics import NonFiniteLossError
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "The experiment: a file of configs/. Any setting in it can be changed with --config.KEY=VALUE,"
+    " for example --config.optimizer.base_lr=5e-4; configs/common.py lists them all.",
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir",
+    None,
+    "Where checkpoints and metrics go, and where an interrupted run is found again. Default: "
+    "runs/ and the name of the config file.",
+)
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed",
+    False,
+    "Set on every host of a run on several. Slurm, Open MPI and cloud TPUs are recognised; "
+    "elsewhere set JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and JAX_PROCESS_ID.",
+)
+flags.FLAGS.set_default("verbosity", -1)  # warnings; Orbax tells of every file it writes
+_USAGE = """Trains a model.
+
+    train.py --config=configs/vig_b.py [--config.KEY=VALUE ...] [--workdir=DIR]
+
+The same command again goes on where an interrupted run stopped."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Trains as the arguments say, then exits the process.
+
+    Args:
+        argv: program name and arguments; None takes those of the process.
+    """
+    argv = list(sys.argv if argv is None else argv)
+    for place in _config_roots(argv):
+        if place not in sys.path:
+            sys.path.append(place)
+    app.run(_train, argv=argv, flags_parser=_parse_flags)
+
+
+def _parse_flags(argv: Sequence[str]) -> list[str]:
+    """Absl's parsing with our help text and one-line errors."""
+    for flag in flags.FLAGS.get_flags_for_module(__name__):
+        flags.FLAGS.register_key_flag_for_module(argv[0], flag)
+    if {"--help", "-help", "--helpshort", "-h"} & set(argv):
+        print(_USAGE)
+        print(flags.FLAGS.main_module_help())
+        sys.exit(0)
+    try:
+        return list(flags.FLAGS(argv))
+    except (flags.Error, AttributeError, KeyError, TypeError, OSError) as error:
+        # ml_collections quotes its messages once per exception they pass through.
+        _fail(str(error).strip("'\"").replace("\\n", " ").replace("\\'", "'"))
+
+
+def _train(argv: Sequence[str]) -> None:
+    if len(argv) > 1:
+        _fail(f"{' '.join(argv[1:])!r} is no option; settings are given as --config.KEY=VALUE")
+    if _CONFIG.value is None:
+        known = sorted(str(p) for p in Path("configs").glob("*.py") if p.stem != "common")
+        _fail(f"which experiment? --config=FILE is missing; here: {', '.join(known) or 'none'}")
+    config_file = Path(config_flags.get_config_filename(flags.FLAGS["config"]))
+    workdir = Path(_WORKDIR.value or Path("runs") / config_file.stem)
+    if _DISTRIBUTED.value:
+        count, index = (os.environ.get(f"JAX_{name}") for name in ("NUM_PROCESSES", "PROCESS_ID"))
+        jax.distributed.initialize(
+            num_processes=int(count) if count else None, process_id=int(index) if index else None
+        )
+    try:
+        config = parse(_CONFIG.value)
+    except ValueError as error:
+        _fail(str(error))
+    try:
+        run(config, workdir)
+    except (DataSetError, TooManyBadImagesError, CheckpointError, NonFiniteLossError) as error:
+        _fail("\n".join([str(error), *getattr(error, "__notes__", [])]))
+
+
+def _config_roots(argv: Sequence[str]) -> list[str]:
+    """Where config files may import `configs.common` from."""
+    roots = [Path.cwd()]
+    for here, following in zip(argv, [*argv[1:], ""], strict=True):
+        name, _, value = here.lstrip("-").partition("=")
+        if here.startswith("-") and name == "config":
+            roots.append(Path(value or following).resolve().parent.parent)
+    return [str(root) for root in roots]
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,211 @@
+"""When things happen in a run: go on from the last checkpoint, update, look, save.
+
+A run is a pure function of its config and data. Going on after a break restores, in this order:
+
+1. the config and the data fingerprint, which must be those of the checkpoint;
+2. the state (parameters, averages, optimizer, step, random key), onto whatever devices there are;
+3. the log files, cut back to the restored step;
+4. the data, by its position alone: batch n and the draws of update n depend on (seed, n).
+
+So an interrupted run ends with the same parameters, bit for bit, as one that was left alone.
+"""
+
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from vig_jax.config import RunConfig, to_dict
+from vig_jax.data import BadImages, Source
+from vig_jax.sharding.mesh import place_batch
+from vig_jax.train.checkpoint import Checkpoints
+from vig_jax.train.evaluate import evaluate
+from vig_jax.train.experiment import Experiment
+from vig_jax.train.metrics import DeviceMetrics, NonFiniteLossError
+from vig_jax.train.state import TrainState
+from vig_jax.train.stop import StopRequest
+from vig_jax.train.workdir import BAD_IMAGES_FILE, CONFIG_FILE, write_json
+from vig_jax.train.writers import RunLog
+
+
+def run(config: RunConfig, workdir: Path) -> dict[str, float]:
+    """Trains to the end, or to a stop signal, going on from what the workdir holds.
+
+    Args:
+        config: the experiment.
+        workdir: made if absent. Gets config.json, metrics.jsonl, tensorboard/ and checkpoints/.
+
+    Returns:
+        The newest evaluation's metrics, named as in metrics.jsonl; empty if there was none.
+
+    Raises:
+        DataSetError: the data set is not there or not as it should be.
+        ValueError: a setting that cannot work.
+        CheckpointError: the workdir belongs to another run.
+        NonFiniteLossError: training diverged; the newest checkpoint is from before.
+    """
+    experiment = Experiment.of(config)
+    config, calendar, mesh = experiment.config, experiment.calendar, experiment.mesh
+    workdir.mkdir(parents=True, exist_ok=True)
+    with (
+        jax.set_mesh(mesh),
+        StopRequest() as stop,
+        Checkpoints(
+            workdir, keep=config.train.keep_checkpoints, headline=experiment.task.headline
+        ) as checkpoints,
+    ):
+        saved = checkpoints.latest()
+        if saved is None:
+            start, results, state = 0, {}, experiment.new_state()
+        else:
+            start, results = saved, checkpoints.metrics(saved)
+            like = jax.eval_shape(experiment.new_state)
+            state = checkpoints.restore(saved, like, experiment.info, mesh)
+        evaluated = start if results else None
+        if jax.process_index() == 0:
+            names = experiment.info.class_names
+            write_json(workdir / CONFIG_FILE, {"config": to_dict(config), "class_names": names})
+        with (
+            RunLog(workdir, calendar, start_step=start, evaluated=bool(results)) as log,
+            experiment.train_batches(start) as batches,
+        ):
+            log.say(_describe(experiment, state, start, workdir))
+            bad_images = _bad_images(experiment.train_source, config, workdir)
+            on_device = DeviceMetrics()
+            clock = _Clock(config.train.batch_size, start)
+            for step in range(start, calendar.total + 1):  # with `step` updates done
+                stopping = stop.agreed(step, calendar.log_every)
+                eval_due = calendar.eval_due(step) and step != evaluated and not stopping
+                save_due = calendar.save_due(step) or eval_due or stopping
+                save_due = save_due and step not in (0, saved)
+                if step > start and (calendar.log_due(step) or eval_due or save_due):
+                    try:
+                        metrics = on_device.take()
+                    except NonFiniteLossError as error:
+                        error.add_note(_advice(workdir, checkpoints.latest()))
+                        raise
+                    if calendar.log_due(step):
+                        log.write(step, metrics | clock.speed(step))
+                if eval_due:
+                    results = _evaluate(experiment, state, step, workdir, stop)
+                    log.write(step, results)
+                    stopping = not results  # a stop was asked for meanwhile
+                if save_due:
+                    checkpoints.save(step, state, experiment.info, results if eval_due else {})
+                if eval_due or save_due:
+                    clock.restart(step)
+                if stopping or step == calendar.total:
+                    break
+                batch = next(batches)
+                bad_images.update(batch["bad"])
+                placed = place_batch({k: batch[k] for k in ("image", "label")}, mesh)
+                state, device_metrics = experiment.train_step(state, placed)
+                on_device.add(step + 1, device_metrics)
+                log.advance()
+                if step == start:  # the compilation is no part of the speed
+                    jax.block_until_ready(device_metrics)
+                    clock.restart(step + 1)
+            checkpoints.wait()
+            log.say(_farewell(step, calendar.total, stop, results))
+    return results
+
+
+class _Clock:
+    """Speed of training since the last look, without the time spent otherwise."""
+
+    def __init__(self, batch_size: int, step: int) -> None:
+        self._batch_size = batch_size
+        self.restart(step)
+
+    def restart(self, step: int) -> None:
+        self._since = (step, time.perf_counter())
+
+    def speed(self, step: int) -> dict[str, float]:
+        first, then = self._since
+        self.restart(step)
+        if step == first:  # just restarted: nothing to measure yet
+            return {}
+        seconds = self._since[1] - then
+        return {"train/img_per_s": (step - first) * self._batch_size / seconds}
+
+
+def _evaluate(
+    experiment: Experiment, state: TrainState, step: int, workdir: Path, stop: StopRequest
+) -> dict[str, float]:
+    """Metrics of the parameters and of their averages; empty if a stop was asked for meanwhile."""
+    bad_images = _bad_images(experiment.eval_source, experiment.config, workdir)
+    parameter_sets = {"eval/": state.params}
+    if state.ema_params is not None:
+        parameter_sets["eval/ema_"] = state.ema_params
+
+    def on_batch(batch: Mapping[str, np.ndarray]) -> bool:
+        bad_images.update(batch["bad"])
+        # One of several processes must not leave the others waiting.
+        return not (stop.requested and jax.process_count() == 1)
+
+    with experiment.eval_batches() as batches:
+        results = evaluate(
+            experiment.task,
+            experiment.eval_step,
+            parameter_sets,
+            batches,
+            experiment.mesh,
+            on_batch=on_batch,
+        )
+    if any(not math.isfinite(value) for value in results.values()):
+        raise NonFiniteLossError(f"evaluation after update {step}: {results}")
+    return results
+
+
+def _bad_images(source: Source, config: RunConfig, workdir: Path) -> BadImages:
+    """The account of one source in this process."""
+    process = jax.process_index()
+    path = workdir / BAD_IMAGES_FILE
+    if process > 0:
+        path = path.with_suffix(f".{process}{path.suffix}")
+    return BadImages(source, config.data.max_bad_images, path)
+
+
+def _advice(workdir: Path, last_good: int | None) -> str:
+    """What to do after training diverged."""
+    kept = (
+        f"the last good checkpoint, of step {last_good}, is in {workdir}"
+        if last_good
+        else "it was before the first checkpoint"
+    )
+    return (
+        f"Nothing was saved after that; {kept}. A lower config.optimizer.base_lr, a longer "
+        "warm-up, stronger clipping or float32 helps; use a new --workdir for it."
+    )
+
+
+def _describe(experiment: Experiment, state: TrainState, start: int, workdir: Path) -> str:
+    """The first lines on the console."""
+    config, calendar = experiment.config, experiment.calendar
+    count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    device = jax.devices()[0]
+    lines = [
+        f"{config.model.name}: {count:,} parameters, {config.model.dtype}, on "
+        f"{jax.device_count()} x {device.device_kind} ({device.platform})",
+        f"{config.data.source}: {len(experiment.train_source):,} images to train on, "
+        f"{len(experiment.eval_source):,} to evaluate, {config.model.num_classes} classes",
+        f"{config.train.epochs} epochs of {calendar.steps_per_epoch} steps of "
+        f"{config.train.batch_size} images; all goes to {workdir}",
+    ]
+    if start:
+        lines.append(f"going on from the checkpoint of step {start} of {calendar.total}")
+    return "\n".join(lines)
+
+
+def _farewell(step: int, total: int, stop: StopRequest, results: dict[str, float]) -> str:
+    """The last line on the console."""
+    if step < total or (stop.signal and not results):
+        return (
+            f"stopped by {stop.signal.name if stop.signal else 'a signal'} after step {step} of "
+            f"{total}, saved; the same command goes on from there"
+        )
+    values = ", ".join(f"{name.removeprefix('eval/')} {x:.4f}" for name, x in results.items())
+    return f"done after {total} steps: {values}"

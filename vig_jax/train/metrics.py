@@ -1,0 +1,42 @@
+"""Training metrics stay on the device until somebody needs to look at them."""
+
+import math
+
+import jax
+
+# How far the host may run ahead of the device. Each step in flight holds a batch in memory.
+MAX_STEPS_AHEAD = 2
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss or the gradient is NaN or infinite."""
+
+
+class DeviceMetrics:
+    """Collects each step's scalars without waiting for the device, and checks them later."""
+
+    def __init__(self) -> None:
+        self._pending: list[tuple[int, dict[str, jax.Array]]] = []
+
+    def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        """Takes the metrics of the update that made the run `step` updates long."""
+        self._pending.append((step, metrics))
+        if len(self._pending) > MAX_STEPS_AHEAD:
+            jax.block_until_ready(self._pending[-1 - MAX_STEPS_AHEAD])
+
+    def take(self) -> dict[str, float]:
+        """Waits for the device, checks every step since the last call, returns the newest values.
+
+        Returns:
+            The metrics of the newest step, as `train/<name>`; empty if there is no new step.
+
+        Raises:
+            NonFiniteLossError: names the first step whose loss or gradient norm is not finite.
+        """
+        pending, self._pending = jax.device_get(self._pending), []
+        for step, metrics in pending:
+            bad = {name: float(x) for name, x in metrics.items() if not math.isfinite(x)}
+            if bad:
+                values = ", ".join(f"{name} = {value}" for name, value in bad.items())
+                raise NonFiniteLossError(f"update {step}: {values}")
+        return {f"train/{k}": float(x) for k, x in pending[-1][1].items()} if pending else {}

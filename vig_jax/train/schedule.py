@@ -1,0 +1,43 @@
+"""The learning rate of every update."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from vig_jax.config import OptimizerConfig
+
+
+def warmup_cosine(
+    config: OptimizerConfig, *, batch_size: int, steps_per_epoch: int, epochs: int
+) -> optax.Schedule:
+    """Linear warm-up, then half a cosine, per update.
+
+    The rates of the config are per `lr_batch` images and scale with the batch size. Updates 0 and
+    1 both use the first warm-up rate: the original code sets the rate after each update, from the
+    index of that update (hustvl/ViG `classification/main.py`, timm's CosineLRScheduler).
+
+    Args:
+        config: rates and warm-up length.
+        batch_size: global.
+        steps_per_epoch: updates per epoch.
+        epochs: length of the run.
+
+    Returns:
+        A function of the 0-based update number, an int or an integer array, to the rate.
+    """
+    scale = batch_size / config.lr_batch
+    base, start, end = (r * scale for r in (config.base_lr, config.warmup_lr, config.min_lr))
+    warmup = round(config.warmup_epochs * steps_per_epoch)
+    total = epochs * steps_per_epoch
+
+    def schedule(step: jax.typing.ArrayLike) -> jax.Array:
+        t = jnp.maximum(jnp.asarray(step) - 1, 0)
+        rising = start + t * ((base - start) / max(warmup, 1))
+        # (1 + cos(pi (1 - left))) / 2 = sin(pi left / 2)^2, which float32 keeps exact near 0.
+        left = jnp.clip((total - t) / max(total - warmup, 1), 0.0, 1.0)
+        falling = end + (base - end) * jnp.sin(math.pi / 2 * left) ** 2
+        return jnp.where(t < warmup, rising, falling)
+
+    return schedule

@@ -1,0 +1,58 @@
+"""Ending a run from outside without losing work."""
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Self
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+
+class StopRequest:
+    """Turns the first SIGINT or SIGTERM into a wish, which the loop grants between two updates.
+
+    A second signal acts at once. Outside the main thread Python cannot catch signals; then nothing
+    is changed.
+    """
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+        self._before: dict[signal.Signals, object] = {}
+
+    @property
+    def requested(self) -> bool:
+        """Whether a signal has come."""
+        return self.signal is not None
+
+    def agreed(self, step: int, every: int) -> bool:
+        """Whether all processes stop at this step; several ask each other every `every` steps."""
+        if jax.process_count() == 1:
+            return self.requested
+        if step % max(every, 1):
+            return False
+        return bool(np.any(multihost_utils.process_allgather(np.asarray(self.requested))))
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._restore()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.signal = signal.Signals(number)
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+        self._before = {}
