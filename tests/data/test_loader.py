@@ -2,11 +2,13 @@ import dataclasses
 import itertools
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from tests.data.pictures import encoded, photo
 from vig_jax.data import (
     DataSetError,
     eval_batches,
+    loader,
     open_source,
     steps_per_epoch,
     train_batches,
@@ -315,9 +318,23 @@ def test_a_killed_worker_is_an_error_and_not_a_wait(data):
         open_source(data, "train"), dataclasses.replace(data, workers=1), batch_size=8, seed=0
     ) as batches:
         next(batches)
-        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+        worker = multiprocessing.active_children()[0].pid
+        for harmless in (signal.SIGINT, signal.SIGTERM):  # meant for the main process
+            os.kill(worker, harmless)
+        assert len(list(itertools.islice(batches, 20))) == 20
+        os.kill(worker, signal.SIGKILL)
         with pytest.raises(RuntimeError, match="terminated unexpectedly"):
             list(itertools.islice(batches, 20))
+
+
+def test_only_mixup_imports_jax():
+    package = Path(loader.__file__).parent
+    importing = {
+        file.name
+        for file in package.glob("*.py")
+        if re.search(r"^\s*(import|from) (jax|flax)\b", file.read_text(), re.MULTILINE)
+    }
+    assert importing == {"mixup.py"}  # the workers' start and memory
 
 
 SCRIPT = """

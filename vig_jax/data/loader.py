@@ -336,7 +336,10 @@ def _start_worker(worker_index: int, worker_count: int) -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"  # a worker must not take memory on the accelerator
     if jax := sys.modules.get("jax"):  # Grain has imported it: too late for the environment
         jax.config.update("jax_platforms", "cpu")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process
+    # Ctrl-C and a scheduler's SIGTERM reach the whole group: the main process decides what to do,
+    # and may need another batch before it does.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, daemon=True).start()
 
 

@@ -43,7 +43,7 @@ To run without any data of your own: `make demo`, or --config=configs/fashion_mn
 
 
 class DataSetError(ValueError):
-    """The data set is not there, or not as it should be."""
+    """The data set is not there, not as it should be, or cannot be loaded in the way asked for."""
 
 
 @runtime_checkable
