@@ -13,7 +13,9 @@ Sums = dict[str, jax.Array]  # scalars that add up over batches
 class Task(Protocol):
     """A model with its loss and its metrics. Every method but `metrics` can be jitted."""
 
-    headline: str  # the metric by which checkpoints are compared; more is better
+    @property
+    def headline(self) -> str:
+        """The metric by which checkpoints are compared; more is better."""
 
     def init(self, key: jax.Array) -> Params:
         """Fresh parameters."""

@@ -191,19 +191,24 @@ class Checkpoints:
         )
 
 
-def load_for_inference(
-    path: str | Path, *, ema: bool | None = None
-) -> tuple[RunConfig, dict[str, Params], int, tuple[str, ...]]:
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """A trained model: `make_task(config).model` with `variables`."""
+
+    config: RunConfig  # resolved
+    variables: dict[str, Params]  # {"params": ...}, for `model.apply`
+    step: int  # updates done
+    class_names: tuple[str, ...]
+    ema: bool  # whether these are averaged weights
+
+
+def load_for_inference(path: str | Path, *, ema: bool | None = None) -> Restored:
     """Reads a trained model.
 
     Args:
         path: a workdir (its best checkpoint by evaluation, else its newest) or the directory of
             one checkpoint.
         ema: averaged weights or not; None takes them if there are any.
-
-    Returns:
-        The resolved config of the run, the variables `{"params": ...}` for `model.apply`, the
-        step (updates done) and the class names.
 
     Raises:
         CheckpointError: there is no checkpoint, no averaged weights, or the stored parameters
@@ -215,7 +220,8 @@ def load_for_inference(
     has_ema = (directory / "ema_params").is_dir()
     if ema and not has_ema:
         raise CheckpointError(f"{directory} has no averaged weights: ask for ema=False")
-    name = "ema_params" if (has_ema if ema is None else ema) else "params"
+    ema = has_ema if ema is None else ema
+    name = "ema_params" if ema else "params"
     expected = jax.eval_shape(make_task(config).init, jax.random.PRNGKey(0))
     with contextlib.closing(ocp.StandardCheckpointer()) as reader:
         _check_same_tree(
@@ -226,7 +232,9 @@ def load_for_inference(
             directory / name,
             jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), expected),
         )
-    return config, {"params": params}, stored["data_position"], tuple(stored["class_names"])
+    return Restored(
+        config, {"params": params}, stored["data_position"], tuple(stored["class_names"]), ema
+    )
 
 
 def _items(state: TrainState) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from vig_jax.data import (
     steps_per_epoch,
     train_batches,
 )
+from vig_jax.evaluation.accuracy import EvalStep, make_eval_step
 from vig_jax.sharding.mesh import check_batch_size, make_mesh, replicated
 from vig_jax.tasks.classification import make_task
 from vig_jax.tasks.protocol import Task
@@ -23,7 +24,7 @@ from vig_jax.train.checkpoint import RunInfo
 from vig_jax.train.optimizer import make_optimizer
 from vig_jax.train.schedule import warmup_cosine
 from vig_jax.train.state import TrainState, init_state
-from vig_jax.train.step import EvalStep, TrainStep, make_eval_step, make_train_step
+from vig_jax.train.step import TrainStep, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)

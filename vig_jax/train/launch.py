@@ -6,7 +6,9 @@ traceback.
 """
 
 import os
+import re
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -15,7 +17,7 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from vig_jax.config import parse
+from vig_jax.config import RunConfig, parse
 from vig_jax.data import DataSetError, TooManyBadImagesError
 from vig_jax.train.checkpoint import CheckpointError
 from vig_jax.train.loop import run
@@ -70,15 +72,31 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
         sys.exit(0)
     try:
         return list(flags.FLAGS(argv))
-    except (flags.Error, AttributeError, KeyError, TypeError, OSError) as error:
-        # ml_collections quotes its messages once per exception they pass through.
-        _fail(str(error).strip("'\"").replace("\\n", " ").replace("\\'", "'"))
+    except flags.Error as error:
+        _fail(str(error))
+    except (AttributeError, KeyError) as error:  # what ml_collections raises for unknown settings
+        if any(frame.name == "get_config" for frame in traceback.extract_tb(error.__traceback__)):
+            raise  # the config file's own mistake: the traceback names its line
+        _fail(_unknown_setting(str(error), argv))
+
+
+def _unknown_setting(message: str, argv: Sequence[str]) -> str:
+    """Says clearly what ml_collections says with many quotes."""
+    key = re.findall(r"\w+", message)[0]
+    near = re.search(r'Did you mean "(\w+)"', message)
+    given = [a for a in argv if key in a.partition("=")[0].split(".")]
+    hint = f"did you mean {near[1]!r}?" if near else "configs/common.py lists them all"
+    return f"{(given or argv)[0]}: there is no setting {key!r}; {hint}"
 
 
 def _train(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         _fail(f"{' '.join(argv[1:])!r} is no option; settings are given as --config.KEY=VALUE")
-    if _CONFIG.value is None:
+    try:
+        values = _CONFIG.value
+    except OSError as error:
+        _fail(str(error).partition("Failed ")[2] or str(error))
+    if values is None:
         known = sorted(str(p) for p in Path("configs").glob("*.py") if p.stem != "common")
         _fail(f"which experiment? --config=FILE is missing; here: {', '.join(known) or 'none'}")
     config_file = Path(config_flags.get_config_filename(flags.FLAGS["config"]))
@@ -89,7 +107,7 @@ def _train(argv: Sequence[str]) -> None:
             num_processes=int(count) if count else None, process_id=int(index) if index else None
         )
     try:
-        config = parse(_CONFIG.value)
+        config: RunConfig = parse(values)
     except ValueError as error:
         _fail(str(error))
     try:

@@ -20,9 +20,9 @@ import numpy as np
 
 from vig_jax.config import RunConfig, to_dict
 from vig_jax.data import BadImages, Source
+from vig_jax.evaluation.accuracy import evaluate
 from vig_jax.sharding.mesh import place_batch
 from vig_jax.train.checkpoint import Checkpoints
-from vig_jax.train.evaluate import evaluate
 from vig_jax.train.experiment import Experiment
 from vig_jax.train.metrics import DeviceMetrics, NonFiniteLossError
 from vig_jax.train.state import TrainState
@@ -113,6 +113,10 @@ def run(config: RunConfig, workdir: Path) -> dict[str, float]:
     return results
 
 
+class _StopMeanwhile(Exception):  # noqa: N818 - a way out, not an error
+    pass
+
+
 class _Clock:
     """Speed of training since the last look, without the time spent otherwise."""
 
@@ -141,20 +145,23 @@ def _evaluate(
     if state.ema_params is not None:
         parameter_sets["eval/ema_"] = state.ema_params
 
-    def on_batch(batch: Mapping[str, np.ndarray]) -> bool:
+    def on_batch(batch: Mapping[str, np.ndarray]) -> None:
         bad_images.update(batch["bad"])
-        # One of several processes must not leave the others waiting.
-        return not (stop.requested and jax.process_count() == 1)
+        if stop.requested and jax.process_count() == 1:  # of several, none may leave the others
+            raise _StopMeanwhile
 
-    with experiment.eval_batches() as batches:
-        results = evaluate(
-            experiment.task,
-            experiment.eval_step,
-            parameter_sets,
-            batches,
-            experiment.mesh,
-            on_batch=on_batch,
-        )
+    try:
+        with experiment.eval_batches() as batches:
+            results = evaluate(
+                experiment.task,
+                experiment.eval_step,
+                parameter_sets,
+                batches,
+                experiment.mesh,
+                on_batch=on_batch,
+            )
+    except _StopMeanwhile:
+        return {}
     if any(not math.isfinite(value) for value in results.values()):
         raise NonFiniteLossError(f"evaluation after update {step}: {results}")
     return results

@@ -1,4 +1,4 @@
-"""One update and one evaluation batch, compiled over the mesh."""
+"""One update, compiled over the mesh."""
 
 from collections.abc import Callable
 
@@ -7,11 +7,10 @@ import optax
 from jax.sharding import Mesh
 
 from vig_jax.sharding.mesh import batch_sharded, replicated
-from vig_jax.tasks.protocol import Batch, Params, Sums, Task
+from vig_jax.tasks.protocol import Batch, Task
 from vig_jax.train.state import TrainState
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
-EvalStep = Callable[[Params, Batch], Sums]
 
 
 def make_train_step(
@@ -49,14 +48,4 @@ def make_train_step(
         in_shardings=(everywhere, batch_sharded(mesh)),
         out_shardings=everywhere,
         donate_argnums=0,
-    )
-
-
-def make_eval_step(task: Task, *, mesh: Mesh) -> EvalStep:
-    """Compiles `(params, batch) -> weighted sums`."""
-    everywhere = replicated(mesh)
-    return jax.jit(
-        task.evaluate,
-        in_shardings=(everywhere, batch_sharded(mesh)),
-        out_shardings=everywhere,
     )

@@ -1,4 +1,4 @@
-"""One pass over an evaluation set."""
+"""One pass over an evaluation set, on all devices."""
 
 from collections.abc import Callable, Iterable, Mapping
 
@@ -6,11 +6,21 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from vig_jax.sharding.mesh import place_batch
-from vig_jax.tasks.protocol import Params, Sums, Task
-from vig_jax.train.step import EvalStep
+from vig_jax.sharding.mesh import batch_sharded, place_batch, replicated
+from vig_jax.tasks.protocol import Batch, Params, Sums, Task
 
+EvalStep = Callable[[Params, Batch], Sums]
 DEVICE_KEYS = ("image", "label", "weight")
+
+
+def make_eval_step(task: Task, *, mesh: Mesh) -> EvalStep:
+    """Compiles `(params, batch) -> weighted sums`."""
+    everywhere = replicated(mesh)
+    return jax.jit(
+        task.evaluate,
+        in_shardings=(everywhere, batch_sharded(mesh)),
+        out_shardings=everywhere,
+    )
 
 
 def evaluate(
@@ -20,7 +30,7 @@ def evaluate(
     batches: Iterable[Mapping[str, np.ndarray]],
     mesh: Mesh,
     *,
-    on_batch: Callable[[Mapping[str, np.ndarray]], bool],
+    on_batch: Callable[[Mapping[str, np.ndarray]], None],
 ) -> dict[str, float]:
     """Evaluates several parameter sets on the same batches, each read once.
 
@@ -30,15 +40,14 @@ def evaluate(
         parameter_sets: parameters by the prefix of their metrics' names, e.g. "" and "ema_".
         batches: one pass, this process's rows of each global batch.
         mesh: of the parameters.
-        on_batch: sees each batch before it is used; False ends the pass.
+        on_batch: called with each host batch before it is used; may raise to end the pass.
 
     Returns:
-        Metric values under prefixed names; empty if the pass was ended early.
+        Metric values under prefixed names.
     """
     totals: dict[str, Sums] = {}
     for batch in batches:
-        if not on_batch(batch):
-            return {}
+        on_batch(batch)
         placed = place_batch({key: batch[key] for key in DEVICE_KEYS}, mesh)
         for prefix, params in parameter_sets.items():
             sums = eval_step(params, placed)
