@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import numpy as np
@@ -322,6 +323,7 @@ def test_a_killed_worker_is_an_error_and_not_a_wait(data):
         for harmless in (signal.SIGINT, signal.SIGTERM):  # meant for the main process
             os.kill(worker, harmless)
         assert len(list(itertools.islice(batches, 20))) == 20
+        time.sleep(1)  # until it waits with full buffers: killed at work, it leaves a file behind
         os.kill(worker, signal.SIGKILL)
         with pytest.raises(RuntimeError, match="terminated unexpectedly"):
             list(itertools.islice(batches, 20))
