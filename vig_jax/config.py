@@ -132,7 +132,7 @@ def _convert(value: Any, hint: Any, path: str) -> Any:
     """Checks one value against its type; widens int to float and list to tuple, nothing else."""
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
-            raise ValueError(f"{path} is {value!r}; a group of settings is wanted")
+            raise ValueError(f"{path} is {value!r}; it must be a group of settings")
         return parse(value, hint, path)  # type: ignore[arg-type]
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is types.UnionType:
@@ -148,12 +148,12 @@ def _convert(value: Any, hint: Any, path: str) -> Any:
         variadic = args[-1] is Ellipsis
         if items is None or not (variadic or len(items) == len(args)):
             wanted = "a sequence" if variadic else f"{len(args)} numbers"
-            raise ValueError(f"{path} is {value!r}; {wanted} is wanted")
+            raise ValueError(f"{path} is {value!r}; it must be {wanted}")
         kinds = [args[0]] * len(items) if variadic else args
         pairs = zip(items, kinds, strict=True)
         return tuple(_convert(v, a, f"{path}[{i}]") for i, (v, a) in enumerate(pairs))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise ValueError(f"{path} is {value!r} ({type(value).__name__}); {hint.__name__} is wanted")
+        raise ValueError(f"{path} is {value!r} ({type(value).__name__}); it must be {hint.__name__}")
     return value

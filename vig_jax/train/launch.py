@@ -55,7 +55,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     Args:
         argv: program name and arguments; None takes those of the process.
     """
-    argv = list(sys.argv if argv is None else argv)
+    if argv is not None:
+        sys.argv = list(argv)  # ml_collections looks for --config.KEY there
+    argv = sys.argv
     for place in _config_roots(argv):
         if place not in sys.path:
             sys.path.append(place)
@@ -64,11 +66,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
     """Absl's parsing with our help text and one-line errors."""
-    for flag in flags.FLAGS.get_flags_for_module(__name__):
-        flags.FLAGS.register_key_flag_for_module(argv[0], flag)
     if {"--help", "-help", "--helpshort", "-h"} & set(argv):
         print(_USAGE)
-        print(flags.FLAGS.main_module_help())
+        print(flags.FLAGS.module_help(sys.modules[__name__]))
         sys.exit(0)
     try:
         return list(flags.FLAGS(argv))
@@ -94,13 +94,13 @@ def _train(argv: Sequence[str]) -> None:
         _fail(f"{' '.join(argv[1:])!r} is no option; settings are given as --config.KEY=VALUE")
     try:
         values = _CONFIG.value
-    except OSError as error:
-        _fail(str(error).partition("Failed ")[2] or str(error))
+    except OSError as error:  # no such file
+        _fail(str(error).split(": ", 1)[-1])
     if values is None:
         known = sorted(str(p) for p in Path("configs").glob("*.py") if p.stem != "common")
         _fail(f"which experiment? --config=FILE is missing; here: {', '.join(known) or 'none'}")
-    config_file = Path(config_flags.get_config_filename(flags.FLAGS["config"]))
-    workdir = Path(_WORKDIR.value or Path("runs") / config_file.stem)
+    config_file = config_flags.get_config_filename(flags.FLAGS["config"])
+    workdir = Path(_WORKDIR.value or Path("runs") / Path(config_file).stem)
     if _DISTRIBUTED.value:
         count, index = (os.environ.get(f"JAX_{name}") for name in ("NUM_PROCESSES", "PROCESS_ID"))
         jax.distributed.initialize(

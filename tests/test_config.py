@@ -1,0 +1,54 @@
+import pytest
+
+from configs import common
+from vig_jax.config import OptimizerConfig, RunConfig, parse, to_dict
+
+
+def test_defaults_parse_and_survive_json():
+    config = parse(common.get_config())
+    assert isinstance(config, RunConfig)
+    assert config.model.num_classes is None  # a placeholder
+    assert config.data.crop_scale == (0.08, 1.0)
+    assert parse(to_dict(config)) == config
+
+
+def test_widens_int_to_float_and_list_to_tuple_only():
+    values = common.get_config().to_dict()
+    values["optimizer"]["warmup_epochs"] = 3
+    values["data"]["mean"] = [0, 0.5, 1]
+    config = parse(values)
+    assert isinstance(config.optimizer, OptimizerConfig)
+    assert isinstance(config.optimizer.warmup_epochs, float)
+    assert config.data.mean == (0.0, 0.5, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("group", "name", "value", "message"),
+    [
+        ("optimizer", "base_lrr", 1.0, r"config\.optimizer\.base_lrr .*mean .*\.base_lr\?"),
+        ("train", "zzz", 1, r"config\.train\.zzz is not a setting; known: .*batch_size"),
+        ("train", "epochs", 2.5, r"config\.train\.epochs is 2\.5 \(float\).*int"),
+        ("train", "epochs", True, r"config\.train\.epochs is True"),
+        ("train", "epochs", None, r"config\.train\.epochs is None"),
+        ("model", "dtype", "float16", r"config\.model\.dtype is 'float16'.*'bfloat16'"),
+        ("model", "name", 3, r"config\.model\.name is 3 \(int\)"),
+        ("data", "mean", (0.5,), r"config\.data\.mean .*3 numbers"),
+        ("data", "mean", (0.5, "x", 0.5), r"config\.data\.mean\[1\] is 'x'"),
+        ("data", "crop_scale", 0.5, r"config\.data\.crop_scale .*2 numbers"),
+    ],
+)
+def test_refuses(group, name, value, message):
+    values = common.get_config().to_dict()
+    values[group][name] = value
+    with pytest.raises(ValueError, match=message):
+        parse(values)
+
+
+def test_refuses_missing_and_misplaced_groups():
+    values = common.get_config().to_dict()
+    del values["train"]["epochs"]
+    with pytest.raises(ValueError, match=r"config\.train lacks epochs"):
+        parse(values)
+    values["train"] = 3
+    with pytest.raises(ValueError, match=r"config\.train is 3; it must be a group"):
+        parse(values)

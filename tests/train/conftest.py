@@ -1,0 +1,71 @@
+"""A run small enough for tests: 32 images of 16 x 16 pixels, a model of one block."""
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import common
+from vig_jax.config import parse
+
+
+@pytest.fixture(scope="session")
+def compilation_cache(tmp_path_factory):
+    """Compiles the small model once for all runs, those in other processes included."""
+    folder = tmp_path_factory.mktemp("compilation_cache")
+    names = {
+        "jax_compilation_cache_dir": str(folder),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": 0,
+    }
+    before = {name: getattr(jax.config, name) for name in names}
+    for name, value in names.items():
+        jax.config.update(name, value)
+    yield {name.upper(): str(value) for name, value in names.items()}
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("images")
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 16), ("val", 5)):
+        for label in ("cat", "dog"):
+            folder = root / split / label
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = generator.integers(0, 256, (16, 16, 3), np.uint8)
+                pixels[..., 0] //= 1 + 3 * (label == "cat")  # something to learn
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    return root
+
+
+@pytest.fixture
+def tiny(image_folder, compilation_cache):
+    """A function from changes, by dotted key, to a config of 3 epochs of 4 steps."""
+
+    def config(**changes):
+        values = common.get_config()
+        values.model.update(
+            img_size=16,
+            patch_size=8,
+            embed_dim=32,
+            depth=1,
+            num_heads=1,
+            drop_path_rate=0.1,
+            dtype="float32",
+        )
+        values.data.update(
+            path=str(image_folder), image_size=16, mixup_group=4, workers=0, crop_scale=(0.5, 1.0)
+        )
+        values.optimizer.update(lr_batch=8, warmup_epochs=1.0, warmup_lr=1e-4)
+        values.train.update(
+            batch_size=8, epochs=3, ema_decay=0.9, log_every_steps=1, checkpoint_every_steps=5
+        )
+        for key, value in changes.items():
+            group, _, name = key.partition("__")
+            values[group][name] = value
+        return parse(values)
+
+    return config
