@@ -11,11 +11,11 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     "kernels_pallas",
     "vig_jax.config",
+    "vig_jax.sharding",
     "vig_jax.layers",
     "vig_jax.models",
     "vig_jax.convert",
     "vig_jax.data",
-    "vig_jax.sharding",
     "vig_jax.tasks",
     "vig_jax.evaluation",
     "vig_jax.train",

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from vig_jax.config import DataConfig
+from vig_jax.data.fashion_mnist import folder_name
 from vig_jax.data.sources import is_image
 from vig_jax.data.transforms import UndecodableImageError, decode, eval_image
 from vig_jax.tasks.classification import make_task, normalise
@@ -117,6 +118,7 @@ def draw(answers: Sequence[Answer], path: Path, class_names: Sequence[str]) -> i
     """
     from matplotlib.figure import Figure
 
+    by_folder = {folder_name(name): name for name in class_names}
     shown = [answer for answer in answers if not answer.error][:MAX_DRAWN]
     columns = min(8, max(1, len(shown)))
     rows = max(1, -(-len(shown) // columns))
@@ -128,9 +130,9 @@ def draw(answers: Sequence[Answer], path: Path, class_names: Sequence[str]) -> i
             continue
         answer = shown[i]
         axes.imshow(np.asarray(decode(answer.path.read_bytes())))
-        (guess, probability), truth = answer.top[0], answer.path.parent.name
+        (guess, probability), folder = answer.top[0], answer.path.parent.name
         color, text = "black", f"{guess} {probability:.0%}"
-        if truth in class_names:
+        if truth := by_folder.get(folder):
             color = "tab:green" if guess == truth else "tab:red"
             text += "" if guess == truth else f"\n(true: {truth})"
         axes.set_title(text, fontsize=8, color=color)

@@ -75,7 +75,7 @@ def _workload(args: argparse.Namespace, size: int) -> tuple[Any, Any]:
     optimizer = optax.adamw(1e-3)
     opt_state = optimizer.init(params)
 
-    def logits(params: Any, pixels: jax.Array, **kwargs: Any) -> jax.Array:
+    def logits(params: Any, pixels: jax.Array, **kwargs: Any) -> Any:
         images = (pixels / 127.5 - 1).astype(args.dtype)
         return model.apply({"params": params}, images, **kwargs)
 

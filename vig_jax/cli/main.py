@@ -1,4 +1,4 @@
-"""`vig <train|evaluate|predict|benchmark>`."""
+"""`vig <train|evaluate|predict|benchmark|data>`."""
 
 import argparse
 import importlib
@@ -11,6 +11,7 @@ COMMANDS = {
     "evaluate": "top-1 and top-5 accuracy of a trained run",
     "predict": "classify image files",
     "benchmark": "images per second and memory of a model on this device",
+    "data": "write the embedded photographs as an image folder",
 }
 
 

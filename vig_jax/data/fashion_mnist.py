@@ -7,11 +7,13 @@ import functools
 import gzip
 import hashlib
 from importlib import resources
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Int32, UInt8
 
+from vig_jax.data import transforms
 from vig_jax.data.example import Example
 
 CLASS_NAMES = (
@@ -101,3 +103,31 @@ def split_positions(
     is_held_out = np.zeros(len(labels), bool)
     is_held_out[held_out] = True
     return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
+
+
+def folder_name(class_name: str) -> str:
+    """A class name as the name of a folder."""
+    return class_name.replace("/", "-")
+
+
+def write_images(directory: Path, split: Literal["train", "eval"], per_class: int | None) -> int:
+    """Writes a split as PNG files, one folder per class; returns how many.
+
+    Args:
+        directory: made if absent; files that are there already are written again.
+        split: "train" or "eval".
+        per_class: only so many of each class, the first; None for all.
+    """
+    source = FashionMnistSource(split)
+    written = dict.fromkeys(range(source.num_classes), 0)
+    for index in range(len(source)):
+        example = source[index]
+        label = example["label"]
+        if per_class is not None and written[label] >= per_class:
+            continue
+        number = source.name_of(index).rpartition("/")[2]
+        file = directory / folder_name(CLASS_NAMES[label]) / f"{int(number):05d}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        transforms.decode(example["image"]).save(file)
+        written[label] += 1
+    return sum(written.values())

@@ -252,6 +252,11 @@ def _class_folders(folder: Path) -> tuple[str, ...]:
         return tuple(sorted(e.name for e in entries if e.is_dir() and not e.name.startswith(".")))
 
 
+def is_image(name: str) -> bool:
+    """Whether a file's extension says that it is an image."""
+    return name.rpartition(".")[2].lower() in _EXTENSIONS
+
+
 def _image_files(folder: str, prefix: str = "") -> Iterator[str]:
     """Paths below `folder` of all files with an image's extension, in no particular order."""
     with os.scandir(folder) as entries:
@@ -260,7 +265,7 @@ def _image_files(folder: str, prefix: str = "") -> Iterator[str]:
                 continue
             if entry.is_dir(follow_symlinks=False):  # links could go round in circles
                 yield from _image_files(entry.path, f"{prefix}{entry.name}/")
-            elif entry.name.rpartition(".")[2].lower() in _EXTENSIONS:
+            elif is_image(entry.name):
                 yield prefix + entry.name
 
 

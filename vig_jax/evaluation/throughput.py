@@ -63,6 +63,7 @@ def measure(
     median = statistics.median(timed)
     low, high = (timed[round(share * (len(timed) - 1))] for share in (0.16, 0.84))
     memory = compiled.memory_analysis()
+    assert memory is not None, "every backend of JAX analyses its programs"
     stats = jax.local_devices()[0].memory_stats() or {}
     return Throughput(
         img_per_s=batch_size / median,

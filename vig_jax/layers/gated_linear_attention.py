@@ -1,5 +1,7 @@
 """ViG's token mixer: bidirectional GLA blended with a local branch."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ from kernels_pallas import bidirectional_gla
 from vig_jax.layers.linear import Dtype, dense, xavier_mixer
 from vig_jax.layers.locality import DepthwiseConv
 from vig_jax.layers.norm import RMSNorm
+from vig_jax.sharding.kernels import over_batch
 
 GATE_RANK = 16
 GATE_NORMALIZER = 16.0  # log-decay = logsigmoid(logit) / 16
@@ -61,15 +64,12 @@ class GatedLinearAttention(nn.Module):
         logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
         decay_fwd, decay_bwd = jnp.split(jax.nn.log_sigmoid(logits) / GATE_NORMALIZER, 2, axis=-1)
         q, k, v, decay_fwd, decay_bwd = map(self._to_heads, (q, k, v, decay_fwd, decay_bwd))
-        o = bidirectional_gla(
-            q,
-            k,
-            v,
-            decay_fwd,
-            decay_bwd,
+        scan = functools.partial(
+            bidirectional_gla,
             scale=self.merge_scale * q.shape[-1] ** -0.5,
             implementation=self.gla_implementation,
         )
+        o = over_batch(scan)(q, k, v, decay_fwd, decay_bwd)
 
         gate = self._to_heads(jax.nn.sigmoid(self.g_proj(s)))
         z = gate * self.g_norm(o) + (1 - gate) * self.l_norm(self._to_heads(s))

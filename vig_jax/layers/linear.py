@@ -1,5 +1,6 @@
 """Dense layers and convolutions with the precision and initialisers this project uses."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -16,7 +17,7 @@ normal_002 = jax.nn.initializers.normal(0.02)
 torch_conv = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
-def uniform_bias(fan_in: int) -> Initializer:
+def uniform_bias(fan_in: int) -> Callable[..., jax.Array]:
     """PyTorch's default bias initialiser: uniform in +-1/sqrt(fan_in)."""
     bound = fan_in**-0.5
 

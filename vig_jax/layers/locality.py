@@ -1,5 +1,7 @@
 """The local branch: a depthwise 3x3 convolution."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -37,6 +39,6 @@ def _shifted_sum(x: Array, kernel: Array) -> Array:
     """Nine shifted products; XLA's CPU backend has no fast grouped convolution."""
     h, w = x.shape[1:3]
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    return sum(
-        padded[:, i : i + h, j : j + w] * kernel[i, j, 0] for i in range(3) for j in range(3)
-    )
+    shifts = [(i, j) for i in range(3) for j in range(3)]
+    products = [padded[:, i : i + h, j : j + w] * kernel[i, j, 0] for i, j in shifts]
+    return functools.reduce(jnp.add, products)

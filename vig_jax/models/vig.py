@@ -168,7 +168,8 @@ class ViG(nn.Module):
                 f"images are {images.dtype}; normalised floating-point pixels are wanted"
             )
         x = self.patch_embed(images)
-        x = x + resize_pos_embed(self.pos_embed, x.shape[1:3]).astype(x.dtype)
+        _, h, w, _ = x.shape
+        x = x + resize_pos_embed(self.pos_embed, (h, w)).astype(x.dtype)
         for block in self.blocks:
             x = block(x, train)
         return (self.norm(x),)
