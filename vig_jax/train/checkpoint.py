@@ -10,7 +10,6 @@ A workdir holds `checkpoints/<step>/`, written whole or not at all, with the ite
 The newest `keep_checkpoints` stay, and the best one by evaluation.
 """
 
-import contextlib
 import dataclasses
 import json
 import math
@@ -21,7 +20,7 @@ from typing import Any, Self
 
 import jax
 import orbax.checkpoint as ocp
-from jax.sharding import Mesh, SingleDeviceSharding
+from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 from orbax.checkpoint import checkpoint_managers
 
 from vig_jax.config import RunConfig, parse, to_dict
@@ -169,20 +168,11 @@ class Checkpoints:
         """
         directory = self._directory / str(step)
         _check_same_run(_read_run(directory), info, directory)
-        metadata = self._manager.item_metadata(step)
         wanted = _items(like)
-        for name in ("params", "ema_params"):
-            if name in wanted:
-                _check_same_tree(wanted[name], metadata[name], directory / name)
+        for name in wanted.keys() & {"params", "ema_params"}:
+            _check_same_tree(wanted[name], directory / name)
         everywhere = replicated(mesh)
-        args = {
-            name: ocp.args.StandardRestore(
-                jax.tree.map(
-                    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), tree
-                )
-            )
-            for name, tree in wanted.items()
-        }
+        args = {k: ocp.args.StandardRestore(_placed(v, everywhere)) for k, v in wanted.items()}
         items = self._manager.restore(step, args=ocp.args.Composite(**args))
         return TrainState(
             params=items["params"],
@@ -223,15 +213,11 @@ def load_for_inference(path: str | Path, *, ema: bool | None = None) -> Restored
     ema = has_ema if ema is None else ema
     name = "ema_params" if ema else "params"
     expected = jax.eval_shape(make_task(config).init, jax.random.PRNGKey(0))
-    with contextlib.closing(ocp.StandardCheckpointer()) as reader:
-        _check_same_tree(
-            expected, reader.metadata(directory / name).item_metadata, directory / name
-        )
-        here = SingleDeviceSharding(jax.local_devices()[0])
-        params = reader.restore(
-            directory / name,
-            jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), expected),
-        )
+    _check_same_tree(expected, directory / name)
+    here = SingleDeviceSharding(jax.local_devices()[0])
+    params = ocp.StandardCheckpointHandler().restore(
+        directory / name, args=ocp.args.StandardRestore(_placed(expected, here))
+    )
     return Restored(
         config, {"params": params}, stored["data_position"], tuple(stored["class_names"]), ema
     )
@@ -242,6 +228,11 @@ def _items(state: TrainState) -> dict[str, Any]:
     training = {"opt_state": state.opt_state, "step": state.step, "key": state.key}
     items = {"params": state.params, "training": training}
     return items if state.ema_params is None else items | {"ema_params": state.ema_params}
+
+
+def _placed(tree: Any, sharding: Sharding) -> Any:
+    """The shapes of a tree, to be restored with a sharding."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 
 def _find_checkpoint(path: Path) -> Path:
@@ -294,8 +285,9 @@ def _check_same_run(stored: Mapping[str, Any], info: RunInfo, where: Path) -> No
         )
 
 
-def _check_same_tree(expected: Any, stored: Any, where: Path) -> None:
+def _check_same_tree(expected: Any, where: Path) -> None:
     """Refuses parameters of another model; names the first differences."""
+    stored = ocp.StandardCheckpointHandler().metadata(where).tree
 
     def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
         leaves = jax.tree_util.tree_leaves_with_path(tree)

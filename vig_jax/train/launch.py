@@ -5,6 +5,7 @@ options say is checked before anything is computed, and mistakes are told in a l
 traceback.
 """
 
+import logging
 import os
 import re
 import sys
@@ -41,7 +42,6 @@ _DISTRIBUTED = flags.DEFINE_bool(
     "Set on every host of a run on several. Slurm, Open MPI and cloud TPUs are recognised; "
     "elsewhere set JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and JAX_PROCESS_ID.",
 )
-flags.FLAGS.set_default("verbosity", -1)  # warnings; Orbax tells of every file it writes
 _USAGE = """Trains a model.
 
     train.py --config=configs/vig_b.py [--config.KEY=VALUE ...] [--workdir=DIR]
@@ -90,6 +90,8 @@ def _unknown_setting(message: str, argv: Sequence[str]) -> str:
 
 
 def _train(argv: Sequence[str]) -> None:
+    for library in ("absl", "jax"):  # Orbax, through absl, tells of every file it writes
+        logging.getLogger(library).setLevel(logging.WARNING)
     if len(argv) > 1:
         _fail(f"{' '.join(argv[1:])!r} is no option; settings are given as --config.KEY=VALUE")
     try:

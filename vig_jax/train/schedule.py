@@ -33,7 +33,7 @@ def warmup_cosine(
     total = epochs * steps_per_epoch
 
     def schedule(step: jax.typing.ArrayLike) -> jax.Array:
-        t = jnp.maximum(jnp.asarray(step) - 1, 0)
+        t = jnp.maximum(jnp.asarray(step) - 1, 0).astype(float)
         rising = start + t * ((base - start) / max(warmup, 1))
         # (1 + cos(pi (1 - left))) / 2 = sin(pi left / 2)^2, which float32 keeps exact near 0.
         left = jnp.clip((total - t) / max(total - warmup, 1), 0.0, 1.0)

@@ -36,7 +36,7 @@ def make_train_step(
             ema_params = optax.incremental_update(params, ema_params, 1.0 - ema_decay)
         metrics = {
             "loss": loss,
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
             "lr": schedule(state.step),
         }
         new_state = TrainState(state.step + 1, params, ema_params, opt_state, state.key)

@@ -1,0 +1,126 @@
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import common
+from vig_jax.config import parse
+from vig_jax.tasks.classification import Classification, make_model, make_task, normalise
+
+
+class Lookup(nn.Module):
+    """Logits that are read off the pixels: class c's is the value of pixel (0, c), channel 0."""
+
+    classes: int
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        scale = self.param("scale", nn.initializers.ones, ())
+        if train:
+            assert self.has_rng("dropout")
+        return scale * images[:, 0, : self.classes, 0]
+
+
+def task(classes=8, **data):
+    config = parse(common.get_config()).data
+    data = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3, "image_size": 8} | data
+    return Classification(
+        model=Lookup(classes),
+        num_classes=classes,
+        data=dataclasses.replace(config, **data),
+        label_smoothing=0.1,
+    )
+
+
+def images_with_logits(logits):
+    images = np.zeros((len(logits), 8, 8, 3), np.uint8)
+    images[:, 0, : len(logits[0]), 0] = logits
+    return jnp.asarray(images)
+
+
+def test_normalise_is_per_channel():
+    config = parse(common.get_config()).data
+    images = jnp.asarray(np.full((1, 2, 2, 3), (0, 128, 255), np.uint8))
+    expected = (np.array((0, 128, 255)) / 255 - config.mean) / config.std
+    np.testing.assert_allclose(normalise(images, config)[0, 1, 0], expected, rtol=1e-5)
+
+
+def test_metrics_count_weighted_hits():
+    ranks = [5, 4, 3, 2, 1, 0, 0, 0]  # of classes 0 to 7: class 0 is the first guess
+    batch = {
+        "image": images_with_logits([ranks] * 4),
+        "label": jnp.array([0, 4, 5, 0]),
+        "weight": jnp.array([1.0, 1.0, 1.0, 0.0]),  # the last row only fills the batch
+    }
+    params = {"scale": jnp.ones(())}
+    sums = {k: float(v) for k, v in jax.jit(task().evaluate)(params, batch).items()}
+    assert sums["weight"] == 3
+    metrics = task().metrics(sums)
+    assert metrics["top1"] == pytest.approx(1 / 3)
+    assert metrics["top5"] == pytest.approx(2 / 3)
+    log_z = np.log(np.sum(np.exp(ranks)))
+    assert metrics["loss"] == pytest.approx(np.mean([log_z - 5, log_z - 1, log_z - 0]), rel=1e-5)
+
+
+def test_equal_logits_are_not_all_hits():
+    batch = {
+        "image": images_with_logits([[3] * 8] * 8),
+        "label": jnp.arange(8),
+        "weight": jnp.ones(8),
+    }
+    sums = task().evaluate({"scale": jnp.ones(())}, batch)
+    assert float(sums["top1"]) == 1
+    assert float(sums["top5"]) == 5
+
+
+def test_fewer_than_five_classes():
+    batch = {
+        "image": images_with_logits([[1, 2]]),
+        "label": jnp.array([0]),
+        "weight": jnp.ones(1),
+    }
+    sums = task(classes=2).evaluate({"scale": jnp.ones(())}, batch)
+    assert (float(sums["top1"]), float(sums["top5"])) == (0, 1)
+
+
+def test_loss_without_mixing_is_smoothed_cross_entropy():
+    logits = np.array([[4, 0, 1, 0, 0, 0, 0, 2], [0, 0, 7, 0, 0, 1, 0, 0]])
+    labels = np.array([0, 5])
+    batch = {"image": images_with_logits(logits), "label": jnp.asarray(labels)}
+    loss = task(mixup_alpha=0.0, cutmix_alpha=0.0).loss(
+        {"scale": jnp.ones(())}, batch, jax.random.PRNGKey(0)
+    )
+    log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    expected = -(0.9 * log_p[[0, 1], labels] + 0.1 * log_p.mean(1)).mean()
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+
+
+def test_loss_is_a_function_of_the_key():
+    batch = {
+        "image": jnp.asarray(np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)),
+        "label": jnp.arange(4),
+    }
+    mixing = task(std=(1.0,) * 3, mixup_group=4)
+    params = {"scale": jnp.ones(())}
+    first, again, other = (
+        float(mixing.loss(params, batch, jax.random.PRNGKey(seed))) for seed in (0, 0, 1)
+    )
+    assert first == again != other
+
+
+def test_make_model_passes_what_is_set():
+    config = parse(common.get_config()).model
+    config = dataclasses.replace(config, num_classes=7, embed_dim=32, num_heads=1, depth=1)
+    model = make_model(config)
+    assert (model.num_classes, model.embed_dim, model.depth) == (7, 32, 1)
+    assert model.img_size == 224  # unset: the variant's own
+    assert model.dtype == jnp.bfloat16
+    assert model.param_dtype == jnp.float32
+
+
+def test_unresolved_config_is_refused():
+    with pytest.raises(ValueError, match="num_classes is unset"):
+        make_task(parse(common.get_config()))

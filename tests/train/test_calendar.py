@@ -1,0 +1,39 @@
+import dataclasses
+
+import pytest
+
+from configs import common
+from vig_jax.config import parse
+from vig_jax.train.calendar import Calendar
+
+CONFIG = dataclasses.replace(
+    parse(common.get_config()).train,
+    epochs=4,
+    log_every_steps=7,
+    eval_every_epochs=2,
+    checkpoint_every_steps=10,
+)
+
+
+def test_what_is_due():
+    calendar = Calendar.of(CONFIG, steps_per_epoch=6)
+    steps = range(calendar.total + 1)
+    assert calendar.total == 24
+    assert [s for s in steps if calendar.log_due(s)] == [7, 14, 21, 24]
+    assert [s for s in steps if calendar.eval_due(s)] == [12, 24]
+    assert [s for s in steps if calendar.save_due(s)] == [10, 20, 24]
+
+
+def test_zero_means_only_at_the_end():
+    calendar = Calendar(steps_per_epoch=3, total=9, log_every=0, eval_every=0, save_every=0)
+    for due in (calendar.log_due, calendar.eval_due, calendar.save_due):
+        assert [s for s in range(10) if due(s)] == [9]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"epochs": 0}, "epochs is 0"), ({"log_every_steps": -1}, "log_every_steps is negative")],
+)
+def test_refuses(change, message):
+    with pytest.raises(ValueError, match=message):
+        Calendar.of(dataclasses.replace(CONFIG, **change), steps_per_epoch=6)

@@ -1,0 +1,167 @@
+import dataclasses
+import json
+import shutil
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vig_jax.sharding.mesh import make_mesh
+from vig_jax.train.checkpoint import (
+    CheckpointError,
+    Checkpoints,
+    RunInfo,
+    load_for_inference,
+)
+from vig_jax.train.experiment import Experiment
+
+EVALUATION = {"eval/top1": 0.5, "eval/ema_top1": 0.5}
+
+
+@pytest.fixture
+def experiment(tiny):
+    return Experiment.of(tiny())
+
+
+def numbered(experiment, step):
+    """A state whose every parameter is `step`, and whose every average is `step` + 0.5."""
+    state = experiment.new_state()
+    params = jax.tree.map(lambda x: jnp.full_like(x, step), state.params)
+    return state.replace(
+        step=jnp.asarray(step, jnp.int32),
+        params=params,
+        ema_params=jax.tree.map(lambda x: x + 0.5, params),
+    )
+
+
+def save(workdir, experiment, steps, *, keep=2):
+    """Checkpoints at the steps of a dict to their evaluated accuracy, or None."""
+    with Checkpoints(workdir, keep=keep, headline="top1") as checkpoints:
+        for step, top1 in steps.items():
+            metrics = {} if top1 is None else {"eval/top1": 0.0, "eval/ema_top1": top1}
+            checkpoints.save(step, numbered(experiment, step), experiment.info, metrics)
+
+
+def kept(workdir):
+    return sorted(int(d.name) for d in (workdir / "checkpoints").iterdir())
+
+
+def restore(workdir, experiment, info=None):
+    with Checkpoints(workdir, keep=2, headline="top1") as checkpoints:
+        return checkpoints.restore(
+            checkpoints.latest(),
+            jax.eval_shape(experiment.new_state),
+            info or experiment.info,
+            make_mesh(),
+        )
+
+
+def test_comes_back_bit_for_bit(tmp_path, experiment):
+    state = experiment.new_state().replace(step=jnp.asarray(7, jnp.int32))
+    with Checkpoints(tmp_path, keep=1, headline="top1") as checkpoints:
+        checkpoints.save(7, state, experiment.info, EVALUATION)
+    restored = restore(tmp_path, experiment)
+    chex.assert_trees_all_equal(restored, state)
+    chex.assert_trees_all_equal_dtypes(restored, state)
+    with Checkpoints(tmp_path, keep=1, headline="top1") as checkpoints:
+        assert checkpoints.metrics(7) == EVALUATION
+
+
+def test_keeps_the_newest_and_the_best(tmp_path, experiment):
+    save(tmp_path, experiment, {1: 0.1, 2: 0.9, 3: 0.3, 4: None, 5: 0.4, 6: None})
+    assert kept(tmp_path) == [2, 5, 6]
+    loaded = load_for_inference(tmp_path)
+    assert (loaded.step, loaded.ema) == (2, True)
+    assert load_for_inference(tmp_path / "checkpoints").step == 2
+    assert load_for_inference(tmp_path / "checkpoints" / "5").step == 5
+
+
+def test_unfinished_checkpoint_is_ignored(tmp_path, experiment):
+    save(tmp_path, experiment, {1: None, 2: None})
+    draft = tmp_path / "checkpoints" / "3.orbax-checkpoint-tmp"
+    shutil.copytree(tmp_path / "checkpoints" / "2", draft)
+    shutil.rmtree(draft / "training")
+    assert load_for_inference(tmp_path).step == 2
+    assert int(restore(tmp_path, experiment).step) == 2
+
+
+def test_loads_averages_or_raw_weights(tmp_path, experiment):
+    save(tmp_path, experiment, {3: 0.5})
+    for ema, value in ((None, 3.5), (True, 3.5), (False, 3.0)):
+        loaded = load_for_inference(tmp_path, ema=ema)
+        expected = numbered(experiment, 0).params
+        chex.assert_trees_all_equal_shapes(loaded.variables["params"], expected)
+        assert {float(x.flat[0]) for x in map(np.asarray, jax.tree.leaves(loaded.variables))} == {
+            value
+        }
+    assert loaded.config == experiment.config
+    assert loaded.class_names == ("cat", "dog")
+
+
+def test_run_without_averages(tmp_path, tiny):
+    experiment = Experiment.of(tiny(train__ema_decay=0.0))
+    state = experiment.new_state()
+    assert state.ema_params is None
+    with Checkpoints(tmp_path, keep=1, headline="top1") as checkpoints:
+        checkpoints.save(1, state, experiment.info, {"eval/top1": 0.5})
+    chex.assert_trees_all_equal(restore(tmp_path, experiment), state)
+    assert not load_for_inference(tmp_path).ema
+    with pytest.raises(CheckpointError, match="no averaged weights"):
+        load_for_inference(tmp_path, ema=True)
+
+
+@pytest.mark.parametrize("place", ["nowhere", "empty"])
+def test_no_checkpoint(tmp_path, place):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match="no finished checkpoint"):
+        load_for_inference(tmp_path / place)
+
+
+def test_config_of_another_run_is_refused(tmp_path, experiment, tiny):
+    save(tmp_path, experiment, {1: None})
+    other = Experiment.of(tiny(optimizer__base_lr=0.5, train__label_smoothing=0.0))
+    with pytest.raises(CheckpointError) as error:
+        restore(tmp_path, other)
+    message = str(error.value)
+    assert "config.optimizer.base_lr: 0.001 there, 0.5 now" in message
+    assert "config.train.label_smoothing: 0.1 there, 0.0 now" in message
+    assert "batch_size" not in message
+    assert "--workdir" in message
+
+
+def test_free_settings_may_change(tmp_path, experiment, tiny):
+    save(tmp_path, experiment, {1: None})
+    other = Experiment.of(tiny(train__log_every_steps=9, data__workers=2))
+    assert int(restore(tmp_path, other).step) == 1
+
+
+def test_other_data_are_refused(tmp_path, experiment):
+    save(tmp_path, experiment, {1: None})
+    info = dataclasses.replace(experiment.info, data_fingerprint="other")
+    assert isinstance(info, RunInfo)
+    with pytest.raises(CheckpointError, match=r"other data .*now\s+other"):
+        restore(tmp_path, experiment, info)
+
+
+def test_other_model_is_refused_by_name_and_shape(tmp_path, experiment):
+    save(tmp_path, experiment, {1: None})
+    path = tmp_path / "checkpoints" / "1" / "run" / "metadata"
+    stored = json.loads(path.read_text())
+    stored["config"]["model"] |= {"embed_dim": 64, "depth": 2}
+    path.write_text(json.dumps(stored))
+    with pytest.raises(CheckpointError) as error:
+        load_for_inference(tmp_path)
+    lines = str(error.value).splitlines()
+    assert "ema_params does not fit the model" in lines[0]
+    assert "blocks_0/attn/dwconv/kernel: (3, 3, 1, 32) stored, (3, 3, 1, 64) in the model" in str(
+        error.value
+    )
+    assert len(lines) == 7
+    assert lines[-1].strip().startswith("... and ")
+
+
+def test_keeping_nothing_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="keep_checkpoints is 0"):
+        Checkpoints(tmp_path, keep=0, headline="top1")

@@ -1,0 +1,66 @@
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import vig_jax
+from configs import common
+from vig_jax.config import parse
+from vig_jax.train.optimizer import decay_mask, make_optimizer
+
+CONFIG = parse(common.get_config()).optimizer
+
+
+def test_decays_matrices_and_the_position_embedding_only():
+    model = vig_jax.create_model("vig_t", embed_dim=32, num_heads=1, depth=1)
+    images = jnp.zeros((1, 224, 224, 3))
+    params = jax.eval_shape(model.init, jax.random.PRNGKey(0), images)["params"]
+    mask = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): decays
+        for path, decays in jax.tree_util.tree_leaves_with_path(decay_mask(params))
+    }
+    assert mask["pos_embed"]
+    assert mask["head/kernel"]
+    assert not mask["norm/scale"]
+    assert {name for name, decays in mask.items() if decays} == {
+        name for name in mask if name == "pos_embed" or name.endswith("/kernel")
+    }
+
+
+def test_two_dimensional_bias_is_not_decayed():
+    assert decay_mask({"bias": jnp.zeros((2, 2)), "kernel": jnp.zeros((2, 2))}) == {
+        "bias": False,
+        "kernel": True,
+    }
+
+
+def test_one_update_is_adamw():
+    config = dataclasses.replace(CONFIG, clip_norm=0.0, weight_decay=0.3)
+    params = {"kernel": jnp.full((2, 2), 2.0), "bias": jnp.full((2,), 2.0)}
+    grads = jax.tree.map(lambda x: jnp.full_like(x, -4.0), params)
+    optimizer = make_optimizer(config, lambda step: 0.1)
+    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    # The first step of Adam is the sign of the gradient; decay is a share of the weight.
+    expected = {"kernel": jnp.full((2, 2), 0.1 * (1 - 0.3 * 2)), "bias": jnp.full((2,), 0.1)}
+    chex.assert_trees_all_close(updates, expected, rtol=1e-4)
+
+
+def test_clips_the_global_norm():
+    # A large eps makes Adam's first update proportional to the gradient it sees.
+    params = {"a": jnp.zeros((3,)), "b": jnp.zeros((4,))}
+    grads = {"a": jnp.full((3,), 6.0), "b": jnp.full((4,), 8.0)}
+    norm = float(optax.tree.norm(grads))
+
+    def update(clip_norm):
+        config = dataclasses.replace(CONFIG, clip_norm=clip_norm, eps=1e6, weight_decay=0.0)
+        optimizer = make_optimizer(config, lambda step: 1.0)
+        return optimizer.update(grads, optimizer.init(params), params)[0]
+
+    clipped, free = update(5.0), update(0.0)
+    np.testing.assert_allclose(
+        float(optax.tree.norm(clipped) / optax.tree.norm(free)), 5.0 / norm, rtol=1e-4
+    )
+    chex.assert_trees_all_close(update(2 * norm), free)

@@ -1,0 +1,183 @@
+"""The update itself: against upstream's trajectory, and its contract."""
+
+import dataclasses
+from pathlib import Path
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import vig_jax
+from configs import common
+from tests import golden
+from vig_jax.config import parse
+from vig_jax.convert import upstream
+from vig_jax.sharding.mesh import make_mesh
+from vig_jax.tasks.losses import soft_cross_entropy
+from vig_jax.train.optimizer import make_optimizer
+from vig_jax.train.schedule import warmup_cosine
+from vig_jax.train.state import TrainState, init_state
+from vig_jax.train.step import make_train_step
+
+FOLDER = Path(__file__).parent / "golden"
+MODELS = Path(__file__).parents[1] / "models" / "golden"
+CONFIG = parse(common.get_config()).optimizer
+
+
+@dataclasses.dataclass(frozen=True)
+class MixedTask:
+    """Soft cross-entropy on images and targets that are mixed already."""
+
+    model: object
+    headline: str = "top1"
+
+    def loss(self, params, batch, key):
+        logits = self.model.apply({"params": params}, batch["image"], train=True)
+        return jnp.mean(soft_cross_entropy(logits, batch["target"]))
+
+
+def mixed_batch(case, step, classes):
+    """Update `step`'s images and targets, mixed with the reversed batch, in float64."""
+    name = f"train/{case['model']}/{step['update']}"
+    images = golden.images("train", name.removeprefix("train/"), (case["batch"], 3, 64, 64))
+    hot = np.eye(classes)[step["labels"]] * (1 - case["smoothing"]) + case["smoothing"] / classes
+    lam = step["lam"]
+    mixed = [lam * x + (1 - lam) * x[::-1] for x in (np.asarray(images, np.float64), hot)]
+    return {"image": mixed[0], "target": mixed[1]}
+
+
+def digests(params, prefix):
+    """The stored form of a parameter tree, under upstream's names."""
+    return {
+        f"{prefix}.{name}": np.array(
+            [np.sum(value * golden.noise(f"probe/{name}", value.shape)), np.linalg.norm(value)]
+        )
+        for name, value in upstream.from_params(params).items()
+    }
+
+
+def test_nine_updates_match_upstream():
+    case, arrays = golden.load(FOLDER, "steps_plain_t")
+    description, _ = golden.load(MODELS, "plain_t")
+    # The scan over tokens compiles fastest.
+    model = vig_jax.create_model("vig_t", **description["model"], gla_implementation="reference")
+    state_dict = golden.weights(description["keys"], description["multipliers"])
+    assert golden.digest(state_dict) == case["weights_sha256"]
+    config = dataclasses.replace(
+        CONFIG,
+        base_lr=case["base_lr"],
+        warmup_lr=case["warmup_lr"],
+        min_lr=case["min_lr"],
+        lr_batch=case["batch"],
+        warmup_epochs=case["warmup_epochs"],
+        weight_decay=case["weight_decay"],
+        clip_norm=case["clip_grad"],
+    )
+    with jax.enable_x64(True):
+        schedule = warmup_cosine(
+            config,
+            batch_size=case["batch"],
+            steps_per_epoch=case["updates_per_epoch"],
+            epochs=case["epochs"],
+        )
+        optimizer = make_optimizer(config, schedule)
+        params = jax.tree.map(
+            lambda x: jnp.asarray(x, jnp.float64), upstream.to_params(state_dict, model)
+        )
+        state = TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            ema_params=jax.tree.map(jnp.copy, params),
+            opt_state=optimizer.init(params),
+            key=jax.random.PRNGKey(0),
+        )
+        step = make_train_step(
+            MixedTask(model), optimizer, schedule, ema_decay=case["ema_decay"], mesh=make_mesh()
+        )
+        for expected in case["steps"]:
+            batch = mixed_batch(case, expected, description["model"]["num_classes"])
+            state, metrics = step(state, batch)
+            np.testing.assert_allclose(metrics["lr"], expected["lr"], rtol=1e-12)
+            np.testing.assert_allclose(metrics["loss"], expected["loss"], rtol=1e-6)
+            np.testing.assert_allclose(
+                metrics["grad_norm"], expected["grad_norm_before_clip"], rtol=1e-6
+            )
+        ours = digests(state.params, "param") | digests(state.ema_params, "ema")
+        images = golden.images("plain_t", "native", description["images"]["native"])
+        # Upstream's evaluation halves the merged scan once more.
+        evaluate = jax.jit(model.clone(merge_scale=0.25).apply)
+        for name, tree in (("model", state.params), ("ema", state.ema_params)):
+            logits = evaluate({"params": tree}, jnp.asarray(images, jnp.float64))
+            error = golden.relative_error(logits, arrays[f"logits_after.{name}"])
+            assert error < 1e-6, (name, error)
+    assert ours.keys() == {name for name in arrays if name.startswith(("param.", "ema."))}
+    for name, value in ours.items():
+        norm = arrays[name][1]
+        np.testing.assert_allclose(value, arrays[name], rtol=0, atol=1e-6 * norm, err_msg=name)
+
+
+@dataclasses.dataclass(frozen=True)
+class NoisyLine:
+    """A line fitted to noisy points; the noise comes from the key."""
+
+    headline: str = "top1"
+
+    def init(self, key):
+        return {"kernel": jax.random.normal(key, (2, 1))}
+
+    def loss(self, params, batch, key):
+        noise = jax.random.normal(key, batch["y"].shape)
+        return jnp.mean((batch["x"] @ params["kernel"] - batch["y"] - noise) ** 2)
+
+
+@pytest.fixture
+def line():
+    optimizer = make_optimizer(CONFIG, lambda step: 0.1)
+    state = init_state(NoisyLine(), optimizer, seed=3, ema=True)
+    step = make_train_step(
+        NoisyLine(), optimizer, lambda step: 0.1, ema_decay=0.75, mesh=make_mesh()
+    )
+    generator = np.random.default_rng(0)
+    batch = {
+        "x": generator.normal(size=(8, 2)).astype(np.float32),
+        "y": generator.normal(size=(8, 1)).astype(np.float32),
+    }
+    return state, step, batch
+
+
+def test_average_follows_the_parameters(line):
+    state, step, batch = line
+    expected = np.asarray(state.ema_params["kernel"])
+    for _ in range(3):
+        state, _ = step(state, batch)
+        expected = 0.75 * expected + 0.25 * np.asarray(state.params["kernel"])
+    np.testing.assert_allclose(state.ema_params["kernel"], expected, rtol=1e-6)
+
+
+def test_step_counts_keeps_the_key_and_draws_anew(line):
+    state, step, batch = line
+    key = np.asarray(state.key)
+    losses = []
+    for expected_step in range(1, 4):
+        state = state.replace(params={"kernel": jnp.zeros((2, 1))})
+        state, metrics = step(state, batch)
+        losses.append(float(metrics["loss"]))
+        assert int(state.step) == expected_step
+    assert len(set(losses)) == 3  # the same parameters and batch, another draw
+    np.testing.assert_array_equal(state.key, key)
+
+
+def test_given_state_is_consumed(line):
+    state, step, batch = line
+    step(state, batch)
+    assert state.params["kernel"].is_deleted()
+
+
+def test_same_seed_same_state():
+    optimizer = make_optimizer(CONFIG, lambda step: 0.1)
+    one, two, other = (init_state(NoisyLine(), optimizer, seed=s, ema=False) for s in (1, 1, 2))
+    chex.assert_trees_all_equal(one, two)
+    assert one.ema_params is None
+    assert not np.array_equal(one.params["kernel"], other.params["kernel"])
