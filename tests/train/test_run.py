@@ -1,0 +1,195 @@
+"""Whole runs: to the end, interrupted in every way, and refused."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import chex
+import jax.numpy as jnp
+import pytest
+
+from vig_jax.config import to_dict
+from vig_jax.train import loop
+from vig_jax.train.checkpoint import CheckpointError, load_for_inference
+from vig_jax.train.experiment import Experiment
+from vig_jax.train.loop import run
+from vig_jax.train.metrics import NonFiniteLossError
+from vig_jax.train.writers import RunLog
+
+ROOT = Path(__file__).parents[2]
+
+
+def lines(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def numbers(workdir):
+    """All that is recorded but the speed."""
+    return [{k: v for k, v in r.items() if k != "train/img_per_s"} for r in lines(workdir)]
+
+
+def final(workdir):
+    """Raw and averaged parameters of the newest checkpoint."""
+    newest = max((workdir / "checkpoints").iterdir(), key=lambda d: int(d.name))
+    return [load_for_inference(newest, ema=ema).variables for ema in (False, True)]
+
+
+def at_step(monkeypatch, step, action):
+    """Does something right after update `step` (counted from the start of the process)."""
+    done = 0
+
+    def advance(self):
+        nonlocal done
+        done += 1
+        if done == step:
+            action()
+
+    monkeypatch.setattr(RunLog, "advance", advance)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    return tmp_path_factory.mktemp("unbroken")
+
+
+@pytest.fixture
+def whole(unbroken, tiny):
+    """The workdir of a run that nobody disturbed."""
+    if not (unbroken / "config.json").exists():
+        run(tiny(), unbroken)
+    return unbroken
+
+
+def test_run_to_the_end(whole, tiny):
+    records = lines(whole)
+    training = [r for r in records if "train/loss" in r]
+    assert [r["step"] for r in training] == list(range(1, 13))
+    assert {"train/grad_norm", "train/lr", "train/loss", "train/img_per_s"} < training[-1].keys()
+    evaluations = [r for r in records if "eval/top1" in r]
+    assert [r["epoch"] for r in evaluations] == [1, 2, 3]
+    assert {f"eval/{p}{m}" for p in ("", "ema_") for m in ("loss", "top1", "top5")} < (
+        evaluations[-1].keys()
+    )
+    assert evaluations[-1]["eval/top5"] == 1.0  # two classes
+    stored = json.loads((whole / "config.json").read_text())
+    assert stored["class_names"] == ["cat", "dog"]
+    assert stored["config"]["model"]["num_classes"] == 2
+    config = tiny()
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, num_classes=2))
+    assert stored["config"] == json.loads(json.dumps(to_dict(config)))
+    assert list((whole / "tensorboard").iterdir())
+
+
+def test_finished_run_is_left_alone(whole, tiny):
+    before = numbers(whole)
+    results = run(tiny(), whole)
+    assert numbers(whole) == before
+    assert results["eval/top1"] == before[-1]["eval/top1"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stop_signal_saves_and_going_on_is_exact(
+    whole, tiny, tmp_path, monkeypatch, capsys, number
+):
+    with monkeypatch.context() as patch:
+        at_step(patch, 7, lambda: signal.raise_signal(number))  # in the middle of an epoch
+        run(tiny(), tmp_path)
+    assert load_for_inference(tmp_path / "checkpoints" / "7").step == 7
+    message = capsys.readouterr().err
+    assert f"stopped by {number.name} after step 7 of 12, saved" in message
+    assert "the same command goes on" in message
+    run(tiny(), tmp_path)
+    assert "going on from the checkpoint of step 7 of 12" in capsys.readouterr().err
+    chex.assert_trees_all_equal(final(tmp_path), final(whole))
+    assert numbers(tmp_path) == numbers(whole)
+
+
+def test_stop_during_evaluation(whole, tiny, tmp_path, monkeypatch):
+    evaluate = loop.evaluate
+
+    def interrupted(*args, **kwargs):
+        signal.raise_signal(signal.SIGTERM)
+        return evaluate(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "evaluate", interrupted)
+        assert run(tiny(), tmp_path) == {}
+    assert [d.name for d in (tmp_path / "checkpoints").iterdir()] == ["4"]
+    run(tiny(), tmp_path)
+    chex.assert_trees_all_equal(final(tmp_path), final(whole))
+    assert numbers(tmp_path) == numbers(whole)
+
+
+@pytest.mark.slow
+def test_killed_and_restarted_is_exact(whole, tiny, tmp_path, compilation_cache, image_folder):
+    """SIGKILL at some step of the middle of the run, through train.py."""
+    config = to_dict(tiny())
+    page = tmp_path / "tiny.py"
+    page.write_text(
+        "from ml_collections import ConfigDict\n"
+        f"def get_config():\n    return ConfigDict({config!r})\n"
+    )
+    workdir = tmp_path / "run"
+    command = [sys.executable, "train.py", f"--config={page}", f"--workdir={workdir}"]
+    environment = {**os.environ, **compilation_cache}
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    metrics = workdir / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and '"step": 6' in metrics.read_text()):
+        time.sleep(0.002)
+    process.kill()
+    output = process.communicate()[0].decode()
+    assert process.returncode == -signal.SIGKILL, output
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "going on from the checkpoint of step" in done.stderr
+    chex.assert_trees_all_equal(final(workdir), final(whole))
+    assert numbers(workdir) == numbers(whole)
+
+
+def test_diverging_run_stops_with_the_step_and_keeps_the_last_good(tiny, tmp_path, monkeypatch):
+    build = Experiment.of
+
+    def poisoned(config):
+        experiment = build(config)
+        done = 0
+
+        def train_step(state, batch):
+            nonlocal done
+            done += 1
+            state, metrics = experiment.train_step(state, batch)
+            bad = done >= 7
+            return state, metrics | ({"loss": jnp.float32(jnp.nan)} if bad else {})
+
+        return dataclasses.replace(experiment, train_step=train_step)
+
+    monkeypatch.setattr(loop.Experiment, "of", poisoned)
+    with pytest.raises(NonFiniteLossError, match="update 7: loss = nan") as error:
+        run(tiny(train__log_every_steps=100), tmp_path)
+    assert "last good checkpoint, of step 5" in error.value.__notes__[0]
+    assert sorted(d.name for d in (tmp_path / "checkpoints").iterdir()) == ["4", "5"]
+
+
+def test_workdir_of_another_config(whole, tiny):
+    before = numbers(whole)
+    with pytest.raises(CheckpointError, match=r"config\.optimizer\.base_lr: 0\.001 there, 0\.01"):
+        run(tiny(optimizer__base_lr=0.01), whole)
+    assert numbers(whole) == before
+
+
+def test_batch_that_is_more_than_the_data(tiny, tmp_path):
+    with pytest.raises(ValueError, match="32 images, fewer than one batch of 64"):
+        run(tiny(train__batch_size=64), tmp_path)
+
+
+def test_fewer_classes_than_the_data(tiny, tmp_path):
+    with pytest.raises(ValueError, match="num_classes is 1, but the data set has 2"):
+        run(tiny(model__num_classes=1), tmp_path)
