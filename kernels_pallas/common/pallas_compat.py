@@ -1,0 +1,109 @@
+"""The one file that knows the version-dependent names of Pallas and of its Triton backend."""
+
+import contextlib
+import contextvars
+import functools
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+with warnings.catch_warnings():
+    # The backend still ships with every JAX release served; it only says that it will not forever.
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from jax.experimental.pallas import triton as plgpu
+
+_interpreting = contextvars.ContextVar("kernels_pallas_interpreting", default=False)
+
+
+@contextlib.contextmanager
+def interpret() -> Iterator[None]:
+    """Within it, kernels are traced for Pallas's interpreter and so run on any platform.
+
+    It is read when a function is traced: `jax.jit` of a function first called outside keeps its
+    compiled kernels.
+    """
+    token = _interpreting.set(True)
+    try:
+        yield
+    finally:
+        _interpreting.reset(token)
+
+
+def is_interpreting() -> bool:
+    """Whether `interpret` is in force."""
+    return _interpreting.get()
+
+
+def triton_call(
+    kernel: Callable[..., None],
+    *,
+    name: str,
+    programs: int,
+    out_shape: Sequence[jax.ShapeDtypeStruct],
+    num_warps: int,
+    num_stages: int,
+    aliases: Mapping[int, int] | None = None,
+) -> Callable[..., Any]:
+    """A launch of `programs` programs on a one-dimensional grid.
+
+    References are to whole arrays: inputs first, then outputs. Kernels do their own indexing.
+    `aliases` maps inputs to the outputs that start with their contents.
+    """
+    interpreting = is_interpreting()
+    body = functools.partial(kernel, interpreting=interpreting)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        call = pl.pallas_call(
+            body,
+            grid=(programs,),
+            out_shape=tuple(out_shape),
+            compiler_params=plgpu.CompilerParams(num_warps=num_warps, num_stages=num_stages),
+            input_output_aliases=dict(aliases or {}),
+            interpret=interpreting,
+            name=name,
+        )
+
+    def run(*arrays: jax.Array) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return call(*arrays)
+
+    return run
+
+
+program_id = pl.program_id
+when = pl.when
+
+
+def load(ref: Any, index: tuple[Any, ...], mask: Any, *, interpreting: bool) -> Any:
+    """Elements of `ref` at broadcast indices; zero where the mask is False."""
+    if interpreting:
+        value = ref[...][index]
+        return value if mask is None else jnp.where(mask, value, jnp.zeros((), value.dtype))
+    if mask is None:
+        return plgpu.load(ref.at[index])
+    return plgpu.load(ref.at[index], mask=mask, other=jnp.zeros((), ref.dtype))
+
+
+def store(ref: Any, index: tuple[Any, ...], value: Any, mask: Any, *, interpreting: bool) -> None:
+    """Writes `value` to `ref` at broadcast indices where the mask is True."""
+    value = value.astype(ref.dtype)
+    if interpreting:
+        array = ref[...]
+        if mask is not None:
+            # An index out of range is dropped; a masked one is sent there.
+            first = jnp.where(mask, jnp.asarray(index[0]), array.shape[0])
+            index = (first, *index[1:])
+        ref[...] = array.at[index].set(value, mode="drop")
+    else:
+        plgpu.store(ref.at[index], value, mask=mask)
+
+
+def barrier(*, interpreting: bool) -> None:
+    """All threads of a program see what any of them stored before it."""
+    if not interpreting:
+        plgpu.debug_barrier()

@@ -1,0 +1,360 @@
+"""Backward kernel: the gradients of every input in one launch."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kernels_pallas.common import pallas_compat
+from kernels_pallas.gla.pallas_triton_chunk import (
+    Chunk,
+    Geometry,
+    Place,
+    chunk_number,
+    dot,
+    exact_gradients,
+    exact_scores,
+    geometry_of,
+    locate,
+    log_decay_sums,
+    row_sums,
+    scanned_before,
+    state_index,
+    state_step,
+    too_strong,
+)
+from kernels_pallas.gla.pallas_triton_config import Launch
+from kernels_pallas.gla.spec import GlaSpec
+
+
+def _keep_states(
+    geometry: Geometry,
+    place: Place,
+    refs: tuple[Any, Any, Any],
+    state: Any,
+    kept: Any,
+    *,
+    reverse: bool,
+    interpreting: bool,
+) -> None:
+    """Walks along the scan and writes the state [V, K] before each chunk."""
+
+    def step(n, state):
+        number = chunk_number(geometry, place, n, reverse)
+        kept(number, state)
+        chunk = Chunk(geometry, place, number, interpreting)
+        return state_step(geometry, chunk, refs, state, reverse=reverse, gradient=False)[0]
+
+    jax.lax.fori_loop(0, geometry.chunks, step, state)
+
+
+def _walk_back(
+    geometry: Geometry,
+    place: Place,
+    refs: tuple[Any, ...],
+    grad_refs: tuple[Any, ...],
+    grad_place: Place,
+    grad_state: Any,
+    kept: Any,
+    *,
+    reverse: bool,
+    exact: bool,
+    add: bool,
+    interpreting: bool,
+) -> tuple[Any, Any]:
+    """Walks against the scan and writes, or adds, the gradients of each chunk.
+
+    Takes and returns the gradient of the state [V, K] at the segment's end and start. Also returns
+    the least chunk decay met, as the forward kernel does.
+    """
+    q_ref, k_ref, v_ref, log_decay_ref, grad_out_ref = refs
+    grad_q_ref, grad_k_ref, grad_v_ref, grad_log_decay_ref = grad_refs
+    causal = scanned_before(geometry.chunk, reverse, itself=True)
+    before = scanned_before(geometry.chunk, reverse, itself=False)
+    not_before = scanned_before(geometry.chunk, not reverse, itself=True)
+    operand = geometry.operand
+
+    def step(n, carry):
+        grad_state, least = carry
+        number = chunk_number(geometry, place, n, not reverse)
+        chunk = Chunk(geometry, place, number, interpreting)
+        q = chunk.read(q_ref, "K").astype(jnp.float32)
+        k = chunk.read(k_ref, "K").astype(jnp.float32)
+        v = chunk.read(v_ref, "V")
+        grad_out = chunk.read(grad_out_ref, "V")
+        log_decay = chunk.read_log_decay(log_decay_ref)
+        state = kept(number)  # [V, K] before the chunk
+
+        through = log_decay_sums(geometry, causal, log_decay)
+        decay = jnp.exp2(through)
+        end = jnp.min(decay, axis=0)
+        q_factor = decay * geometry.scale
+        q_in = (q * q_factor).astype(operand)
+        decayed = grad_state * end[None, :]
+        grad_scores = jnp.where(causal, dot(geometry, grad_out, v.T), 0.0)
+        if exact:
+            k_factor = jnp.exp2(
+                log_decay_sums(
+                    geometry, scanned_before(geometry.chunk, not reverse, itself=False), log_decay
+                )
+            )
+            k_out = (k * k_factor).astype(operand)
+            grad_end = grad_state.astype(operand)
+            decays = log_decay.astype(jnp.float32)
+            scores_t = exact_scores(geometry, reverse, q * geometry.scale, k, decays).T
+        else:
+            k_factor = jnp.exp2(-through)
+            k_out = (k * k_factor).astype(operand)
+            grad_end = decayed.astype(operand)
+            scores_t = jnp.where(not_before, dot(geometry, k_out, q_in.T), 0.0)
+
+        grad_v = dot(geometry, scores_t.astype(operand), grad_out)
+        grad_v += dot(geometry, k_out, grad_end.T)
+        q_across = dot(geometry, grad_out, state)  # [C, K]
+        k_across = dot(geometry, v, grad_end)  # [C, K]
+        if exact:
+            q_within, k_within, within = exact_gradients(
+                geometry, reverse, q * geometry.scale, k, decays, grad_scores
+            )
+            grad_q = q_factor * q_across + geometry.scale * q_within
+            grad_k = k_factor * k_across + k_within
+        else:
+            grad_scores_t = jnp.where(not_before, dot(geometry, v, grad_out.T), 0.0)
+            q_within = dot(geometry, grad_scores.astype(operand), k_out)
+            k_within = dot(geometry, grad_scores_t.astype(operand), q_in)
+            within = q_in.astype(jnp.float32) * q_within - k_out.astype(jnp.float32) * k_within
+            grad_q = q_factor * (q_across + q_within)
+            grad_k = k_factor * (k_across + k_within)
+        # Every pair of tokens that a decay lies between, and none that cancels: see README.md.
+        grad_log_decay = jnp.sum(state.astype(jnp.float32) * decayed, axis=0)[None, :]
+        grad_log_decay += row_sums(
+            geometry, not_before, within + q_in.astype(jnp.float32) * q_across, 2
+        )
+        grad_log_decay += row_sums(geometry, before, k_out.astype(jnp.float32) * k_across, 1)
+
+        grad_chunk = Chunk(geometry, grad_place, number, interpreting)
+        grad_chunk.write(grad_q_ref, "K", grad_q, add=add)
+        grad_chunk.write(grad_k_ref, "K", grad_k, add=add)
+        chunk.write(grad_v_ref, "V", grad_v, add=add)
+        grad_chunk.write(grad_log_decay_ref, "K", grad_log_decay)
+        grad_state = decayed + dot(geometry, grad_out.T, q_in)
+        return grad_state, jnp.minimum(least, end)
+
+    ones = jnp.ones((geometry.key_block,), jnp.float32)
+    return jax.lax.fori_loop(0, geometry.chunks, step, (grad_state, ones))
+
+
+def _backward_kernel(
+    *refs: Any,
+    geometry: Geometry,
+    batch: int,
+    directions: tuple[bool, ...],
+    apart: bool,
+    has_initial: bool,
+    has_final: bool,
+    wants_initial: bool,
+    exact: bool,
+    interpreting: bool,
+) -> None:
+    """Refs: q, k, v, output gradient, log-decays per direction, states at the start of segments,
+    gradients of states at their end; gradients of q, k, v (per direction if `apart`), of log-decays
+    per direction, of states at the start of segments, room for states, and least decays.
+
+    `apart` and `exact` as in the forward kernel.
+    """
+    q_ref, k_ref, v_ref, grad_out_ref, *rest = refs
+    count = len(directions)
+    log_decay_refs, rest = rest[:count], rest[count:]
+    initial_ref = rest.pop(0) if has_initial else None
+    final_ref = rest.pop(0) if has_final else None
+    if exact:
+        least_ref, *rest = rest
+        rest = rest[len(rest) // 2 :]
+    else:
+        least_ref = rest.pop()
+    room_ref = rest.pop()
+    grad_initial_ref = rest.pop() if wants_initial else None
+    grad_log_decay_refs = rest[-count:]
+    sums_refs = rest[:-count]
+
+    program = pallas_compat.program_id(0)
+    room = least_index = program
+    if apart and count > 1:
+        which = program % count
+        program = program // count
+    place = locate(geometry, program)
+    # Gradients of keys' width are sums over values: each block of values has a part of its own.
+    grad_place = Place(
+        place.image + place.value_block * batch, place.segment, place.value_block, place.head
+    )
+
+    def room_index(number):
+        lane = jnp.arange(geometry.value_block)[:, None], jnp.arange(geometry.key_block)[None, :]
+        return room, number - place.segment * geometry.chunks, *lane
+
+    def keep(number, state):
+        index = room_index(number)
+        pallas_compat.store(room_ref, index, state, None, interpreting=interpreting)
+
+    def kept(number):
+        return pallas_compat.load(room_ref, room_index(number), None, interpreting=interpreting)
+
+    def start(ref, number):
+        if ref is None:
+            return jnp.zeros((geometry.value_block, geometry.key_block), jnp.float32)
+        index = state_index(geometry, place, number)
+        return pallas_compat.load(ref, index, None, interpreting=interpreting)
+
+    def walk(number: int) -> Any:
+        _keep_states(
+            geometry,
+            place,
+            (k_ref, v_ref, log_decay_refs[number]),
+            start(initial_ref, number),
+            keep,
+            reverse=directions[number],
+            interpreting=interpreting,
+        )
+        pallas_compat.barrier(interpreting=interpreting)
+        first = 3 * number if apart else 0
+        grad_state, least = _walk_back(
+            geometry,
+            place,
+            (q_ref, k_ref, v_ref, log_decay_refs[number], grad_out_ref),
+            (*sums_refs[first : first + 3], grad_log_decay_refs[number]),
+            grad_place,
+            start(final_ref, number),
+            kept,
+            reverse=directions[number],
+            exact=exact,
+            add=number > 0 and not apart,
+            interpreting=interpreting,
+        )
+        if wants_initial:
+            index = state_index(geometry, place, number)
+            pallas_compat.store(
+                grad_initial_ref, index, grad_state, None, interpreting=interpreting
+            )
+        return least
+
+    def run(numbers: Sequence[int]) -> None:
+        least = walk(numbers[0])
+        for number in numbers[1:]:
+            pallas_compat.barrier(interpreting=interpreting)
+            least = jnp.minimum(least, walk(number))
+        if not exact:
+            least = jnp.min(least)
+            pallas_compat.store(least_ref, (least_index,), least, None, interpreting=interpreting)
+
+    def launch() -> None:
+        if apart and count > 1:
+            for number in range(count):
+                pallas_compat.when(which == number)(functools.partial(run, [number]))
+        else:
+            run(range(count))
+
+    if exact:
+        least = pallas_compat.load(least_ref, (least_index,), None, interpreting=interpreting)
+        pallas_compat.when(too_strong(geometry, least))(launch)
+    else:
+        launch()
+
+
+def backward(
+    spec: GlaSpec,
+    launch: Launch,
+    directions: tuple[bool, ...],
+    q: Any,
+    k: Any,
+    v: Any,
+    log_decays: Sequence[Any],
+    grad_out: Any,
+    initial: Any,
+    final: Any,
+    *,
+    wants_initial: bool,
+) -> tuple[Any, Any, Any, list[Any], Any]:
+    """Runs the backward kernel.
+
+    Args:
+        spec: The call.
+        launch: Its tiling.
+        directions: For each direction whether it is reversed.
+        q: [B, T, H, K].
+        k: [B, T, H, K].
+        v: [B, T, H, V].
+        log_decays: [B, T, H, K] per direction.
+        grad_out: Gradient of the output [B, T, H, V].
+        initial: States at the start of segments [directions, B * H * segments, V, K], or None.
+        final: Gradients of the states at the end of segments, likewise, or None.
+        wants_initial: Whether gradients of the states at the start of segments are wanted.
+
+    Returns:
+        Gradients of q, k, v, of the log-decays, and of `initial` or None.
+    """
+    geometry = geometry_of(spec, launch)
+    apart = launch.apart and len(directions) > 1
+    copies = len(directions) if apart else 1
+    blocks = geometry.value_blocks
+    rows = spec.batch * spec.heads * launch.segments
+    programs = rows * blocks * copies
+    keys = (blocks * spec.batch, *q.shape[1:])
+
+    def key_array(dtype):
+        return jax.ShapeDtypeStruct(keys, dtype if blocks == 1 else jnp.float32)
+
+    sums = [key_array(q.dtype), key_array(k.dtype), jax.ShapeDtypeStruct(v.shape, v.dtype)]
+    outs = sums * copies + [key_array(x.dtype) for x in log_decays]
+    if wants_initial:
+        shape = (len(directions), rows, blocks * geometry.value_block, geometry.key_block)
+        outs.append(jax.ShapeDtypeStruct(shape, jnp.float32))
+    room = (programs, geometry.chunks, geometry.value_block, geometry.key_block)
+    outs.append(jax.ShapeDtypeStruct(room, geometry.operand))
+    inputs = [q, k, v, grad_out, *log_decays, *(x for x in (initial, final) if x is not None)]
+    kernel = functools.partial(
+        _backward_kernel,
+        geometry=geometry,
+        batch=spec.batch,
+        directions=directions,
+        apart=apart,
+        has_initial=initial is not None,
+        has_final=final is not None,
+        wants_initial=wants_initial,
+    )
+    *results, least = pallas_compat.triton_call(
+        functools.partial(kernel, exact=False),
+        name="gla_backward",
+        programs=programs,
+        out_shape=[*outs, jax.ShapeDtypeStruct((programs,), jnp.float32)],
+        num_warps=launch.num_warps,
+        num_stages=launch.num_stages,
+    )(*inputs)
+    results = pallas_compat.triton_call(
+        functools.partial(kernel, exact=True),
+        name="gla_backward_strong_decays",
+        programs=programs,
+        out_shape=outs,
+        num_warps=launch.exact_num_warps,
+        num_stages=1,
+        aliases={len(inputs) + 1 + i: i for i in range(len(outs))},
+    )(*inputs, least, *results)
+    results = list(results)
+    results.pop()
+    grad_initial = results.pop() if wants_initial else None
+
+    def over_blocks(parts, dtype):
+        """Sums arrays [blocks * B, T, H, K], or arrays of directions, in float32."""
+        parts = [part for x in parts for part in x.reshape(-1, *q.shape[:3], x.shape[-1])]
+        total = parts[0]
+        for part in parts[1:]:
+            total = total.astype(jnp.float32) + part.astype(jnp.float32)
+        return total.astype(dtype)
+
+    grads = [over_blocks(results[i : 3 * copies : 3], x.dtype) for i, x in enumerate((q, k, v))]
+    grad_log_decays = [
+        over_blocks([part], x.dtype)
+        for part, x in zip(results[3 * copies :], log_decays, strict=True)
+    ]
+    return grads[0], grads[1], grads[2], grad_log_decays, grad_initial

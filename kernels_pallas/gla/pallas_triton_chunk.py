@@ -1,0 +1,328 @@
+"""What the forward and the backward kernels share: a chunk's rows, its decays and its scores.
+
+A program owns one head of one image (or a segment of its tokens) and walks over chunks of C tokens.
+Shapes inside a kernel are powers of two: K and V are padded to `key_block` and `value_block`, and
+what is read beyond them is zero. README.md derives the formulas.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kernels_pallas.common import pallas_compat
+from kernels_pallas.gla.pallas_triton_config import Launch
+from kernels_pallas.gla.spec import GlaSpec
+
+LOG2_E = 1.4426950408889634
+# Stands for -inf: its exponential is zero all the same, but sums and products of it are finite.
+LOWEST_LOG_DECAY = -9984.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Geometry:
+    """Static facts of a launch.
+
+    Attributes:
+        tokens: T.
+        heads: H.
+        key_width: K.
+        value_width: V.
+        chunk: Tokens per chunk C.
+        key_block: K padded to a power of two.
+        value_block: Values per program, a power of two; V is split among programs if it is more.
+        segments: Parts that the tokens are split into, each walked by programs of its own.
+        scale: Factor on the queries.
+        exact_dtype: The inputs are float32: nothing may be rounded to less.
+    """
+
+    tokens: int
+    heads: int
+    key_width: int
+    value_width: int
+    chunk: int
+    key_block: int
+    value_block: int
+    segments: int
+    scale: float
+    exact_dtype: bool
+
+    @property
+    def value_blocks(self) -> int:
+        return -(-self.value_width // self.value_block)
+
+    @property
+    def chunks(self) -> int:
+        """Chunks per segment."""
+        return -(-self.tokens // (self.chunk * self.segments))
+
+    @property
+    def operand(self) -> Any:
+        """Type of the operands of matrix products."""
+        return jnp.float32 if self.exact_dtype else jnp.bfloat16
+
+    @property
+    def mildest_total(self) -> float:
+        """The least sum of log-decays over a chunk for which exp(-sum) may be a factor.
+
+        The exponents of bfloat16 and float32 leave room for keys, values and sums of them beside
+        exp(60); for float32 results the error of exp, which grows with its argument, decides.
+        """
+        return -20.0 if self.exact_dtype else -60.0
+
+
+def geometry_of(spec: GlaSpec, launch: Launch) -> Geometry:
+    """Static facts of a launch for a call."""
+    return Geometry(
+        tokens=spec.tokens,
+        heads=spec.heads,
+        key_width=spec.key_width,
+        value_width=spec.value_width,
+        chunk=launch.chunk,
+        key_block=max(16, _power_of_two(spec.key_width)),
+        value_block=max(16, min(launch.value_block, _power_of_two(spec.value_width))),
+        segments=launch.segments,
+        scale=spec.scale,
+        exact_dtype=spec.dtype == jnp.float32,
+    )
+
+
+def _power_of_two(size: int) -> int:
+    return 1 << (size - 1).bit_length()
+
+
+def too_strong(geometry: Geometry, least: Any) -> Any:
+    """Whether a program that met the chunk decay `least`, perhaps NaN, has to run again exactly."""
+    return jnp.logical_not(least >= math.exp(geometry.mildest_total))
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """What a program works on; traced indices."""
+
+    image: Any
+    segment: Any
+    value_block: Any
+    head: Any
+
+    def row(self, geometry: Geometry) -> Any:
+        """Index into arrays with an entry per image, head and segment."""
+        return (self.image * geometry.heads + self.head) * geometry.segments + self.segment
+
+
+def locate(geometry: Geometry, program: Any) -> Place:
+    """Neighbouring programs share an image, whose rows of all heads lie side by side."""
+    head = program % geometry.heads
+    rest = program // geometry.heads
+    value_block = rest % geometry.value_blocks
+    rest = rest // geometry.value_blocks
+    return Place(rest // geometry.segments, rest % geometry.segments, value_block, head)
+
+
+def dot(geometry: Geometry, a: Any, b: Any) -> Any:
+    """Matrix product accumulated in float32; float32 operands are not rounded."""
+    precision = jax.lax.Precision.HIGHEST if geometry.exact_dtype else None
+    return jax.lax.dot(a, b, precision=precision, preferred_element_type=jnp.float32)
+
+
+def scanned_before(chunk: int, reverse: bool, *, itself: bool) -> Any:
+    """[i, j]: token j is scanned before token i, or is token i and `itself`."""
+    i = jax.lax.broadcasted_iota(jnp.int32, (chunk, chunk), 0)
+    j = jax.lax.broadcasted_iota(jnp.int32, (chunk, chunk), 1)
+    if reverse:
+        i, j = j, i
+    return i >= j if itself else i > j
+
+
+def row_sums(geometry: Geometry, picked: Any, x: Any, parts: int) -> Any:
+    """Sums of those rows of x [C, K] that `picked` [C, C] says, as matrix products.
+
+    A bfloat16 product keeps 8 bits of x, so x goes in as `parts` addends of 8 bits each.
+    """
+    x = x.astype(jnp.float32) if geometry.exact_dtype or parts > 1 else x
+    ones = picked.astype(geometry.operand)
+    if geometry.exact_dtype:
+        return dot(geometry, ones, x)
+    part = x.astype(jnp.bfloat16)
+    total = dot(geometry, ones, part)
+    for _ in range(parts - 1):
+        x = x - part.astype(jnp.float32)
+        part = x.astype(jnp.bfloat16)
+        total = total + dot(geometry, ones, part)
+    return total
+
+
+def log_decay_sums(geometry: Geometry, picked: Any, log_decay: Any) -> Any:
+    """Sums of log-decays [C, K] times log2(e), so that exp2 of them are decays."""
+    parts = 1 if log_decay.dtype == jnp.bfloat16 else 2
+    return row_sums(geometry, picked, log_decay, parts) * LOG2_E
+
+
+def exact_scores(geometry: Geometry, reverse: bool, q: Any, k: Any, log_decay: Any) -> Any:
+    """Scores [C, C] = sum_k q_ik k_jk prod_{s in (j, i]} exp(log_decay_sk), for any log-decay.
+
+    Decays are only multiplied, never divided: column by column, from the last scanned token to the
+    first, `between` [C, K] holds the products between the column's token and every later one.
+    """
+    rows = jax.lax.broadcasted_iota(jnp.int32, (geometry.chunk, 1), 0)
+    columns = jax.lax.broadcasted_iota(jnp.int32, (1, geometry.chunk), 1)
+
+    def column(step, carry):
+        between, next_decay, scores = carry
+        j = step if reverse else geometry.chunk - 1 - step
+        here = rows == j
+        between = jnp.where(here, 1.0, between * next_decay)
+        k_row = jnp.sum(jnp.where(here, k, 0.0), axis=0)[None, :]
+        column_j = jnp.sum(q * between * k_row, axis=1)[:, None]
+        next_decay = jnp.sum(jnp.where(here, jnp.exp(log_decay), 0.0), axis=0)[None, :]
+        return between, next_decay, jnp.where(columns == j, column_j, scores)
+
+    zeros = jnp.zeros((geometry.chunk, geometry.key_block), jnp.float32)
+    init = (zeros, jnp.ones((1, geometry.key_block), jnp.float32))
+    scores = jnp.zeros((geometry.chunk, geometry.chunk), jnp.float32)
+    return jax.lax.fori_loop(0, geometry.chunk, column, (*init, scores))[2]
+
+
+class Chunk:
+    """The rows of one chunk in arrays [B, T, H, K or V]; rows past T are never touched."""
+
+    def __init__(self, geometry: Geometry, place: Place, number: Any, interpreting: bool):
+        self._interpreting = interpreting
+        rows = number * geometry.chunk + jnp.arange(geometry.chunk)[:, None]
+        keys = jnp.arange(geometry.key_block)[None, :]
+        values = place.value_block * geometry.value_block + jnp.arange(geometry.value_block)[None]
+        inside = None
+        if geometry.tokens % (geometry.chunk * geometry.segments):
+            inside = rows < geometry.tokens
+        self._index = {}
+        self._mask = {}
+        for axis, columns, width in (
+            ("K", keys, geometry.key_width),
+            ("V", values, geometry.value_width),
+        ):
+            self._index[axis] = (place.image, rows, place.head, columns)
+            padded = width % columns.shape[1] != 0
+            mask = columns < width if padded else None
+            if inside is not None:
+                mask = inside & mask if padded else inside
+            if mask is not None:
+                mask = jnp.broadcast_to(mask, (geometry.chunk, columns.shape[1]))
+            self._mask[axis] = mask
+
+    def read(self, ref: Any, axis: str) -> Any:
+        """[C, K] or [C, V]; zero outside the array."""
+        index, mask = self._index[axis], self._mask[axis]
+        return pallas_compat.load(ref, index, mask, interpreting=self._interpreting)
+
+    def write(self, ref: Any, axis: str, value: Any, *, add: bool = False) -> None:
+        """Stores [C, K] or [C, V], or adds it to what is there."""
+        if add:
+            value = self.read(ref, axis).astype(jnp.float32) + value
+        index, mask = self._index[axis], self._mask[axis]
+        pallas_compat.store(ref, index, value, mask, interpreting=self._interpreting)
+
+    def read_log_decay(self, ref: Any) -> Any:
+        """[C, K], finite; zero, no decay, outside the array."""
+        log_decay = self.read(ref, "K")
+        return jnp.maximum(log_decay, jnp.array(LOWEST_LOG_DECAY, log_decay.dtype))
+
+
+def chunk_number(geometry: Geometry, place: Place, step: Any, reverse: bool) -> Any:
+    """Of the `step`th chunk that a scan of the program's segment meets."""
+    if reverse:
+        step = geometry.chunks - 1 - step
+    return place.segment * geometry.chunks + step
+
+
+def state_index(geometry: Geometry, place: Place, number: Any) -> tuple[Any, ...]:
+    """Index of a program's part [V, K] of a padded array of states [number, rows, V, K]."""
+    values = place.value_block * geometry.value_block + jnp.arange(geometry.value_block)[:, None]
+    return number, place.row(geometry), values, jnp.arange(geometry.key_block)[None, :]
+
+
+def pad_state(geometry: Geometry, state: Any) -> Any:
+    """[B, H, K, V] as the kernels take it: [1, B * H, V, K], float32, widths padded by zeros."""
+    batch, heads, key_width, value_width = state.shape
+    state = state.astype(jnp.float32).swapaxes(2, 3).reshape(1, batch * heads, value_width, -1)
+    padded = geometry.value_blocks * geometry.value_block
+    widths = ((0, 0), (0, 0), (0, padded - value_width), (0, geometry.key_block - key_width))
+    return jnp.pad(state, widths)
+
+
+def unpad_state(spec: GlaSpec, state: Any) -> Any:
+    """[B * H, V, K] as the kernels return it to [B, H, K, V]."""
+    state = state[:, : spec.value_width, : spec.key_width]
+    return state.swapaxes(1, 2).reshape(
+        spec.batch, spec.heads, spec.key_width, spec.value_width
+    )
+
+
+def state_step(
+    geometry: Geometry,
+    chunk: Chunk,
+    refs: tuple[Any, Any, Any],
+    state: Any,
+    *,
+    reverse: bool,
+    gradient: bool,
+) -> tuple[Any, Any]:
+    """The state [V, K] past one chunk, and the chunk's decay [K]; exact for any log-decay.
+
+    A token's key and value get the decays of the tokens scanned after it. With `gradient`, refs are
+    of queries and output gradients, the state is the gradient of a state and moves against the
+    scan: a token gets its own decay and those before it.
+    """
+    k_ref, v_ref, log_decay_ref = refs
+    k = chunk.read(k_ref, "K").astype(jnp.float32)
+    v = chunk.read(v_ref, "V")
+    log_decay = chunk.read_log_decay(log_decay_ref)
+    if gradient:
+        picked = scanned_before(geometry.chunk, reverse, itself=True)
+        k = k * geometry.scale
+    else:
+        picked = scanned_before(geometry.chunk, not reverse, itself=False)
+    decay = jnp.exp2(log_decay_sums(geometry, picked, log_decay))
+    k = (k * decay).astype(geometry.operand)
+    end = jnp.exp(jnp.sum(log_decay.astype(jnp.float32), axis=0))
+    return state * end[None, :] + dot(geometry, v.T, k), end
+
+
+def exact_gradients(
+    geometry: Geometry,
+    reverse: bool,
+    q: Any,
+    k: Any,
+    log_decay: Any,
+    grad_scores: Any,
+) -> tuple[Any, Any, Any]:
+    """What `exact_scores` passes on to q, k and, by q dq - k dk, to the sums of log-decays.
+
+    In the third a token paired with itself is left out: there both terms are equal, and no decay
+    lies between.
+    """
+    rows = jax.lax.broadcasted_iota(jnp.int32, (geometry.chunk, 1), 0)
+    columns = jax.lax.broadcasted_iota(jnp.int32, (1, geometry.chunk), 1)
+    itself = jnp.sum(jnp.where(rows == columns, grad_scores, 0.0), axis=1)[:, None]
+
+    def column(step, carry):
+        between, next_decay, grad_q, grad_k = carry
+        j = step if reverse else geometry.chunk - 1 - step
+        here = rows == j
+        between = jnp.where(here, 1.0, between * next_decay)
+        column_j = jnp.sum(jnp.where(columns == j, grad_scores, 0.0), axis=1)[:, None]
+        weights = jnp.where(here, 0.0, between * column_j)
+        k_row = jnp.sum(jnp.where(here, k, 0.0), axis=0)[None, :]
+        grad_q = grad_q + weights * k_row
+        grad_k = jnp.where(here, jnp.sum(weights * q, axis=0)[None, :], grad_k)
+        next_decay = jnp.sum(jnp.where(here, jnp.exp(log_decay), 0.0), axis=0)[None, :]
+        return between, next_decay, grad_q, grad_k
+
+    zeros = jnp.zeros((geometry.chunk, geometry.key_block), jnp.float32)
+    one = jnp.ones((1, geometry.key_block), jnp.float32)
+    _, _, grad_q, grad_k = jax.lax.fori_loop(
+        0, geometry.chunk, column, (zeros, one, zeros, zeros)
+    )
+    grad_sums = q * grad_q - k * grad_k
+    return grad_q + itself * k, grad_k + itself * q, grad_sums
