@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-GATE_KINDS: tuple[str, ...] = ("typical", "strong", "none", "reset", "mixed")
+GATE_KINDS: tuple[str, ...] = ("typical", "mild", "strong", "none", "reset", "mixed")
 """Kinds of log-decays that `random_inputs` makes."""
 
 
@@ -68,9 +68,9 @@ def random_inputs(
         key_width: K.
         value_width: V.
         gates: Kind of log-decays: "typical" as a ViG layer makes them, log_sigmoid(x) / 16;
-            "strong" uniform in [-20, 0]; "none" within 1e-7 of 0; "reset" nothing but a -20 every
-            7th and a -inf every 11th token; "mixed" one of -inf, -20, -1e-8, 0 or typical, drawn
-            for each token and channel.
+            "mild" uniform in [-1, 0]; "strong" uniform in [-20, 0]; "none" within 1e-7 of 0;
+            "reset" nothing but a -20 every 7th and a -inf every 11th token; "mixed" one of -inf,
+            -20, -1e-8, 0 or typical, drawn for each token and channel.
         dtype: Of q, k, v and the cotangent.
         decay_dtype: Of the log-decays; float64 for float64 inputs, else float32, if None.
 
@@ -107,6 +107,8 @@ def _log_decay(generator: np.random.Generator, shape: tuple[int, ...], gates: st
     none = -1e-7 * generator.random(shape)
     if gates == "typical":
         return typical
+    if gates == "mild":
+        return -generator.random(shape)
     if gates == "strong":
         return -20.0 * generator.random(shape)
     if gates == "none":

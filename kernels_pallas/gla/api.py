@@ -21,14 +21,22 @@ _PLATFORMS: dict[str, tuple[str, ...]] = {}
 IMPLEMENTATIONS: tuple[str, ...] = tuple(_MODULES)
 """Names accepted by `implementation=`, best first."""
 
-_GLA = {
-    name: Implementation(name, module.supports, module.gla, _PLATFORMS.get(name))
-    for name, module in _MODULES.items()
-}
-_BIDIRECTIONAL_GLA = {
-    name: Implementation(name, module.supports, module.bidirectional_gla, _PLATFORMS.get(name))
-    for name, module in _MODULES.items()
-}
+
+def _table(op: str) -> dict[str, Implementation]:
+    # Compiled by spec: a call outside of jit compiles once, and a model's equal layers trace once.
+    return {
+        name: Implementation(
+            name,
+            module.supports,
+            jax.jit(getattr(module, op), static_argnums=0),
+            _PLATFORMS.get(name),
+        )
+        for name, module in _MODULES.items()
+    }
+
+
+_GLA = _table("gla")
+_BIDIRECTIONAL_GLA = _table("bidirectional_gla")
 
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 _CHECK_DECAY_VARIABLE = "KERNELS_PALLAS_CHECK_DECAY"

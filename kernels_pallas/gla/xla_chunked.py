@@ -2,11 +2,10 @@
 
 A chunk's work is a few matrix products; states pass from chunk to chunk. README.md derives it and
 tells what was measured. Inside a chunk there are two ways to the same numbers: `_factored`, one
-product, where all decays of a segment are mild; `_merged`, for any decay in [-inf, 0].
+product, where all decays of a segment are mild; `_halved`, for any decay in [-inf, 0].
 """
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -19,11 +18,15 @@ from kernels_pallas.gla.spec import GlaSpec
 
 # Tokens per chunk, a power of two: more means fewer states but wider score matrices.
 _CHUNK = 32
-# Mildest log-decay a token may have for `_factored`: with 32 tokens no factor exceeds exp(16), and
-# the gradient of a log-decay stays well above the rounding of the terms that cancel in it.
+# Strongest log-decay a token may have for `_factored`: with 32 tokens no factor exceeds exp(16),
+# and a log-decay's gradient stays well above the rounding of the terms that cancel in it.
 _MILD = -1.0
-# On CPU, elements of q per segment: a segment's arrays should stay in a core's cache.
-_CPU_SEGMENT = 1 << 15
+# Stands for -inf where sums of log-decays are matrix products; its exp is 0 in float64 too.
+_SHUT = -1000.0
+# Segments run one after the other, so that a CPU works in its cache: not below this many elements
+# of q per segment, and not more segments than this, so that accelerators get few, large operations.
+_SEGMENT_ELEMENTS = 1 << 15
+_MAX_SEGMENTS = 16
 
 
 def supports(spec: GlaSpec) -> str | None:
@@ -40,8 +43,7 @@ def gla(
     initial_state: Float[Array, "B H K V"] | None,
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"]]:
     """One direction; see `kernels_pallas.gla.api.gla`."""
-    run = functools.partial(_scan, spec, reverse=spec.reverse)
-    out, state = _by_platform(run, q, k, v, log_decay, initial_state)
+    out, state = _scan(spec, q, k, v, log_decay, initial_state, spec.reverse)
     return out.astype(spec.dtype), state
 
 
@@ -54,36 +56,15 @@ def bidirectional_gla(
     log_decay_bwd: Float[Array, "B T H K"],
 ) -> Float[Array, "B T H V"]:
     """Both directions, summed; see `kernels_pallas.gla.api.bidirectional_gla`."""
-
-    def run(q, k, v, log_decay_fwd, log_decay_bwd, segment):
-        forward, _ = _scan(spec, q, k, v, log_decay_fwd, None, segment, reverse=False)
-        backward, _ = _scan(spec, q, k, v, log_decay_bwd, None, segment, reverse=True)
-        return forward + backward
-
-    return _by_platform(run, q, k, v, log_decay_fwd, log_decay_bwd).astype(spec.dtype)
-
-
-def _by_platform(run: Callable[..., Any], *arrays: Any) -> Any:
-    """Segments fit for a cache on CPU; one segment, few and large operations, elsewhere."""
-    return jax.lax.platform_dependent(
-        *arrays,
-        cpu=functools.partial(run, segment=_CPU_SEGMENT),
-        default=functools.partial(run, segment=None),
-    )
+    forward, _ = _scan(spec, q, k, v, log_decay_fwd, None, reverse=False)
+    backward, _ = _scan(spec, q, k, v, log_decay_bwd, None, reverse=True)
+    return (forward + backward).astype(spec.dtype)
 
 
 def _scan(
-    spec: GlaSpec,
-    q: Any,
-    k: Any,
-    v: Any,
-    log_decay: Any,
-    state: Any,
-    segment: int | None,
-    *,
-    reverse: bool,
+    spec: GlaSpec, q: Any, k: Any, v: Any, log_decay: Any, state: Any, reverse: bool
 ) -> tuple[Any, Any]:
-    """Scans one direction, segment by segment; a segment is a number of chunks side by side.
+    """Scans one direction, segment by segment; a segment is some chunks side by side.
 
     The backward pass keeps the inputs and the state at each segment's start, and computes the rest
     of a segment again.
@@ -91,15 +72,13 @@ def _scan(
     rows = spec.batch * spec.heads
     chunk = min(_CHUNK, 1 << (spec.tokens - 1).bit_length())
     chunks = -(-spec.tokens // chunk)
-    if segment is None:
-        segments = 1
-    else:
-        segments = -(-chunks // max(1, segment // max(1, rows * chunk * spec.key_width)))
+    segments = max(1, min(chunks, _MAX_SEGMENTS, q.size // _SEGMENT_ELEMENTS))
     per_segment = -(-chunks // segments)
     segments = -(-chunks // per_segment)
     padded = segments * per_segment * chunk
 
     def split(x):
+        x = jnp.flip(x, axis=1) if reverse else x  # from here on every scan runs forward
         # A padded token has k = v = 0 and log-decay 0: it adds nothing and decays nothing.
         x = jnp.pad(x, ((0, 0), (0, padded - spec.tokens), (0, 0), (0, 0)))
         x = x.reshape(spec.batch, segments, per_segment, chunk, spec.heads, x.shape[-1])
@@ -114,64 +93,50 @@ def _scan(
     @remat
     def step(state, xs):
         mild = jnp.all(xs[3] >= _MILD)
-        factored, merged = (
-            remat(functools.partial(_segment, spec, scores, reverse))
-            for scores in (_factored, _merged)
+        factored, halved = (
+            remat(functools.partial(_segment, spec, scores)) for scores in (_factored, _halved)
         )
-        return jax.lax.cond(mild, factored, merged, state, *xs)
+        return jax.lax.cond(mild, factored, halved, state, *xs)
 
     if state is None:
         state = jnp.zeros((rows, spec.key_width, spec.value_width), spec.state_dtype)
     else:
         state = state.reshape(rows, *state.shape[2:]).astype(spec.state_dtype)
-    xs = [split(x) for x in (q, k, v, log_decay)]
-    state, out = jax.lax.scan(step, state, xs, reverse=reverse)
+    state, out = jax.lax.scan(step, state, [split(x) for x in (q, k, v, log_decay)])
     out = out.reshape(segments, per_segment, spec.batch, spec.heads, chunk, spec.value_width)
     out = out.transpose(2, 0, 1, 4, 3, 5)  # [B, segments, N, C, H, V]
     out = out.reshape(spec.batch, padded, spec.heads, spec.value_width)[:, : spec.tokens]
+    out = jnp.flip(out, axis=1) if reverse else out
     return out, state.reshape(spec.batch, spec.heads, *state.shape[1:])
 
 
 def _segment(
-    spec: GlaSpec,
-    scores: Callable[..., Any],
-    reverse: bool,
-    state: Any,
-    q: Any,
-    k: Any,
-    v: Any,
-    log_decay: Any,
+    spec: GlaSpec, scores: Callable[..., Any], state: Any, q: Any, k: Any, v: Any, log_decay: Any
 ) -> tuple[Any, Any]:
     """One segment: state [X, K, V]; q, k, log_decay [N, X, C, K]; v [N, X, C, V]; X is B * H."""
     q, k, v, log_decay = (x.astype(spec.state_dtype) for x in (q, k, v, log_decay))
     dot = functools.partial(jnp.einsum, precision=spec.dot_precision)
-    q_in, k_out, decay, within = scores(dot, spec.scale * q, k, log_decay, reverse)
+    q_in, k_out, decay, within = scores(dot, spec.scale * q, k, log_decay)
     update = dot("nxck,nxcv->nxkv", k_out, v)
 
     def step(state, chunk):
         decay, update = chunk
         return decay[..., None] * state + update, state
 
-    state, before = jax.lax.scan(step, state, (decay, update), reverse=reverse)  # [N, X, K, V]
+    state, before = jax.lax.scan(step, state, (decay, update))  # [N, X, K, V]
     return state, dot("nxij,nxjv->nxiv", within, v) + dot("nxck,nxkv->nxcv", q_in, before)
 
 
-def _factored(
-    dot: Callable[..., Any], q: Any, k: Any, log_decay: Any, reverse: bool
-) -> tuple[Any, Any, Any, Any]:
+def _factored(dot: Callable[..., Any], q: Any, k: Any, log_decay: Any) -> tuple[Any, ...]:
     """Scores from decays relative to the middle of the chunk; for log-decays >= _MILD only.
 
-    Takes and returns what `_merged` does. The clips do nothing to such decays: they keep this
+    Takes and returns what `_halved` does. The clip does nothing to such decays: it keeps this
     branch finite where it is computed and then not selected, as happens under `jax.vmap`.
     """
     size = q.shape[2]
-    seen = np.tri(size, dtype=bool)  # [i, j]: token j is scanned no later than token i
-    if reverse:
-        seen = seen.T
-    log_decay = jnp.maximum(log_decay, _MILD)
-    total = dot("ij,nxjk->nxik", jnp.asarray(seen, q.dtype), log_decay)  # from the start through i
-    end = total[:, :, 0 if reverse else -1]
-    middle = total[:, :, size // 2]
+    seen = np.tri(size, dtype=bool)  # [i, j]: token j is not after token i
+    total = _sums(seen, jnp.maximum(log_decay, _MILD))
+    middle, end = total[:, :, size // 2], total[:, :, -1]
     relative = total - middle[:, :, None]
     q = q * jnp.exp(relative)
     k = k * jnp.exp(-relative)
@@ -181,42 +146,43 @@ def _factored(
     return q_in, k_out, jnp.exp(end), within
 
 
-def _merged(
-    dot: Callable[..., Any], q: Any, k: Any, log_decay: Any, reverse: bool
-) -> tuple[Any, Any, Any, Any]:
-    """Scores from merging blocks of 1, 2, 4, ... tokens pairwise; for any log-decay.
+def _halved(dot: Callable[..., Any], q: Any, k: Any, log_decay: Any) -> tuple[Any, ...]:
+    """Scores by halving the chunk again and again; for any log-decay.
 
-    Every decay that occurs is a product of factors in [0, 1] over neighbouring tokens: nothing
-    overflows, nothing is divided or subtracted, and the same holds in the gradients.
+    A query in the later half of a block and a key in its earlier half meet in the block's middle:
+    each carries its decays up to there. Every factor is in [0, 1] and made by a sum of its own, so
+    nothing overflows or cancels, in the gradients neither.
 
     Args:
         dot: Matrix product by subscripts.
         q: Scaled queries [N, X, C, K].
         k: Keys [N, X, C, K].
         log_decay: Log-decays [N, X, C, K].
-        reverse: The scan runs from the last token to the first.
 
     Returns:
         q with the decays from the chunk's start through its token [N, X, C, K], k with the decays
         after its token to the chunk's end [N, X, C, K], the chunk's decay [N, X, K], and the
         scores between the chunk's tokens [N, X, C, C].
     """
-    decay = jnp.exp(log_decay)
-    scores = jnp.sum(q * k, axis=-1)[..., None, None]  # [N, X, blocks, width, width]
-    q, k, decay = ((x[:, :, :, None]) for x in (q * decay, k, decay))  # [N, X, blocks, width, K]
+    size = q.shape[2]
+    i, j = np.ogrid[:size, :size]
+    log_decay = jnp.maximum(log_decay, _SHUT)
+    q_in = q * jnp.exp(_sums(j <= i, log_decay))
+    k_out = k * jnp.exp(_sums(j > i, log_decay))
+    within = jnp.where(i == j, jnp.sum(q * k, axis=-1)[..., None], 0)  # [N, X, C, C]
+    for width in (1 << level for level in range(size.bit_length() - 1)):
+        middle = i // (2 * width) * (2 * width) + width  # of the block that token i is in
+        before, after = (i < j) & (j < middle), (middle <= j) & (j <= i)
+        decay = jnp.exp(_sums(np.where(i < middle, before, after), log_decay))
+        meet = (i // (2 * width) == j // (2 * width)) & (j < middle) & (middle <= i)
+        within = within + jnp.where(meet, dot("nxik,nxjk->nxij", q * decay, k * decay), 0)
+    return q_in, k_out, jnp.exp(jnp.sum(log_decay, axis=2)), within
 
-    def join(earlier, later, axis):
-        return jnp.concatenate((later, earlier) if reverse else (earlier, later), axis)
 
-    for _ in range(int(math.log2(q.shape[2]))):
-        halves = ((x[:, :, 0::2], x[:, :, 1::2]) for x in (q, k, decay, scores))
-        (q0, q1), (k0, k1), (decay0, decay1), (scores0, scores1) = (
-            pair[::-1] if reverse else pair for pair in halves
-        )  # 0 is scanned before 1
-        corner = dot("nxbik,nxbjk->nxbij", q1, k0)
-        row0 = join(scores0, jnp.zeros_like(corner), axis=4)
-        scores = join(row0, join(corner, scores1, axis=4), axis=3)
-        q = join(q0, decay0 * q1, axis=3)
-        k = join(k0 * decay1, k1, axis=3)
-        decay = decay0 * decay1
-    return q[:, :, 0], k[:, :, 0], decay[:, :, 0, 0], scores[:, :, 0]
+def _sums(tokens: np.ndarray, log_decay: Any) -> Any:
+    """Sums [N, X, C, K] of the log-decays of the tokens that each row of `tokens` [C, C] marks.
+
+    Only terms of one sign are added, and in full precision whatever the inputs' type.
+    """
+    weights = jnp.asarray(tokens, log_decay.dtype)
+    return jnp.einsum("ij,nxjk->nxik", weights, log_decay, precision="highest")

@@ -1,0 +1,88 @@
+"""Which implementation serves a call, and what is said about it."""
+
+import logging
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from kernels_pallas.common import dispatch as dispatch_module
+from kernels_pallas.common.dispatch import Implementation, dispatch
+
+
+def implementation(name, value, reason=None, platforms=None, error=None):
+    def run(spec, x):
+        if error is not None:
+            raise error
+        return x + value
+
+    return Implementation(name, lambda spec: reason, run, platforms)
+
+
+def call(candidates, choice=None):
+    table = {candidate.name: candidate for candidate in candidates}
+    x = jnp.float32(0)
+    return dispatch("op", "a spec", (x,), implementation=choice, table=table, order=tuple(table))
+
+
+def test_the_first_that_serves_wins():
+    assert call([implementation("a", 1), implementation("b", 2)]) == 1
+    assert call([implementation("a", 1, reason="too wide"), implementation("b", 2)]) == 2
+
+
+def test_not_implemented_falls_through():
+    late = implementation("a", 1, error=NotImplementedError("no such tile"))
+    assert call([late, implementation("b", 2)]) == 2
+    assert call([late, implementation("b", 2)], choice=("a", "b")) == 2
+
+
+def test_other_errors_do_not_fall_through():
+    broken = implementation("a", 1, error=RuntimeError("a bug"))
+    with pytest.raises(RuntimeError, match="a bug"):
+        call([broken, implementation("b", 2)])
+
+
+def test_a_name_alone_never_falls_through():
+    candidates = [implementation("a", 1, reason="too wide"), implementation("b", 2)]
+    with pytest.raises(NotImplementedError, match="op: 'a' cannot run this call: too wide"):
+        call(candidates, choice="a")
+    assert call(candidates, choice="b") == 2
+
+
+def test_sequences_are_tried_in_order():
+    candidates = [implementation("a", 1), implementation("b", 2), implementation("c", 3, "no")]
+    assert call(candidates, choice=("b", "a")) == 2
+    assert call(candidates, choice=["c", "a"]) == 1
+    with pytest.raises(NotImplementedError, match="'c' cannot run this call: no"):
+        call(candidates, choice=["c"])
+
+
+@pytest.mark.parametrize("error", [None, NotImplementedError("no such tile")])
+def test_platforms_are_chosen_when_lowering(error):
+    candidates = [
+        implementation("cuda_only", 1, platforms=("cuda",), error=error),
+        implementation("portable", 2),
+    ]
+    assert call(candidates) == 2  # these tests run on CPU
+
+    def run(x):
+        table = {candidate.name: candidate for candidate in candidates}
+        order = tuple(table)
+        return dispatch("op", "a spec", (x,), implementation=None, table=table, order=order)
+
+    text = {
+        platform: jax.jit(run).trace(1.0).lower(lowering_platforms=(platform,)).as_text()
+        for platform in ("cpu", "cuda")
+    }
+    assert "dense<2.0" in text["cpu"]
+    assert ("dense<1.0" in text["cuda"]) == (error is None)
+    assert ("dense<2.0" in text["cuda"]) == (error is not None)
+
+
+def test_the_choice_is_logged_once(caplog):
+    dispatch_module._log_choice.cache_clear()
+    candidates = [implementation("a", 1, reason="too wide"), implementation("b", 2)]
+    with caplog.at_level(logging.INFO, logger="kernels_pallas"):
+        call(candidates)
+        call(candidates)
+    assert [record.getMessage() for record in caplog.records] == ["op: using b; not a: too wide"]

@@ -1,0 +1,322 @@
+"""One suite for every implementation: values, gradients, states, transformations."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kernels_pallas import IMPLEMENTATIONS, bidirectional_gla, gla
+from kernels_pallas.gla.workloads import WORKLOADS
+from kernels_pallas.testing import (
+    GATE_KINDS,
+    TOLERANCES,
+    Inputs,
+    random_inputs,
+    rms_relative_error,
+)
+
+implementations = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+directions = pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+
+
+def make(seed=0, batch=2, tokens=40, heads=2, key_width=8, value_width=12, **options) -> Inputs:
+    shape = {"batch": batch, "tokens": tokens, "heads": heads}
+    widths = {"key_width": key_width, "value_width": value_width}
+    return random_inputs(seed, **shape, **widths, **options)
+
+
+def numpy_gla(q, k, v, log_decay, initial_state=None, reverse=False):
+    """The definition again, in float64 numpy, sharing no code with the library."""
+    q, k, v, log_decay = (np.asarray(x, np.float64) for x in (q, k, v, log_decay))
+    batch, tokens, heads, width = q.shape
+    state = np.zeros((batch, heads, width, v.shape[3]))
+    if initial_state is not None:
+        state = np.asarray(initial_state, np.float64)
+    out = np.empty(v.shape)
+    for t in range(tokens)[:: -1 if reverse else 1]:
+        state = np.exp(log_decay[:, t, :, :, None]) * state
+        state = state + k[:, t, :, :, None] * v[:, t, :, None, :]
+        out[:, t] = (q[:, t, :, :, None] * state).sum(axis=2) / np.sqrt(width)
+    return out, state
+
+
+def assert_close(actual, expected, tolerance, what):
+    error = rms_relative_error(actual, expected)
+    assert error <= tolerance, f"{what}: RMS-relative error {error:.2e} > {tolerance:.0e}"
+
+
+@functools.cache
+def single(implementation, reverse):
+    """Output, final state and the gradients of a weighted sum of both, compiled."""
+
+    def run(inputs, state_cotangent):
+        def loss(q, k, v, log_decay, initial_state):
+            out, state = gla(
+                q,
+                k,
+                v,
+                log_decay,
+                initial_state=initial_state,
+                reverse=reverse,
+                return_final_state=True,
+                implementation=implementation,
+            )
+            wide = state.dtype
+            value = jnp.vdot(out.astype(wide), inputs.cotangent.astype(wide))
+            return value + jnp.vdot(state, state_cotangent), (out, state)
+
+        arguments = (*inputs[:4], inputs.initial_state)
+        gradient = jax.grad(loss, argnums=range(5), has_aux=True)
+        gradients, (out, state) = gradient(*arguments)
+        return out, state, gradients
+
+    return jax.jit(run)
+
+
+@functools.cache
+def both(implementation):
+    """Output of both directions and its gradients, compiled."""
+
+    def run(inputs):
+        def loss(*arguments):
+            out = bidirectional_gla(*arguments, implementation=implementation)
+            wide = jnp.promote_types(out.dtype, jnp.float32)
+            return jnp.vdot(out.astype(wide), inputs.cotangent.astype(wide)), out
+
+        gradients, out = jax.grad(loss, argnums=range(5), has_aux=True)(*inputs[:5])
+        return out, gradients
+
+    return jax.jit(run)
+
+
+def widened(inputs):
+    return Inputs(*(np.asarray(x, np.float64) for x in inputs))
+
+
+def check_single(implementation, reverse, inputs, tolerance, label):
+    """Compares a call and its gradients with a float64 run of the reference."""
+    state_cotangent = np.asarray(inputs.initial_state)[:, :, ::-1] * 0.3
+    actual = single(implementation, reverse)(inputs, state_cotangent)
+    with jax.enable_x64(True):
+        expected = single("reference", reverse)(widened(inputs), np.float64(state_cotangent))
+        expected = jax.tree.map(np.asarray, expected)
+    assert actual[0].dtype == inputs.v.dtype
+    assert_close(actual[0], expected[0], tolerance.forward, f"{label} out")
+    assert_close(actual[1], expected[1], tolerance.forward, f"{label} final state")
+    names = ("q", "k", "v", "log_decay", "initial_state")
+    for name, mine, reference in zip(names, actual[2], expected[2], strict=True):
+        assert_close(mine, reference, tolerance.gradient, f"{label} gradient of {name}")
+
+
+def check_both(implementation, inputs, tolerance, label):
+    out, gradients = both(implementation)(inputs)
+    with jax.enable_x64(True):
+        expected = jax.tree.map(np.asarray, both("reference")(widened(inputs)))
+    assert out.dtype == inputs.v.dtype
+    assert_close(out, expected[0], tolerance.forward, f"{label} out")
+    names = ("q", "k", "v", "log_decay_fwd", "log_decay_bwd")
+    for name, mine, reference in zip(names, gradients, expected[1], strict=True):
+        assert_close(mine, reference, tolerance.gradient, f"{label} gradient of {name}")
+
+
+@implementations
+@directions
+@pytest.mark.parametrize("tokens", [1, 2, 17, 49, 63, 64, 65, 196, 197, 784])
+def test_values_match_a_numpy_loop(implementation, reverse, tokens):
+    options = {"reverse": reverse, "return_final_state": True, "implementation": implementation}
+    run = jax.jit(functools.partial(gla, **options))
+    for gates in GATE_KINDS if tokens <= 65 else ("typical", "mixed"):
+        inputs = make(tokens=tokens, gates=gates)
+        out, state = run(*inputs[:4], initial_state=inputs.initial_state)
+        expected = numpy_gla(*inputs[:4], inputs.initial_state, reverse)
+        assert_close(out, expected[0], 1e-5, f"{gates} out")
+        assert_close(state, expected[1], 1e-5, f"{gates} final state")
+
+
+@directions
+def test_the_reference_matches_a_numpy_loop_in_float64(reverse):
+    with jax.enable_x64(True):
+        inputs = make(tokens=50, gates="mixed", dtype="float64")
+        options = {"reverse": reverse, "return_final_state": True, "implementation": "reference"}
+        out, state = gla(*inputs[:4], initial_state=inputs.initial_state, **options)
+        expected = numpy_gla(*inputs[:4], inputs.initial_state, reverse)
+        assert out.dtype == state.dtype == jnp.float64
+        assert_close(out, expected[0], 1e-13, "out")
+        assert_close(state, expected[1], 1e-13, "final state")
+
+
+@implementations
+@directions
+@pytest.mark.parametrize("tokens", [1, 65, 196])
+def test_gradients_of_one_direction(implementation, reverse, tokens):
+    for gates in GATE_KINDS:
+        inputs = make(seed=tokens, tokens=tokens, gates=gates)
+        check_single(implementation, reverse, inputs, TOLERANCES["float32"], gates)
+
+
+@implementations
+@pytest.mark.parametrize("widths", [(1, 1), (24, 40), (60, 100)], ids=str)
+def test_odd_widths(implementation, widths):
+    for gates in ("typical", "mixed"):
+        inputs = make(tokens=49, batch=1, key_width=widths[0], value_width=widths[1], gates=gates)
+        check_single(implementation, False, inputs, TOLERANCES["float32"], gates)
+
+
+@implementations
+@pytest.mark.parametrize("tokens", [2, 49, 197])
+def test_both_directions(implementation, tokens):
+    for gates in GATE_KINDS:
+        inputs = make(seed=tokens, tokens=tokens, gates=gates)
+        check_both(implementation, inputs, TOLERANCES["float32"], gates)
+
+
+@implementations
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
+def test_types(implementation, dtype):
+    with jax.enable_x64(dtype == "float64"):
+        for gates in GATE_KINDS:
+            inputs = make(tokens=75, gates=gates, dtype=dtype)
+            check_both(implementation, inputs, TOLERANCES[dtype], f"{dtype} {gates}")
+            check_single(implementation, True, inputs, TOLERANCES[dtype], f"{dtype} {gates}")
+
+
+@implementations
+def test_log_decays_may_be_narrow_too(implementation):
+    inputs = make(tokens=40, dtype="bfloat16", decay_dtype="bfloat16", gates="mixed")
+    out, gradients = both(implementation)(inputs)
+    assert out.dtype == gradients[3].dtype == jnp.bfloat16
+    check_both(implementation, inputs, TOLERANCES["bfloat16"], "bfloat16 decays")
+
+
+@pytest.mark.slow
+@implementations
+@pytest.mark.parametrize("gates", ["typical", "mixed"])
+def test_long_sequences(implementation, gates):
+    inputs = make(batch=1, tokens=3136, heads=1, key_width=16, value_width=32, gates=gates)
+    check_both(implementation, inputs, TOLERANCES["float32"], gates)
+
+
+@implementations
+@pytest.mark.parametrize("name", ["tiny", "tiny_ragged", "tiny_odd"])
+def test_tiny_workloads(implementation, name):
+    shape = WORKLOADS[name]
+    inputs = make(
+        batch=shape.batch,
+        tokens=shape.tokens,
+        heads=shape.heads,
+        key_width=shape.key_width,
+        value_width=shape.value_width,
+    )
+    out = bidirectional_gla(*inputs[:5], implementation=implementation)
+    forward, _ = numpy_gla(*inputs[:4])
+    backward, _ = numpy_gla(*inputs[:3], inputs.log_decay_bwd, reverse=True)
+    assert_close(out, forward + backward, 1e-5, name)
+
+
+@implementations
+@directions
+def test_the_state_hands_over(implementation, reverse):
+    inputs = make(tokens=90, gates="mixed")
+    run = functools.partial(
+        gla, reverse=reverse, return_final_state=True, implementation=implementation
+    )
+    whole, final = run(*inputs[:4], initial_state=inputs.initial_state)
+    head, tail = ([x[:, part] for x in inputs[:4]] for part in (slice(0, 37), slice(37, None)))
+    first, second = (tail, head) if reverse else (head, tail)
+    out_first, state = run(*first, initial_state=inputs.initial_state)
+    out_second, state = run(*second, initial_state=state)
+    parts = (out_second, out_first) if reverse else (out_first, out_second)
+    assert_close(jnp.concatenate(parts, axis=1), whole, 1e-6, "out")
+    assert_close(state, final, 1e-6, "final state")
+
+
+@implementations
+def test_the_first_decay_acts_on_the_initial_state(implementation):
+    inputs = make(tokens=3)
+    shut = inputs.log_decay_fwd.at[:, 0].set(-jnp.inf)
+    with_state = gla(
+        *inputs[:3], shut, initial_state=inputs.initial_state, implementation=implementation
+    )
+    without = gla(*inputs[:3], shut, implementation=implementation)
+    np.testing.assert_array_equal(with_state, without)
+
+
+@implementations
+def test_scale(implementation):
+    inputs = make()
+    plain = gla(*inputs[:4], implementation=implementation)
+    scaled = gla(*inputs[:4], scale=0.5, implementation=implementation)
+    assert_close(scaled, plain * (0.5 * 8**0.5), 1e-6, "out")
+
+
+@implementations
+def test_vmap_and_its_gradient(implementation):
+    stacked = [make(seed=i, gates=gates) for i, gates in enumerate(("typical", "mixed"))]
+    stacked = Inputs(*(jnp.stack(arrays) for arrays in zip(*stacked, strict=True)))
+    out, gradients = jax.jit(jax.vmap(both(implementation)))(stacked)
+    for i in range(2):
+        one, one_gradients = both(implementation)(Inputs(*(x[i] for x in stacked)))
+        assert_close(out[i], one, 1e-6, f"out {i}")
+        for mine, reference in zip(gradients, one_gradients, strict=True):
+            assert_close(mine[i], reference, 5e-6, f"gradient {i}")
+
+
+@implementations
+def test_remat_changes_nothing(implementation):
+    inputs = make(gates="mixed")
+
+    def loss(function, *arguments):
+        return jnp.vdot(function(*arguments), inputs.cotangent)
+
+    run = functools.partial(bidirectional_gla, implementation=implementation)
+    kept, again = (
+        jax.jit(jax.grad(functools.partial(loss, function), argnums=range(5)))(*inputs[:5])
+        for function in (run, jax.checkpoint(run))
+    )
+    for mine, reference in zip(again, kept, strict=True):
+        assert_close(mine, reference, 1e-6, "gradient")
+
+
+@implementations
+def test_runs_are_bit_identical(implementation):
+    inputs = make(tokens=196, gates="mixed")
+    first, second = (both(implementation)(inputs) for _ in range(2))
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+@implementations
+def test_donated_arguments(implementation):
+    inputs = make(key_width=8, value_width=8)
+    run = functools.partial(gla, implementation=implementation)
+    expected = np.asarray(run(*inputs[:4]))
+    out = jax.jit(run, donate_argnums=2)(*inputs[:2], inputs.v.copy(), inputs.log_decay_fwd)
+    assert_close(out, expected, 1e-6, "out")
+
+
+@pytest.mark.parametrize("implementation", [None, *IMPLEMENTATIONS])
+def test_exports_to_every_platform(implementation):
+    inputs = make()
+    run = jax.jit(functools.partial(bidirectional_gla, implementation=implementation))
+    exported = jax.export.export(run, platforms=("cpu", "cuda", "tpu"))(*inputs[:5])
+    out, pullback = jax.vjp(exported.call, *inputs[:5])
+    assert_close(out, run(*inputs[:5]), 1e-6, "out")
+    for mine, reference in zip(
+        pullback(inputs.cotangent), both("reference")(inputs)[1], strict=True
+    ):
+        assert_close(mine, reference, TOLERANCES["float32"].gradient, "gradient")
+
+
+def test_memory_grows_linearly_and_keeps_no_state_per_token():
+    def temporary_bytes(tokens):
+        q = jax.ShapeDtypeStruct((1, tokens, 2, 16), jnp.float32)
+        v = jax.ShapeDtypeStruct((1, tokens, 2, 32), jnp.float32)
+        run = jax.jit(
+            jax.grad(lambda *x: gla(*x, implementation="xla_chunked").sum(), argnums=range(4))
+        )
+        return run.lower(q, q, v, q).compile().memory_analysis().temp_size_in_bytes
+
+    short, long = temporary_bytes(1024), temporary_bytes(4096)
+    assert long <= 4.5 * short
+    assert long < 4096 * 2 * 16 * 32 * 4 / 2
