@@ -1,0 +1,53 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vig_jax.sharding.kernels import over_batch
+from vig_jax.sharding.mesh import check_batch_size, make_mesh, place_batch, replicated
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_one_device():
+    mesh = make_mesh()
+    batch = {"x": np.arange(6).reshape(3, 2)}
+    placed = place_batch(batch, mesh)
+    np.testing.assert_array_equal(placed["x"], batch["x"])
+    assert replicated(mesh).is_fully_replicated
+    check_batch_size(3, mesh)
+    with pytest.raises(ValueError, match="a batch of 0"):
+        check_batch_size(0, mesh)
+
+
+def test_over_batch_does_nothing_without_a_mesh():
+    x = jnp.arange(6.0).reshape(3, 2)
+    double = over_batch(lambda x: 2 * x)
+    np.testing.assert_array_equal(double(x), 2 * x)
+    with jax.set_mesh(make_mesh()):
+        np.testing.assert_array_equal(jax.jit(double)(x), 2 * x)
+
+
+@pytest.mark.multidevice
+def test_eight_devices_compute_what_one_does():
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+    }
+    script = Path(__file__).with_name("eight_devices.py")
+    done = subprocess.run(
+        [sys.executable, script],
+        cwd=ROOT,
+        env={**environment, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "all equal"

@@ -1,0 +1,55 @@
+"""The door: options and their mistakes, in a process of its own as absl keeps global state."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def train(*options):
+    return subprocess.run(
+        [sys.executable, "train.py", *options],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], r"error: which experiment? --config=FILE is missing; here: configs/"),
+        (
+            ["--config=configs/vig_t.py", "--config.optimizer.base_lrr=1"],
+            "there is no setting 'base_lrr'; did you mean 'base_lr'?",
+        ),
+        (
+            ["--config=configs/vig_t.py", "--config.train.epochs=2.5"],
+            "error: flag --config.train.epochs=2.5: invalid literal",
+        ),
+        (["--config=configs/vig_t.py", "--config.model.dtype=half"], "it must be one of"),
+        (["--config=configs/vig_t.py"], "config.data.path is not set"),
+    ],
+)
+def test_mistakes_are_told_in_a_line(options, message, tmp_path):
+    done = train(*options, f"--workdir={tmp_path / 'run'}")
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_help():
+    done = train("--help")
+    assert done.returncode == 0
+    for text in ("--config=configs/vig_b.py", "--workdir", "--config.KEY=VALUE"):
+        assert text in done.stdout
+
+
+def test_data_workers_import_nothing_heavy():
+    code = "import sys, train; sys.exit(bool({'jax', 'flax', 'vig_jax'} & sys.modules.keys()))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
