@@ -97,7 +97,7 @@ def dispatch(
 
 def _names(
     op: str,
-    implementation: str | Sequence[str] | None,
+    implementation: Any,
     table: Mapping[str, Implementation],
     order: Sequence[str],
 ) -> list[str]:

@@ -236,7 +236,7 @@ def _spec(
     q: jax.Array,
     v: jax.Array,
     log_decay: jax.Array,
-    scale: float | None,
+    scale: Any,
     *,
     reverse: bool = False,
     bidirectional: bool = False,

@@ -1,5 +1,6 @@
 """Which implementation serves a call, and what is said about it."""
 
+import inspect
 import logging
 
 import jax
@@ -7,7 +8,9 @@ import jax.numpy as jnp
 import pytest
 
 from kernels_pallas.common import dispatch as dispatch_module
-from kernels_pallas.common.dispatch import Implementation, dispatch
+from kernels_pallas.common.dispatch import Implementation
+
+dispatch = inspect.unwrap(dispatch_module.dispatch)  # without the tests' type checker
 
 
 def implementation(name, value, reason=None, platforms=None, error=None):
@@ -55,6 +58,11 @@ def test_sequences_are_tried_in_order():
     assert call(candidates, choice=["c", "a"]) == 1
     with pytest.raises(NotImplementedError, match="'c' cannot run this call: no"):
         call(candidates, choice=["c"])
+
+
+def test_neither_name_nor_sequence():
+    with pytest.raises(TypeError, match="must be a name, a sequence of names or None, got 3"):
+        call([implementation("a", 1)], choice=3)
 
 
 @pytest.mark.parametrize("error", [None, NotImplementedError("no such tile")])

@@ -39,7 +39,7 @@ def test_shape_of_q(inputs, name):
 
 
 def test_layout_of_v(inputs):
-    with pytest.raises(ValueError, match=r"v must share batch, tokens and heads .* the layout is"):
+    with pytest.raises(ValueError, match=r"v must share batch, tokens and heads .*the layout is"):
         gla(*inputs[:2], inputs.v[:, :4], inputs.log_decay_fwd)
 
 
@@ -79,8 +79,6 @@ def test_unknown_implementation(inputs, function):
         function(*arguments, implementation="xla_chunk")
     with pytest.raises(ValueError, match="empty sequence"):
         function(*arguments, implementation=[])
-    with pytest.raises(TypeError, match="must be a name, a sequence of names or None"):
-        function(*arguments, implementation=3)
 
 
 def test_positive_decays_are_checked_on_demand(inputs, monkeypatch):
