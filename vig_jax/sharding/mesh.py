@@ -1,5 +1,6 @@
 """Where arrays live: batches are split over the devices, parameters are on every device."""
 
+import os
 from collections.abc import Mapping
 
 import jax
@@ -7,6 +8,25 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 DATA_AXIS = "data"
+_FORCE_DEVICES = "xla_force_host_platform_device_count"
+_LEAST_ROWS = 16
+
+
+def use_all_cores(batch_size: int) -> None:
+    """Lets a CPU count as several devices, if nobody said how many; accelerators do not care.
+
+    XLA runs most operations of a small model on one core. As devices, all cores work: each on its
+    rows of the batch, at least 16 of them. Call this before anything else asks for the devices.
+
+    Args:
+        batch_size: global; the number of devices divides it.
+    """
+    if jax.config.jax_num_cpu_devices != -1 or _FORCE_DEVICES in os.environ.get("XLA_FLAGS", ""):
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    most = max(1, min(cores or 1, batch_size // _LEAST_ROWS))
+    devices = max(n for n in range(1, most + 1) if batch_size % n == 0)
+    jax.config.update("jax_num_cpu_devices", devices)
 
 
 def make_mesh() -> Mesh:

@@ -76,6 +76,8 @@ class Experiment:
             new_state=jax.jit(
                 lambda: init_state(task, optimizer, seed=config.seed, ema=ema_decay > 0),
                 out_shardings=replicated(mesh),
+                # Runs once: to optimise it would cost more than it could save.
+                compiler_options={"xla_backend_optimization_level": 0},
             ),
             train_step=make_train_step(task, optimizer, schedule, ema_decay=ema_decay, mesh=mesh),
             eval_step=make_eval_step(task, mesh=mesh),

@@ -7,7 +7,8 @@ A run is a pure function of its config and data. Going on after a break restores
 3. the log files, cut back to the restored step;
 4. the data, by its position alone: batch n and the draws of update n depend on (seed, n).
 
-So an interrupted run ends with the same parameters, bit for bit, as one that was left alone.
+So an interrupted run ends with the same parameters, bit for bit, as one that was left alone, if it
+goes on with the same software on as many devices of the same kind.
 """
 
 import math
@@ -196,7 +197,7 @@ def _describe(experiment: Experiment, state: TrainState, start: int, workdir: Pa
     device = jax.devices()[0]
     lines = [
         f"{config.model.name}: {count:,} parameters, {config.model.dtype}, on "
-        f"{jax.device_count()} x {device.device_kind} ({device.platform})",
+        f"{jax.device_count()} x {device.device_kind}",
         f"{config.data.source}: {len(experiment.train_source):,} images to train on, "
         f"{len(experiment.eval_source):,} to evaluate, {config.model.num_classes} classes",
         f"{config.train.epochs} epochs of {calendar.steps_per_epoch} steps of "
