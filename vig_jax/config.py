@@ -12,6 +12,8 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
+from ml_collections import ConfigDict
+
 T = TypeVar("T")
 
 
@@ -95,22 +97,21 @@ class RunConfig:
     train: TrainConfig
 
 
-def parse(values: Mapping[str, Any], kind: type[T] = RunConfig, prefix: str = "config") -> T:
-    """Turns a `ConfigDict` (or plain nested mapping) into frozen dataclasses, strictly.
+def parse(values: Mapping[str, Any] | ConfigDict) -> RunConfig:
+    """Turns a `ConfigDict` or a plain nested mapping into frozen dataclasses, strictly.
 
     Args:
-        values: nested mapping with exactly the keys of `kind`.
-        kind: the dataclass to build.
-        prefix: dotted path of `values`, for messages.
-
-    Returns:
-        An instance of `kind`.
+        values: exactly the keys of `RunConfig`, nested; unset placeholders become None.
 
     Raises:
         ValueError: unknown key (with the nearest known one), missing key, or a wrong type.
     """
-    if hasattr(values, "to_dict"):  # a ConfigDict; its placeholders become None
-        values = values.to_dict()
+    plain = values.to_dict() if isinstance(values, ConfigDict) else values
+    return _parse(plain, RunConfig, "config")
+
+
+def _parse(values: Mapping[str, Any], kind: type[T], prefix: str) -> T:
+    """An instance of `kind` from the mapping at the dotted path `prefix`."""
     hints = typing.get_type_hints(kind)
     for key in values:
         if key not in hints:
@@ -133,7 +134,7 @@ def _convert(value: Any, hint: Any, path: str) -> Any:
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
             raise ValueError(f"{path} is {value!r}; it must be a group of settings")
-        return parse(value, hint, path)  # type: ignore[arg-type]
+        return _parse(value, hint, path)  # type: ignore[arg-type]
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is types.UnionType:
         if value is None:
@@ -155,5 +156,7 @@ def _convert(value: Any, hint: Any, path: str) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise ValueError(f"{path} is {value!r} ({type(value).__name__}); it must be {hint.__name__}")
+        raise ValueError(
+            f"{path} is {value!r} ({type(value).__name__}); it must be {hint.__name__}"
+        )
     return value

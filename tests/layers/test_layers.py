@@ -19,7 +19,7 @@ def normal(shape, seed=0):
 def test_rms_norm():
     x, scale = normal((2, 3, 8)), normal((8,), 1)
     expected = x / np.sqrt((x.astype(np.float64) ** 2).mean(-1, keepdims=True) + 1e-6) * scale
-    actual = RMSNorm().apply({"params": {"scale": scale}}, x)
+    actual = RMSNorm().apply({"params": {"scale": scale}}, jnp.asarray(x))
     chex.assert_trees_all_close(actual, expected.astype(np.float32), rtol=1e-5)
 
 
@@ -38,6 +38,7 @@ def test_depthwise_conv_in_both_forms(size):
     for i, j in np.ndindex(3, 3):
         expected += padded[:, i : i + size[0], j : j + size[1]] * kernel[i, j, 0]
     layer = DepthwiseConv()
+    x, kernel = jnp.asarray(x), jnp.asarray(kernel)
     for actual in (
         layer.apply({"params": {"kernel": kernel}}, x),
         _shifted_sum(x, kernel),
@@ -51,7 +52,7 @@ def test_swiglu():
     gate, y = np.split(x.astype(np.float64) @ up, 2, axis=-1)
     expected = (gate / (1 + np.exp(-gate)) * y) @ down
     params = {"gate_proj": {"kernel": up}, "down_proj": {"kernel": down}}
-    actual = SwiGLU(features=4, hidden=6).apply({"params": params}, x)
+    actual = SwiGLU(features=4, hidden=6).apply({"params": params}, jnp.asarray(x))
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 

@@ -149,6 +149,7 @@ def test_bad_arguments(call, message):
         ((1, 64, 64, 3), jnp.uint8, "floating-point"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_bad_images(shape, dtype, message):
     model = small_model()
     variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))

@@ -1,0 +1,124 @@
+"""The commands on a tiny run: what they print and write, and what they say to bad input."""
+
+import functools
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import vig_jax
+from configs import common
+from vig_jax import config as configuration
+from vig_jax.cli.main import COMMANDS, main
+from vig_jax.train.loop import run
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The workdir of two updates of a tiny model on the embedded photographs."""
+    settings = common.get_config()
+    settings.model.update(
+        {"img_size": 28, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 1}
+    )
+    settings.model.dtype = "float32"
+    settings.data.update({"source": "fashion_mnist", "image_size": 28, "crop": "none"})
+    settings.data.update({"crop_pct": 1.0, "workers": 0, "mixup_alpha": 0.0, "cutmix_alpha": 0.0})
+    settings.optimizer.warmup_epochs = 0.0
+    settings.train.update({"batch_size": 4000, "epochs": 1, "eval_every_epochs": 0})
+    workdir = tmp_path_factory.mktemp("run")
+    run(configuration.parse(settings), workdir)
+    return workdir
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help(command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    assert command in capsys.readouterr().out
+
+
+def test_unknown_command(capsys):
+    with pytest.raises(SystemExit):
+        main(["evalute"])
+    assert "evaluate" in capsys.readouterr().err
+
+
+def test_evaluate(trained, tmp_path, capsys):
+    file = tmp_path / "numbers.json"
+    assert main(["evaluate", str(trained), "--batch-size", "500", "--json", str(file)]) == 0
+    printed = capsys.readouterr().out
+    numbers = json.loads(file.read_text())
+    assert "averaged (EMA) weights after 2 updates, 2000 images" in printed
+    assert f"top-1 {numbers['top1']:.4f}" in printed
+    recorded = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    logged = next(r["eval/ema_top1"] for r in recorded if "eval/ema_top1" in r)
+    assert numbers["top1"] == pytest.approx(logged)
+    assert main(["evaluate", str(trained), "--batch-size", "500", "--raw"]) == 0
+    assert "raw weights" in capsys.readouterr().out
+
+
+def test_evaluate_without_a_run(tmp_path, capsys):
+    assert main(["evaluate", str(tmp_path / "nothing")]) == 1
+    assert "holds no finished checkpoint" in capsys.readouterr().err
+
+
+def test_predict(trained, tmp_path, capsys):
+    photographs = tmp_path / "photographs"
+    assert main(["data", str(photographs), "--per-class", "1"]) == 0
+    (photographs / "Bag" / "broken.png").write_bytes(b"not an image")
+    answers, picture = tmp_path / "answers.json", tmp_path / "out" / "answers.png"
+    arguments = ["predict", str(trained), str(photographs), "--top", "3", "--batch-size", "4"]
+    assert main([*arguments, "--json", str(answers), "--picture", str(picture)]) == 1
+    captured = capsys.readouterr()
+    assert "broken.png: skipped" in captured.err
+    records = json.loads(answers.read_text())
+    assert len(records) == 11
+    assert [r["image"] for r in records] == sorted(r["image"] for r in records)
+    assert sum("error" in r for r in records) == 1
+    for record in records:
+        probabilities = [answer["probability"] for answer in record.get("top", [])]
+        assert probabilities == sorted(probabilities, reverse=True)
+        assert len(probabilities) == (0 if "error" in record else 3)
+        assert sum(probabilities) <= 1 + 1e-5
+    assert np.asarray(Image.open(picture)).std() > 10  # something is drawn
+
+
+def test_predict_does_not_depend_on_the_batch(trained, tmp_path, capsys):
+    main(["data", str(tmp_path / "photographs"), "--per-class", "1"])
+    capsys.readouterr()
+    outputs = []
+    for size in ("3", "16"):
+        main(["predict", str(trained), str(tmp_path / "photographs"), "--batch-size", size])
+        outputs.append(capsys.readouterr().out)
+    assert outputs[0] == outputs[1]
+    assert len(outputs[0].splitlines()) == 10
+
+
+def test_predict_without_images(trained, tmp_path, capsys):
+    assert main(["predict", str(trained), str(tmp_path)]) == 1
+    assert "no image files" in capsys.readouterr().err
+    assert main(["predict", str(trained), str(tmp_path / "absent.jpg")]) == 1
+    assert "absent.jpg" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("mode", [[], ["--train"]])
+def test_benchmark(mode, tmp_path, capsys, monkeypatch):
+    shallow = functools.partial(vig_jax.create_model, depth=1)  # compiles sooner
+    monkeypatch.setattr(vig_jax, "create_model", shallow)
+    file = tmp_path / "rows.json"
+    arguments = ["benchmark", "--model", "vig_t", "--image-size", "32", "48", "--batch-size", "2"]
+    arguments += ["--dtype", "float32", "--repeats", "2", "--json", str(file), *mode]
+    assert main(arguments) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 4
+    rows = json.loads(file.read_text())["rows"]
+    assert [row["image_size"] for row in rows] == [32, 48]
+    for row in rows:
+        assert row["img_per_s"] == pytest.approx(2e3 / row["ms"])
+        assert row["program_bytes"] > 1_000_000  # the parameters at least
+
+
+def test_benchmark_of_an_unknown_model(capsys):
+    assert main(["benchmark", "--model", "vig_z"]) == 1
+    assert "unknown model 'vig_z'" in capsys.readouterr().err
