@@ -10,11 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
 
-with warnings.catch_warnings():
-    # The backend still ships with every JAX release served; it only says that it will not forever.
-    warnings.simplefilter("ignore", DeprecationWarning)
-    from jax.experimental.pallas import triton as plgpu
+# The backend ships with every JAX release served here. That it will not do so for ever is told at
+# each launch since JAX 0.11; its users cannot act on that, this file can.
+warnings.filterwarnings(
+    "ignore", message="The Pallas Triton backend is deprecated", category=DeprecationWarning
+)
 
 _interpreting = contextvars.ContextVar("kernels_pallas_interpreting", default=False)
 
@@ -23,14 +25,15 @@ _interpreting = contextvars.ContextVar("kernels_pallas_interpreting", default=Fa
 def interpret() -> Iterator[None]:
     """Within it, kernels are traced for Pallas's interpreter and so run on any platform.
 
-    It is read when a function is traced: `jax.jit` of a function first called outside keeps its
-    compiled kernels.
+    Functions compiled before are compiled again, inside and after it.
     """
+    jax.clear_caches()
     token = _interpreting.set(True)
     try:
         yield
     finally:
         _interpreting.reset(token)
+        jax.clear_caches()
 
 
 def is_interpreting() -> bool:
@@ -54,25 +57,15 @@ def triton_call(
     `aliases` maps inputs to the outputs that start with their contents.
     """
     interpreting = is_interpreting()
-    body = functools.partial(kernel, interpreting=interpreting)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        call = pl.pallas_call(
-            body,
-            grid=(programs,),
-            out_shape=tuple(out_shape),
-            compiler_params=plgpu.CompilerParams(num_warps=num_warps, num_stages=num_stages),
-            input_output_aliases=dict(aliases or {}),
-            interpret=interpreting,
-            name=name,
-        )
-
-    def run(*arrays: jax.Array) -> Any:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            return call(*arrays)
-
-    return run
+    return pl.pallas_call(
+        functools.partial(kernel, interpreting=interpreting),
+        grid=(programs,),
+        out_shape=tuple(out_shape),
+        compiler_params=plgpu.CompilerParams(num_warps=num_warps, num_stages=num_stages),
+        input_output_aliases=dict(aliases or {}),
+        interpret=interpreting,
+        name=name,
+    )
 
 
 program_id = pl.program_id
@@ -107,3 +100,20 @@ def barrier(*, interpreting: bool) -> None:
     """All threads of a program see what any of them stored before it."""
     if not interpreting:
         plgpu.debug_barrier()
+
+
+def exp2(x: Any, *, interpreting: bool) -> Any:
+    """2**x in float32 by the hardware's approximation, relative error 2**-22; tiny results are 0.
+
+    Without the flush of denormal results the compiler spends four instructions on each.
+    """
+    if interpreting:
+        return jnp.exp2(x)
+    [result] = plgpu.elementwise_inline_asm(
+        "ex2.approx.ftz.f32 $0, $1;",
+        args=[x],
+        constraints="=f,f",
+        pack=1,
+        result_shape_dtypes=[jax.ShapeDtypeStruct(x.shape, x.dtype)],
+    )
+    return result

@@ -11,13 +11,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from kernels_pallas.common.device import least_cuda_capability
 from kernels_pallas.gla import pallas_triton_bwd, pallas_triton_fwd
 from kernels_pallas.gla.pallas_triton_chunk import geometry_of, pad_state, unpad_state
-from kernels_pallas.gla.pallas_triton_config import Config, heuristic
+from kernels_pallas.gla.pallas_triton_config import Config, Launch, heuristic
 from kernels_pallas.gla.spec import GlaSpec
 
 MAX_WIDTH = 256
 """Widest keys and values per head: a program holds a chunk of all keys in registers."""
+
+MIN_CAPABILITY = 8.0
+"""Before it there are no bfloat16 matrix instructions."""
 
 
 def supports(spec: GlaSpec) -> str | None:
@@ -46,6 +50,7 @@ def gla(
     config: Config | None = None,
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"]]:
     """One direction; see `kernels_pallas.gla.api.gla`."""
+    _check_device()
     call = _Call(spec, config or heuristic(spec), (spec.reverse,))
     return _attend(call, q, k, v, (log_decay,), initial_state)
 
@@ -61,8 +66,17 @@ def bidirectional_gla(
     config: Config | None = None,
 ) -> Float[Array, "B T H V"]:
     """Both directions, summed; see `kernels_pallas.gla.api.bidirectional_gla`."""
+    _check_device()
     call = _Call(spec, config or heuristic(spec), (False, True))
     return _attend(call, q, k, v, (log_decay_fwd, log_decay_bwd), None)[0]
+
+
+def _check_device() -> None:
+    capability = least_cuda_capability()
+    if capability is not None and capability < MIN_CAPABILITY:
+        raise NotImplementedError(
+            f"GPUs of compute capability {MIN_CAPABILITY} or more are served, not {capability}"
+        )
 
 
 class _Call(NamedTuple):
@@ -74,13 +88,24 @@ class _Call(NamedTuple):
 
 
 class _Residuals(NamedTuple):
-    """What the backward pass needs: the inputs. States are computed again, not kept."""
+    """What the backward pass needs.
+
+    Attributes:
+        q: As given.
+        k: As given.
+        v: As given.
+        log_decays: As given.
+        initial_state: As given, or None.
+        states: Before each chunk [directions, B * H * segments, chunks, K, V]. To compute them
+            again was slower than to write and read them.
+    """
 
     q: Any
     k: Any
     v: Any
     log_decays: Any
     initial_state: Any
+    states: Any
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -88,48 +113,73 @@ def _attend(
     call: _Call, q: Any, k: Any, v: Any, log_decays: tuple[Any, ...], initial_state: Any
 ) -> tuple[Any, Any]:
     """The output, and the final state where it is wanted."""
-    spec, launch = call.spec, call.config.forward
+    return _run(call, call.config.forward, q, k, v, log_decays, initial_state)[:2]
+
+
+def _run(
+    call: _Call,
+    launch: Launch,
+    q: Any,
+    k: Any,
+    v: Any,
+    log_decays: tuple[Any, ...],
+    initial_state: Any,
+    *,
+    keeps_states: bool = False,
+) -> tuple[Any, Any, Any]:
+    spec = call.spec
     initial = None
     if initial_state is not None:
         initial = pad_state(geometry_of(spec, launch), initial_state)
     final = None
     wants_final = spec.return_final_state
     if launch.segments > 1:
-        (initial,), (final,) = pallas_triton_fwd.border_states(
-            spec, launch, call.directions, [(k, v)], log_decays, [initial]
+        initial, final = pallas_triton_fwd.border_states(
+            spec, launch, call.directions, k, v, log_decays, initial, gradient=False
         )
         wants_final = False
-    outs, ends = pallas_triton_fwd.forward(
-        spec, launch, call.directions, q, k, v, log_decays, initial, wants_final=wants_final
+    outs, ends, states = pallas_triton_fwd.forward(
+        spec,
+        launch,
+        call.directions,
+        q,
+        k,
+        v,
+        log_decays,
+        initial,
+        wants_final=wants_final,
+        keeps_states=keeps_states,
     )
     out = outs[0]
     for other in outs[1:]:
         out = (out.astype(jnp.float32) + other.astype(jnp.float32)).astype(out.dtype)
     final = ends if wants_final else final
-    return out, unpad_state(spec, final[0]) if spec.return_final_state else None
+    return out, unpad_state(spec, final[0]) if spec.return_final_state else None, states
 
 
 def _attend_forward(
     call: _Call, q: Any, k: Any, v: Any, log_decays: tuple[Any, ...], initial_state: Any
 ) -> tuple[tuple[Any, Any], _Residuals]:
-    residuals = _Residuals(q, k, v, log_decays, initial_state)
-    return _attend(call, q, k, v, log_decays, initial_state), residuals
+    launch = call.config.training
+    out, final_state, states = _run(
+        call, launch, q, k, v, log_decays, initial_state, keeps_states=True
+    )
+    return (out, final_state), _Residuals(q, k, v, log_decays, initial_state, states)
 
 
 def _attend_backward(call: _Call, residuals: _Residuals, grads: tuple[Any, Any]) -> tuple[Any, ...]:
     spec, launch = call.spec, call.config.backward
-    q, k, v, log_decays, initial_state = residuals
+    q, k, v, log_decays, initial_state, states = residuals
     grad_out, grad_final_state = grads
     grad_out = grad_out.astype(v.dtype)
-    geometry = geometry_of(spec, launch)
     has_initial = initial_state is not None
-    initial = pad_state(geometry, initial_state) if has_initial else None
-    final = None if grad_final_state is None else pad_state(geometry, grad_final_state)
+    final = None
+    if grad_final_state is not None:
+        final = pad_state(geometry_of(spec, launch), grad_final_state)
     grad_initial = None
     if launch.segments > 1:
-        pairs = [(k, v), (q, grad_out)]
-        (initial, final), (_, grad_initial) = pallas_triton_fwd.border_states(
-            spec, launch, call.directions, pairs, log_decays, [initial, final]
+        final, grad_initial = pallas_triton_fwd.border_states(
+            spec, launch, call.directions, q, grad_out, log_decays, final, gradient=True
         )
     *grads, grad_log_decays, grad_start = pallas_triton_bwd.backward(
         spec,
@@ -140,7 +190,7 @@ def _attend_backward(call: _Call, residuals: _Residuals, grads: tuple[Any, Any])
         v,
         log_decays,
         grad_out,
-        initial,
+        states,
         final,
         wants_initial=has_initial and launch.segments == 1,
     )

@@ -13,41 +13,21 @@ from kernels_pallas.gla.pallas_triton_chunk import (
     Geometry,
     Place,
     chunk_number,
+    chunk_state_index,
     dot,
     exact_gradients,
     exact_scores,
     geometry_of,
     locate,
     log_decay_sums,
+    padded_state_shape,
     row_sums,
     scanned_before,
     state_index,
-    state_step,
     too_strong,
 )
 from kernels_pallas.gla.pallas_triton_config import Launch
 from kernels_pallas.gla.spec import GlaSpec
-
-
-def _keep_states(
-    geometry: Geometry,
-    place: Place,
-    refs: tuple[Any, Any, Any],
-    state: Any,
-    kept: Any,
-    *,
-    reverse: bool,
-    interpreting: bool,
-) -> None:
-    """Walks along the scan and writes the state [V, K] before each chunk."""
-
-    def step(n, state):
-        number = chunk_number(geometry, place, n, reverse)
-        kept(number, state)
-        chunk = Chunk(geometry, place, number, interpreting)
-        return state_step(geometry, chunk, refs, state, reverse=reverse, gradient=False)[0]
-
-    jax.lax.fori_loop(0, geometry.chunks, step, state)
 
 
 def _walk_back(
@@ -66,9 +46,10 @@ def _walk_back(
 ) -> tuple[Any, Any]:
     """Walks against the scan and writes, or adds, the gradients of each chunk.
 
-    Takes and returns the gradient of the state [V, K] at the segment's end and start. Also returns
+    Takes and returns the gradient of the state [K, V] at the segment's end and start. Also returns
     the least chunk decay met, as the forward kernel does.
     """
+    exp2 = functools.partial(pallas_compat.exp2, interpreting=interpreting)
     q_ref, k_ref, v_ref, log_decay_ref, grad_out_ref = refs
     grad_q_ref, grad_k_ref, grad_v_ref, grad_log_decay_ref = grad_refs
     causal = scanned_before(geometry.chunk, reverse, itself=True)
@@ -85,17 +66,22 @@ def _walk_back(
         v = chunk.read(v_ref, "V")
         grad_out = chunk.read(grad_out_ref, "V")
         log_decay = chunk.read_log_decay(log_decay_ref)
-        state = kept(number)  # [V, K] before the chunk
+        state = kept(number)  # [K, V] before the chunk
+        grad_chunk = Chunk(geometry, grad_place, number, interpreting)
+        if add:  # early: it takes long
+            so_far_q = grad_chunk.read(grad_q_ref, "K")
+            so_far_k = grad_chunk.read(grad_k_ref, "K")
+            so_far_v = chunk.read(grad_v_ref, "V")
 
         through = log_decay_sums(geometry, causal, log_decay)
-        decay = jnp.exp2(through)
+        decay = exp2(through)
         end = jnp.min(decay, axis=0)
         q_factor = decay * geometry.scale
         q_in = (q * q_factor).astype(operand)
-        decayed = grad_state * end[None, :]
+        decayed = grad_state * end[:, None]
         grad_scores = jnp.where(causal, dot(geometry, grad_out, v.T), 0.0)
         if exact:
-            k_factor = jnp.exp2(
+            k_factor = exp2(
                 log_decay_sums(
                     geometry, scanned_before(geometry.chunk, not reverse, itself=False), log_decay
                 )
@@ -105,15 +91,15 @@ def _walk_back(
             decays = log_decay.astype(jnp.float32)
             scores_t = exact_scores(geometry, reverse, q * geometry.scale, k, decays).T
         else:
-            k_factor = jnp.exp2(-through)
+            k_factor = exp2(-through)
             k_out = (k * k_factor).astype(operand)
             grad_end = decayed.astype(operand)
             scores_t = jnp.where(not_before, dot(geometry, k_out, q_in.T), 0.0)
 
         grad_v = dot(geometry, scores_t.astype(operand), grad_out)
-        grad_v += dot(geometry, k_out, grad_end.T)
-        q_across = dot(geometry, grad_out, state)  # [C, K]
-        k_across = dot(geometry, v, grad_end)  # [C, K]
+        grad_v += dot(geometry, k_out, grad_end)
+        q_across = dot(geometry, grad_out, state.T)  # [C, K]
+        k_across = dot(geometry, v, grad_end.T)  # [C, K]
         if exact:
             q_within, k_within, within = exact_gradients(
                 geometry, reverse, q * geometry.scale, k, decays, grad_scores
@@ -128,18 +114,21 @@ def _walk_back(
             grad_q = q_factor * (q_across + q_within)
             grad_k = k_factor * (k_across + k_within)
         # Every pair of tokens that a decay lies between, and none that cancels: see README.md.
-        grad_log_decay = jnp.sum(state.astype(jnp.float32) * decayed, axis=0)[None, :]
+        grad_log_decay = jnp.sum(state.astype(jnp.float32) * decayed, axis=1)[None, :]
         grad_log_decay += row_sums(
             geometry, not_before, within + q_in.astype(jnp.float32) * q_across, 2
         )
         grad_log_decay += row_sums(geometry, before, k_out.astype(jnp.float32) * k_across, 1)
 
-        grad_chunk = Chunk(geometry, grad_place, number, interpreting)
-        grad_chunk.write(grad_q_ref, "K", grad_q, add=add)
-        grad_chunk.write(grad_k_ref, "K", grad_k, add=add)
-        chunk.write(grad_v_ref, "V", grad_v, add=add)
+        if add:
+            grad_q += so_far_q.astype(jnp.float32)
+            grad_k += so_far_k.astype(jnp.float32)
+            grad_v += so_far_v.astype(jnp.float32)
+        grad_chunk.write(grad_q_ref, "K", grad_q)
+        grad_chunk.write(grad_k_ref, "K", grad_k)
+        chunk.write(grad_v_ref, "V", grad_v)
         grad_chunk.write(grad_log_decay_ref, "K", grad_log_decay)
-        grad_state = decayed + dot(geometry, grad_out.T, q_in)
+        grad_state = decayed + dot(geometry, q_in.T, grad_out)
         return grad_state, jnp.minimum(least, end)
 
     ones = jnp.ones((geometry.key_block,), jnp.float32)
@@ -152,35 +141,33 @@ def _backward_kernel(
     batch: int,
     directions: tuple[bool, ...],
     apart: bool,
-    has_initial: bool,
     has_final: bool,
     wants_initial: bool,
     exact: bool,
     interpreting: bool,
 ) -> None:
-    """Refs: q, k, v, output gradient, log-decays per direction, states at the start of segments,
-    gradients of states at their end; gradients of q, k, v (per direction if `apart`), of log-decays
-    per direction, of states at the start of segments, room for states, and least decays.
+    """Refs: q, k, v, output gradient, log-decays per direction, states before each chunk, gradients
+    of states at the end of segments; gradients of q, k, v (per direction if `apart`), of log-decays
+    per direction, of states at the start of segments, and least decays.
 
     `apart` and `exact` as in the forward kernel.
     """
     q_ref, k_ref, v_ref, grad_out_ref, *rest = refs
     count = len(directions)
     log_decay_refs, rest = rest[:count], rest[count:]
-    initial_ref = rest.pop(0) if has_initial else None
+    states_ref = rest.pop(0)
     final_ref = rest.pop(0) if has_final else None
     if exact:
         least_ref, *rest = rest
         rest = rest[len(rest) // 2 :]
     else:
         least_ref = rest.pop()
-    room_ref = rest.pop()
     grad_initial_ref = rest.pop() if wants_initial else None
     grad_log_decay_refs = rest[-count:]
     sums_refs = rest[:-count]
 
     program = pallas_compat.program_id(0)
-    room = least_index = program
+    least_index = program
     if apart and count > 1:
         which = program % count
         program = program // count
@@ -190,34 +177,16 @@ def _backward_kernel(
         place.image + place.value_block * batch, place.segment, place.value_block, place.head
     )
 
-    def room_index(number):
-        lane = jnp.arange(geometry.value_block)[:, None], jnp.arange(geometry.key_block)[None, :]
-        return room, number - place.segment * geometry.chunks, *lane
-
-    def keep(number, state):
-        index = room_index(number)
-        pallas_compat.store(room_ref, index, state, None, interpreting=interpreting)
-
-    def kept(number):
-        return pallas_compat.load(room_ref, room_index(number), None, interpreting=interpreting)
-
-    def start(ref, number):
-        if ref is None:
-            return jnp.zeros((geometry.value_block, geometry.key_block), jnp.float32)
-        index = state_index(geometry, place, number)
-        return pallas_compat.load(ref, index, None, interpreting=interpreting)
-
     def walk(number: int) -> Any:
-        _keep_states(
-            geometry,
-            place,
-            (k_ref, v_ref, log_decay_refs[number]),
-            start(initial_ref, number),
-            keep,
-            reverse=directions[number],
-            interpreting=interpreting,
-        )
-        pallas_compat.barrier(interpreting=interpreting)
+        def kept(chunk):
+            index = chunk_state_index(geometry, place, number, chunk)
+            return pallas_compat.load(states_ref, index, None, interpreting=interpreting)
+
+        index = state_index(geometry, place, number, place.row(geometry))
+        if has_final:
+            grad_state = pallas_compat.load(final_ref, index, None, interpreting=interpreting)
+        else:
+            grad_state = jnp.zeros((geometry.key_block, geometry.value_block), jnp.float32)
         first = 3 * number if apart else 0
         grad_state, least = _walk_back(
             geometry,
@@ -225,7 +194,7 @@ def _backward_kernel(
             (q_ref, k_ref, v_ref, log_decay_refs[number], grad_out_ref),
             (*sums_refs[first : first + 3], grad_log_decay_refs[number]),
             grad_place,
-            start(final_ref, number),
+            grad_state,
             kept,
             reverse=directions[number],
             exact=exact,
@@ -233,7 +202,6 @@ def _backward_kernel(
             interpreting=interpreting,
         )
         if wants_initial:
-            index = state_index(geometry, place, number)
             pallas_compat.store(
                 grad_initial_ref, index, grad_state, None, interpreting=interpreting
             )
@@ -271,7 +239,7 @@ def backward(
     v: Any,
     log_decays: Sequence[Any],
     grad_out: Any,
-    initial: Any,
+    states: Any,
     final: Any,
     *,
     wants_initial: bool,
@@ -287,12 +255,13 @@ def backward(
         v: [B, T, H, V].
         log_decays: [B, T, H, K] per direction.
         grad_out: Gradient of the output [B, T, H, V].
-        initial: States at the start of segments [directions, B * H * segments, V, K], or None.
-        final: Gradients of the states at the end of segments, likewise, or None.
+        states: States before each chunk, as the forward kernel keeps them.
+        final: Gradients of the states at the end of segments [directions, B * H * segments, K, V],
+            or None.
         wants_initial: Whether gradients of the states at the start of segments are wanted.
 
     Returns:
-        Gradients of q, k, v, of the log-decays, and of `initial` or None.
+        Gradients of q, k, v, of the log-decays, and of the states at the start, or None.
     """
     geometry = geometry_of(spec, launch)
     apart = launch.apart and len(directions) > 1
@@ -308,18 +277,15 @@ def backward(
     sums = [key_array(q.dtype), key_array(k.dtype), jax.ShapeDtypeStruct(v.shape, v.dtype)]
     outs = sums * copies + [key_array(x.dtype) for x in log_decays]
     if wants_initial:
-        shape = (len(directions), rows, blocks * geometry.value_block, geometry.key_block)
+        shape = (len(directions), rows, *padded_state_shape(geometry))
         outs.append(jax.ShapeDtypeStruct(shape, jnp.float32))
-    room = (programs, geometry.chunks, geometry.value_block, geometry.key_block)
-    outs.append(jax.ShapeDtypeStruct(room, geometry.operand))
-    inputs = [q, k, v, grad_out, *log_decays, *(x for x in (initial, final) if x is not None)]
+    inputs = [q, k, v, grad_out, *log_decays, states, *(() if final is None else (final,))]
     kernel = functools.partial(
         _backward_kernel,
         geometry=geometry,
         batch=spec.batch,
         directions=directions,
         apart=apart,
-        has_initial=initial is not None,
         has_final=final is not None,
         wants_initial=wants_initial,
     )
@@ -341,7 +307,6 @@ def backward(
         aliases={len(inputs) + 1 + i: i for i in range(len(outs))},
     )(*inputs, least, *results)
     results = list(results)
-    results.pop()
     grad_initial = results.pop() if wants_initial else None
 
     def over_blocks(parts, dtype):

@@ -6,6 +6,7 @@ what is read beyond them is zero. README.md derives the formulas.
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -216,10 +217,8 @@ class Chunk:
         index, mask = self._index[axis], self._mask[axis]
         return pallas_compat.load(ref, index, mask, interpreting=self._interpreting)
 
-    def write(self, ref: Any, axis: str, value: Any, *, add: bool = False) -> None:
-        """Stores [C, K] or [C, V], or adds it to what is there."""
-        if add:
-            value = self.read(ref, axis).astype(jnp.float32) + value
+    def write(self, ref: Any, axis: str, value: Any) -> None:
+        """Stores [C, K] or [C, V]."""
         index, mask = self._index[axis], self._mask[axis]
         pallas_compat.store(ref, index, value, mask, interpreting=self._interpreting)
 
@@ -236,27 +235,35 @@ def chunk_number(geometry: Geometry, place: Place, step: Any, reverse: bool) -> 
     return place.segment * geometry.chunks + step
 
 
-def state_index(geometry: Geometry, place: Place, number: Any) -> tuple[Any, ...]:
-    """Index of a program's part [V, K] of a padded array of states [number, rows, V, K]."""
-    values = place.value_block * geometry.value_block + jnp.arange(geometry.value_block)[:, None]
-    return number, place.row(geometry), values, jnp.arange(geometry.key_block)[None, :]
+def state_index(geometry: Geometry, place: Place, *leading: Any) -> tuple[Any, ...]:
+    """Index of a program's part [K, V] of a padded array of states [..., K, V]."""
+    values = place.value_block * geometry.value_block + jnp.arange(geometry.value_block)[None, :]
+    return *leading, jnp.arange(geometry.key_block)[:, None], values
+
+
+def chunk_state_index(geometry: Geometry, place: Place, direction: int, chunk: Any) -> Any:
+    """Index of a program's part [K, V] of states [directions, rows, chunks per segment, K, V]."""
+    within = chunk - place.segment * geometry.chunks
+    return state_index(geometry, place, direction, place.row(geometry), within)
+
+
+def padded_state_shape(geometry: Geometry) -> tuple[int, int]:
+    """Widths (K, V) of padded arrays of states."""
+    return geometry.key_block, geometry.value_blocks * geometry.value_block
 
 
 def pad_state(geometry: Geometry, state: Any) -> Any:
-    """[B, H, K, V] as the kernels take it: [1, B * H, V, K], float32, widths padded by zeros."""
+    """[B, H, K, V] as the kernels take it: [1, B * H, K, V], float32, widths padded by zeros."""
     batch, heads, key_width, value_width = state.shape
-    state = state.astype(jnp.float32).swapaxes(2, 3).reshape(1, batch * heads, value_width, -1)
-    padded = geometry.value_blocks * geometry.value_block
-    widths = ((0, 0), (0, 0), (0, padded - value_width), (0, geometry.key_block - key_width))
-    return jnp.pad(state, widths)
+    state = state.astype(jnp.float32).reshape(1, batch * heads, key_width, value_width)
+    keys, values = padded_state_shape(geometry)
+    return jnp.pad(state, ((0, 0), (0, 0), (0, keys - key_width), (0, values - value_width)))
 
 
 def unpad_state(spec: GlaSpec, state: Any) -> Any:
-    """[B * H, V, K] as the kernels return it to [B, H, K, V]."""
-    state = state[:, : spec.value_width, : spec.key_width]
-    return state.swapaxes(1, 2).reshape(
-        spec.batch, spec.heads, spec.key_width, spec.value_width
-    )
+    """[B * H, K, V] as the kernels return it to [B, H, K, V]."""
+    state = state[:, : spec.key_width, : spec.value_width]
+    return state.reshape(spec.batch, spec.heads, spec.key_width, spec.value_width)
 
 
 def state_step(
@@ -267,13 +274,15 @@ def state_step(
     *,
     reverse: bool,
     gradient: bool,
+    interpreting: bool,
 ) -> tuple[Any, Any]:
-    """The state [V, K] past one chunk, and the chunk's decay [K]; exact for any log-decay.
+    """The state [K, V] past one chunk, and the chunk's decay [K]; exact for any log-decay.
 
     A token's key and value get the decays of the tokens scanned after it. With `gradient`, refs are
     of queries and output gradients, the state is the gradient of a state and moves against the
     scan: a token gets its own decay and those before it.
     """
+    exp2 = functools.partial(pallas_compat.exp2, interpreting=interpreting)
     k_ref, v_ref, log_decay_ref = refs
     k = chunk.read(k_ref, "K").astype(jnp.float32)
     v = chunk.read(v_ref, "V")
@@ -283,10 +292,10 @@ def state_step(
         k = k * geometry.scale
     else:
         picked = scanned_before(geometry.chunk, not reverse, itself=False)
-    decay = jnp.exp2(log_decay_sums(geometry, picked, log_decay))
+    decay = exp2(log_decay_sums(geometry, picked, log_decay))
     k = (k * decay).astype(geometry.operand)
     end = jnp.exp(jnp.sum(log_decay.astype(jnp.float32), axis=0))
-    return state * end[None, :] + dot(geometry, v.T, k), end
+    return state * end[:, None] + dot(geometry, k.T, v), end
 
 
 def exact_gradients(
@@ -321,8 +330,6 @@ def exact_gradients(
 
     zeros = jnp.zeros((geometry.chunk, geometry.key_block), jnp.float32)
     one = jnp.ones((1, geometry.key_block), jnp.float32)
-    _, _, grad_q, grad_k = jax.lax.fori_loop(
-        0, geometry.chunk, column, (zeros, one, zeros, zeros)
-    )
+    _, _, grad_q, grad_k = jax.lax.fori_loop(0, geometry.chunk, column, (zeros, one, zeros, zeros))
     grad_sums = q * grad_q - k * grad_k
     return grad_q + itself * k, grad_k + itself * q, grad_sums

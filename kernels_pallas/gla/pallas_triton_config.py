@@ -31,15 +31,36 @@ class Launch:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Tiling of one call: its forward and its backward pass."""
+    """Tiling of one call.
+
+    Attributes:
+        forward: Of the forward pass where nothing is differentiated.
+        training: Of the forward pass that keeps the state before each chunk.
+        backward: Of the backward pass; it reads those states, so chunk, segments and value_block
+            are those of `training`.
+    """
 
     forward: Launch = Launch()
+    training: Launch = Launch()
     backward: Launch = Launch()
+
+    def __post_init__(self):
+        for name in ("chunk", "segments", "value_block"):
+            if getattr(self.training, name) != getattr(self.backward, name):
+                raise ValueError(f"training and backward must have the same {name}")
 
 
 def heuristic(spec: GlaSpec) -> Config:
-    """The tiling for a call that no measured winner is stored for."""
-    return Config(
-        forward=Launch(chunk=32, num_warps=4, num_stages=3),
-        backward=Launch(chunk=64, num_warps=4, num_stages=3, apart=True),
+    """The tiling for a call."""
+    keys, values = (
+        max(16, 1 << (width - 1).bit_length()) for width in (spec.key_width, spec.value_width)
     )
+    values = min(64, values)
+    # The state [K, V] lives in registers: 32 numbers of it per thread leave room for a chunk.
+    num_warps = min(8, max(1, keys * values // 1024))
+    rows = spec.batch * spec.heads
+    segments = 1
+    while rows * segments < 768 and spec.tokens >= 512 * segments:
+        segments *= 2
+    forward = Launch(num_warps=num_warps, segments=segments, exact_num_warps=max(4, num_warps))
+    return Config(forward, forward, dataclasses.replace(forward, apart=True))

@@ -1,7 +1,7 @@
 """Forward kernels: outputs, and states at the borders of segments."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,11 +13,13 @@ from kernels_pallas.gla.pallas_triton_chunk import (
     Geometry,
     Place,
     chunk_number,
+    chunk_state_index,
     dot,
     exact_scores,
     geometry_of,
     locate,
     log_decay_sums,
+    padded_state_shape,
     scanned_before,
     state_index,
     state_step,
@@ -33,6 +35,7 @@ def _scan(
     refs: tuple[Any, Any, Any, Any],
     state: Any,
     out_ref: Any,
+    keep: Callable[[Any, Any], None],
     *,
     reverse: bool,
     exact: bool,
@@ -41,40 +44,47 @@ def _scan(
 ) -> tuple[Any, Any]:
     """Walks over a segment in one direction and writes, or adds, its outputs.
 
-    Takes and returns the state transposed, [V, K]: so it becomes an operand of the next product
-    where it lies. Also returns the least chunk decay met [K]: unless `exact`, the outputs are right
-    only if that is no less than exp(geometry.mildest_total).
+    Takes and returns the state [K, V]; v and grad_out are only ever right operands of products
+    over tokens, and so the pipeline can load them ahead. Also returns the least chunk decay met
+    [K]: unless `exact`, the outputs are right only if that is at least
+    exp(geometry.mildest_total).
     """
+    exp2 = functools.partial(pallas_compat.exp2, interpreting=interpreting)
     q_ref, k_ref, v_ref, log_decay_ref = refs
     causal = scanned_before(geometry.chunk, reverse, itself=True)
 
     def step(n, carry):
         state, least = carry
-        chunk = Chunk(geometry, place, chunk_number(geometry, place, n, reverse), interpreting)
+        number = chunk_number(geometry, place, n, reverse)
+        chunk = Chunk(geometry, place, number, interpreting)
         q = chunk.read(q_ref, "K").astype(jnp.float32)
         k = chunk.read(k_ref, "K").astype(jnp.float32)
         v = chunk.read(v_ref, "V")
         log_decay = chunk.read_log_decay(log_decay_ref)
+        so_far = chunk.read(out_ref, "V") if add else None  # early: it takes long
         through = log_decay_sums(geometry, causal, log_decay)  # [C, K]
-        decay = jnp.exp2(through)
+        decay = exp2(through)
         q_in = (q * (decay * geometry.scale)).astype(geometry.operand)
         end = jnp.min(decay, axis=0)  # decays only shrink: the least is that of the whole chunk
         if exact:
             after = scanned_before(geometry.chunk, not reverse, itself=False)
-            k_out = k * jnp.exp2(log_decay_sums(geometry, after, log_decay))
+            k_out = k * exp2(log_decay_sums(geometry, after, log_decay))
             scores = exact_scores(
                 geometry, reverse, q * geometry.scale, k, log_decay.astype(jnp.float32)
             )
         else:
-            k_out = k * jnp.exp2(-through)
+            k_out = k * exp2(-through)
             scores = dot(geometry, q_in, k_out.astype(geometry.operand).T)
             scores = jnp.where(causal, scores, 0.0)
         k_out = k_out.astype(geometry.operand)
-        out = dot(geometry, q_in, state.astype(geometry.operand).T)
+        keep(number, state)
+        out = dot(geometry, q_in, state.astype(geometry.operand))
         out += dot(geometry, scores.astype(geometry.operand), v)
-        chunk.write(out_ref, "V", out, add=add)
-        update = dot(geometry, v.T, k_out)  # [V, K]
-        state = state * end[None, :] + update if exact else (state + update) * end[None, :]
+        if add:
+            out += so_far.astype(jnp.float32)
+        chunk.write(out_ref, "V", out)
+        update = dot(geometry, k_out.T, v)  # [K, V]
+        state = state * end[:, None] + update if exact else (state + update) * end[:, None]
         return state, jnp.minimum(least, end)
 
     ones = jnp.ones((geometry.key_block,), jnp.float32)
@@ -88,10 +98,12 @@ def _forward_kernel(
     apart: bool,
     has_initial: bool,
     wants_final: bool,
+    keeps_states: bool,
     exact: bool,
     interpreting: bool,
 ) -> None:
-    """Refs: q, k, v, log-decays per direction, initial states; outputs, final states, least decays.
+    """Refs: q, k, v, log-decays per direction, initial states; outputs, final states, states before
+    each chunk, least decays.
 
     `directions` tells for each direction whether it is reversed. If `apart`, a program walks in one
     of them and has an output of its own; else in all of them, one after the other. If `exact`, the
@@ -107,6 +119,7 @@ def _forward_kernel(
         rest = rest[len(rest) // 2 :]
     else:
         least_ref = rest.pop()
+    states_ref = rest.pop() if keeps_states else None
     final_ref = rest.pop() if wants_final else None
     out_refs = rest
     program = pallas_compat.program_id(0)
@@ -117,17 +130,24 @@ def _forward_kernel(
     place = locate(geometry, program)
 
     def walk(number: int) -> Any:
-        index = state_index(geometry, place, number)
+        index = state_index(geometry, place, number, place.row(geometry))
+
+        def keep(chunk, state):
+            if keeps_states:
+                at = chunk_state_index(geometry, place, number, chunk)
+                pallas_compat.store(states_ref, at, state, None, interpreting=interpreting)
+
         if has_initial:
             state = pallas_compat.load(initial_ref, index, None, interpreting=interpreting)
         else:
-            state = jnp.zeros((geometry.value_block, geometry.key_block), jnp.float32)
+            state = jnp.zeros((geometry.key_block, geometry.value_block), jnp.float32)
         state, least = _scan(
             geometry,
             place,
             (q_ref, k_ref, v_ref, log_decay_refs[number]),
             state,
             out_refs[number if apart else 0],
+            keep,
             reverse=directions[number],
             exact=exact,
             add=number > 0 and not apart,
@@ -171,7 +191,8 @@ def forward(
     initial: Any,
     *,
     wants_final: bool,
-) -> tuple[list[Any], Any]:
+    keeps_states: bool,
+) -> tuple[list[Any], Any, Any]:
     """Runs the forward kernels: one for all programs, and one that repeats those it was not for.
 
     Args:
@@ -182,12 +203,14 @@ def forward(
         k: [B, T, H, K].
         v: [B, T, H, V].
         log_decays: [B, T, H, K] per direction.
-        initial: States [directions, B * H * segments, V, K] as padded by `pad_state`, or None.
+        initial: States [directions, B * H * segments, K, V] as padded by `pad_state`, or None.
         wants_final: Whether final states of all segments are wanted.
+        keeps_states: Whether the states before each chunk are wanted.
 
     Returns:
-        Outputs [B, T, H, V], one, or one per direction if `launch.apart`; and final states in the
-        layout of `initial`, or None.
+        Outputs [B, T, H, V], one, or one per direction if `launch.apart`; final states in the
+        layout of `initial`, or None; and states before each chunk [directions, B * H * segments,
+        chunks, K, V], or None.
     """
     geometry = geometry_of(spec, launch)
     copies = len(directions) if launch.apart else 1
@@ -197,15 +220,12 @@ def forward(
     if wants_final:
         outs.append(
             jax.ShapeDtypeStruct(
-                (
-                    len(directions),
-                    rows,
-                    geometry.value_blocks * geometry.value_block,
-                    geometry.key_block,
-                ),
-                jnp.float32,
+                (len(directions), rows, *padded_state_shape(geometry)), jnp.float32
             )
         )
+    if keeps_states:
+        shape = (len(directions), rows, geometry.chunks, *padded_state_shape(geometry))
+        outs.append(jax.ShapeDtypeStruct(shape, geometry.operand))
     inputs = [q, k, v, *log_decays, *(() if initial is None else (initial,))]
     kernel = functools.partial(
         _forward_kernel,
@@ -214,6 +234,7 @@ def forward(
         apart=launch.apart,
         has_initial=initial is not None,
         wants_final=wants_final,
+        keeps_states=keeps_states,
     )
     *results, least = pallas_compat.triton_call(
         functools.partial(kernel, exact=False),
@@ -233,120 +254,113 @@ def forward(
         aliases={len(inputs) + 1 + i: i for i in range(len(outs))},
     )(*inputs, least, *results)
     results = list(results)
+    states = results.pop() if keeps_states else None
     final = results.pop() if wants_final else None
-    return results, final
+    return results, final, states
 
 
 def _states_kernel(
+    k_ref: Any,
+    v_ref: Any,
     *refs: Any,
     geometry: Geometry,
     directions: tuple[bool, ...],
-    gradients: tuple[bool, ...],
+    gradient: bool,
     interpreting: bool,
 ) -> None:
-    """Refs: keys and values per entry of `gradients`, log-decays per direction; states, decays.
+    """Refs: keys, values, log-decays per direction; states, decays [.., K].
 
-    For each direction and each segment by itself: the state that its tokens make by its end, and,
-    where `gradients` has True, the gradient of the state at its start that its outputs make. For
-    the latter queries stand for keys and output gradients for values.
+    For each direction and each segment by itself: the state that its tokens make by its end, and
+    the segment's decay. With `gradient`, queries stand for keys and output gradients for values,
+    and it is the gradient of the state at the segment's start.
     """
-    *inputs, states_ref, decays_ref = refs
-    pairs = [inputs[2 * i : 2 * i + 2] for i in range(len(gradients))]
-    log_decay_refs = inputs[2 * len(gradients) :]
+    *log_decay_refs, states_ref, decays_ref = refs
     program = pallas_compat.program_id(0)
-    kinds = [(d, g) for d in range(len(directions)) for g in range(len(gradients))]
-    which = program % len(kinds)
-    place = locate(geometry, program // len(kinds))
+    which = program % len(directions)
+    place = locate(geometry, program // len(directions))
 
-    def run(number: int, d: int, g: int) -> None:
-        scan_reverse = directions[d] != gradients[g]
+    def run(number: int) -> None:
+        reverse = directions[number]
 
         def step(n, carry):
             state, total = carry
-            chunk = Chunk(
-                geometry, place, chunk_number(geometry, place, n, scan_reverse), interpreting
-            )
+            chunk_at = chunk_number(geometry, place, n, reverse != gradient)
             state, end = state_step(
                 geometry,
-                chunk,
-                (*pairs[g], log_decay_refs[d]),
+                Chunk(geometry, place, chunk_at, interpreting),
+                (k_ref, v_ref, log_decay_refs[number]),
                 state,
-                reverse=directions[d],
-                gradient=gradients[g],
+                reverse=reverse,
+                gradient=gradient,
+                interpreting=interpreting,
             )
             return state, total * end
 
-        state = jnp.zeros((geometry.value_block, geometry.key_block), jnp.float32)
+        state = jnp.zeros((geometry.key_block, geometry.value_block), jnp.float32)
         ones = jnp.ones((geometry.key_block,), jnp.float32)
         state, total = jax.lax.fori_loop(0, geometry.chunks, step, (state, ones))
-        index = state_index(geometry, place, number)
+        row = place.row(geometry)
+        index = state_index(geometry, place, number, row)
         pallas_compat.store(states_ref, index, state, None, interpreting=interpreting)
-        if not gradients[g]:
-            row = (d, place.row(geometry), jnp.arange(geometry.key_block))
-            pallas_compat.store(decays_ref, row, total, None, interpreting=interpreting)
+        index = (number, row, jnp.arange(geometry.key_block))
+        pallas_compat.store(decays_ref, index, total, None, interpreting=interpreting)
 
-    for number, (d, g) in enumerate(kinds):
-        pallas_compat.when(which == number)(functools.partial(run, number, d, g))
+    for number in range(len(directions)):
+        pallas_compat.when(which == number)(functools.partial(run, number))
 
 
 def border_states(
     spec: GlaSpec,
     launch: Launch,
     directions: tuple[bool, ...],
-    pairs: Sequence[tuple[Any, Any]],
+    k: Any,
+    v: Any,
     log_decays: Sequence[Any],
-    given: Sequence[Any],
-) -> tuple[list[Any], list[Any]]:
-    """States, and their gradients, at the borders of segments.
+    given: Any,
+    *,
+    gradient: bool,
+) -> tuple[Any, Any]:
+    """States at the borders of segments, or their gradients.
 
     Args:
         spec: The call.
         launch: Its tiling.
         directions: For each direction whether it is reversed.
-        pairs: (k, v), and for gradients also (scaled by the kernel) (q, output gradient).
+        k: Keys, or queries with `gradient`.
+        v: Values, or output gradients with `gradient`.
         log_decays: [B, T, H, K] per direction.
-        given: For each pair the state to start from [directions, B * H, V, K], or None.
+        given: The state, or the gradient, to begin with, [directions, B * H, K, V], or None.
+        gradient: Gradients of states are wanted; they move against the scan.
 
     Returns:
-        For each pair what each segment starts from, [directions, B * H * segments, V, K], and what
-        the last one ends with, [directions, B * H, V, K].
+        What each segment begins with, [directions, B * H * segments, K, V], and what the last one
+        ends with, [directions, B * H, K, V].
     """
     geometry = geometry_of(spec, launch)
-    gradients = tuple(index > 0 for index in range(len(pairs)))
-    rows = spec.batch * spec.heads
-    shape = (geometry.value_blocks * geometry.value_block, geometry.key_block)
-    kinds = len(directions) * len(pairs)
-    segments = launch.segments
+    rows, segments = spec.batch * spec.heads, launch.segments
+    keys, values = padded_state_shape(geometry)
     states, decays = pallas_compat.triton_call(
         functools.partial(
-            _states_kernel, geometry=geometry, directions=directions, gradients=gradients
+            _states_kernel, geometry=geometry, directions=directions, gradient=gradient
         ),
         name="gla_border_states",
-        programs=rows * segments * geometry.value_blocks * kinds,
+        programs=rows * segments * geometry.value_blocks * len(directions),
         out_shape=[
-            jax.ShapeDtypeStruct((kinds, rows * segments, *shape), jnp.float32),
-            jax.ShapeDtypeStruct((len(directions), rows * segments, shape[1]), jnp.float32),
+            jax.ShapeDtypeStruct((len(directions), rows * segments, keys, values), jnp.float32),
+            jax.ShapeDtypeStruct((len(directions), rows * segments, keys), jnp.float32),
         ],
         num_warps=launch.num_warps,
         num_stages=launch.num_stages,
-    )(*(x for pair in pairs for x in pair), *log_decays)
-    states = states.reshape(len(directions), len(pairs), rows, segments, *shape)
-    decays = decays.reshape(len(directions), rows, segments, 1, shape[1])
+    )(k, v, *log_decays)
+    states = states.reshape(len(directions), rows, segments, keys, values)
+    decays = decays.reshape(len(directions), rows, segments, keys, 1)
     starts, ends = [], []
-    for index in range(len(pairs)):
-        by_direction = []
-        last = []
-        for d, reverse in enumerate(directions):
-            state = jnp.zeros((rows, *shape), jnp.float32)
-            if given[index] is not None:
-                state = given[index][d]
-            begun = [state] * segments
-            order = range(segments)
-            for segment in reversed(order) if reverse != gradients[index] else order:
-                begun[segment] = state
-                state = state * decays[d, :, segment] + states[d, index, :, segment]
-            by_direction.append(jnp.stack(begun, axis=1).reshape(rows * segments, *shape))
-            last.append(state)
-        starts.append(jnp.stack(by_direction))
-        ends.append(jnp.stack(last))
-    return starts, ends
+    for number, reverse in enumerate(directions):
+        state = jnp.zeros((rows, keys, values), jnp.float32) if given is None else given[number]
+        begun = [state] * segments
+        for segment in range(segments)[:: -1 if reverse != gradient else 1]:
+            begun[segment] = state
+            state = state * decays[number, :, segment] + states[number, :, segment]
+        starts.append(jnp.stack(begun, axis=1).reshape(rows * segments, keys, values))
+        ends.append(state)
+    return jnp.stack(starts), jnp.stack(ends)
