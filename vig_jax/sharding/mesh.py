@@ -21,7 +21,9 @@ def use_all_cores(batch_size: int) -> None:
     Args:
         batch_size: global; the number of devices divides it.
     """
-    if jax.config.jax_num_cpu_devices != -1 or _FORCE_DEVICES in os.environ.get("XLA_FLAGS", ""):
+    if jax.config.read("jax_num_cpu_devices") != -1 or _FORCE_DEVICES in os.environ.get(
+        "XLA_FLAGS", ""
+    ):
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     most = max(1, min(cores or 1, batch_size // _LEAST_ROWS))

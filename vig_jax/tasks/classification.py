@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -46,14 +47,14 @@ class Classification:
             group=self.data.mixup_group,
         )
         targets = mix_targets(batch["label"], lam, self.num_classes, self.label_smoothing)
-        logits = self.model.apply(
+        logits: Any = self.model.apply(
             {"params": params}, images, train=True, rngs={"dropout": model_key}
         )
         return jnp.mean(soft_cross_entropy(logits, targets))
 
     def evaluate(self, params: Params, batch: Batch) -> Sums:
         """Weighted sums of the loss and of the hits among the first 1 and 5 guesses."""
-        logits = self.model.apply({"params": params}, normalise(batch["image"], self.data))
+        logits: Any = self.model.apply({"params": params}, normalise(batch["image"], self.data))
         labels, weight = batch["label"], batch["weight"]
         _, guesses = jax.lax.top_k(logits, min(5, self.num_classes))
         hits = guesses == labels[:, None]

@@ -18,7 +18,7 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from vig_jax.config import RunConfig, parse
+from vig_jax.config import parse
 from vig_jax.data import DataSetError, TooManyBadImagesError
 from vig_jax.sharding.mesh import use_all_cores
 from vig_jax.train.checkpoint import CheckpointError
@@ -110,7 +110,7 @@ def _train(argv: Sequence[str]) -> None:
             num_processes=int(count) if count else None, process_id=int(index) if index else None
         )
     try:
-        config: RunConfig = parse(values)
+        config = parse(values)
     except ValueError as error:
         _fail(str(error))
     use_all_cores(config.train.batch_size)
