@@ -16,6 +16,7 @@ from vig_jax.config import parse
 from vig_jax.convert import upstream
 from vig_jax.sharding.mesh import make_mesh
 from vig_jax.tasks.losses import soft_cross_entropy
+from vig_jax.tasks.protocol import Task
 from vig_jax.train.optimizer import make_optimizer
 from vig_jax.train.schedule import warmup_cosine
 from vig_jax.train.state import TrainState, init_state
@@ -27,11 +28,11 @@ CONFIG = parse(common.get_config()).optimizer
 
 
 @dataclasses.dataclass(frozen=True)
-class MixedTask:
+class MixedTask(Task):
     """Soft cross-entropy on images and targets that are mixed already."""
 
     model: object
-    headline: str = "top1"
+    headline = "top1"
 
     def loss(self, params, batch, key):
         logits = self.model.apply({"params": params}, batch["image"], train=True)
@@ -71,7 +72,7 @@ def test_nine_updates_match_upstream():
         warmup_lr=case["warmup_lr"],
         min_lr=case["min_lr"],
         lr_batch=case["batch"],
-        warmup_epochs=case["warmup_epochs"],
+        warmup_epochs=float(case["warmup_epochs"]),
         weight_decay=case["weight_decay"],
         clip_norm=case["clip_grad"],
     )
@@ -119,10 +120,10 @@ def test_nine_updates_match_upstream():
 
 
 @dataclasses.dataclass(frozen=True)
-class NoisyLine:
+class NoisyLine(Task):
     """A line fitted to noisy points; the noise comes from the key."""
 
-    headline: str = "top1"
+    headline = "top1"
 
     def init(self, key):
         return {"kernel": jax.random.normal(key, (2, 1))}

@@ -21,7 +21,7 @@ def use_all_cores(batch_size: int) -> None:
     Args:
         batch_size: global; the number of devices divides it.
     """
-    if jax.config.read("jax_num_cpu_devices") != -1 or _FORCE_DEVICES in os.environ.get(
+    if jax.config.jax_num_cpu_devices != -1 or _FORCE_DEVICES in os.environ.get(  # type: ignore[attr-defined]
         "XLA_FLAGS", ""
     ):
         return

@@ -1,7 +1,7 @@
 """What the training loop needs to know of a task, and nothing more."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 
@@ -10,6 +10,7 @@ Batch = Mapping[str, jax.Array]
 Sums = dict[str, jax.Array]  # scalars that add up over batches
 
 
+@runtime_checkable
 class Task(Protocol):
     """A model with its loss and its metrics. Every method but `metrics` can be jitted."""
 

@@ -16,7 +16,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -77,7 +77,7 @@ class _NewestAndBest(checkpoint_managers.PreservationPolicy):
 
     def should_preserve(
         self,
-        checkpoints: Sequence[checkpoint_managers.PolicyCheckpointInfo],
+        checkpoints: Sequence[Any],  # with a `step`
         *,
         context: checkpoint_managers.PreservationContext,
     ) -> list[bool]:
@@ -113,7 +113,7 @@ class Checkpoints:
             ),
         )
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(

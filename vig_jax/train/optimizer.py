@@ -14,7 +14,7 @@ def decay_mask(params: Any) -> Any:
     A position embedding is decayed, as the original recipe does.
     """
 
-    def decays(path: tuple[Any, ...], leaf: jax.Array) -> bool:
+    def decays(path: tuple[Any, ...], leaf: Any) -> bool:
         return leaf.ndim > 1 and path[-1].key != "bias"
 
     return jax.tree_util.tree_map_with_path(decays, params)

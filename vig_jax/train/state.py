@@ -12,13 +12,13 @@ from vig_jax.tasks.protocol import Params, Task
 
 @flax.struct.dataclass
 class TrainState:
-    """The state of a run between two updates."""
+    """The state of a run between two updates. Shapes may stand for the arrays."""
 
-    step: jax.Array  # int32 scalar: updates done, and the number of the next one
+    step: Any  # int32 scalar: updates done, and the number of the next one
     params: Params
     ema_params: Params | None  # None: no averaging
     opt_state: Any
-    key: jax.Array  # constant; update n draws from fold_in(key, n)
+    key: Any  # constant; update n draws from fold_in(key, n)
 
 
 def init_state(

@@ -3,7 +3,6 @@
 import signal
 import threading
 from types import FrameType, TracebackType
-from typing import Self
 
 import jax
 import numpy as np
@@ -34,7 +33,7 @@ class StopRequest:
             return False
         return bool(np.any(multihost_utils.process_allgather(np.asarray(self.requested))))
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._note)

@@ -6,7 +6,6 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
 
 import jax
 import tensorboardX
@@ -54,7 +53,7 @@ class RunLog:
                 str(workdir / "tensorboard"), purge_step=start_step + 1
             )
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "RunLog":
         return self
 
     def __exit__(
