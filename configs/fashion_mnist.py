@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     config.model.img_size = 28
     config.model.patch_size = 4  # 7 x 7 tokens
     config.model.embed_dim = 64
-    config.model.depth = 4
+    config.model.depth = 2
     config.model.num_heads = 2
     config.model.dtype = "float32"
 
@@ -25,21 +25,21 @@ def get_config() -> ConfigDict:
     config.data.image_size = 28
     config.data.mean = (0.286, 0.286, 0.286)
     config.data.std = (0.353, 0.353, 0.353)
-    config.data.crop = "pad"
-    config.data.crop_padding = 2
+    config.data.crop = "none"
     config.data.crop_pct = 1.0
     config.data.mixup_alpha = 0.0
     config.data.cutmix_alpha = 0.0
     config.data.workers = 0
 
-    config.optimizer.base_lr = 2e-3
-    config.optimizer.lr_batch = 128
+    config.optimizer.base_lr = 4e-3
+    config.optimizer.lr_batch = 32
     config.optimizer.warmup_epochs = 1.0
 
-    config.train.batch_size = 128
-    config.train.epochs = 10
+    config.train.batch_size = 32
+    config.train.epochs = 14
+    config.train.label_smoothing = 0.05
     config.train.ema_decay = 0.99
-    config.train.log_every_steps = 20
-    config.train.eval_every_epochs = 5
-    config.train.checkpoint_every_steps = 200
+    config.train.log_every_steps = 125
+    config.train.eval_every_epochs = 2
+    config.train.checkpoint_every_steps = 0  # with every evaluation is enough
     return config
