@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from kernels_pallas.common.pallas_compat import interpret as interpret
+
 GATE_KINDS: tuple[str, ...] = ("typical", "mild", "strong", "none", "reset", "mixed")
 """Kinds of log-decays that `random_inputs` makes."""
 

@@ -1,6 +1,7 @@
 """What the local devices are."""
 
 import functools
+import re
 
 import jax
 
@@ -13,3 +14,13 @@ def least_cuda_capability() -> float | None:
     except RuntimeError:
         return None
     return min(float(device.compute_capability) for device in devices)
+
+
+@functools.cache
+def cuda_device_name() -> str | None:
+    """Name of the first local CUDA GPU as files are named by it, or None if there is none."""
+    try:
+        device = jax.local_devices(backend="cuda")[0]
+    except RuntimeError:
+        return None
+    return re.sub(r"[^a-z0-9]+", "_", device.device_kind.lower()).strip("_")

@@ -11,12 +11,16 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from kernels_pallas.common.dispatch import Implementation, dispatch
-from kernels_pallas.gla import reference, xla_chunked
+from kernels_pallas.gla import pallas_triton, reference, xla_chunked
 from kernels_pallas.gla.spec import GlaSpec
 
 # Best first: `implementation=None` takes the first that serves the call on the platform.
-_MODULES = {"xla_chunked": xla_chunked, "reference": reference}
-_PLATFORMS: dict[str, tuple[str, ...]] = {}
+_MODULES = {
+    "pallas_triton": pallas_triton,
+    "xla_chunked": xla_chunked,
+    "reference": reference,
+}
+_PLATFORMS: dict[str, tuple[str, ...]] = {"pallas_triton": ("cuda",)}
 
 IMPLEMENTATIONS: tuple[str, ...] = tuple(_MODULES)
 """Names accepted by `implementation=`, best first."""

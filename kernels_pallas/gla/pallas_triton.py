@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from kernels_pallas.common.device import least_cuda_capability
 from kernels_pallas.gla import pallas_triton_bwd, pallas_triton_fwd
 from kernels_pallas.gla.pallas_triton_chunk import geometry_of, pad_state, unpad_state
-from kernels_pallas.gla.pallas_triton_config import Config, Launch, heuristic
+from kernels_pallas.gla.pallas_triton_config import Config, Launch, choose
 from kernels_pallas.gla.spec import GlaSpec
 
 MAX_WIDTH = 256
@@ -51,7 +51,7 @@ def gla(
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"]]:
     """One direction; see `kernels_pallas.gla.api.gla`."""
     _check_device()
-    call = _Call(spec, config or heuristic(spec), (spec.reverse,))
+    call = _Call(spec, config or choose(spec), (spec.reverse,))
     return _attend(call, q, k, v, (log_decay,), initial_state)
 
 
@@ -67,7 +67,7 @@ def bidirectional_gla(
 ) -> Float[Array, "B T H V"]:
     """Both directions, summed; see `kernels_pallas.gla.api.bidirectional_gla`."""
     _check_device()
-    call = _Call(spec, config or heuristic(spec), (False, True))
+    call = _Call(spec, config or choose(spec), (False, True))
     return _attend(call, q, k, v, (log_decay_fwd, log_decay_bwd), None)[0]
 
 
@@ -153,8 +153,11 @@ def _run(
     out = outs[0]
     for other in outs[1:]:
         out = (out.astype(jnp.float32) + other.astype(jnp.float32)).astype(out.dtype)
-    final = ends if wants_final else final
-    return out, unpad_state(spec, final[0]) if spec.return_final_state else None, states
+    ends = ends if wants_final else final
+    final_state = None
+    if spec.return_final_state and ends is not None:
+        final_state = unpad_state(spec, ends[0])
+    return out, final_state, states
 
 
 def _attend_forward(
@@ -176,12 +179,12 @@ def _attend_backward(call: _Call, residuals: _Residuals, grads: tuple[Any, Any])
     final = None
     if grad_final_state is not None:
         final = pad_state(geometry_of(spec, launch), grad_final_state)
-    grad_initial = None
+    grad_ahead: Any = None
     if launch.segments > 1:
-        final, grad_initial = pallas_triton_fwd.border_states(
+        final, grad_ahead = pallas_triton_fwd.border_states(
             spec, launch, call.directions, q, grad_out, log_decays, final, gradient=True
         )
-    *grads, grad_log_decays, grad_start = pallas_triton_bwd.backward(
+    grad_q, grad_k, grad_v, grad_log_decays, grad_start = pallas_triton_bwd.backward(
         spec,
         launch,
         call.directions,
@@ -194,10 +197,11 @@ def _attend_backward(call: _Call, residuals: _Residuals, grads: tuple[Any, Any])
         final,
         wants_initial=has_initial and launch.segments == 1,
     )
+    grad_initial_state = None
     if has_initial:
-        start = grad_start if launch.segments == 1 else grad_initial
-        grad_initial = unpad_state(spec, start[0]).astype(initial_state.dtype)
-    return *grads, tuple(grad_log_decays), grad_initial if has_initial else None
+        start = grad_start if launch.segments == 1 else grad_ahead
+        grad_initial_state = unpad_state(spec, start[0]).astype(initial_state.dtype)
+    return grad_q, grad_k, grad_v, tuple(grad_log_decays), grad_initial_state
 
 
 _attend.defvjp(_attend_forward, _attend_backward)

@@ -40,6 +40,7 @@ def _walk_back(
     kept: Any,
     *,
     reverse: bool,
+    starts_empty: bool,
     exact: bool,
     add: bool,
     interpreting: bool,
@@ -120,6 +121,10 @@ def _walk_back(
         )
         grad_log_decay += row_sums(geometry, before, k_out.astype(jnp.float32) * k_across, 1)
 
+        if starts_empty:  # the first decay has nothing to act on
+            rows = number * geometry.chunk + jnp.arange(geometry.chunk)[:, None]
+            first = geometry.tokens - 1 if reverse else 0
+            grad_log_decay = jnp.where(rows == first, 0.0, grad_log_decay)
         if add:
             grad_q += so_far_q.astype(jnp.float32)
             grad_k += so_far_k.astype(jnp.float32)
@@ -143,14 +148,15 @@ def _backward_kernel(
     apart: bool,
     has_final: bool,
     wants_initial: bool,
+    starts_empty: bool,
     exact: bool,
     interpreting: bool,
 ) -> None:
-    """Refs: q, k, v, output gradient, log-decays per direction, states before each chunk, gradients
-    of states at the end of segments; gradients of q, k, v (per direction if `apart`), of log-decays
-    per direction, of states at the start of segments, and least decays.
+    """Gradients of a segment; `directions`, `apart` and `exact` as in the forward kernel.
 
-    `apart` and `exact` as in the forward kernel.
+    Refs: q, k, v, output gradient, log-decays per direction, states before each chunk, gradients of
+    states at the end of segments; gradients of q, k, v (per direction if `apart`), of log-decays
+    per direction, of states at the start of segments, and least decays.
     """
     q_ref, k_ref, v_ref, grad_out_ref, *rest = refs
     count = len(directions)
@@ -197,6 +203,7 @@ def _backward_kernel(
             grad_state,
             kept,
             reverse=directions[number],
+            starts_empty=starts_empty,
             exact=exact,
             add=number > 0 and not apart,
             interpreting=interpreting,
@@ -288,6 +295,7 @@ def backward(
         apart=apart,
         has_final=final is not None,
         wants_initial=wants_initial,
+        starts_empty=not spec.has_initial_state,
     )
     *results, least = pallas_compat.triton_call(
         functools.partial(kernel, exact=False),

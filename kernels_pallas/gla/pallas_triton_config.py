@@ -1,7 +1,14 @@
-"""Tiling of the kernels: plain data, and the heuristic that picks it from a call's static facts."""
+"""Tiling of the kernels: plain data, measured winners, and a heuristic for every other call."""
 
 import dataclasses
+import functools
+import json
+import pathlib
+from typing import Any
 
+import jax.numpy as jnp
+
+from kernels_pallas.common.device import cuda_device_name
 from kernels_pallas.gla.spec import GlaSpec
 
 
@@ -50,17 +57,71 @@ class Config:
                 raise ValueError(f"training and backward must have the same {name}")
 
 
-def heuristic(spec: GlaSpec) -> Config:
-    """The tiling for a call."""
+TUNING_DATA = pathlib.Path(__file__).parent.parent / "tuning_data"
+"""Measured winners: a folder per device, in it a file per implementation."""
+
+
+def choose(spec: GlaSpec) -> Config:
+    """The stored winner for this call on this device, else the heuristic's choice."""
+    device = cuda_device_name()
+    stored = _stored(device) if device else {}
+    return stored.get(_key(spec)) or heuristic(spec)
+
+
+def default_warps(spec: GlaSpec) -> int:
+    """Warps per program for chunks of 16 tokens.
+
+    The state [K, V] lives in registers: 32 numbers of it per thread leave room for the chunk.
+    """
     keys, values = (
         max(16, 1 << (width - 1).bit_length()) for width in (spec.key_width, spec.value_width)
     )
-    values = min(64, values)
-    # The state [K, V] lives in registers: 32 numbers of it per thread leave room for a chunk.
-    num_warps = min(8, max(1, keys * values // 1024))
+    return min(8, max(1, keys * min(values, Launch.value_block) // 1024))
+
+
+def heuristic(spec: GlaSpec) -> Config:
+    """The tiling for a call that was not measured; a pure function of its static facts."""
+    num_warps = default_warps(spec)
+    # Programs walk through their tokens one after the other, and a GPU of about 100 multiprocessors
+    # wants some 400 of them. Segments cost a pass of their own over k and v, which does not pay
+    # from 128 programs on; and below 512 tokens their borders cost more than the walk.
     rows = spec.batch * spec.heads
     segments = 1
-    while rows * segments < 768 and spec.tokens >= 512 * segments:
+    while rows < 128 and rows * segments < 384 and spec.tokens >= 1024 * segments:
         segments *= 2
-    forward = Launch(num_warps=num_warps, segments=segments, exact_num_warps=max(4, num_warps))
-    return Config(forward, forward, dataclasses.replace(forward, apart=True))
+    # Too few programs even so: twice as many, at the price of one more pass to add their outputs.
+    apart = rows * segments < 384
+    usual = Launch(
+        num_warps=num_warps, segments=segments, apart=apart, exact_num_warps=max(4, num_warps)
+    )
+    if spec.dtype == jnp.float32 or (spec.tokens < 1024 and num_warps < 4):
+        return Config(dataclasses.replace(usual, num_stages=4), usual, usual)
+    # Long walks gain from fewer states: chunks of 32, two warps for their two rows of 16. Backward
+    # that takes the registers of four warps, and wide heads leave none for it.
+    longer = dataclasses.replace(usual, chunk=32, num_warps=max(2, num_warps))
+    if num_warps >= 4:
+        return Config(longer, usual, usual)
+    training = dataclasses.replace(longer, num_warps=2 * num_warps)
+    return Config(longer, training, training)
+
+
+def as_entry(spec: GlaSpec, config: Config) -> dict[str, Any]:
+    """A stored winner."""
+    return {"call": list(_key(spec)), "config": dataclasses.asdict(config)}
+
+
+def _key(spec: GlaSpec) -> tuple[Any, ...]:
+    shape = (spec.batch, spec.tokens, spec.heads, spec.key_width, spec.value_width)
+    return (*shape, spec.dtype.name, spec.decay_dtype.name, spec.bidirectional)
+
+
+@functools.cache
+def _stored(device: str) -> dict[tuple[Any, ...], Config]:
+    path = TUNING_DATA / device / "pallas_triton.json"
+    entries = json.loads(path.read_text()) if path.exists() else []
+    return {
+        tuple(entry["call"]): Config(
+            **{name: Launch(**launch) for name, launch in entry["config"].items()}
+        )
+        for entry in entries
+    }

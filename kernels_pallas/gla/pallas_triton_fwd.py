@@ -44,9 +44,9 @@ def _scan(
 ) -> tuple[Any, Any]:
     """Walks over a segment in one direction and writes, or adds, its outputs.
 
-    Takes and returns the state [K, V]; v and grad_out are only ever right operands of products
-    over tokens, and so the pipeline can load them ahead. Also returns the least chunk decay met
-    [K]: unless `exact`, the outputs are right only if that is at least
+    Takes and returns the state [K, V]. v is only ever the right operand of products over tokens:
+    were it needed in two layouts, the pipeline would not load it ahead. Also returns the least
+    chunk decay met [K]: unless `exact`, the outputs are right only if that is at least
     exp(geometry.mildest_total).
     """
     exp2 = functools.partial(pallas_compat.exp2, interpreting=interpreting)
@@ -61,7 +61,8 @@ def _scan(
         k = chunk.read(k_ref, "K").astype(jnp.float32)
         v = chunk.read(v_ref, "V")
         log_decay = chunk.read_log_decay(log_decay_ref)
-        so_far = chunk.read(out_ref, "V") if add else None  # early: it takes long
+        if add:  # early: it takes long
+            so_far = chunk.read(out_ref, "V")
         through = log_decay_sums(geometry, causal, log_decay)  # [C, K]
         decay = exp2(through)
         q_in = (q * (decay * geometry.scale)).astype(geometry.operand)
@@ -102,7 +103,9 @@ def _forward_kernel(
     exact: bool,
     interpreting: bool,
 ) -> None:
-    """Refs: q, k, v, log-decays per direction, initial states; outputs, final states, states before
+    """Outputs of a segment.
+
+    Refs: q, k, v, log-decays per direction, initial states; outputs, final states, states before
     each chunk, least decays.
 
     `directions` tells for each direction whether it is reversed. If `apart`, a program walks in one
@@ -268,7 +271,7 @@ def _states_kernel(
     gradient: bool,
     interpreting: bool,
 ) -> None:
-    """Refs: keys, values, log-decays per direction; states, decays [.., K].
+    """States of segments by themselves. Refs: keys, values, log-decays; states, decays [.., K].
 
     For each direction and each segment by itself: the state that its tokens make by its end, and
     the segment's decay. With `gradient`, queries stand for keys and output gradients for values,

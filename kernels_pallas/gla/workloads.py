@@ -42,6 +42,8 @@ WORKLOADS: dict[str, Workload] = {
         Workload("vig_h_b_224_stage2", 256, 784, 8, 16, 32),
         Workload("vig_h_b_224_stage3", 256, 196, 16, 16, 32),
         Workload("vig_h_b_224_stage4", 256, 49, 32, 16, 32),
+        # A language model's heads, one direction.
+        Workload("lm_2048", 8, 2048, 16, 64, 128),
         # Small enough for a laptop.
         Workload("cpu_784", 4, 784, 6, 32, 64),
         Workload("cpu_196", 8, 196, 6, 32, 64),

@@ -1,0 +1,216 @@
+"""Finds the fastest tilings on the GPU at hand: `python -m kernels_pallas.common.tuning --help`.
+
+Every candidate of every workload is timed forward, and forward + backward; the winners are written
+to `tuning_data/<device>/pallas_triton.json`, from where calls of the same shape take them.
+"""
+
+import argparse
+import concurrent.futures
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kernels_pallas.common.device import cuda_device_name
+from kernels_pallas.gla import pallas_triton
+from kernels_pallas.gla.pallas_triton_config import (
+    TUNING_DATA,
+    Config,
+    Launch,
+    as_entry,
+    default_warps,
+    heuristic,
+)
+from kernels_pallas.gla.spec import GlaSpec
+from kernels_pallas.gla.workloads import WORKLOADS, Workload
+
+_INPUT_SETS = 2  # more bytes than the cache holds, so that memory is read
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m kernels_pallas.common.tuning")
+    parser.add_argument("--workload", action="append", choices=sorted(WORKLOADS), metavar="NAME")
+    parser.add_argument("--calls", type=int, default=12, help="calls per sample (default: 12)")
+    parser.add_argument("--samples", type=int, default=5, help="samples per row (default: 5)")
+    parser.add_argument("--out", type=pathlib.Path, help="file to write instead of the stored one")
+    options = parser.parse_args(argv)
+    device = cuda_device_name()
+    if device is None:
+        print("Tuning needs a CUDA GPU, and JAX sees none.", file=sys.stderr)
+        return 1
+    path = options.out or TUNING_DATA / device / "pallas_triton.json"
+    known = json.loads(path.read_text()) if path.exists() else []
+    on_gpu = [name for name in WORKLOADS if name.startswith(("vig_", "lm_"))]
+    for name in options.workload or on_gpu:
+        spec = _spec(WORKLOADS[name])
+        times = functools.partial(_times, spec, options.calls, options.samples)
+        best = heuristic(spec)
+        ranked = times(_forward_candidates(spec), backward=False)
+        print(f"{name} forward: {_told(ranked, lambda config: [config.forward])}", flush=True)
+        best = dataclasses.replace(best, forward=ranked[0][1].forward)
+        ranked = times(_training_candidates(spec, best), backward=True)
+        print(
+            f"{name} forward + backward: "
+            f"{_told(ranked, lambda config: [config.training, config.backward])}",
+            flush=True,
+        )
+        entry = as_entry(spec, ranked[0][1])
+        known = [other for other in known if other["call"] != entry["call"]] + [entry]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(known, indent=1) + "\n")
+    return 0
+
+
+def _spec(workload: Workload) -> GlaSpec:
+    bfloat16 = jnp.dtype(jnp.bfloat16)
+    return GlaSpec(
+        batch=workload.batch,
+        tokens=workload.tokens,
+        heads=workload.heads,
+        key_width=workload.key_width,
+        value_width=workload.value_width,
+        dtype=bfloat16,
+        decay_dtype=bfloat16,
+        scale=workload.key_width**-0.5,
+        bidirectional=not workload.name.startswith("lm_"),
+    )
+
+
+def _launches(spec: GlaSpec) -> Iterator[Launch]:
+    """Tilings worth trying; more warps than a chunk has rows of 16 compute the same twice."""
+    usual = heuristic(spec).forward
+    warps = default_warps(spec)
+    segments = {usual.segments, max(1, usual.segments // 2)}
+    for chunk, num_warps, num_stages in (
+        (16, warps, 3),
+        (16, warps, 4),
+        (32, 2, 3),
+        (32, 4, 3),
+        (64, 4, 3),
+    ):
+        for count in segments:
+            yield Launch(chunk, num_warps, num_stages, count, exact_num_warps=max(4, warps))
+
+
+def _forward_candidates(spec: GlaSpec) -> list[Config]:
+    ways = (False, True) if spec.bidirectional else (False,)
+    return [
+        Config(forward=dataclasses.replace(launch, apart=apart))
+        for launch in _launches(spec)
+        for apart in ways
+    ]
+
+
+def _training_candidates(spec: GlaSpec, best: Config) -> list[Config]:
+    ways: tuple[tuple[bool, bool], ...] = ((False, False),)
+    if spec.bidirectional:
+        ways = ((False, False), (False, True), (True, True))
+    return [
+        Config(
+            best.forward,
+            dataclasses.replace(launch, apart=forward),
+            dataclasses.replace(launch, apart=backward),
+        )
+        for launch in _launches(spec)
+        if launch.chunk <= 32 and launch.num_stages == 3
+        for forward, backward in ways
+    ]
+
+
+def _times(
+    spec: GlaSpec, calls: int, samples: int, configs: Sequence[Config], *, backward: bool
+) -> list[tuple[float, Config]]:
+    """Median seconds per call of each config that compiles, fastest first."""
+    sets = [_inputs(spec, seed) for seed in range(_INPUT_SETS)]
+
+    def compiled(config: Config) -> Any:
+        try:
+            run = jax.jit(_run(spec, config, backward)).lower(*sets[0]).compile()
+            jax.block_until_ready(run(*sets[0]))
+            return run
+        except (jax.errors.JaxRuntimeError, ValueError) as error:
+            print(f"  skipped {config}: {str(error)[:200]}", file=sys.stderr)
+            return None
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        runs = list(pool.map(compiled, configs))
+    ranked = []
+    for config, run in zip(configs, runs, strict=True):
+        if run is not None:
+            seconds = statistics.median(_sample(run, sets, calls) for _ in range(samples))
+            ranked.append((seconds, config))
+    return sorted(ranked, key=lambda pair: pair[0])
+
+
+def _run(spec: GlaSpec, config: Config, backward: bool) -> Callable[..., Any]:
+    def forward(*arguments):
+        if spec.bidirectional:
+            return pallas_triton.bidirectional_gla(spec, *arguments, config=config)
+        q, k, v, log_decay, _ = arguments
+        return pallas_triton.gla(spec, q, k, v, log_decay, None, config=config)[0]
+
+    def both(*arguments):
+        out, pullback = jax.vjp(forward, *arguments[:-1])
+        return out, pullback(arguments[-1])
+
+    return both if backward else lambda *arguments: forward(*arguments[:-1])
+
+
+def _sample(run: Callable[..., Any], sets: Sequence[tuple[Any, ...]], calls: int) -> float:
+    for arguments in sets:
+        jax.block_until_ready(run(*arguments))
+    start = time.perf_counter()
+    for call in range(calls):
+        result = run(*sets[call % len(sets)])
+    jax.block_until_ready(result)
+    return (time.perf_counter() - start) / calls
+
+
+def _inputs(spec: GlaSpec, seed: int) -> tuple[Any, ...]:
+    """q, k, v, log-decays and a cotangent, drawn on the device."""
+    keys = (spec.batch, spec.tokens, spec.heads, spec.key_width)
+    values = (*keys[:3], spec.value_width)
+
+    @jax.jit
+    def draw(key):
+        parts = jax.random.split(key, 6)
+        decays = [jax.nn.log_sigmoid(2 * jax.random.normal(part, keys)) / 16 for part in parts[3:5]]
+        normal = functools.partial(jax.random.normal, dtype=spec.dtype)
+        return (
+            normal(parts[0], keys),
+            normal(parts[1], keys),
+            normal(parts[2], values),
+            *(decay.astype(spec.decay_dtype) for decay in decays),
+            normal(parts[5], values),
+        )
+
+    return jax.block_until_ready(draw(jax.random.key(seed)))
+
+
+def _told(
+    ranked: Sequence[tuple[float, Config]], launches: Callable[[Config], list[Launch]]
+) -> str:
+    def short(launch: Launch) -> str:
+        apart = "apart" if launch.apart else "together"
+        return (
+            f"C{launch.chunk} w{launch.num_warps} s{launch.num_stages} g{launch.segments} {apart}"
+        )
+
+    return "; ".join(
+        f"{seconds * 1e3:.4f} ms {', '.join(short(launch) for launch in launches(config))}"
+        for seconds, config in ranked[:3]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,351 @@
+"""The CUDA kernels: interpreted and lowered without a GPU, run on one where there is one."""
+
+import functools
+import pathlib
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kernels_pallas import IMPLEMENTATIONS, bidirectional_gla, gla
+from kernels_pallas.common import pallas_compat
+from kernels_pallas.gla import pallas_triton
+from kernels_pallas.gla.pallas_triton_config import Config, Launch, heuristic
+from kernels_pallas.gla.spec import GlaSpec
+from kernels_pallas.gla.workloads import WORKLOADS
+from kernels_pallas.testing import (
+    GATE_KINDS,
+    TOLERANCES,
+    Inputs,
+    interpret,
+    random_inputs,
+    rms_relative_error,
+)
+
+NAME = "pallas_triton"
+on_gpu = pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs a CUDA GPU")
+
+
+def make(batch, tokens, heads, key_width, value_width, **options):
+    return random_inputs(
+        tokens,
+        batch=batch,
+        tokens=tokens,
+        heads=heads,
+        key_width=key_width,
+        value_width=value_width,
+        **options,
+    )
+
+
+def spec_of(inputs, **options):
+    batch, tokens, heads, key_width = inputs.q.shape
+    return GlaSpec(
+        batch=batch,
+        tokens=tokens,
+        heads=heads,
+        key_width=key_width,
+        value_width=inputs.v.shape[3],
+        dtype=inputs.q.dtype,
+        decay_dtype=inputs.log_decay_fwd.dtype,
+        scale=key_width**-0.5,
+        **options,
+    )
+
+
+def both(run):
+    """Output and gradients of both directions."""
+
+    def call(inputs):
+        out, pullback = jax.vjp(run, *inputs[:5])
+        return out, *pullback(inputs.cotangent.astype(out.dtype))
+
+    return jax.jit(call)
+
+
+def single(run):
+    """Output, final state and gradients of one direction that starts from a state."""
+
+    def call(inputs):
+        (out, state), pullback = jax.vjp(run, *inputs[:4], inputs.initial_state)
+        cotangent = inputs.cotangent.astype(out.dtype), inputs.initial_state[:, :, ::-1] * 0.3
+        return out, state, *pullback(cotangent)
+
+    return jax.jit(call)
+
+
+def widened(inputs):
+    return Inputs(*(jnp.asarray(x, jnp.float32) for x in inputs))
+
+
+def compare(actual, expected, tolerance, values, label):
+    for i, (mine, reference) in enumerate(zip(actual, expected, strict=True)):
+        allowed = tolerance.forward if i < values else tolerance.gradient
+        error = rms_relative_error(mine, reference)
+        assert error <= allowed, f"{label}: result {i} is off by {error:.2e} > {allowed:.0e}"
+
+
+def check_both(run, inputs, label):
+    expected = both(functools.partial(bidirectional_gla, implementation="reference"))(
+        widened(inputs)
+    )
+    compare(both(run)(inputs), expected, TOLERANCES[inputs.q.dtype.name], 1, label)
+
+
+def check_single(run, inputs, label, reverse):
+    def reference(q, k, v, log_decay, state):
+        options = {"initial_state": state, "reverse": reverse, "return_final_state": True}
+        return gla(q, k, v, log_decay, implementation="reference", **options)
+
+    expected = single(reference)(widened(inputs))
+    compare(single(run)(inputs), expected, TOLERANCES[inputs.q.dtype.name], 2, label)
+
+
+def check_config(config, inputs, label):
+    """Checks a tiling in both directions at once, and in each from a state."""
+    spec = spec_of(inputs, bidirectional=True)
+    check_both(lambda *x: pallas_triton.bidirectional_gla(spec, *x, config=config), inputs, label)
+    for reverse in (False, True):
+        options = {"reverse": reverse, "has_initial_state": True, "return_final_state": True}
+        spec = spec_of(inputs, **options)
+        run = functools.partial(pallas_triton.gla, spec, config=config)
+        check_single(run, inputs, f"{label} reverse={reverse}", reverse)
+
+
+def uniform(**options):
+    launch = Launch(**options)
+    return Config(launch, launch, launch)
+
+
+def test_it_is_known_by_its_name():
+    assert NAME in IMPLEMENTATIONS
+
+
+def test_interpreted_both_directions():
+    inputs = make(1, 37, 2, 16, 16, gates="mixed", dtype="bfloat16")
+    spec = spec_of(inputs, bidirectional=True)
+    with interpret():
+        actual = both(functools.partial(pallas_triton.bidirectional_gla, spec))(inputs)
+    expected = both(functools.partial(bidirectional_gla, implementation="reference"))(
+        widened(inputs)
+    )
+    compare(actual, expected, TOLERANCES["bfloat16"], 1, "mixed")
+
+
+def test_interpreted_segments_odd_widths_and_states():
+    inputs = make(1, 41, 1, 5, 20, gates="typical")
+    options = {"reverse": True, "has_initial_state": True, "return_final_state": True}
+    config = uniform(segments=2, value_block=16)
+    with interpret():
+        run = functools.partial(pallas_triton.gla, spec_of(inputs, **options), config=config)
+        actual = single(run)(inputs)
+
+    def reference(q, k, v, log_decay, state):
+        options = {"initial_state": state, "reverse": True, "return_final_state": True}
+        return gla(q, k, v, log_decay, implementation="reference", **options)
+
+    compare(actual, single(reference)(widened(inputs)), TOLERANCES["float32"], 2, "typical")
+
+
+def test_interpreting_ends():
+    with interpret():
+        assert pallas_compat.is_interpreting()
+    assert not pallas_compat.is_interpreting()
+
+
+def lowered(run, *arguments):
+    traced = jax.jit(run).trace(*arguments)
+    return traced.lower(lowering_platforms=("cuda",)).as_text()
+
+
+def kernels(text):
+    return sorted(re.findall(r'name = "(gla_\w+)"', text))
+
+
+def shapes(batch, tokens, heads, key_width, value_width, dtype, decay_dtype):
+    keys = jax.ShapeDtypeStruct((batch, tokens, heads, key_width), dtype)
+    values = jax.ShapeDtypeStruct((batch, tokens, heads, value_width), dtype)
+    decays = jax.ShapeDtypeStruct(keys.shape, decay_dtype)
+    return keys, keys, values, decays, decays
+
+
+@pytest.mark.parametrize(
+    ("dtype", "decay_dtype"),
+    [("bfloat16", "bfloat16"), ("bfloat16", "float32"), ("float32", "float32")],
+)
+@pytest.mark.parametrize(
+    "shape", [(2, 196, 6, 32, 64), (1, 17, 3, 24, 40), (1, 1, 1, 1, 256), (1, 70, 2, 256, 100)]
+)
+def test_lowers_for_cuda(shape, dtype, decay_dtype):
+    arguments = shapes(*shape, dtype, decay_dtype)
+
+    def run(*arguments):
+        out, pullback = jax.vjp(
+            functools.partial(bidirectional_gla, implementation=NAME), *arguments
+        )
+        return pullback(out)
+
+    assert len(lowered(run, *arguments)) > 0
+    state = jax.ShapeDtypeStruct((*shape[:1], shape[2], *shape[3:]), jnp.float32)
+    options = {"return_final_state": True, "reverse": True, "implementation": NAME}
+    lowered(lambda *x: gla(*x[:4], initial_state=x[4], **options), *arguments[:4], state)
+
+
+@pytest.mark.skipif(jax.__version_info__ > (0, 10, 2), reason="later lowerings hide the names")
+def test_a_forward_pass_launches_no_kernel_for_gradients():
+    arguments = shapes(2, 196, 6, 32, 64, "bfloat16", "bfloat16")
+    run = functools.partial(bidirectional_gla, implementation=NAME)
+    assert kernels(lowered(run, *arguments)) == ["gla_forward", "gla_forward_strong_decays"]
+
+    def gradient(*arguments):
+        return jax.vjp(run, *arguments)[1](arguments[2])
+
+    assert kernels(lowered(gradient, *arguments)) == [
+        "gla_backward",
+        "gla_backward_strong_decays",
+        "gla_forward",
+        "gla_forward_strong_decays",
+    ]
+
+
+def test_the_default_takes_the_kernels_on_cuda_only():
+    arguments = shapes(2, 40, 2, 16, 16, "bfloat16", "bfloat16")
+    traced = jax.jit(bidirectional_gla).trace(*arguments)
+    assert "gla_forward" in traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert "gla_forward" not in traced.lower(lowering_platforms=("cpu",)).as_text()
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="needs a machine without a GPU")
+def test_by_name_it_traces_anywhere_and_runs_on_cuda_only():
+    inputs = make(1, 20, 1, 16, 16)
+    run = jax.jit(functools.partial(bidirectional_gla, implementation=NAME))
+    assert run.trace(*inputs[:5]).out_info.shape == inputs.v.shape
+    with pytest.raises(ValueError, match="interpret"):
+        run(*inputs[:5])
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"dtype": "float16"}, "bfloat16 or float32"),
+        ({"key_width": 257}, "at most 256"),
+        ({"dtype": "float32", "decay_dtype": "bfloat16"}, "float32 log-decays"),
+    ],
+)
+def test_says_what_it_does_not_serve(options, reason):
+    shape = {"batch": 1, "tokens": 9, "heads": 1, "key_width": 4, "value_width": 4} | options
+    inputs = random_inputs(0, **shape)
+    with pytest.raises(NotImplementedError, match=reason):
+        bidirectional_gla(*inputs[:5], implementation=NAME)
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_the_heuristic_serves_every_workload(name):
+    shape = WORKLOADS[name]
+    inputs = jax.ShapeDtypeStruct(
+        (shape.batch, shape.tokens, shape.heads, shape.key_width), jnp.bfloat16
+    )
+    spec = GlaSpec(*inputs.shape, shape.value_width, inputs.dtype, inputs.dtype, 1.0)
+    config = heuristic(spec)
+    for launch in (config.forward, config.training, config.backward):
+        assert launch.chunk >= 16
+        assert launch.segments * launch.chunk < 2 * shape.tokens + launch.chunk * 2
+
+
+def test_training_and_backward_share_their_chunks():
+    with pytest.raises(ValueError, match="same chunk"):
+        Config(training=Launch(chunk=16), backward=Launch(chunk=32))
+
+
+GPU_CASES = [
+    *(
+        (dtype, gates, (2, 197, 2, 32, 64))
+        for dtype in ("bfloat16", "float32")
+        for gates in GATE_KINDS
+    ),
+    *(
+        ("bfloat16", "mixed", shape)
+        for shape in ((1, 1, 1, 5, 7), (1, 17, 2, 24, 40), (2, 63, 1, 60, 100), (2, 49, 3, 16, 32))
+    ),
+    ("float32", "mixed", (1, 75, 1, 100, 24)),
+    ("bfloat16", "typical", (1, 130, 2, 128, 256)),
+    ("bfloat16", "mixed", (1, 784, 2, 16, 32)),
+    ("bfloat16", "typical", (1, 1, 1, 16, 16)),
+    ("bfloat16", "mixed", (64, 3136, 3, 16, 32)),
+    ("bfloat16", "typical", (8, 2048, 16, 64, 128)),
+    ("bfloat16", "typical", (1, 3136, 1, 16, 32)),
+    ("bfloat16", "mixed", (1, 4096, 1, 32, 64)),
+]
+
+
+@on_gpu
+@pytest.mark.gpu
+@pytest.mark.parametrize(("dtype", "gates", "shape"), GPU_CASES, ids=str)
+def test_on_a_gpu(dtype, gates, shape):
+    inputs = make(*shape, gates=gates, dtype=dtype)
+    check_config(None, inputs, gates)
+
+
+@on_gpu
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "config",
+    [
+        uniform(apart=True, num_warps=2),
+        uniform(chunk=32, num_warps=4, segments=3),
+        uniform(chunk=64, num_warps=4, num_stages=2, value_block=32),
+    ],
+    ids=str,
+)
+def test_tilings_on_a_gpu(config):
+    inputs = make(2, 197, 2, 32, 64, gates="mixed", dtype="bfloat16")
+    check_config(config, inputs, str(config))
+
+
+@on_gpu
+@pytest.mark.gpu
+def test_transformations_on_a_gpu():
+    inputs = make(2, 75, 2, 16, 32, gates="mixed", dtype="bfloat16")
+    run = functools.partial(bidirectional_gla, implementation=NAME)
+    expected = both(run)(inputs)
+    jax.tree.map(np.testing.assert_array_equal, both(run)(inputs), expected)
+    jax.tree.map(np.testing.assert_array_equal, both(jax.checkpoint(run))(inputs), expected)
+    stacked = Inputs(*(jnp.stack([x, x[::-1]]) for x in inputs))
+    mapped = jax.jit(jax.vmap(both(run)))(stacked)
+    for mine, reference in zip(mapped, expected, strict=True):
+        np.testing.assert_array_equal(mine[0], reference)
+        np.testing.assert_array_equal(mine[1], reference[::-1])
+    donated = jax.jit(run, donate_argnums=2)(*inputs[:2], inputs.v.copy(), *inputs[3:5])
+    np.testing.assert_array_equal(donated, expected[0])
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
+    split = jax.sharding.PartitionSpec("data")
+    mapped_run = jax.shard_map(run, mesh=mesh, in_specs=split, out_specs=split, check_vma=False)
+    np.testing.assert_array_equal(jax.jit(mapped_run)(*inputs[:5]), expected[0])
+
+
+@on_gpu
+@pytest.mark.gpu
+def test_nothing_past_the_tokens_is_read_on_a_gpu():
+    inputs = make(1, 50, 2, 16, 32, gates="typical", dtype="bfloat16")
+    run = jax.jit(functools.partial(bidirectional_gla, implementation=NAME))
+    shorter = [x[:, :37] for x in inputs[:5]]
+    poisoned = [x.at[:, 37:].set(jnp.nan)[:, :37] for x in inputs[:5]]
+    np.testing.assert_array_equal(run(*poisoned), run(*shorter))
+
+
+@on_gpu
+@pytest.mark.gpu
+def test_golden_on_a_gpu():
+    for path in sorted((pathlib.Path(__file__).parent / "golden").glob("*.npz")):
+        with np.load(path) as data:
+            golden = {field: np.swapaxes(data[field], 1, 2) for field in data.files}
+        names = ("q", "k", "v", "gk_f", "gk_b")
+        arguments = [jnp.asarray(golden[name], "float32") for name in names]
+        run = functools.partial(bidirectional_gla, implementation=NAME)
+        out, pullback = jax.vjp(run, *arguments)
+        assert rms_relative_error(out, golden["o_f"] + golden["o_b"]) <= 2e-5, path.stem
+        gradients = pullback(jnp.asarray(golden["do"], "float32"))
+        for name, mine in zip(names, gradients, strict=True):
+            assert rms_relative_error(mine, golden[f"d_{name}"]) <= 2e-4, f"{path.stem} {name}"
