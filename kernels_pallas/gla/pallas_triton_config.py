@@ -68,15 +68,20 @@ def choose(spec: GlaSpec) -> Config:
     return stored.get(_key(spec)) or heuristic(spec)
 
 
-def default_warps(spec: GlaSpec) -> int:
-    """Warps per program for chunks of 16 tokens.
-
-    The state [K, V] lives in registers: 32 numbers of it per thread leave room for the chunk.
-    """
+def _state_tile(spec: GlaSpec) -> int:
+    """Numbers of a state [K, V] that a program holds."""
     keys, values = (
         max(16, 1 << (width - 1).bit_length()) for width in (spec.key_width, spec.value_width)
     )
-    return min(8, max(1, keys * min(values, Launch.value_block) // 1024))
+    return keys * min(values, Launch.value_block)
+
+
+def default_warps(spec: GlaSpec) -> int:
+    """Warps per program for chunks of 16 tokens.
+
+    The state lives in registers: 32 numbers of it per thread leave room for the chunk.
+    """
+    return min(8, max(1, _state_tile(spec) // 1024))
 
 
 def heuristic(spec: GlaSpec) -> Config:
@@ -91,10 +96,18 @@ def heuristic(spec: GlaSpec) -> Config:
         segments *= 2
     # Too few programs even so: twice as many, at the price of one more pass to add their outputs.
     apart = rows * segments < 384
+    # The pipeline keeps states in shared memory, once per stage: large ones leave no room for it.
+    fits = _state_tile(spec) * spec.dtype.itemsize <= 16384
     usual = Launch(
-        num_warps=num_warps, segments=segments, apart=apart, exact_num_warps=max(4, num_warps)
+        num_warps=num_warps,
+        num_stages=3 if fits else 1,
+        segments=segments,
+        apart=apart,
+        exact_num_warps=max(4, num_warps),
     )
-    if spec.dtype == jnp.float32 or (spec.tokens < 1024 and num_warps < 4):
+    if spec.dtype == jnp.float32 or not fits:
+        return Config(usual, usual, usual)
+    if spec.tokens < 1024 and num_warps < 4:
         return Config(dataclasses.replace(usual, num_stages=4), usual, usual)
     # Long walks gain from fewer states: chunks of 32, two warps for their two rows of 16. Backward
     # that takes the registers of four warps, and wide heads leave none for it.
