@@ -33,26 +33,6 @@ def test_over_batch_does_nothing_without_a_mesh():
         np.testing.assert_array_equal(jax.jit(double)(x), 2 * x)
 
 
-def test_cores_as_devices():
-    """As many devices as cores, if the batch divides and each gets 16 rows."""
-    code = (
-        "import os, sys; os.sched_getaffinity = lambda pid: range(6)\n"
-        "from vig_jax.sharding.mesh import make_mesh, use_all_cores\n"
-        "use_all_cores(int(sys.argv[1])); print(make_mesh().size)"
-    )
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-    forced = {"XLA_FLAGS": "--xla_force_host_platform_device_count=3"}
-    for batch_size, extra, expected in ((64, {}, 4), (8, {}, 1), (96, forced, 3)):
-        done = subprocess.run(
-            [sys.executable, "-c", code, str(batch_size)],
-            env={**environment, **extra},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert int(done.stdout) == expected
-
-
 @pytest.mark.multidevice
 def test_eight_devices_compute_what_one_does():
     environment = {

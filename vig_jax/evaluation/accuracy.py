@@ -1,12 +1,13 @@
 """One pass over an evaluation set, on all devices."""
 
+import collections
 from collections.abc import Callable, Iterable, Mapping
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from vig_jax.sharding.mesh import batch_sharded, place_batch, replicated
+from vig_jax.sharding.mesh import batch_sharded, place_batch, replicated, steps_ahead
 from vig_jax.tasks.protocol import Batch, Params, Sums, Task
 
 EvalStep = Callable[[Params, Batch], Sums]
@@ -46,6 +47,8 @@ def evaluate(
         Metric values under prefixed names.
     """
     totals: dict[str, Sums] = {}
+    started: collections.deque[Sums] = collections.deque()
+    ahead = steps_ahead()
     for batch in batches:
         on_batch(batch)
         placed = place_batch({key: batch[key] for key in DEVICE_KEYS}, mesh)
@@ -53,7 +56,9 @@ def evaluate(
             sums = eval_step(params, placed)
             before = totals.get(prefix)
             totals[prefix] = sums if before is None else jax.tree.map(jax.lax.add, before, sums)
-        jax.block_until_ready(totals)  # bounds the batches in flight
+            started.append(totals[prefix])
+            if len(started) > ahead:
+                jax.block_until_ready(started.popleft())
     return {
         prefix + name: value
         for prefix, sums in jax.device_get(totals).items()

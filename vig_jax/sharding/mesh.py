@@ -1,6 +1,5 @@
 """Where arrays live: batches are split over the devices, parameters are on every device."""
 
-import os
 from collections.abc import Mapping
 
 import jax
@@ -8,27 +7,6 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 DATA_AXIS = "data"
-_FORCE_DEVICES = "xla_force_host_platform_device_count"
-_LEAST_ROWS = 16
-
-
-def use_all_cores(batch_size: int) -> None:
-    """Lets a CPU count as several devices, if nobody said how many; accelerators do not care.
-
-    XLA runs most operations of a small model on one core. As devices, all cores work: each on its
-    rows of the batch, at least 16 of them. Call this before anything else asks for the devices.
-
-    Args:
-        batch_size: global; the number of devices divides it.
-    """
-    if jax.config.jax_num_cpu_devices != -1 or _FORCE_DEVICES in os.environ.get(  # type: ignore[attr-defined]
-        "XLA_FLAGS", ""
-    ):
-        return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    most = max(1, min(cores or 1, batch_size // _LEAST_ROWS))
-    devices = max(n for n in range(1, most + 1) if batch_size % n == 0)
-    jax.config.update("jax_num_cpu_devices", devices)
 
 
 def make_mesh() -> Mesh:
@@ -73,3 +51,12 @@ def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Ar
     """
     sharding = batch_sharded(mesh)
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+
+
+def steps_ahead() -> int:
+    """How many computations the host may start before it waits for the device.
+
+    Each holds a batch in memory. On a CPU there is nothing to gain, and simulated devices that run
+    two programs at once can wait for each other forever.
+    """
+    return 0 if jax.default_backend() == "cpu" else 2

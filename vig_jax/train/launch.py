@@ -20,7 +20,6 @@ from ml_collections import config_flags
 
 from vig_jax.config import parse
 from vig_jax.data import DataSetError, TooManyBadImagesError
-from vig_jax.sharding.mesh import use_all_cores
 from vig_jax.train.checkpoint import CheckpointError
 from vig_jax.train.loop import run
 from vig_jax.train.metrics import NonFiniteLossError
@@ -113,7 +112,6 @@ def _train(argv: Sequence[str]) -> None:
         config = parse(values)
     except ValueError as error:
         _fail(str(error))
-    use_all_cores(config.train.batch_size)
     try:
         run(config, workdir)
     except (DataSetError, TooManyBadImagesError, CheckpointError, NonFiniteLossError) as error:

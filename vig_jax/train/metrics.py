@@ -4,8 +4,7 @@ import math
 
 import jax
 
-# How far the host may run ahead of the device. Each step in flight holds a batch in memory.
-MAX_STEPS_AHEAD = 2
+from vig_jax.sharding.mesh import steps_ahead
 
 
 class NonFiniteLossError(RuntimeError):
@@ -17,12 +16,13 @@ class DeviceMetrics:
 
     def __init__(self) -> None:
         self._pending: list[tuple[int, dict[str, jax.Array]]] = []
+        self._ahead = steps_ahead()
 
     def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Takes the metrics of the update that made the run `step` updates long."""
         self._pending.append((step, metrics))
-        if len(self._pending) > MAX_STEPS_AHEAD:
-            jax.block_until_ready(self._pending[-1 - MAX_STEPS_AHEAD])
+        if len(self._pending) > self._ahead:
+            jax.block_until_ready(self._pending[-1 - self._ahead])
 
     def take(self) -> dict[str, float]:
         """Waits for the device, checks every step since the last call, returns the newest values.
