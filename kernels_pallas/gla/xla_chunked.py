@@ -26,7 +26,9 @@ _SHUT = -1000.0
 # Segments run one after the other, so that a CPU works in its cache: not below this many elements
 # of q per segment, and not more segments than this, so that accelerators get few, large operations.
 _SEGMENT_ELEMENTS = 1 << 15
-_MAX_SEGMENTS = 16
+_MAX_SEGMENTS = 32
+# Chunks whose states are passed on without a loop in between.
+_UNROLL = 8
 
 
 def supports(spec: GlaSpec) -> str | None:
@@ -78,7 +80,6 @@ def _scan(
     padded = segments * per_segment * chunk
 
     def split(x):
-        x = jnp.flip(x, axis=1) if reverse else x  # from here on every scan runs forward
         # A padded token has k = v = 0 and log-decay 0: it adds nothing and decays nothing.
         x = jnp.pad(x, ((0, 0), (0, padded - spec.tokens), (0, 0), (0, 0)))
         x = x.reshape(spec.batch, segments, per_segment, chunk, spec.heads, x.shape[-1])
@@ -94,7 +95,8 @@ def _scan(
     def step(state, xs):
         mild = jnp.all(xs[3] >= _MILD)
         factored, halved = (
-            remat(functools.partial(_segment, spec, scores)) for scores in (_factored, _halved)
+            remat(functools.partial(_segment, spec, reverse, scores))
+            for scores in (_factored, _halved)
         )
         return jax.lax.cond(mild, factored, halved, state, *xs)
 
@@ -102,41 +104,53 @@ def _scan(
         state = jnp.zeros((rows, spec.key_width, spec.value_width), spec.state_dtype)
     else:
         state = state.reshape(rows, *state.shape[2:]).astype(spec.state_dtype)
-    state, out = jax.lax.scan(step, state, [split(x) for x in (q, k, v, log_decay)])
+    xs = [split(x) for x in (q, k, v, log_decay)]
+    state, out = jax.lax.scan(step, state, xs, reverse=reverse)
     out = out.reshape(segments, per_segment, spec.batch, spec.heads, chunk, spec.value_width)
     out = out.transpose(2, 0, 1, 4, 3, 5)  # [B, segments, N, C, H, V]
     out = out.reshape(spec.batch, padded, spec.heads, spec.value_width)[:, : spec.tokens]
-    out = jnp.flip(out, axis=1) if reverse else out
     return out, state.reshape(spec.batch, spec.heads, *state.shape[1:])
 
 
 def _segment(
-    spec: GlaSpec, scores: Callable[..., Any], state: Any, q: Any, k: Any, v: Any, log_decay: Any
+    spec: GlaSpec,
+    reverse: bool,
+    scores: Callable[..., Any],
+    state: Any,
+    q: Any,
+    k: Any,
+    v: Any,
+    log_decay: Any,
 ) -> tuple[Any, Any]:
     """One segment: state [X, K, V]; q, k, log_decay [N, X, C, K]; v [N, X, C, V]; X is B * H."""
     q, k, v, log_decay = (x.astype(spec.state_dtype) for x in (q, k, v, log_decay))
     dot = functools.partial(jnp.einsum, precision=spec.dot_precision)
-    q_in, k_out, decay, within = scores(dot, spec.scale * q, k, log_decay)
+    q_in, k_out, decay, within = scores(dot, spec.scale * q, k, log_decay, reverse)
     update = dot("nxck,nxcv->nxkv", k_out, v)
 
     def step(state, chunk):
         decay, update = chunk
         return decay[..., None] * state + update, state
 
-    state, before = jax.lax.scan(step, state, (decay, update))  # [N, X, K, V]
+    unroll = min(_UNROLL, decay.shape[0])
+    updates = (decay, update)
+    state, before = jax.lax.scan(step, state, updates, reverse=reverse, unroll=unroll)
     return state, dot("nxij,nxjv->nxiv", within, v) + dot("nxck,nxkv->nxcv", q_in, before)
 
 
-def _factored(dot: Callable[..., Any], q: Any, k: Any, log_decay: Any) -> tuple[Any, ...]:
+def _factored(
+    dot: Callable[..., Any], q: Any, k: Any, log_decay: Any, reverse: bool
+) -> tuple[Any, ...]:
     """Scores from decays relative to the middle of the chunk; for log-decays >= _MILD only.
 
     Takes and returns what `_halved` does. The clip does nothing to such decays: it keeps this
     branch finite where it is computed and then not selected, as happens under `jax.vmap`.
     """
     size = q.shape[2]
-    seen = np.tri(size, dtype=bool)  # [i, j]: token j is not after token i
+    i, j = _positions(size, reverse)
+    seen = j <= i
     total = _sums(seen, jnp.maximum(log_decay, _MILD))
-    middle, end = total[:, :, size // 2], total[:, :, -1]
+    middle, end = total[:, :, size // 2], total[:, :, 0 if reverse else -1]
     relative = total - middle[:, :, None]
     q = q * jnp.exp(relative)
     k = k * jnp.exp(-relative)
@@ -146,7 +160,9 @@ def _factored(dot: Callable[..., Any], q: Any, k: Any, log_decay: Any) -> tuple[
     return q_in, k_out, jnp.exp(end), within
 
 
-def _halved(dot: Callable[..., Any], q: Any, k: Any, log_decay: Any) -> tuple[Any, ...]:
+def _halved(
+    dot: Callable[..., Any], q: Any, k: Any, log_decay: Any, reverse: bool
+) -> tuple[Any, ...]:
     """Scores by halving the chunk again and again; for any log-decay.
 
     A query in the later half of a block and a key in its earlier half meet in the block's middle:
@@ -158,6 +174,7 @@ def _halved(dot: Callable[..., Any], q: Any, k: Any, log_decay: Any) -> tuple[An
         q: Scaled queries [N, X, C, K].
         k: Keys [N, X, C, K].
         log_decay: Log-decays [N, X, C, K].
+        reverse: The scan runs from the last token to the first.
 
     Returns:
         q with the decays from the chunk's start through its token [N, X, C, K], k with the decays
@@ -165,7 +182,7 @@ def _halved(dot: Callable[..., Any], q: Any, k: Any, log_decay: Any) -> tuple[An
         scores between the chunk's tokens [N, X, C, C].
     """
     size = q.shape[2]
-    i, j = np.ogrid[:size, :size]
+    i, j = _positions(size, reverse)
     log_decay = jnp.maximum(log_decay, _SHUT)
     q_in = q * jnp.exp(_sums(j <= i, log_decay))
     k_out = k * jnp.exp(_sums(j > i, log_decay))
@@ -177,6 +194,12 @@ def _halved(dot: Callable[..., Any], q: Any, k: Any, log_decay: Any) -> tuple[An
         meet = (i // (2 * width) == j // (2 * width)) & (j < middle) & (middle <= i)
         within = within + jnp.where(meet, dot("nxik,nxjk->nxij", q * decay, k * decay), 0)
     return q_in, k_out, jnp.exp(jnp.sum(log_decay, axis=2)), within
+
+
+def _positions(size: int, reverse: bool) -> tuple[np.ndarray, np.ndarray]:
+    """When the tokens of a chunk are scanned: as a column [C, 1] and as a row [1, C]."""
+    i, j = np.ogrid[:size, :size]
+    return (size - 1 - i, size - 1 - j) if reverse else (i, j)
 
 
 def _sums(tokens: np.ndarray, log_decay: Any) -> Any:
