@@ -48,7 +48,7 @@ def gla(
     initial_state: Float[Array, "B H K V"] | None,
     *,
     config: Config | None = None,
-) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"]]:
+) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"] | None]:
     """One direction; see `kernels_pallas.gla.api.gla`."""
     _check_device()
     call = _Call(spec, config or choose(spec), (spec.reverse,))

@@ -43,10 +43,10 @@ def gla(
     v: Float[Array, "B T H V"],
     log_decay: Float[Array, "B T H K"],
     initial_state: Float[Array, "B H K V"] | None,
-) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"]]:
+) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"] | None]:
     """One direction; see `kernels_pallas.gla.api.gla`."""
     out, state = _scan(spec, q, k, v, log_decay, initial_state, spec.reverse)
-    return out.astype(spec.dtype), state
+    return out.astype(spec.dtype), state if spec.return_final_state else None
 
 
 def bidirectional_gla(

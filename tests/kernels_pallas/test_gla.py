@@ -274,6 +274,18 @@ def test_the_first_decay_acts_on_the_initial_state(implementation):
     np.testing.assert_array_equal(with_state, without)
 
 
+@directions
+def test_the_default_under_jit(reverse):
+    """All implementations meet in one program there, so they must return alike."""
+    inputs = make()
+    run = functools.partial(gla, reverse=reverse)
+    expected = numpy_gla(*inputs[:4], reverse=reverse)
+    assert_close(jax.jit(run)(*inputs[:4]), expected[0], 1e-5, "out")
+    out, state = jax.jit(functools.partial(run, return_final_state=True))(*inputs[:4])
+    assert_close(out, expected[0], 1e-5, "out")
+    assert_close(state, expected[1], 1e-5, "final state")
+
+
 @implementations
 def test_scale(implementation):
     inputs = make()
