@@ -25,7 +25,8 @@ def get_config() -> ConfigDict:
     config.data.image_size = 28
     config.data.mean = (0.286, 0.286, 0.286)
     config.data.std = (0.353, 0.353, 0.353)
-    config.data.crop = "none"
+    config.data.crop = "pad"
+    config.data.crop_padding = 1
     config.data.crop_pct = 1.0
     config.data.mixup_alpha = 0.0
     config.data.cutmix_alpha = 0.0
@@ -36,7 +37,7 @@ def get_config() -> ConfigDict:
     config.optimizer.warmup_epochs = 1.0
 
     config.train.batch_size = 32
-    config.train.epochs = 14
+    config.train.epochs = 15
     config.train.label_smoothing = 0.05
     config.train.ema_decay = 0.99
     config.train.log_every_steps = 125
