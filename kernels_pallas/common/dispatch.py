@@ -130,6 +130,6 @@ def _cannot_run(op: str, spec: Any, reasons: Mapping[str, str]) -> NotImplemente
 def _log_choice(
     op: str, name: str, platform: str | None, failed: tuple[tuple[str, str], ...]
 ) -> None:
-    where = f" on {platform}" if platform else ""
+    where = f" when lowered for {platform}" if platform else ""
     why = "".join(f"; not {other}: {reason}" for other, reason in failed)
     _LOG.info("%s: using %s%s%s", op, name, where, why)
