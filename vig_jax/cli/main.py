@@ -28,7 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("command", choices=COMMANDS, help=argparse.SUPPRESS)
     name = parser.parse_args(argv[:1]).command
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("vig_jax").setLevel(logging.INFO)  # Orbax tells of every file it reads
     command = importlib.import_module(f"vig_jax.cli.{name}")  # only what the command needs
     if name == "train":
         return command.main([f"vig {name}", *argv[1:]])
