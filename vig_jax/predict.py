@@ -83,7 +83,7 @@ class Classifier:
             if row in errors:
                 yield Answer(file, (), errors[row])
                 continue
-            order = np.argsort(-probabilities[row], kind="stable")[:top]
+            order = np.argsort(-probabilities[row], kind="stable")[:top].tolist()
             names = tuple((self._name(i), float(probabilities[row, i])) for i in order)
             yield Answer(file, names)
 
