@@ -22,6 +22,7 @@ from kernels_pallas.gla.pallas_triton_chunk import (
     log_decay_sums,
     padded_state_shape,
     row_sums,
+    run_both_passes,
     scanned_before,
     state_index,
     too_strong,
@@ -297,24 +298,7 @@ def backward(
         wants_initial=wants_initial,
         starts_empty=not spec.has_initial_state,
     )
-    *results, least = pallas_compat.triton_call(
-        functools.partial(kernel, exact=False),
-        name="gla_backward",
-        programs=programs,
-        out_shape=[*outs, jax.ShapeDtypeStruct((programs,), jnp.float32)],
-        num_warps=launch.num_warps,
-        num_stages=launch.num_stages,
-    )(*inputs)
-    results = pallas_compat.triton_call(
-        functools.partial(kernel, exact=True),
-        name="gla_backward_strong_decays",
-        programs=programs,
-        out_shape=outs,
-        num_warps=launch.exact_num_warps,
-        num_stages=1,
-        aliases={len(inputs) + 1 + i: i for i in range(len(outs))},
-    )(*inputs, least, *results)
-    results = list(results)
+    results = run_both_passes(kernel, "gla_backward", launch, programs, inputs, outs)
     grad_initial = results.pop() if wants_initial else None
 
     def over_blocks(parts, dtype):

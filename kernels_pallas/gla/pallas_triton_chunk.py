@@ -8,6 +8,7 @@ what is read beyond them is zero. README.md derives the formulas.
 import dataclasses
 import functools
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -333,3 +334,45 @@ def exact_gradients(
     _, _, grad_q, grad_k = jax.lax.fori_loop(0, geometry.chunk, column, (zeros, one, zeros, zeros))
     grad_sums = q * grad_q - k * grad_k
     return grad_q + itself * k, grad_k + itself * q, grad_sums
+
+
+def run_both_passes(
+    kernel: Callable[..., None],
+    name: str,
+    launch: Launch,
+    programs: int,
+    inputs: Sequence[Any],
+    outs: Sequence[jax.ShapeDtypeStruct],
+) -> list[Any]:
+    """Launches a kernel, then once more for the programs that met decays too strong for it.
+
+    Args:
+        kernel: Takes `exact`; its last output is the least chunk decay that each program met,
+            which the exact pass reads after its inputs, before the outputs it may overwrite.
+        name: Of the first launch; the second is `<name>_strong_decays`.
+        launch: Tiling of both.
+        programs: Size of the grid.
+        inputs: Arrays of the first pass.
+        outs: Shapes of the outputs, without the least decays.
+
+    Returns:
+        The outputs.
+    """
+    *results, least = pallas_compat.triton_call(
+        functools.partial(kernel, exact=False),
+        name=name,
+        programs=programs,
+        out_shape=[*outs, jax.ShapeDtypeStruct((programs,), jnp.float32)],
+        num_warps=launch.num_warps,
+        num_stages=launch.num_stages,
+    )(*inputs)
+    results = pallas_compat.triton_call(
+        functools.partial(kernel, exact=True),
+        name=f"{name}_strong_decays",
+        programs=programs,
+        out_shape=outs,
+        num_warps=launch.exact_num_warps,
+        num_stages=1,
+        aliases={len(inputs) + 1 + i: i for i in range(len(outs))},
+    )(*inputs, least, *results)
+    return list(results)

@@ -20,6 +20,7 @@ from kernels_pallas.gla.pallas_triton_chunk import (
     locate,
     log_decay_sums,
     padded_state_shape,
+    run_both_passes,
     scanned_before,
     state_index,
     state_step,
@@ -239,24 +240,7 @@ def forward(
         wants_final=wants_final,
         keeps_states=keeps_states,
     )
-    *results, least = pallas_compat.triton_call(
-        functools.partial(kernel, exact=False),
-        name="gla_forward",
-        programs=programs,
-        out_shape=[*outs, jax.ShapeDtypeStruct((programs,), jnp.float32)],
-        num_warps=launch.num_warps,
-        num_stages=launch.num_stages,
-    )(*inputs)
-    results = pallas_compat.triton_call(
-        functools.partial(kernel, exact=True),
-        name="gla_forward_strong_decays",
-        programs=programs,
-        out_shape=outs,
-        num_warps=launch.exact_num_warps,
-        num_stages=1,
-        aliases={len(inputs) + 1 + i: i for i in range(len(outs))},
-    )(*inputs, least, *results)
-    results = list(results)
+    results = run_both_passes(kernel, "gla_forward", launch, programs, inputs, outs)
     states = results.pop() if keeps_states else None
     final = results.pop() if wants_final else None
     return results, final, states
