@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
+from jax.extend.core import Primitive
+from jax.interpreters import batching, mlir
 
 # The backend ships with every JAX release served here. That it will not do so for ever is told at
 # each launch since JAX 0.11; its users cannot act on that, this file can.
@@ -57,7 +59,7 @@ def triton_call(
     `aliases` maps inputs to the outputs that start with their contents.
     """
     interpreting = is_interpreting()
-    return pl.pallas_call(
+    call = pl.pallas_call(
         functools.partial(kernel, interpreting=interpreting),
         grid=(programs,),
         out_shape=tuple(out_shape),
@@ -66,6 +68,48 @@ def triton_call(
         interpret=interpreting,
         name=name,
     )
+    return call if interpreting else functools.partial(_launch_p.bind, call=call)
+
+
+# A launch that JAX can lower for CPU and TPU too, if CUDA is among the platforms lowered for: then
+# these have a branch of their own in `dispatch`, but JAX lowers every branch for every platform.
+_launch_p = Primitive("kernels_pallas_launch")
+_launch_p.multiple_results = True
+
+
+@_launch_p.def_impl
+def _launch_now(*arrays: jax.Array, call: Callable[..., Any]) -> Any:
+    return jax.jit(call)(*arrays)
+
+
+@_launch_p.def_abstract_eval
+def _launch_shapes(*avals: Any, call: Callable[..., Any]) -> list[Any]:
+    return [jax.core.ShapedArray(x.shape, x.dtype) for x in jax.eval_shape(call, *avals)]
+
+
+def _launch_batched(arrays: Any, axes: Any, *, call: Callable[..., Any]) -> tuple[Any, Any]:
+    out = _launch_p.bind(*arrays, call=jax.vmap(call, in_axes=tuple(axes)))
+    return out, [0] * len(out)
+
+
+def _no_launch(context: mlir.LoweringRuleContext, *nodes: Any, call: Callable[..., Any]) -> Any:
+    if "cuda" not in context.module_context.platforms:
+        raise NotImplementedError(
+            f"a CUDA kernel cannot be lowered for {', '.join(context.module_context.platforms)}; "
+            'outside of CUDA GPUs use another implementation, such as "xla_chunked"'
+        )
+
+    def never(*arrays):
+        return [jnp.full(x.shape, jnp.nan, x.dtype) for x in jax.eval_shape(call, *arrays)]
+
+    return mlir.lower_fun(never)(context, *nodes)
+
+
+batching.primitive_batchers[_launch_p] = _launch_batched
+mlir.register_lowering(_launch_p, _no_launch)
+mlir.register_lowering(
+    _launch_p, mlir.lower_fun(lambda *arrays, call: call(*arrays)), platform="cuda"
+)
 
 
 program_id = pl.program_id

@@ -2,11 +2,11 @@
 
 A chunk's work is a few matrix products; states pass from chunk to chunk. README.md derives it and
 tells what was measured. Inside a chunk there are two ways to the same numbers: `_factored`, one
-product, where all decays of a segment are mild; `_halved`, for any decay in [-inf, 0].
+product, where all decays of a group of rows are mild; `_halved`, for any decay in [-inf, 0].
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -23,10 +23,11 @@ _CHUNK = 32
 _MILD = -1.0
 # Stands for -inf where sums of log-decays are matrix products; its exp is 0 in float64 too.
 _SHUT = -1000.0
-# Segments run one after the other, so that a CPU works in its cache: not below this many elements
-# of q per segment, and not more segments than this, so that accelerators get few, large operations.
-_SEGMENT_ELEMENTS = 1 << 15
-_MAX_SEGMENTS = 32
+# Rows (one head of one image) run in groups, one after the other, so that a CPU works in its cache:
+# not below this many elements of q per group, and not more groups than this, so that accelerators
+# get few, large operations.
+_GROUP_ELEMENTS = 1 << 15
+_MAX_GROUPS = 32
 # Chunks whose states are passed on without a loop in between.
 _UNROLL = 8
 
@@ -45,8 +46,8 @@ def gla(
     initial_state: Float[Array, "B H K V"] | None,
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"] | None]:
     """One direction; see `kernels_pallas.gla.api.gla`."""
-    out, state = _scan(spec, q, k, v, log_decay, initial_state, spec.reverse)
-    return out.astype(spec.dtype), state if spec.return_final_state else None
+    out, (state,) = _scan(spec, q, k, v, {spec.reverse: log_decay}, initial_state)
+    return out, state if spec.return_final_state else None
 
 
 def bidirectional_gla(
@@ -58,84 +59,77 @@ def bidirectional_gla(
     log_decay_bwd: Float[Array, "B T H K"],
 ) -> Float[Array, "B T H V"]:
     """Both directions, summed; see `kernels_pallas.gla.api.bidirectional_gla`."""
-    forward, _ = _scan(spec, q, k, v, log_decay_fwd, None, reverse=False)
-    backward, _ = _scan(spec, q, k, v, log_decay_bwd, None, reverse=True)
-    return (forward + backward).astype(spec.dtype)
+    out, _ = _scan(spec, q, k, v, {False: log_decay_fwd, True: log_decay_bwd}, None)
+    return out
 
 
 def _scan(
-    spec: GlaSpec, q: Any, k: Any, v: Any, log_decay: Any, state: Any, reverse: bool
-) -> tuple[Any, Any]:
-    """Scans one direction, segment by segment; a segment is some chunks side by side.
+    spec: GlaSpec, q: Any, k: Any, v: Any, log_decays: Mapping[bool, Any], state: Any
+) -> tuple[Any, list[Any]]:
+    """The sum over the directions, log-decays by `reverse`, and each direction's final state.
 
-    The backward pass keeps the inputs and the state at each segment's start, and computes the rest
-    of a segment again.
+    The backward pass keeps the inputs and computes a group of rows again.
     """
     rows = spec.batch * spec.heads
     chunk = min(_CHUNK, 1 << (spec.tokens - 1).bit_length())
     chunks = -(-spec.tokens // chunk)
-    segments = max(1, min(chunks, _MAX_SEGMENTS, q.size // _SEGMENT_ELEMENTS))
-    per_segment = -(-chunks // segments)
-    segments = -(-chunks // per_segment)
-    padded = segments * per_segment * chunk
+    padded = chunks * chunk
+    most = max(1, min(_MAX_GROUPS, q.size // _GROUP_ELEMENTS))
+    groups = max(count for count in range(1, most + 1) if rows % count == 0)
 
     def split(x):
         # A padded token has k = v = 0 and log-decay 0: it adds nothing and decays nothing.
         x = jnp.pad(x, ((0, 0), (0, padded - spec.tokens), (0, 0), (0, 0)))
-        x = x.reshape(spec.batch, segments, per_segment, chunk, spec.heads, x.shape[-1])
-        x = x.transpose(1, 2, 0, 4, 3, 5)
-        return x.reshape(segments, per_segment, rows, chunk, x.shape[-1])
+        x = x.reshape(spec.batch, chunks, chunk, spec.heads, x.shape[-1]).transpose(0, 3, 1, 2, 4)
+        return x.reshape(groups, rows // groups, chunks, chunk, x.shape[-1]).swapaxes(1, 2)
 
-    # The inner checkpoints keep a branch's intermediates from being carried, as zeros, by the other
-    # branch; the outer one keeps the arguments of both from being stored once more. Inside a scan
-    # nothing can be merged with the forward pass, so there is nothing to prevent.
-    remat = functools.partial(jax.checkpoint, prevent_cse=False)
-
-    @remat
-    def step(state, xs):
-        mild = jnp.all(xs[3] >= _MILD)
-        factored, halved = (
-            remat(functools.partial(_segment, spec, reverse, scores))
-            for scores in (_factored, _halved)
-        )
-        return jax.lax.cond(mild, factored, halved, state, *xs)
-
+    shape = (groups, rows // groups, spec.key_width, spec.value_width)
     if state is None:
-        state = jnp.zeros((rows, spec.key_width, spec.value_width), spec.state_dtype)
-    else:
-        state = state.reshape(rows, *state.shape[2:]).astype(spec.state_dtype)
-    xs = [split(x) for x in (q, k, v, log_decay)]
-    state, out = jax.lax.scan(step, state, xs, reverse=reverse)
-    out = out.reshape(segments, per_segment, spec.batch, spec.heads, chunk, spec.value_width)
-    out = out.transpose(2, 0, 1, 4, 3, 5)  # [B, segments, N, C, H, V]
+        state = jnp.zeros(shape, spec.state_dtype)
+    xs = (state.reshape(shape), split(q), split(k), split(v), jax.tree.map(split, log_decays))
+    out, states = jax.lax.map(_remat(lambda xs: _group(spec, *xs)), xs)
+    out = out.swapaxes(1, 2).reshape(spec.batch, spec.heads, chunks, chunk, spec.value_width)
+    out = out.transpose(0, 2, 3, 1, 4)  # [B, N, C, H, V]
     out = out.reshape(spec.batch, padded, spec.heads, spec.value_width)[:, : spec.tokens]
-    return out, state.reshape(spec.batch, spec.heads, *state.shape[1:])
+    final = (spec.batch, spec.heads, spec.key_width, spec.value_width)
+    return out.astype(spec.dtype), [x.reshape(final) for x in states]
 
 
-def _segment(
-    spec: GlaSpec,
-    reverse: bool,
-    scores: Callable[..., Any],
-    state: Any,
-    q: Any,
-    k: Any,
-    v: Any,
-    log_decay: Any,
-) -> tuple[Any, Any]:
-    """One segment: state [X, K, V]; q, k, log_decay [N, X, C, K]; v [N, X, C, V]; X is B * H."""
-    q, k, v, log_decay = (x.astype(spec.state_dtype) for x in (q, k, v, log_decay))
+# Inside a scan nothing can be merged with the forward pass, so there is nothing to prevent.
+_remat = functools.partial(jax.checkpoint, prevent_cse=False)
+
+
+def _group(
+    spec: GlaSpec, state: Any, q: Any, k: Any, v: Any, log_decays: Mapping[bool, Any]
+) -> tuple[Any, list[Any]]:
+    """Some rows: state [X, K, V]; q, k and log-decays [N, X, C, K]; v [N, X, C, V]."""
+    wide = functools.partial(jax.tree.map, lambda x: x.astype(spec.state_dtype))
+    state, q, k, v, log_decays = wide((state, q, k, v, log_decays))
     dot = functools.partial(jnp.einsum, precision=spec.dot_precision)
-    q_in, k_out, decay, within = scores(dot, spec.scale * q, k, log_decay, reverse)
-    update = dot("nxck,nxcv->nxkv", k_out, v)
+
+    def scores(way, q, k, log_decays):
+        parts = {reverse: way(dot, q, k, x, reverse) for reverse, x in log_decays.items()}
+        return {reverse: part[:3] for reverse, part in parts.items()}, sum(
+            within for *_, within in parts.values()
+        )
+
+    # The checkpoints keep a branch's intermediates from being carried, as zeros, by the other one.
+    factored, halved = (_remat(functools.partial(scores, way)) for way in (_factored, _halved))
+    mild = functools.reduce(jnp.logical_and, [jnp.all(x >= _MILD) for x in log_decays.values()])
+    parts, within = jax.lax.cond(mild, factored, halved, spec.scale * q, k, log_decays)
 
     def step(state, chunk):
         decay, update = chunk
         return decay[..., None] * state + update, state
 
-    unroll = min(_UNROLL, decay.shape[0])
-    updates = (decay, update)
-    state, before = jax.lax.scan(step, state, updates, reverse=reverse, unroll=unroll)
-    return state, dot("nxij,nxjv->nxiv", within, v) + dot("nxck,nxkv->nxcv", q_in, before)
+    out, states = dot("nxij,nxjv->nxiv", within, v), []
+    for reverse, (q_in, k_out, decay) in parts.items():
+        updates = (decay, dot("nxck,nxcv->nxkv", k_out, v))
+        unroll = min(_UNROLL, decay.shape[0])
+        final, before = jax.lax.scan(step, state, updates, reverse=reverse, unroll=unroll)
+        out += dot("nxck,nxkv->nxcv", q_in, before)
+        states.append(final)
+    return out, states
 
 
 def _factored(

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from vig_jax.config import RunConfig
 from vig_jax.data import (
     BatchIterator,
+    DataSetError,
     Source,
     eval_batches,
     open_source,
@@ -25,6 +26,10 @@ from vig_jax.train.optimizer import make_optimizer
 from vig_jax.train.schedule import warmup_cosine
 from vig_jax.train.state import TrainState, init_state
 from vig_jax.train.step import TrainStep, make_train_step
+
+
+class SettingError(ValueError):
+    """A setting that cannot work, as only data set, model or devices can tell."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +53,17 @@ class Experiment:
 
         Raises:
             DataSetError: the data set is not there or not as it should be.
-            ValueError: a setting that cannot work.
+            SettingError: a setting that cannot work.
         """
+        try:
+            return cls._of(config)
+        except DataSetError:
+            raise
+        except ValueError as error:
+            raise SettingError(str(error)) from error
+
+    @classmethod
+    def _of(cls, config: RunConfig) -> "Experiment":
         train_source = open_source(config.data, "train")
         eval_source = open_source(config.data, "eval")
         config = _resolve(config, train_source)

@@ -21,6 +21,7 @@ from ml_collections import config_flags
 from vig_jax.config import parse
 from vig_jax.data import DataSetError, TooManyBadImagesError
 from vig_jax.train.checkpoint import CheckpointError
+from vig_jax.train.experiment import SettingError
 from vig_jax.train.loop import run
 from vig_jax.train.metrics import NonFiniteLossError
 
@@ -114,7 +115,13 @@ def _train(argv: Sequence[str]) -> None:
         _fail(str(error))
     try:
         run(config, workdir)
-    except (DataSetError, TooManyBadImagesError, CheckpointError, NonFiniteLossError) as error:
+    except (
+        SettingError,
+        DataSetError,
+        TooManyBadImagesError,
+        CheckpointError,
+        NonFiniteLossError,
+    ) as error:
         _fail("\n".join([str(error), *getattr(error, "__notes__", [])]))
 
 
