@@ -2,7 +2,8 @@
 
 `configs/common.py` lists every key with its default; a config file changes some; the command line
 changes more. Here the resulting `ConfigDict` becomes frozen dataclasses, and anything unknown,
-missing or of the wrong type is an error that names the key.
+missing or of the wrong type is an error that names the key. Fields with a default came later: older
+checkpoints do not have them.
 """
 
 import dataclasses
@@ -31,6 +32,7 @@ class ModelConfig:
     drop_path_rate: float | None
     dtype: Literal["float32", "bfloat16"]  # of the computation; parameters are float32
     gla_implementation: str | None  # None: the best for the device
+    merge_scale: float | None = None  # on the sum of the two scan directions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +97,7 @@ class RunConfig:
     data: DataConfig
     optimizer: OptimizerConfig
     train: TrainConfig
+    init_weights: str | None = None  # weight file or run to start from; None: fresh parameters
 
 
 def parse(values: Mapping[str, Any] | ConfigDict) -> RunConfig:
@@ -113,14 +116,23 @@ def parse(values: Mapping[str, Any] | ConfigDict) -> RunConfig:
 def _parse(values: Mapping[str, Any], kind: type[T], prefix: str) -> T:
     """An instance of `kind` from the mapping at the dotted path `prefix`."""
     hints = typing.get_type_hints(kind)
+    optional = {
+        field.name
+        for field in dataclasses.fields(kind)  # type: ignore[arg-type]
+        if field.default is not dataclasses.MISSING
+    }
     for key in values:
         if key not in hints:
             near = difflib.get_close_matches(key, hints, n=1)
             hint = f"; did you mean {prefix}.{near[0]}?" if near else f"; known: {sorted(hints)}"
             raise ValueError(f"{prefix}.{key} is not a setting{hint}")
-    if missing := [key for key in hints if key not in values]:
+    if missing := [key for key in hints if key not in values and key not in optional]:
         raise ValueError(f"{prefix} lacks {', '.join(missing)}: start from configs.common")
-    parsed = {key: _convert(values[key], hint, f"{prefix}.{key}") for key, hint in hints.items()}
+    parsed = {
+        key: _convert(values[key], hint, f"{prefix}.{key}")
+        for key, hint in hints.items()
+        if key in values
+    }
     return kind(**parsed)
 
 
