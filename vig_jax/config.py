@@ -26,10 +26,13 @@ class ModelConfig:
     num_classes: int | None  # None: as many as the data set has
     img_size: int | None  # side in pixels that the position embedding is made for
     patch_size: int | None
-    embed_dim: int | None
+    embed_dim: int | None  # this and depth: plain models
     depth: int | None
-    num_heads: int | None
+    embed_dims: tuple[int, ...] | None  # this and depths: hierarchical models, one per stage
+    depths: tuple[int, ...] | None
+    num_heads: int | tuple[int, ...] | None  # hierarchical: one per stage
     drop_path_rate: float | None
+    remat: bool  # compute blocks again in the backward pass: less memory, more time
     dtype: Literal["float32", "bfloat16"]  # of the computation; parameters are float32
     gla_implementation: str | None  # None: the best for the device
     merge_scale: float | None = None  # on the sum of the two scan directions
@@ -151,7 +154,11 @@ def _convert(value: Any, hint: Any, path: str) -> Any:
     if origin is types.UnionType:
         if value is None:
             return None
-        return _convert(value, next(a for a in args if a is not types.NoneType), path)
+        kinds = [a for a in args if a is not types.NoneType]
+        wants_sequence = isinstance(value, (list, tuple))
+        # With one kind there is no choice; of several the one of the value's form, or the first.
+        same_form = [k for k in kinds if (typing.get_origin(k) is tuple) == wants_sequence]
+        return _convert(value, (same_form or kinds)[0], path)
     if origin is Literal:
         if value not in args:
             raise ValueError(f"{path} is {value!r}; it must be one of {list(args)}")
