@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 import logging
 import math
 import re
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
+from safetensors.numpy import save_file
 
 from vig_jax.convert import run_folder, upstream
 from vig_jax.convert.errors import WeightsError
@@ -37,7 +39,9 @@ _OLD_NAMES = (
     (r"head\.", "classifier.head."),
 )
 _HEADS = (("head.weight", "head.bias"), ("classifier.head.weight", "classifier.head.bias"))
-_CHECKSUM = "sha256"  # in the metadata of the .safetensors files that we write
+# Where the .safetensors files that we write keep their checksum and more, as JSON: safetensors
+# writes several keys of metadata in an order that changes from run to run.
+_METADATA = "vig_jax"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,10 +144,12 @@ def read_weight_file(path: str | Path, *, ema: bool | None = None) -> WeightFile
         section, tensors, notes = _choose(file.root, ema, path)
         state_dict = {key: file.array(value) for key, value in tensors.items()}
         others = [str(key) for key in file.root if key != section] if section else []
+    in_training = {"model", "model_ema", "optimizer"} & set(others)  # else "model" may be either
+    averaged = section == "model_ema" if section == "model_ema" or in_training else None
     return WeightFile(
         state_dict=state_dict,
         section=section,
-        averaged={"model_ema": True, "": None}.get(section, False if "model_ema" in others else None),
+        averaged=averaged,
         others=tuple(others),
         notes=notes,
     )
@@ -206,9 +212,7 @@ def fit(
     return Weights(own, model.num_classes, tuple(notes))
 
 
-def _fitting(
-    tensors: Mapping[str, np.ndarray], num_classes: int | None, tried: str
-) -> list[str]:
+def _fitting(tensors: Mapping[str, np.ndarray], num_classes: int | None, tried: str) -> list[str]:
     """The other models that these weights fit."""
     names = []
     for name in list_models():
@@ -220,20 +224,20 @@ def _fitting(
     return names
 
 
-def save_safetensors(params: Mapping[str, Any], path: Path, metadata: Mapping[str, str]) -> str:
-    """Writes parameters under upstream's names; returns their checksum.
+def save_safetensors(
+    params: Mapping[str, Any], path: Path, *, model_name: str, averaged: bool | None
+) -> None:
+    """Writes parameters under upstream's names, with a checksum that reading holds them to.
 
     Args:
         params: of a model of ours.
         path: written as it goes: give a name that nobody reads yet.
-        metadata: to go into the file, beside the checksum that reading will hold it to.
+        model_name: for people.
+        averaged: whether these are averaged weights; None: unknown.
     """
-    from safetensors.numpy import save_file
-
     state_dict = upstream.from_params(dict(params))
-    digest = checksum(state_dict)
-    save_file(state_dict, path, {"format": "pt", **metadata, _CHECKSUM: digest})
-    return digest
+    facts = {"model": model_name, "averaged": averaged, "sha256": checksum(state_dict)}
+    save_file(state_dict, path, {_METADATA: json.dumps(facts)})
 
 
 def checksum(state_dict: Mapping[str, np.ndarray]) -> str:
@@ -252,31 +256,30 @@ def _read_run_folder(path: Path, ema: bool | None) -> WeightFile:
     except run_folder.CheckpointError as error:
         raise WeightsError(str(error)) from error
     params = run_folder.read_params(directory, item)
-    return WeightFile(
-        upstream.from_params(params), section=item, averaged=item == "ema_params"
-    )
+    return WeightFile(upstream.from_params(params), section=item, averaged=item == "ema_params")
 
 
 def _read_safetensors(path: Path, ema: bool | None) -> WeightFile:
     try:
         with safetensors.safe_open(path, framework="np") as file:
-            metadata = file.metadata() or {}
+            facts = json.loads((file.metadata() or {}).get(_METADATA, "{}"))
+            wanted, averaged = facts.get("sha256"), facts.get("averaged")
             state_dict = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except OSError:
         raise
     except Exception as error:  # besides SafetensorError: dtypes that NumPy does not have
         raise WeightsError(f"{path} is not a readable .safetensors file: {error}") from error
-    if _CHECKSUM in metadata and metadata[_CHECKSUM] != checksum(state_dict):
+    if wanted not in (None, checksum(state_dict)):
         raise WeightsError(f"{path} is damaged: its checksum differs. Fetch or convert it again")
-    averaged = {"averaged": True, "raw": False}.get(metadata.get("weights", ""))
     if ema is not None and averaged is not None and ema != averaged:
-        raise WeightsError(
-            f"{path} has {_name(averaged)} weights alone; {_name(ema)} ones were asked for"
-        )
+        kinds = {True: "averaged (EMA)", False: "raw"}
+        raise WeightsError(f"{path} has {kinds[not ema]} weights, {kinds[ema]} were asked for")
     return WeightFile(state_dict, averaged=averaged)
 
 
-def _choose(root: Any, ema: bool | None, path: Path) -> tuple[str, dict[str, Tensor], tuple[str]]:
+def _choose(
+    root: Any, ema: bool | None, path: Path
+) -> tuple[str, dict[str, Tensor], tuple[str, ...]]:
     """The section of a PyTorch checkpoint to take: its key, its tensors, notes."""
     if not isinstance(root, dict):
         raise WeightsError(f"{path} holds {_kind(root)}, not a state dict. {_HOW}")
@@ -308,10 +311,6 @@ def _kind(value: Any) -> str:
     if isinstance(value, Opaque):
         return f"an object of {value.kind}"
     return str(value) if isinstance(value, Global) else f"a {type(value).__name__}"
-
-
-def _name(averaged: bool) -> str:
-    return "averaged (EMA)" if averaged else "raw"
 
 
 def _today(state_dict: Mapping[str, np.ndarray]) -> StateDict:

@@ -1,9 +1,10 @@
 """The data in a pickle, without running what the pickle says to run.
 
-Python's own unpickler imports and calls anything that a file names. Here `pickletools` only decodes
-the opcodes, and a stack machine of our own builds plain values and containers from them. A global is
-its name and never imported; an object keeps no more than the name of its class; a call works for the
-few names that the caller gives an implementation of, and is an error with the name for any other.
+Python's own unpickler imports and calls anything that a file names. Here `pickletools` only
+decodes the opcodes, and a stack machine of our own builds plain values and containers from them. A
+global is its name and never imported; an object keeps no more than the name of its class; a call
+works for the few names that the caller gives an implementation of, and is an error with the name
+for any other.
 """
 
 import pickletools
@@ -85,8 +86,8 @@ def loads(
 ) -> Any:
     """The object in a pickle of any protocol.
 
-    Sets come as lists. Dictionary entries under keys that are no plain values are dropped, and so is
-    the state of objects.
+    Sets come as lists. Dictionary entries under keys that are no plain values are dropped, and so
+    is the state of objects.
 
     Args:
         data: the pickle.
@@ -111,9 +112,7 @@ def loads(
 class _Machine:
     """The pickle machine: a stack, a memo, and marks on the stack."""
 
-    def __init__(
-        self, functions: Mapping[str, Function], persistent: Callable[[Any], Any]
-    ) -> None:
+    def __init__(self, functions: Mapping[str, Function], persistent: Callable[[Any], Any]) -> None:
         self._functions = _CONTAINERS | dict(functions)
         self._persistent = persistent
         self._stack: list[Any] = []
@@ -275,8 +274,27 @@ class _Machine:
 
 
 _LITERALS = frozenset(
-    "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING "
-    "BINBYTES SHORT_BINBYTES BINBYTES8 UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8".split()
+    {
+        "INT",
+        "BININT",
+        "BININT1",
+        "BININT2",
+        "LONG",
+        "LONG1",
+        "LONG4",
+        "FLOAT",
+        "BINFLOAT",
+        "STRING",
+        "BINSTRING",
+        "SHORT_BINSTRING",
+        "BINBYTES",
+        "SHORT_BINBYTES",
+        "BINBYTES8",
+        "UNICODE",
+        "BINUNICODE",
+        "SHORT_BINUNICODE",
+        "BINUNICODE8",
+    }
 )
 _CONSTANTS: dict[str, Callable[[], Any]] = {
     "NONE": lambda: None,

@@ -32,15 +32,18 @@ def find_checkpoint(path: Path, headline: str) -> Path:
     """
     if (path / "params").is_dir() and (path / "run").is_dir():
         return path
-    parent = path / CHECKPOINTS if (path / CHECKPOINTS).is_dir() else path
-    # A checkpoint that is being written has a longer name, so it does not count.
-    found = [d for d in parent.iterdir() if d.name.isdigit()] if parent.is_dir() else []
+    found = finished(path / CHECKPOINTS) or finished(path)
     if not found:
         raise CheckpointError(
             f"{path} holds no finished checkpoint: a workdir of train.py (with "
             f"{CHECKPOINTS}/<step> in it) or one such <step> directory is wanted"
         )
     return max(found, key=lambda d: (score(read_run(d)["metrics"], headline), int(d.name)))
+
+
+def finished(folder: Path) -> list[Path]:
+    """The checkpoints in a folder; one that is being written has a longer name."""
+    return [d for d in folder.iterdir() if d.name.isdigit()] if folder.is_dir() else []
 
 
 def read_run(directory: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Files of `torch.save`, read without PyTorch.
 
-Since version 1.6 PyTorch writes a zip archive of uncompressed records: `<name>/data.pkl`, a pickle in
-which tensors refer to storages, `<name>/data/<key>`, the bytes of each storage, and
+Since version 1.6 PyTorch writes a zip archive of uncompressed records: `<name>/data.pkl`, a pickle
+in which tensors refer to storages, `<name>/data/<key>`, the bytes of each storage, and
 `<name>/byteorder`. zip keeps a checksum of every record, and every record read here is held to it.
 Source of the format: torch/serialization.py and torch/_utils.py.
 """

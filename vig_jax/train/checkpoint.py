@@ -243,7 +243,7 @@ def load_for_inference(path: str | Path, *, ema: bool | None = None) -> Restored
         kind = "averaged (EMA)" if ema else "raw"
         description = f"{kind} weights after {stored['data_position']} updates"
     else:
-        description = f"weights from {origin[name]}"
+        description = origin[name]
     return Restored(
         config=config,
         variables={"params": params},
