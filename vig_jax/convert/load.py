@@ -271,10 +271,10 @@ def _read_safetensors(path: Path, ema: bool | None) -> WeightFile:
         raise WeightsError(f"{path} is not a readable .safetensors file: {error}") from error
     if wanted not in (None, checksum(state_dict)):
         raise WeightsError(f"{path} is damaged: its checksum differs. Fetch or convert it again")
-    if ema is not None and averaged is not None and ema != averaged:
-        kinds = {True: "averaged (EMA)", False: "raw"}
-        raise WeightsError(f"{path} has {kinds[not ema]} weights, {kinds[ema]} were asked for")
-    return WeightFile(state_dict, averaged=averaged)
+    if averaged and ema is False:
+        raise WeightsError(f"{path} has averaged weights alone: ask for ema=True")
+    notes = ("these are no averaged weights",) if averaged is False and ema else ()
+    return WeightFile(state_dict, averaged=averaged, notes=notes)
 
 
 def _choose(

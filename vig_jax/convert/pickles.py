@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 from vig_jax.convert.errors import WeightsError
 
-# Checkpoints need less than 1 MB; decoding this much takes seconds.
-MAX_BYTES = 16 * 2**20
+# Checkpoints need less than 1 MB; to decode this much takes half a minute.
+MAX_BYTES = 4 * 2**20
 _KEYS = (str, int, float, bool, bytes, type(None))
 
 
