@@ -181,19 +181,19 @@ def fit(
         if not jnp.issubdtype(value.dtype, jnp.floating):
             raise WeightsError(f"{key} is {value.dtype}; floating-point weights are wanted")
     notes = []
-    heads = [(kernel, bias) for kernel, bias in _HEADS if kernel in tensors and bias in tensors]
-    in_file = tensors[heads[0][1]].shape[-1:] if heads else ()
-    if num_classes is None and in_file:
-        num_classes = in_file[0]
-    model = create_model(model_name, **_given(num_classes=num_classes), **(overrides or {}))
-    if in_file and in_file[0] != model.num_classes:
-        kernel, bias = heads[0]
+    head = _head(tensors)
+    in_file = tensors[head[1]].size if head else None
+    model = create_model(
+        model_name, **_given(num_classes=num_classes or in_file), **(overrides or {})
+    )
+    if head and in_file != model.num_classes:
+        kernel, bias = head
         shape = (*tensors[kernel].shape[1:], model.num_classes)
         new = normal_002(jax.random.key(seed), shape, jnp.float32)
         tensors[kernel] = np.asarray(new).T.astype(tensors[kernel].dtype)
         tensors[bias] = np.zeros(model.num_classes, tensors[bias].dtype)
         notes.append(
-            f"a new head for {model.num_classes} classes, as the file's is for {in_file[0]}: it "
+            f"a new head for {model.num_classes} classes, as the file's is for {in_file}: it "
             "must be trained"
         )
     if "pos_embed" in tensors and hasattr(model, "img_size"):
@@ -205,23 +205,41 @@ def fit(
     try:
         params = upstream.to_params(tensors, model)
     except ValueError as error:
-        fitting = [] if overrides else _fitting(tensors, num_classes, model_name)
-        hint = f"; they are those of {' or '.join(fitting)}" if fitting else ""
+        name = _name_of(tensors)
+        hint = f". Their sizes are those of {name}" if name not in (None, model_name) else ""
         raise WeightsError(f"{error}{hint}") from error
     own = jax.tree.map(lambda x: np.array(x, order="C"), params)  # no views of the whole file
     return Weights(own, model.num_classes, tuple(notes))
 
 
-def _fitting(tensors: Mapping[str, np.ndarray], num_classes: int | None, tried: str) -> list[str]:
-    """The other models that these weights fit."""
-    names = []
+def _head(tensors: Mapping[str, np.ndarray]) -> tuple[str, str] | None:
+    """The names of the head's weight [classes, D] and bias [classes], if they are that."""
+    for kernel, bias in _HEADS:
+        if kernel in tensors and bias in tensors:
+            shape = tensors[kernel].shape
+            if len(shape) == 2 and shape[:1] == tensors[bias].shape:
+                return kernel, bias
+    return None
+
+
+def _name_of(tensors: Mapping[str, np.ndarray]) -> str | None:
+    """The published model whose widths and numbers of blocks these are, if any."""
+    depths: dict[str, int] = {}
+    widths: dict[str, int] = {}
+    for key, value in tensors.items():
+        if match := re.fullmatch(r"(layers\.\d+\.)?blocks\.\d+\.(attn_norm|norm)\.weight", key):
+            stage = match[1] or ""
+            depths[stage] = depths.get(stage, 0) + 1
+            widths[stage] = value.size
     for name in list_models():
-        try:
-            upstream.to_params(tensors, create_model(name, **_given(num_classes=num_classes)))
-        except ValueError:
-            continue
-        names += [name] if name != tried else []
-    return names
+        model = create_model(name)
+        of_model = (
+            tuple(getattr(model, "embed_dims", None) or [model.embed_dim]),
+            tuple(getattr(model, "depths", None) or [model.depth]),
+        )
+        if of_model == (tuple(widths.values()), tuple(depths.values())):
+            return name
+    return None
 
 
 def save_safetensors(
