@@ -9,7 +9,6 @@ import pickle
 import random
 import struct
 import subprocess
-import sys
 import warnings
 import zipfile
 from pathlib import Path
@@ -381,15 +380,3 @@ def test_corrupted_pickles_under_a_right_checksum(tmp_path):
         write_records(file, parts | {"data.pkl": bytes(data)})
         with contextlib.suppress(WeightsError):
             read_weight_file(file)
-
-
-def test_needs_no_torch():
-    code = (
-        "import sys; sys.modules['torch'] = None\n"
-        "from vig_jax.convert.load import read_weight_file\n"
-        f"print(len(read_weight_file({str(CHECKPOINT)!r}).state_dict))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path.cwd()
-    )
-    assert done.stdout.strip() == "26"

@@ -116,7 +116,7 @@ def restore_file(
     settings: Mapping[str, Any] | None = None,
 ) -> Restored:
     """`restore_weights` of a file that is read already; the arguments are the same."""
-    config = _config(model_name, dict(settings or {}), image_size)
+    config = published_config(model_name, settings=settings, image_size=image_size)
     weights = fit_file(file, path, config.model)
     classes = weights.num_classes
     names = class_names()
@@ -129,6 +129,38 @@ def restore_file(
         class_names=names if classes == len(names) else (),
         ema=file.averaged,
         description="; ".join((f"weights from {origin(file, path)}", *weights.notes)),
+    )
+
+
+def published_config(
+    model_name: str,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    image_size: int | None = None,
+) -> RunConfig:
+    """The config that published weights are evaluated with; the arguments as in `restore_weights`.
+
+    Raises:
+        ValueError: an unknown model, or a setting that config.model does not have.
+    """
+    published = create_model(model_name)
+    model: dict[str, Any] = {
+        field.name: False if field.type is bool else None
+        for field in dataclasses.fields(ModelConfig)
+    }
+    model |= {"name": model_name, "dtype": "float32"}
+    if isinstance(published, ViG):
+        model["merge_scale"] = _EVAL_MERGE_SCALE
+    model |= settings or {}
+    side = image_size or model["img_size"] or getattr(published, "img_size", _DATA.image_size)
+    return parse(
+        {
+            "seed": 0,
+            "model": model,
+            "data": to_dict(_DATA) | {"image_size": side},
+            "optimizer": to_dict(_OPTIMIZER),
+            "train": to_dict(_TRAIN),
+        }
     )
 
 
@@ -183,25 +215,3 @@ def fit_file(file: WeightFile, path: str | Path, model: ModelConfig, seed: int =
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error
     return dataclasses.replace(weights, notes=file.notes + weights.notes)
-
-
-def _config(model_name: str, settings: dict[str, Any], image_size: int | None) -> RunConfig:
-    """The config of published weights; `settings` changes config.model."""
-    published = create_model(model_name)
-    model: dict[str, Any] = {
-        field.name: False if field.type is bool else None
-        for field in dataclasses.fields(ModelConfig)
-    }
-    model |= {"name": model_name, "dtype": "float32"}
-    if isinstance(published, ViG):
-        model["merge_scale"] = _EVAL_MERGE_SCALE
-    side = settings.get("img_size") or getattr(published, "img_size", _DATA.image_size)
-    return parse(
-        {
-            "seed": 0,
-            "model": model | settings,
-            "data": to_dict(_DATA) | {"image_size": image_size or side},
-            "optimizer": to_dict(_OPTIMIZER),
-            "train": to_dict(_TRAIN),
-        }
-    )
