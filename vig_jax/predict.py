@@ -65,6 +65,7 @@ class Classifier:
         self, files: Sequence[Path], *, top: int = 5, batch_size: int = 64
     ) -> Iterator[Answer]:
         """Answers in the order of `files`; one that cannot be read gets an `error`."""
+        batch_size = max(1, min(batch_size, len(files)))
         for start in range(0, len(files), batch_size):
             yield from self._predict_batch(files[start : start + batch_size], top, batch_size)
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from vig_jax.convert import run_folder, upstream
 from vig_jax.convert.errors import WeightsError
@@ -255,7 +255,8 @@ def save_safetensors(
     """
     state_dict = upstream.from_params(dict(params))
     facts = {"model": model_name, "averaged": averaged, "sha256": checksum(state_dict)}
-    save_file(state_dict, path, {_METADATA: json.dumps(facts)})
+    # `save_file` would make a file that nobody else may read.
+    path.write_bytes(save(state_dict, {_METADATA: json.dumps(facts)}))
 
 
 def checksum(state_dict: Mapping[str, np.ndarray]) -> str:
