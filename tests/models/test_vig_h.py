@@ -1,4 +1,4 @@
-"""The hierarchical models' own matters: the pyramid, ragged sizes, norms for dense tasks, errors."""
+"""The hierarchical models: pyramid, ragged sizes, norms for dense tasks, initialisers, errors."""
 
 import functools
 from pathlib import Path
