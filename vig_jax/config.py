@@ -154,11 +154,11 @@ def _convert(value: Any, hint: Any, path: str) -> Any:
     if origin is types.UnionType:
         if value is None:
             return None
-        kinds = [a for a in args if a is not types.NoneType]
-        wants_sequence = isinstance(value, (list, tuple))
-        # With one kind there is no choice; of several the one of the value's form, or the first.
-        same_form = [k for k in kinds if (typing.get_origin(k) is tuple) == wants_sequence]
-        return _convert(value, (same_form or kinds)[0], path)
+        members = [a for a in args if a is not types.NoneType]
+        # Of several, the one of the value's form, or the first.
+        sequence = isinstance(value, (list, tuple))
+        fitting = [a for a in members if (typing.get_origin(a) is tuple) == sequence]
+        return _convert(value, (fitting or members)[0], path)
     if origin is Literal:
         if value not in args:
             raise ValueError(f"{path} is {value!r}; it must be one of {list(args)}")

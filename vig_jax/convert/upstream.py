@@ -5,6 +5,7 @@ no rule takes, a parameter that no key fills and a shape that differs are all er
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -182,6 +183,7 @@ def _translate(rules: tuple[Rule, ...], name: str, *, forward: bool) -> tuple[st
     return None
 
 
+@functools.lru_cache  # tracing a model takes a second
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     side = getattr(model, "img_size", 32)  # the hierarchical models have no size of their own
     images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)

@@ -51,7 +51,7 @@ def create_model(name: str, num_classes: int = 1000, **overrides: Any) -> nn.Mod
     Raises:
         ValueError: unknown name or field; the message names the nearest ones.
     """
-    fields = model_fields(name)
+    fields = model_settings(name)
     for key in overrides:
         if key not in fields:
             raise ValueError(f"{name} has no setting {key!r}{_nearest(key, list(fields))}")
@@ -59,7 +59,7 @@ def create_model(name: str, num_classes: int = 1000, **overrides: Any) -> nn.Mod
     return family(num_classes=num_classes, **(values | overrides))
 
 
-def model_fields(name: str) -> tuple[str, ...]:
+def model_settings(name: str) -> tuple[str, ...]:
     """The settings that `create_model` takes for a model, `num_classes` included.
 
     Raises:
