@@ -263,3 +263,22 @@ def test_our_safetensors_files_are_held_to_their_checksum(tmp_path):
     file.write_bytes(data)
     with pytest.raises(WeightsError, match="its checksum differs"):
         read_weight_file(file)
+
+
+def test_corrupted_bytes_of_our_safetensors_files(tmp_path):
+    original = tmp_path / "weights.safetensors"
+    params = load(FOLDER / "plain_fmt_ckpt.pth")["params"]
+    save_safetensors(params, original, model_name="vig_t", averaged=True)
+    expected, data = read_weight_file(original).state_dict, original.read_bytes()
+    generator, errors = np.random.default_rng(0), 0
+    for _ in range(100):
+        changed = bytearray(data)
+        changed[generator.integers(generator.choice((4000, len(data))))] ^= 1 << 3
+        original.write_bytes(changed)
+        try:
+            found = read_weight_file(original).state_dict
+        except WeightsError:
+            errors += 1
+        else:
+            jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert errors > 90

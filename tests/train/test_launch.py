@@ -33,6 +33,10 @@ def train(*options):
         ),
         (["--config=configs/vig_t.py", "--config.model.dtype=half"], "it must be one of"),
         (["--config=configs/vig_t.py"], "config.data.path is not set"),
+        (
+            ["--config=configs/fashion_mnist.py", "--config.init_weights=absent.pth"],
+            "error: config.init_weights=absent.pth: no weight file at absent.pth",
+        ),
     ],
 )
 def test_mistakes_are_told_in_a_line(options, message, tmp_path):

@@ -15,6 +15,10 @@ from vig_jax.convert.errors import WeightsError
 
 # Checkpoints need less than 1 MB; to decode this much takes half a minute.
 MAX_BYTES = 4 * 2**20
+RESAVE = (
+    "if you trust it, save its weights anew with PyTorch: "
+    "torch.save(torch.load(FILE, map_location='cpu', weights_only=False)['model'], NEW)"
+)
 _KEYS = (str, int, float, bool, bytes, type(None))
 
 
@@ -79,6 +83,13 @@ _VALUES = frozenset(
         "torch.device",
     }
 )
+
+
+def refusal(name: Any) -> WeightsError:
+    """What to say of a file that wants `name` to be called."""
+    return WeightsError(
+        f"it asks to run {name}, which is refused: no code from a file runs here; {RESAVE}"
+    )
 
 
 def loads(
@@ -249,9 +260,7 @@ class _Machine:
             made = arguments[0] if name.endswith("._reconstructor") else function
             self._stack.append(Opaque(str(made)))
         else:
-            raise WeightsError(
-                f"it asks to run {name}, which is refused: no code from a file runs here"
-            )
+            raise refusal(name)
 
     def new_object(self, _: Any) -> None:
         self.pop()

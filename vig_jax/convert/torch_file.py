@@ -48,7 +48,6 @@ _STORAGES: dict[str, np.dtype] = {
     "BoolStorage": _DTYPES["bool"],
 }
 _LEGACY = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"  # a number, pickled
-_RESAVE = "torch.save(torch.load(FILE, map_location='cpu', weights_only=False)['model'], NEW)"
 _MAX_RANK = 16
 _MAX_REPEATED = 2**24
 
@@ -97,8 +96,8 @@ class TorchFile:
         try:
             with self._damage():
                 self._records = {info.filename: info for info in self._zip.infolist()}
-                self._check_archive()
                 self._folder = self._find_folder()
+                self._check_archive()
                 self._big_endian = self._byteorder() == b"big"
                 self.root = pickles.loads(
                     self._read("data.pkl", limit=pickles.MAX_BYTES),
@@ -265,7 +264,7 @@ def _rebuild_parameter(data: Any, *_: Any) -> Tensor:
 def _rebuild_from_type(function: Any, _: Any, arguments: Any, state: Any) -> Tensor:
     known = {"_rebuild_tensor_v2": _rebuild_tensor, "_rebuild_tensor_v3": _rebuild_tensor_v3}
     if not (isinstance(function, Global) and function.module == "torch._utils"):
-        raise WeightsError(f"it asks to run {function}, which is refused")
+        raise pickles.refusal(function)
     return known[function.name](*arguments)
 
 
@@ -283,7 +282,7 @@ def _what_it_is(path: Path) -> str:
     if head.startswith(_LEGACY):
         return (
             "is in the format that torch.save wrote before PyTorch 1.6, which has no checksums: "
-            f"save it anew with PyTorch: {_RESAVE}"
+            f"{pickles.RESAVE}"
         )
     if head.startswith(b"version https://git-lfs"):
         return "is a Git LFS pointer: fetch the file itself with `git lfs pull`"
