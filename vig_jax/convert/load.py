@@ -288,7 +288,7 @@ def _read_safetensors(path: Path, ema: bool | None) -> WeightFile:
         raise
     except Exception as error:  # besides SafetensorError: dtypes that NumPy does not have
         raise WeightsError(f"{path} is not a readable .safetensors file: {error}") from error
-    if wanted not in (None, checksum(state_dict)):
+    if wanted is not None and wanted != checksum(state_dict):
         raise WeightsError(f"{path} is damaged: its checksum differs. Fetch or convert it again")
     if averaged and ema is False:
         raise WeightsError(f"{path} has averaged weights alone: ask for ema=True")
