@@ -65,3 +65,16 @@ def test_other_widths_are_named_with_both_shapes():
         ValueError, match=r"layers\.0\.downsample\.1\.weight: file \(3, 3, 32, 64\)"
     ):
         upstream.to_params(state_dict, model)
+
+
+def test_norms_for_dense_tasks_are_new():
+    state_dict, model = hierarchical()
+    params = upstream.to_params(state_dict, model.clone(out_norms=True))
+    for stage, width in enumerate(model.embed_dims):
+        norm = params.pop(f"out_norm_{stage}")
+        chex.assert_trees_all_equal(
+            norm, {"scale": np.ones(width, np.float32), "bias": np.zeros(width, np.float32)}
+        )
+    chex.assert_trees_all_equal(params, upstream.to_params(state_dict, model))
+    with pytest.raises(ValueError, match="upstream has no name for out_norm_0"):
+        upstream.from_params(params | {"out_norm_0": norm})

@@ -97,6 +97,7 @@ HIERARCHICAL: tuple[Rule, ...] = (
     ("classifier.head.weight", "head/kernel", LINEAR),
     ("classifier.head.bias", "head/bias", SAME),
 )
+_OUT_NORM = re.compile(r"out_norm_\d+/(scale|bias)")
 
 
 def to_params(state_dict: Mapping[str, np.ndarray], model: nn.Module) -> Params:
@@ -107,7 +108,8 @@ def to_params(state_dict: Mapping[str, np.ndarray], model: nn.Module) -> Params:
         model: what `vig_jax.create_model` returned.
 
     Returns:
-        The nested dictionary for `model.apply({"params": ...}, images)`; dtypes are kept.
+        The nested dictionary for `model.apply({"params": ...}, images)`; dtypes are kept. The norms
+        of `out_norms`, which upstream has not, are new: scale 1, bias 0.
 
     Raises:
         ValueError: lists the missing and unexpected names and the shapes that differ.
@@ -123,6 +125,9 @@ def to_params(state_dict: Mapping[str, np.ndarray], model: nn.Module) -> Params:
         else:
             path, layout = match
             ours[path] = layout.to_ours(np.asarray(value))
+    for path, shape in wanted.items():
+        if _OUT_NORM.fullmatch(path):
+            ours[path] = np.full(shape, path.endswith("scale"), np.float32)
     unexpected += [_translate(rules, p, forward=False)[0] for p in ours if p not in wanted]  # type: ignore[index]
     missing = [_translate(rules, p, forward=False)[0] for p in wanted if p not in ours]  # type: ignore[index]
     shapes = [

@@ -17,8 +17,24 @@ VARIANTS: dict[str, tuple[type[ViG | ViGH], dict[str, Any]]] = {
     ),
     "vig_s": (ViG, {"embed_dim": 384, "num_heads": 6, "drop_path_rate": 0.2}),
     "vig_b": (ViG, {"embed_dim": 768, "num_heads": 12, "drop_path_rate": 0.5}),
-    "vig_h_t": (ViGH, {"depths": (2, 2, 5, 2), "drop_path_rate": 0.2}),
-    "vig_h_s": (ViGH, {"depths": (2, 2, 17, 2), "drop_path_rate": 0.3}),
+    "vig_h_t": (
+        ViGH,
+        {
+            "embed_dims": (96, 192, 384, 768),
+            "depths": (2, 2, 5, 2),
+            "num_heads": (3, 6, 12, 24),
+            "drop_path_rate": 0.2,
+        },
+    ),
+    "vig_h_s": (
+        ViGH,
+        {
+            "embed_dims": (96, 192, 384, 768),
+            "depths": (2, 2, 17, 2),
+            "num_heads": (3, 6, 12, 24),
+            "drop_path_rate": 0.3,
+        },
+    ),
     "vig_h_b": (
         ViGH,
         {

@@ -38,9 +38,10 @@ from vig_jax.tasks.protocol import Params
 from vig_jax.train.state import TrainState
 
 # May differ between the parts of one run: they change where or how fast, not what is computed.
-# (Another GLA implementation rounds differently, so the run goes on but not bit for bit.)
+# (Another GLA implementation, or remat, may round differently: the run goes on, not bit for bit.)
 FREE_KEYS = (
     "model.gla_implementation",
+    "model.remat",
     "data.path",
     "data.workers",
     "data.prefetch",
