@@ -211,6 +211,36 @@ def test_deep_nesting_and_strange_keys(file):
     assert isinstance(root(file), tuple)
 
 
+@pytest.mark.parametrize(
+    "rest",
+    [
+        b"\x85R.",  # a call of _reconstructor
+        b".",
+        b"ctorch._utils\n_rebuild_tensor\n(h\x00K\x00h\x01h\x01tR.",
+        b"ctorch._utils\n_rebuild_tensor_v3\n(h\x00K\x00h\x01h\x01NNh\x01tR.",
+        b"ctorch._tensor\n_rebuild_from_type_v2\n(h\x01h\x01h\x01h\x01tR.",
+        b"h\x01h\x01R.",
+        b"h\x01h\x01\x81.",
+        b"h\x01Q.",
+        b"}X\x05\x00\x00\x00modelh\x01s.",
+        b"}X\x05\x00\x00\x00model}X\x01\x00\x00\x00xh\x01ss.",
+        b"}h\x01Ns.",
+    ],
+)
+def test_values_whose_text_would_fill_any_memory(file, rest):
+    storage = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000NK\x01tQq\x000"
+    if rest == b"\x85R.":
+        storage += b"ccopyreg\n_reconstructor\n"
+    # A pair of twice the same pair, a hundred times over: 2 ** 100 words.
+    pairs = b"N" + b"q\x01h\x01\x86" * 100 + b"q\x01"
+    if rest not in (b"\x85R.", b"."):
+        pairs += b"0"
+    write_records(file, {"data.pkl": b"\x80\x02" + storage + pairs + rest, "data/0": bytes(4)})
+    with pytest.raises(WeightsError) as error:
+        read_weight_file(file)
+    assert len(str(error.value)) < 1000
+
+
 def test_large_pickles_are_refused(file):
     write_records(file, {"data.pkl": b"\x80\x02" + b"N0" * 2_200_000 + b"N."})
     with pytest.raises(WeightsError, match="more than"):

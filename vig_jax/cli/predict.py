@@ -40,7 +40,9 @@ def run(args: argparse.Namespace) -> int:
     if not images:
         raise ValueError(f"which images? Only {run} is given; a run and then images are wanted")
     files = find_images(images)
-    classifier = Classifier.of(weights.restore(args, run))
+    restored = weights.restore(args, run)
+    print(f"{restored.config.model.name}: {restored.description}", file=sys.stderr)
+    classifier = Classifier.of(restored)
     answers, failed = [], 0
     for answer in classifier.predict(files, top=args.top, batch_size=args.batch_size):
         answers.append(answer)

@@ -23,7 +23,11 @@ _KEYS = (str, int, float, bool, bytes, type(None))
 
 
 class Global(NamedTuple):
-    """The name of something in a Python module."""
+    """The name of something in a Python module.
+
+    The only value from a file, but for text and numbers, that may go into a message: the text of a
+    few nested tuples can be longer than any memory.
+    """
 
     module: str
     name: str
@@ -85,7 +89,7 @@ _VALUES = frozenset(
 )
 
 
-def refusal(name: Any) -> WeightsError:
+def refusal(name: str) -> WeightsError:
     """What to say of a file that wants `name` to be called."""
     return WeightsError(
         f"it asks to run {name}, which is refused: no code from a file runs here; {RESAVE}"
@@ -256,8 +260,9 @@ class _Machine:
         if name in self._functions:
             self._stack.append(self._functions[name](*arguments))
         elif name in _VALUES:
-            # The class is what `_reconstructor` is called with.
-            made = arguments[0] if name.endswith("._reconstructor") else function
+            # `_reconstructor` makes an object of the class that it is called with.
+            classes = [value for value in arguments[:1] if isinstance(value, Global)]
+            made = classes[0] if classes and name.endswith("._reconstructor") else function
             self._stack.append(Opaque(str(made)))
         else:
             raise refusal(name)

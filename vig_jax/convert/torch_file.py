@@ -137,7 +137,7 @@ class TorchFile:
                 raise ValueError("a tensor's sizes and strides do not match")
             numbers = (tensor.offset, *tensor.shape, *tensor.strides)
             if not all(type(n) is int and 0 <= n < 2**62 for n in numbers):
-                raise ValueError(f"a tensor has offset, sizes and strides {numbers}")
+                raise ValueError("a tensor's offset, sizes or strides are no such numbers")
             itemsize, buffer = tensor.dtype.itemsize, self._bytes(tensor.storage)
             elements = math.prod(tensor.shape)
             if elements == 0:
@@ -250,7 +250,9 @@ def _rebuild_tensor_v3(
     storage: Any, offset: Any, shape: Any, strides: Any, _: Any, hooks: Any, dtype: Any, *__: Any
 ) -> Tensor:
     tensor = _rebuild_tensor(storage, offset, shape, strides)
-    if not (isinstance(dtype, Global) and dtype.module == "torch" and dtype.name in _DTYPES):
+    if not isinstance(dtype, Global):
+        raise TypeError("a tensor without dtype")
+    if dtype.module != "torch" or dtype.name not in _DTYPES:
         raise WeightsError(f"it holds tensors of {dtype}, which no ViG weights are made of")
     return dataclasses.replace(tensor, dtype=_DTYPES[dtype.name])
 
@@ -263,8 +265,10 @@ def _rebuild_parameter(data: Any, *_: Any) -> Tensor:
 
 def _rebuild_from_type(function: Any, _: Any, arguments: Any, state: Any) -> Tensor:
     known = {"_rebuild_tensor_v2": _rebuild_tensor, "_rebuild_tensor_v3": _rebuild_tensor_v3}
-    if not (isinstance(function, Global) and function.module == "torch._utils"):
-        raise pickles.refusal(function)
+    if not isinstance(function, Global):
+        raise TypeError("a tensor of no type")
+    if function.module != "torch._utils" or function.name not in known:
+        raise pickles.refusal(str(function))
     return known[function.name](*arguments)
 
 
