@@ -333,6 +333,7 @@ def test_what_is_no_checkpoint_is_told_what_it_is(file, content, message):
         ([1, 2], "holds a list, not a state dict"),
         ({}, "neither 'model' nor 'model_ema'; it has nothing"),
         ({"net": {"x": tensor(VALUES)}, "epoch": 3}, "it has net, epoch"),
+        ({1: tensor(VALUES)}, "it has 1"),
         ({"model": {}}, "'model' is a dict, not a state dict"),
         ({"model": {"x": 3}}, r"model\['x'\] is a int, not a tensor"),
         ({"model": argparse.Namespace()}, "'model' is an object of argparse.Namespace"),

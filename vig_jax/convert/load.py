@@ -302,7 +302,7 @@ def _choose(
     """The section of a PyTorch checkpoint to take: its key, its tensors, notes."""
     if not isinstance(root, dict):
         raise WeightsError(f"{path} holds {_kind(root)}, not a state dict. {_HOW}")
-    if root and all(isinstance(value, Tensor) for value in root.values()):
+    if root and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in root.items()):
         return "", root, ()
     sections = [key for key in ("model", "model_ema") if key in root]
     if not sections:
