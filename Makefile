@@ -4,8 +4,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/fashion_mnist
-# Tests compile much and compute little: without LLVM's optimisations they take half the time.
-QUICK_COMPILE := --xla_backend_optimization_level=0
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: help demo test lint gpu-test clean
@@ -40,7 +38,7 @@ demo: $(VENV)/runtime
 
 test: lint
 	@echo "== tests (without those that need a GPU)"
-	@XLA_FLAGS=$(QUICK_COMPILE) $(BIN)/python -m pytest -m "not gpu" -n 2
+	@$(BIN)/python -m pytest -m "not gpu" -n 2
 
 lint: $(VENV)/dev
 	@echo "== lint and types"

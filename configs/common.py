@@ -6,6 +6,9 @@ from ml_collections import ConfigDict, config_dict
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
+    # Fine-tuning: a .pth or .safetensors file, or a run, to start from. A head for another number
+    # of classes starts anew; a position embedding for another img_size is resized.
+    config.init_weights = config_dict.placeholder(str)
 
     config.model = ConfigDict()
     config.model.name = "vig_t"
@@ -15,10 +18,15 @@ def get_config() -> ConfigDict:
     config.model.patch_size = config_dict.placeholder(int)
     config.model.embed_dim = config_dict.placeholder(int)
     config.model.depth = config_dict.placeholder(int)
-    config.model.num_heads = config_dict.placeholder(int)
+    config.model.embed_dims = config_dict.placeholder(tuple)  # of the four stages of ViG-H
+    config.model.depths = config_dict.placeholder(tuple)  # of the four stages of ViG-H
+    config.model.num_heads = config_dict.placeholder(object)  # ViG-H: four
     config.model.drop_path_rate = config_dict.placeholder(float)
+    config.model.remat = False  # True: blocks computed twice, less memory
     config.model.dtype = "bfloat16"  # of the computation; parameters stay float32
     config.model.gla_implementation = config_dict.placeholder(str)  # unset: best for the device
+    # On the sum of the two scan directions; unset: 1/2, as upstream trains.
+    config.model.merge_scale = config_dict.placeholder(float)
 
     config.data = ConfigDict()
     config.data.source = "image_folder"

@@ -1,7 +1,24 @@
 """Array shapes and types of every annotated function are checked while the tests run."""
 
+import os
+import shutil
+
 import jaxtyping
 import pytest
+
+# Nearly all of the tests' time is XLA's compilation for the CPU, of programs that then run once.
+# These make it several times shorter and the programs slower. The second would touch code for a
+# GPU too, which is to be tested as users run it.
+if shutil.which("nvidia-smi") is None:
+    os.environ["XLA_FLAGS"] = " ".join(
+        (
+            "--xla_cpu_use_fusion_emitters=false",
+            "--xla_backend_optimization_level=0",
+            "--xla_llvm_disable_expensive_passes=true",
+            "--xla_cpu_parallel_codegen_split_count=1",
+            os.environ.get("XLA_FLAGS", ""),  # what is given counts more: it comes last
+        )
+    )
 
 jaxtyping.install_import_hook(["kernels_pallas", "vig_jax"], "beartype.beartype")
 

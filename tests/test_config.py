@@ -22,6 +22,13 @@ def test_widens_int_to_float_and_list_to_tuple_only():
     assert config.data.mean == (0.0, 0.5, 1.0)
 
 
+@pytest.mark.parametrize(("value", "parsed"), [(3, 3), ([3, 6], (3, 6)), (None, None)])
+def test_heads_are_one_number_or_one_per_stage(value, parsed):
+    values = common.get_config()
+    values.model.num_heads = value
+    assert parse(values).model.num_heads == parsed
+
+
 @pytest.mark.parametrize(
     ("group", "name", "value", "message"),
     [
@@ -32,6 +39,10 @@ def test_widens_int_to_float_and_list_to_tuple_only():
         ("train", "epochs", None, r"config\.train\.epochs is None"),
         ("model", "dtype", "float16", r"config\.model\.dtype is 'float16'.*'bfloat16'"),
         ("model", "name", 3, r"config\.model\.name is 3 \(int\)"),
+        ("model", "remat", 1, r"config\.model\.remat is 1 \(int\)"),
+        ("model", "num_heads", "3", r"config\.model\.num_heads is '3' \(str\)"),
+        ("model", "num_heads", (3, "6"), r"config\.model\.num_heads\[1\] is '6'"),
+        ("model", "depths", 2, r"config\.model\.depths is 2; it must be a sequence"),
         ("data", "mean", (0.5,), r"config\.data\.mean .*3 numbers"),
         ("data", "mean", (0.5, "x", 0.5), r"config\.data\.mean\[1\] is 'x'"),
         ("data", "crop_scale", 0.5, r"config\.data\.crop_scale .*2 numbers"),

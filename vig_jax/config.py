@@ -2,7 +2,8 @@
 
 `configs/common.py` lists every key with its default; a config file changes some; the command line
 changes more. Here the resulting `ConfigDict` becomes frozen dataclasses, and anything unknown,
-missing or of the wrong type is an error that names the key.
+missing or of the wrong type is an error that names the key. Fields with a default came later: older
+checkpoints do not have them.
 """
 
 import dataclasses
@@ -25,12 +26,16 @@ class ModelConfig:
     num_classes: int | None  # None: as many as the data set has
     img_size: int | None  # side in pixels that the position embedding is made for
     patch_size: int | None
-    embed_dim: int | None
+    embed_dim: int | None  # this and depth: plain models
     depth: int | None
-    num_heads: int | None
+    embed_dims: tuple[int, ...] | None  # this and depths: hierarchical models, one per stage
+    depths: tuple[int, ...] | None
+    num_heads: int | tuple[int, ...] | None  # hierarchical: one per stage
     drop_path_rate: float | None
+    remat: bool  # compute blocks again in the backward pass: less memory, more time
     dtype: Literal["float32", "bfloat16"]  # of the computation; parameters are float32
     gla_implementation: str | None  # None: the best for the device
+    merge_scale: float | None = None  # on the sum of the two scan directions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +100,7 @@ class RunConfig:
     data: DataConfig
     optimizer: OptimizerConfig
     train: TrainConfig
+    init_weights: str | None = None  # weight file or run to start from; None: fresh parameters
 
 
 def parse(values: Mapping[str, Any] | ConfigDict) -> RunConfig:
@@ -113,14 +119,23 @@ def parse(values: Mapping[str, Any] | ConfigDict) -> RunConfig:
 def _parse(values: Mapping[str, Any], kind: type[T], prefix: str) -> T:
     """An instance of `kind` from the mapping at the dotted path `prefix`."""
     hints = typing.get_type_hints(kind)
+    optional = {
+        field.name
+        for field in dataclasses.fields(kind)  # type: ignore[arg-type]
+        if field.default is not dataclasses.MISSING
+    }
     for key in values:
         if key not in hints:
             near = difflib.get_close_matches(key, hints, n=1)
             hint = f"; did you mean {prefix}.{near[0]}?" if near else f"; known: {sorted(hints)}"
             raise ValueError(f"{prefix}.{key} is not a setting{hint}")
-    if missing := [key for key in hints if key not in values]:
+    if missing := [key for key in hints if key not in values and key not in optional]:
         raise ValueError(f"{prefix} lacks {', '.join(missing)}: start from configs.common")
-    parsed = {key: _convert(values[key], hint, f"{prefix}.{key}") for key, hint in hints.items()}
+    parsed = {
+        key: _convert(values[key], hint, f"{prefix}.{key}")
+        for key, hint in hints.items()
+        if key in values
+    }
     return kind(**parsed)
 
 
@@ -139,7 +154,11 @@ def _convert(value: Any, hint: Any, path: str) -> Any:
     if origin is types.UnionType:
         if value is None:
             return None
-        return _convert(value, next(a for a in args if a is not types.NoneType), path)
+        members = [a for a in args if a is not types.NoneType]
+        # Of several, the one of the value's form, or the first.
+        sequence = isinstance(value, (list, tuple))
+        fitting = [a for a in members if (typing.get_origin(a) is tuple) == sequence]
+        return _convert(value, (fitting or members)[0], path)
     if origin is Literal:
         if value not in args:
             raise ValueError(f"{path} is {value!r}; it must be one of {list(args)}")

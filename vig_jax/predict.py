@@ -13,7 +13,7 @@ from vig_jax.data.fashion_mnist import folder_name
 from vig_jax.data.sources import is_image
 from vig_jax.data.transforms import UndecodableImageError, decode, eval_image
 from vig_jax.tasks.classification import make_task, normalise
-from vig_jax.train.checkpoint import load_for_inference
+from vig_jax.train.checkpoint import Restored
 
 MAX_DRAWN = 40
 
@@ -56,9 +56,8 @@ class Classifier:
         self._probabilities = jax.jit(probabilities)
 
     @classmethod
-    def load(cls, run: Path, *, ema: bool | None = None) -> "Classifier":
-        """Reads a run's workdir or checkpoint; `ema=None` takes the averaged weights if any."""
-        restored = load_for_inference(run, ema=ema)
+    def of(cls, restored: Restored) -> "Classifier":
+        """From what `load_for_inference` or `restore_weights` gives."""
         model = make_task(restored.config).model
         return cls(model, restored.variables, restored.config.data, restored.class_names)
 
@@ -66,6 +65,7 @@ class Classifier:
         self, files: Sequence[Path], *, top: int = 5, batch_size: int = 64
     ) -> Iterator[Answer]:
         """Answers in the order of `files`; one that cannot be read gets an `error`."""
+        batch_size = max(1, min(batch_size, len(files)))
         for start in range(0, len(files), batch_size):
             yield from self._predict_batch(files[start : start + batch_size], top, batch_size)
 

@@ -119,6 +119,21 @@ def test_benchmark(mode, tmp_path, capsys, monkeypatch):
         assert row["program_bytes"] > 1_000_000  # the parameters at least
 
 
+@pytest.mark.parametrize(
+    ("model", "parameters", "millions"),
+    [("vig_t", 5_834_536, "1,196.7"), ("vig_h_t", 28_600_680, "4,537.8")],
+)
+def test_benchmark_counts(model, parameters, millions, tmp_path, capsys):
+    file = tmp_path / "rows.json"
+    assert main(["benchmark", "--model", model, "--flops", "--json", str(file)]) == 0
+    printed = capsys.readouterr().out.splitlines()[-1].split()
+    assert (printed[:2], printed[-1]) == (["224", f"{parameters:,}"], millions)
+    (row,) = json.loads(file.read_text())["rows"]
+    assert row["parameters"] == parameters
+    assert f"{row['macs'] / 1e6:,.1f}" == millions
+    assert row["macs"] == sum(row[f"macs_{part}"] for part in ("linear", "conv", "gla"))
+
+
 def test_benchmark_of_an_unknown_model(capsys):
     assert main(["benchmark", "--model", "vig_z"]) == 1
     assert "unknown model 'vig_z'" in capsys.readouterr().err

@@ -119,6 +119,20 @@ def test_make_model_passes_what_is_set():
     assert model.img_size == 224  # unset: the variant's own
     assert model.dtype == jnp.bfloat16
     assert model.param_dtype == jnp.float32
+    assert model.remat is False
+
+
+def test_make_model_of_the_hierarchical_family():
+    config = parse(common.get_config()).model
+    config = dataclasses.replace(config, name="vig_h_t", depths=(1, 1, 2, 1), remat=True)
+    model = make_model(config)
+    assert (model.depths, model.embed_dims, model.remat) == (
+        (1, 1, 2, 1),
+        (96, 192, 384, 768),
+        True,
+    )
+    with pytest.raises(ValueError, match="vig_h_t has no setting 'img_size'"):
+        make_model(dataclasses.replace(config, img_size=224))
 
 
 def test_unresolved_config_is_refused():

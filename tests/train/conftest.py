@@ -64,8 +64,8 @@ def tiny(image_folder, compilation_cache):
             batch_size=8, epochs=3, ema_decay=0.9, log_every_steps=1, checkpoint_every_steps=5
         )
         for key, value in changes.items():
-            group, _, name = key.partition("__")
-            values[group][name] = value
+            *group, name = key.split("__")
+            (values[group[0]] if group else values)[name] = value
         return parse(values)
 
     return config

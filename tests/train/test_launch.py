@@ -37,6 +37,10 @@ def train(*options):
             ["--config=configs/fashion_mnist.py", "--config.model.name=vig_x"],
             "error: unknown model 'vig_x'; did you mean",
         ),
+        (
+            ["--config=configs/fashion_mnist.py", "--config.init_weights=absent.pth"],
+            "error: config.init_weights=absent.pth: no weight file at absent.pth",
+        ),
     ],
 )
 def test_mistakes_are_told_in_a_line(options, message, tmp_path):

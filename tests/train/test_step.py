@@ -59,11 +59,19 @@ def digests(params, prefix):
     }
 
 
-def test_nine_updates_match_upstream():
-    case, arrays = golden.load(FOLDER, "steps_plain_t")
-    description, _ = golden.load(MODELS, "plain_t")
+# Upstream's evaluation halves the merged scan of the plain models once more than its training.
+@pytest.mark.parametrize(
+    ("variant", "name", "evaluation"),
+    [("vig_t", "plain_t", {"merge_scale": 0.25}), ("vig_h_t", "hier_a", {})],
+    ids=["vig_t", "vig_h_t"],
+)
+def test_nine_updates_match_upstream(variant, name, evaluation):
+    case, arrays = golden.load(FOLDER, f"steps_{name}")
+    description, _ = golden.load(MODELS, name)
     # The scan over tokens compiles fastest.
-    model = vig_jax.create_model("vig_t", **description["model"], gla_implementation="reference")
+    model = vig_jax.create_model(
+        variant, **description["model"], drop_path_rate=0.0, gla_implementation="reference"
+    )
     state_dict = golden.weights(description["keys"], description["multipliers"])
     assert golden.digest(state_dict) == case["weights_sha256"]
     config = dataclasses.replace(
@@ -106,17 +114,16 @@ def test_nine_updates_match_upstream():
                 metrics["grad_norm"], expected["grad_norm_before_clip"], rtol=1e-6
             )
         ours = digests(state.params, "param") | digests(state.ema_params, "ema")
-        images = golden.images("plain_t", "native", description["images"]["native"])
-        # Upstream's evaluation halves the merged scan once more.
-        evaluate = jax.jit(model.clone(merge_scale=0.25).apply)
-        for name, tree in (("model", state.params), ("ema", state.ema_params)):
+        images = golden.images(name, "native", description["images"]["native"])
+        evaluate = jax.jit(model.clone(**evaluation).apply)
+        for kind, tree in (("model", state.params), ("ema", state.ema_params)):
             logits = evaluate({"params": tree}, jnp.asarray(images, jnp.float64))
-            error = golden.relative_error(logits, arrays[f"logits_after.{name}"])
-            assert error < 1e-6, (name, error)
-    assert ours.keys() == {name for name in arrays if name.startswith(("param.", "ema."))}
-    for name, value in ours.items():
-        norm = arrays[name][1]
-        np.testing.assert_allclose(value, arrays[name], rtol=0, atol=1e-6 * norm, err_msg=name)
+            error = golden.relative_error(logits, arrays[f"logits_after.{kind}"])
+            assert error < 1e-6, (kind, error)
+    assert ours.keys() == {key for key in arrays if key.startswith(("param.", "ema."))}
+    for key, value in ours.items():
+        norm = arrays[key][1]
+        np.testing.assert_allclose(value, arrays[key], rtol=0, atol=1e-6 * norm, err_msg=key)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,25 +1,39 @@
-"""Top-1 and top-5 accuracy of a trained run on its held-out images.
+"""Top-1 and top-5 accuracy on held-out images, of a trained run or of a weight file.
 
-vig evaluate runs/fashion_mnist
-vig evaluate runs/vig_s --data-path /data/imagenet --batch-size 256
+  vig evaluate runs/fashion_mnist
+  vig evaluate runs/vig_s --data-path /data/imagenet --batch-size 256
+  vig evaluate --weights vig_s.pth --model vig_s --data-path /data/imagenet
+
+Images are PATH/val/CLASS/*.jpg; the labels are the places of the sorted folder names.
 """
 
 import argparse
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from vig_jax.cli import weights
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
-    parser.add_argument("run", type=Path, help="a run's workdir, or one of its checkpoints")
+    parser.add_argument(
+        "run",
+        type=Path,
+        nargs="?",
+        help="a run's workdir or one of its checkpoints (not with --weights)",
+    )
+    weights.configure(parser)
     parser.add_argument("--data-path", help="data set, if not where the run had it")
-    parser.add_argument("--batch-size", type=int, help="default: that of training")
-    parser.add_argument("--raw", action="store_true", help="the weights, not their average (EMA)")
+    parser.add_argument(
+        "--batch-size", type=int, help="default: that of training; with --weights 64"
+    )
+    parser.add_argument("--workers", type=int, help="decoding processes; 0: in this one")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers here")
 
 
@@ -29,17 +43,19 @@ def run(args: argparse.Namespace) -> int:
     from vig_jax.evaluation.accuracy import evaluate, make_eval_step
     from vig_jax.sharding.mesh import check_batch_size, make_mesh
     from vig_jax.tasks.classification import make_task
-    from vig_jax.train.checkpoint import load_for_inference
 
-    restored = load_for_inference(args.run, ema=False if args.raw else None)
+    restored = weights.restore(args, args.run)
     config = restored.config
     data = config.data
     if args.data_path:
         data = dataclasses.replace(data, path=args.data_path)
-    batch_size = args.batch_size or config.train.batch_size
+    if args.workers is not None:
+        data = dataclasses.replace(data, workers=args.workers)
+    batch_size = args.batch_size or (64 if args.weights else config.train.batch_size)
     mesh = make_mesh()
     check_batch_size(batch_size, mesh)
     source = open_source(data, "eval")
+    _check_classes(source.class_names, restored)
     bad_images = BadImages(source, data.max_bad_images)
     task = make_task(config)
     progress = tqdm(total=len(source), unit="img", desc="evaluate", disable=None, leave=False)
@@ -57,12 +73,32 @@ def run(args: argparse.Namespace) -> int:
             mesh,
             on_batch=on_batch,
         )
-    kind = "averaged (EMA)" if restored.ema else "raw"
-    print(f"{args.run}: {kind} weights after {restored.step} updates, {len(source)} images")
+    print(f"{args.weights or args.run}: {restored.description}, {len(source)} images")
     print(f"top-1 {metrics['top1']:.4f}  top-5 {metrics['top5']:.4f}  loss {metrics['loss']:.4f}")
     if len(bad_images):
         print(f"{len(bad_images)} images did not decode and were left out")
     if args.json:
         facts = {"run": str(args.run), "step": restored.step, "ema": restored.ema}
+        if args.weights:
+            facts = {"weights": str(args.weights), "model": args.model, "ema": restored.ema}
         args.json.write_text(json.dumps(facts | metrics, indent=1) + "\n")
     return 0
+
+
+def _check_classes(in_data: Sequence[str], restored: Any) -> None:
+    """Refuses images whose labels mean other things than the model's outputs."""
+    from vig_jax.data import DataSetError
+    from vig_jax.data.imagenet import class_ids, class_names
+
+    outputs = restored.config.model.num_classes
+    if len(in_data) > outputs:
+        raise DataSetError(
+            f"the data set has {len(in_data)} classes, the model {outputs}: the weights are for "
+            "other classes"
+        )
+    if restored.class_names == class_names() and tuple(in_data) != class_ids():
+        raise DataSetError(
+            "the model has the classes of ImageNet-1k, so 1,000 class folders named by their "
+            f"identifiers ({class_ids()[0]}, ...) are wanted; there are {len(in_data)}: "
+            f"{', '.join(in_data[:3])}, ..."
+        )

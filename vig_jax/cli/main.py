@@ -1,4 +1,4 @@
-"""`vig <train|evaluate|predict|benchmark|data>`."""
+"""`vig <train|evaluate|predict|convert|benchmark|data>`."""
 
 import argparse
 import importlib
@@ -8,8 +8,9 @@ from collections.abc import Sequence
 
 COMMANDS = {
     "train": "train a model from a config file",
-    "evaluate": "top-1 and top-5 accuracy of a trained run",
+    "evaluate": "top-1 and top-5 accuracy of a trained run or a weight file",
     "predict": "classify image files",
+    "convert": "turn weight files into others, or into a checkpoint, and back",
     "benchmark": "images per second and memory of a model on this device",
     "data": "write the embedded photographs as an image folder",
 }

@@ -5,8 +5,9 @@ no rule takes, a parameter that no key fills and a shape that differs are all er
 """
 
 import dataclasses
+import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -30,8 +31,28 @@ SAME = Layout(lambda x: x, lambda x: x)
 LINEAR = Layout(np.transpose, np.transpose)  # [out, in] <-> [in, out]
 CONV = Layout(lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1))  # OIHW <-> HWIO
 
-# Upstream key (a template; {i} is a block number), our parameter, layout. The first match counts.
-RULES: tuple[tuple[str, str, Layout], ...] = (
+Rule = tuple[str, str, Layout]
+
+
+def _mixer(theirs: str, ours: str) -> tuple[Rule, ...]:
+    """The rules of one token mixer, which both families share."""
+    return (
+        (f"{theirs}.in_proj.0.weight", f"{ours}/dwconv/kernel", CONV),
+        (f"{theirs}.qkv_proj.weight", f"{ours}/qkv_proj/kernel", LINEAR),
+        (f"{theirs}.gk_proj.0.weight", f"{ours}/gk_proj_down/kernel", LINEAR),
+        (f"{theirs}.gk_proj.1.weight", f"{ours}/gk_proj_up/kernel", LINEAR),
+        (f"{theirs}.gk_proj.1.bias", f"{ours}/gk_proj_up/bias", SAME),
+        (f"{theirs}.g_proj.weight", f"{ours}/g_proj/kernel", LINEAR),
+        (f"{theirs}.g_proj.bias", f"{ours}/g_proj/bias", SAME),
+        (f"{theirs}.g_norm.weight", f"{ours}/g_norm/scale", SAME),
+        (f"{theirs}.l_norm.weight", f"{ours}/l_norm/scale", SAME),
+        (f"{theirs}.o_proj.weight", f"{ours}/o_proj/kernel", LINEAR),
+    )
+
+
+# Upstream key (a template; {i} is a block's number, or a stage's with {j} the block's in it), our
+# parameter, layout. The first match counts.
+PLAIN: tuple[Rule, ...] = (
     ("pos_embed", "pos_embed", SAME),
     ("patch_embed.proj.0.weight", "patch_embed/conv1/kernel", CONV),
     ("patch_embed.proj.0.bias", "patch_embed/conv1/bias", SAME),
@@ -42,16 +63,7 @@ RULES: tuple[tuple[str, str, Layout], ...] = (
     ("patch_embed.proj.4.weight", "patch_embed/norm2/scale", SAME),
     ("patch_embed.proj.4.bias", "patch_embed/norm2/bias", SAME),
     ("blocks.{i}.attn_norm.weight", "blocks_{i}/attn_norm/scale", SAME),
-    ("blocks.{i}.attn.in_proj.0.weight", "blocks_{i}/attn/dwconv/kernel", CONV),
-    ("blocks.{i}.attn.qkv_proj.weight", "blocks_{i}/attn/qkv_proj/kernel", LINEAR),
-    ("blocks.{i}.attn.gk_proj.0.weight", "blocks_{i}/attn/gk_proj_down/kernel", LINEAR),
-    ("blocks.{i}.attn.gk_proj.1.weight", "blocks_{i}/attn/gk_proj_up/kernel", LINEAR),
-    ("blocks.{i}.attn.gk_proj.1.bias", "blocks_{i}/attn/gk_proj_up/bias", SAME),
-    ("blocks.{i}.attn.g_proj.weight", "blocks_{i}/attn/g_proj/kernel", LINEAR),
-    ("blocks.{i}.attn.g_proj.bias", "blocks_{i}/attn/g_proj/bias", SAME),
-    ("blocks.{i}.attn.g_norm.weight", "blocks_{i}/attn/g_norm/scale", SAME),
-    ("blocks.{i}.attn.l_norm.weight", "blocks_{i}/attn/l_norm/scale", SAME),
-    ("blocks.{i}.attn.o_proj.weight", "blocks_{i}/attn/o_proj/kernel", LINEAR),
+    *_mixer("blocks.{i}.attn", "blocks_{i}/attn"),
     ("blocks.{i}.mlp_norm.weight", "blocks_{i}/mlp_norm/scale", SAME),
     ("blocks.{i}.mlp.gate_proj.weight", "blocks_{i}/mlp/gate_proj/kernel", LINEAR),
     ("blocks.{i}.mlp.down_proj.weight", "blocks_{i}/mlp/down_proj/kernel", LINEAR),
@@ -59,6 +71,33 @@ RULES: tuple[tuple[str, str, Layout], ...] = (
     ("head.weight", "head/kernel", LINEAR),
     ("head.bias", "head/bias", SAME),
 )
+_THEIRS, _OURS = "layers.{i}.blocks.{j}", "stages_{i}/blocks_{j}"
+HIERARCHICAL: tuple[Rule, ...] = (
+    ("patch_embed.0.weight", "patch_embed/conv1/kernel", CONV),
+    ("patch_embed.0.bias", "patch_embed/conv1/bias", SAME),
+    ("patch_embed.2.weight", "patch_embed/norm1/scale", SAME),
+    ("patch_embed.2.bias", "patch_embed/norm1/bias", SAME),
+    ("patch_embed.5.weight", "patch_embed/conv2/kernel", CONV),
+    ("patch_embed.5.bias", "patch_embed/conv2/bias", SAME),
+    ("patch_embed.7.weight", "patch_embed/norm2/scale", SAME),
+    ("patch_embed.7.bias", "patch_embed/norm2/bias", SAME),
+    (f"{_THEIRS}.norm.weight", f"{_OURS}/attn_norm/scale", SAME),
+    (f"{_THEIRS}.norm.bias", f"{_OURS}/attn_norm/bias", SAME),
+    *_mixer(f"{_THEIRS}.op", f"{_OURS}/attn"),
+    (f"{_THEIRS}.norm2.weight", f"{_OURS}/mlp_norm/scale", SAME),
+    (f"{_THEIRS}.norm2.bias", f"{_OURS}/mlp_norm/bias", SAME),
+    (f"{_THEIRS}.mlp.fc1.weight", f"{_OURS}/mlp/gate_proj/kernel", LINEAR),
+    (f"{_THEIRS}.mlp.fc2.weight", f"{_OURS}/mlp/down_proj/kernel", LINEAR),
+    ("layers.{i}.downsample.1.weight", "downsample_{i}/conv/kernel", CONV),
+    ("layers.{i}.downsample.1.bias", "downsample_{i}/conv/bias", SAME),
+    ("layers.{i}.downsample.3.weight", "downsample_{i}/norm/scale", SAME),
+    ("layers.{i}.downsample.3.bias", "downsample_{i}/norm/bias", SAME),
+    ("classifier.norm.weight", "norm/scale", SAME),
+    ("classifier.norm.bias", "norm/bias", SAME),
+    ("classifier.head.weight", "head/kernel", LINEAR),
+    ("classifier.head.bias", "head/bias", SAME),
+)
+_OUT_NORM = re.compile(r"out_norm_\d+/(scale|bias)")
 
 
 def to_params(state_dict: Mapping[str, np.ndarray], model: nn.Module) -> Params:
@@ -69,25 +108,30 @@ def to_params(state_dict: Mapping[str, np.ndarray], model: nn.Module) -> Params:
         model: what `vig_jax.create_model` returned.
 
     Returns:
-        The nested dictionary for `model.apply({"params": ...}, images)`; dtypes are kept.
+        The nested dictionary for `model.apply({"params": ...}, images)`; dtypes are kept. The norms
+        of `out_norms`, which upstream has not, are new: scale 1, bias 0.
 
     Raises:
         ValueError: lists the missing and unexpected names and the shapes that differ.
     """
+    wanted = _shapes(model)
+    rules = _rules(wanted)
     ours: dict[str, np.ndarray] = {}
     unexpected = []
     for key, value in state_dict.items():
-        match = _translate(key, forward=True)
+        match = _translate(rules, key, forward=True)
         if match is None:
             unexpected.append(key)
         else:
             path, layout = match
             ours[path] = layout.to_ours(np.asarray(value))
-    wanted = _shapes(model)
-    unexpected += [_translate(p, forward=False)[0] for p in ours if p not in wanted]  # type: ignore[index]
-    missing = [_translate(p, forward=False)[0] for p in wanted if p not in ours]  # type: ignore[index]
+    for path, shape in wanted.items():
+        if _OUT_NORM.fullmatch(path):
+            ours[path] = np.full(shape, path.endswith("scale"), np.float32)
+    unexpected += [_translate(rules, p, forward=False)[0] for p in ours if p not in wanted]  # type: ignore[index]
+    missing = [_translate(rules, p, forward=False)[0] for p in wanted if p not in ours]  # type: ignore[index]
     shapes = [
-        f"{_translate(path, forward=False)[0]}: file {ours[path].shape}, model {shape}"  # type: ignore[index]
+        f"{_translate(rules, path, forward=False)[0]}: file {ours[path].shape}, model {shape}"  # type: ignore[index]
         for path, shape in wanted.items()
         if path in ours and ours[path].shape != shape
     ]
@@ -115,8 +159,10 @@ def from_params(params: Params) -> dict[str, np.ndarray]:
         ValueError: names the parameters that upstream does not have.
     """
     state_dict, unexpected = {}, []
-    for path, value in traverse_util.flatten_dict(params, sep="/").items():
-        match = _translate(path, forward=False)
+    flat = traverse_util.flatten_dict(params, sep="/")
+    rules = _rules(flat)
+    for path, value in flat.items():
+        match = _translate(rules, path, forward=False)
         if match is None:
             unexpected.append(path)
         else:
@@ -127,18 +173,25 @@ def from_params(params: Params) -> dict[str, np.ndarray]:
     return state_dict
 
 
-def _translate(name: str, *, forward: bool) -> tuple[str, Layout] | None:
+def _rules(paths: Collection[str]) -> tuple[Rule, ...]:
+    """The table of the family whose parameters these are."""
+    return HIERARCHICAL if any(path.startswith("stages_") for path in paths) else PLAIN
+
+
+def _translate(rules: tuple[Rule, ...], name: str, *, forward: bool) -> tuple[str, Layout] | None:
     """The other side's name and the layout, or None if no rule takes `name`."""
-    for upstream, ours, layout in RULES:
+    for upstream, ours, layout in rules:
         source, target = (upstream, ours) if forward else (ours, upstream)
-        pattern = re.escape(source).replace(r"\{i\}", r"(\d+)")
+        pattern = re.sub(r"\\{(\w)\\}", r"(?P<\1>\\d+)", re.escape(source))
         if match := re.fullmatch(pattern, name):
-            return target.format(i=match[1]) if match.groups() else target, layout
+            return target.format(**match.groupdict()), layout
     return None
 
 
+@functools.lru_cache  # tracing a model takes a second
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    images = jax.ShapeDtypeStruct((1, model.img_size, model.img_size, 3), jnp.float32)
+    side = getattr(model, "img_size", 32)  # the hierarchical models have no size of their own
+    images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
     flat = traverse_util.flatten_dict(variables["params"], sep="/")
     return {path: leaf.shape for path, leaf in flat.items()}

@@ -12,6 +12,7 @@ devices and processes.
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -285,9 +286,7 @@ def _sharpness(image: UInt8[Array, "H W 3"], factor: Float[Array, ""]) -> UInt8[
     """Blends with Pillow's SMOOTH filter, which leaves the border pixels alone."""
     H, W, _ = image.shape
     wide = image.astype(jnp.int32)
-    around = sum(
-        wide[1 + i : H - 1 + i, 1 + j : W - 1 + j] for i in (-1, 0, 1) for j in (-1, 0, 1)
-    )
+    around = sum(wide[1 + i : H - 1 + i, 1 + j : W - 1 + j] for i in (-1, 0, 1) for j in (-1, 0, 1))
     weighted = around + 4 * wide[1:-1, 1:-1]  # 13 in all
     smooth = wide.at[1:-1, 1:-1].set((2 * weighted + 13) // 26)
     return _blend(smooth, image, factor).astype(jnp.uint8)
@@ -344,13 +343,14 @@ def _warp(
     def at(row, column):
         return pixels[row * W + column].astype(jnp.float32)
 
-    lines = [_cubic(*(at(row, column) for column in columns), dx) for row in rows]
-    value = jnp.clip(_cubic(*lines, dy), 0, 255).astype(jnp.uint8)
+    lines = [_cubic([at(row, column) for column in columns], dx) for row in rows]
+    value = jnp.clip(_cubic(lines, dy), 0, 255).astype(jnp.uint8)
     return jnp.where(outside[..., None], jnp.asarray(fill, jnp.uint8), value)
 
 
-def _cubic(v1: Array, v2: Array, v3: Array, v4: Array, d: Array) -> Array:
+def _cubic(values: Sequence[Array], d: Array) -> Array:
     """Pillow's cubic through four values, at d in [0, 1) between the middle ones."""
+    v1, v2, v3, v4 = values
     p3 = -v1 + v2 - v3 + v4
     p2 = 2 * (v1 - v2) + v3 - v4
     return v2 + d * (-v1 + v3 + d * (p2 + d * p3))

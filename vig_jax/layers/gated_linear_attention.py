@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kernels_pallas import bidirectional_gla
-from vig_jax.layers.linear import Dtype, dense, xavier_mixer
+from vig_jax.layers.linear import Dtype, Initializer, dense, xavier_mixer
 from vig_jax.layers.locality import DepthwiseConv
 from vig_jax.layers.norm import RMSNorm
 from vig_jax.sharding.kernels import over_batch
@@ -27,6 +27,7 @@ class GatedLinearAttention(nn.Module):
 
     Attributes:
         num_heads: heads; each has D/2/num_heads key and D/num_heads value channels.
+        kernel_init: of the linear maps; the depthwise convolution has its own.
         use_act_in_conv: SiLU after the depthwise convolution.
         use_out_act: SiLU before the output projection.
         merge_scale: factor on the sum of the two directions. Upstream trains with 1/2; see
@@ -36,6 +37,7 @@ class GatedLinearAttention(nn.Module):
 
     features: int
     num_heads: int
+    kernel_init: Initializer = xavier_mixer
     use_act_in_conv: bool = False
     use_out_act: bool = False
     merge_scale: float = 0.5
@@ -46,13 +48,13 @@ class GatedLinearAttention(nn.Module):
     def setup(self) -> None:
         dtypes = self.dtype, self.param_dtype
         self.dwconv = DepthwiseConv(*dtypes)
-        self.qkv_proj = dense(2 * self.features, xavier_mixer, *dtypes)
-        self.gk_proj_down = dense(GATE_RANK, xavier_mixer, *dtypes)
-        self.gk_proj_up = dense(self.features, xavier_mixer, *dtypes, use_bias=True)
-        self.g_proj = dense(self.features, xavier_mixer, *dtypes, use_bias=True)
+        self.qkv_proj = dense(2 * self.features, self.kernel_init, *dtypes)
+        self.gk_proj_down = dense(GATE_RANK, self.kernel_init, *dtypes)
+        self.gk_proj_up = dense(self.features, self.kernel_init, *dtypes, use_bias=True)
+        self.g_proj = dense(self.features, self.kernel_init, *dtypes, use_bias=True)
         self.g_norm = RMSNorm(param_dtype=self.param_dtype)
         self.l_norm = RMSNorm(param_dtype=self.param_dtype)
-        self.o_proj = dense(self.features, xavier_mixer, *dtypes)
+        self.o_proj = dense(self.features, self.kernel_init, *dtypes)
 
     def __call__(self, x: Float[Array, "B h w D"]) -> Float[Array, "B h w D"]:
         s = self.dwconv(x)

@@ -8,6 +8,14 @@ from jaxtyping import Array, Float
 from vig_jax.layers.linear import Dtype, dense, normal_002
 
 
+def swiglu_hidden(features: int, multiple_of: int) -> int:
+    """Inner width: 8/3 of the width, where a plain MLP would have 4, rounded up to a multiple.
+
+    Three matrices of that width hold as many weights as two of four times the width.
+    """
+    return multiple_of * -(-int(8 * features / 3) // multiple_of)
+
+
 class SwiGLU(nn.Module):
     """`down_proj(SiLU(gate) * y)` with `[gate, y] = gate_proj(x)`; no biases.
 

@@ -1,4 +1,6 @@
-"""Patch embedding of the plain models: two overlapping convolutions."""
+"""Overlapping convolutions between images and tokens and between stages."""
+
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -10,14 +12,16 @@ from vig_jax.layers.norm import layer_norm
 
 
 class ConvStem(nn.Module):
-    """Images to a map of tokens: conv, norm, SiLU, conv, norm.
+    """Images to a map of tokens: conv, norm, activation, conv, norm.
 
     The first convolution (kernel `patch_size // 2 + 1`, stride `patch_size // 2`) makes half of
-    the channels, the second (kernel 3, stride 2) all of them. Source: hustvl/ViG `V2PatchEmbed`.
+    the channels, the second (kernel 3, stride 2) all of them. Source: hustvl/ViG `V2PatchEmbed`
+    (`patch_size=16`, SiLU) and ViG-H's patch embedding v2 (`patch_size=4`, GELU).
     """
 
     features: int
-    patch_size: int = 16
+    patch_size: int
+    activation: Callable[[jax.Array], jax.Array]
     dtype: Dtype = None
     param_dtype: Dtype = jnp.float32
 
@@ -36,5 +40,22 @@ class ConvStem(nn.Module):
                 f"images are {images.shape[1]}x{images.shape[2]} pixels; the stem of a model with "
                 f"patch_size={self.patch_size} needs at least {smallest} on either side"
             )
-        x = jax.nn.silu(self.norm1(self.conv1(images)))
+        x = self.activation(self.norm1(self.conv1(images)))
         return self.norm2(self.conv2(x))
+
+
+class Downsample(nn.Module):
+    """Half the rows and columns, rounded up, and another width: conv 3x3 of stride 2, norm."""
+
+    features: int
+    in_features: int
+    dtype: Dtype = None
+    param_dtype: Dtype = jnp.float32
+
+    def setup(self) -> None:
+        dtypes = self.dtype, self.param_dtype
+        self.conv = conv(self.features, self.in_features, 3, 2, *dtypes)
+        self.norm = layer_norm(*dtypes)
+
+    def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B h2 w2 D"]:
+        return self.norm(self.conv(x))

@@ -7,17 +7,43 @@ from typing import Any
 import flax.linen as nn
 
 from vig_jax.models.vig import ViG
+from vig_jax.models.vig_h import ViGH
 
-# Sizes and flags of the paper's models (ViG, AAAI 2025, table 1; hustvl/ViG configs/*.yaml).
-VARIANTS: dict[str, dict[str, Any]] = {
-    "vig_t": {
-        "embed_dim": 192,
-        "num_heads": 3,
-        "use_act_in_conv": True,
-        "use_out_act": True,
-    },
-    "vig_s": {"embed_dim": 384, "num_heads": 6, "drop_path_rate": 0.2},
-    "vig_b": {"embed_dim": 768, "num_heads": 12, "drop_path_rate": 0.5},
+# Sizes and flags of the paper's models (ViG, AAAI 2025, table 1; hustvl/ViG configs/**/*.yaml).
+VARIANTS: dict[str, tuple[type[ViG | ViGH], dict[str, Any]]] = {
+    "vig_t": (
+        ViG,
+        {"embed_dim": 192, "num_heads": 3, "use_act_in_conv": True, "use_out_act": True},
+    ),
+    "vig_s": (ViG, {"embed_dim": 384, "num_heads": 6, "drop_path_rate": 0.2}),
+    "vig_b": (ViG, {"embed_dim": 768, "num_heads": 12, "drop_path_rate": 0.5}),
+    "vig_h_t": (
+        ViGH,
+        {
+            "embed_dims": (96, 192, 384, 768),
+            "depths": (2, 2, 5, 2),
+            "num_heads": (3, 6, 12, 24),
+            "drop_path_rate": 0.2,
+        },
+    ),
+    "vig_h_s": (
+        ViGH,
+        {
+            "embed_dims": (96, 192, 384, 768),
+            "depths": (2, 2, 17, 2),
+            "num_heads": (3, 6, 12, 24),
+            "drop_path_rate": 0.3,
+        },
+    ),
+    "vig_h_b": (
+        ViGH,
+        {
+            "embed_dims": (128, 256, 512, 1024),
+            "depths": (2, 2, 17, 2),
+            "num_heads": (4, 8, 16, 32),
+            "drop_path_rate": 0.6,
+        },
+    ),
 }
 
 
@@ -32,8 +58,8 @@ def create_model(name: str, num_classes: int = 1000, **overrides: Any) -> nn.Mod
     Args:
         name: one of `list_models()`.
         num_classes: width of the classification head.
-        **overrides: fields of the model class (`vig_jax.models.vig.ViG`), e.g. `img_size=384`,
-            `drop_path_rate=0.1`, `dtype=jnp.bfloat16`.
+        **overrides: fields of the model class, `vig_jax.models.ViG` or for the hierarchical models
+            `vig_jax.models.ViGH`; e.g. `drop_path_rate=0.1`, `dtype=jnp.bfloat16`.
 
     Returns:
         A `flax.linen` module; `model.apply(variables, images)` gives logits [B, num_classes].
@@ -41,13 +67,24 @@ def create_model(name: str, num_classes: int = 1000, **overrides: Any) -> nn.Mod
     Raises:
         ValueError: unknown name or field; the message names the nearest ones.
     """
-    if name not in VARIANTS:
-        raise ValueError(f"unknown model {name!r}{_nearest(name, list(VARIANTS))}")
-    fields = [f.name for f in dataclasses.fields(ViG) if f.name not in ("parent", "name")]
+    fields = model_settings(name)
     for key in overrides:
         if key not in fields:
-            raise ValueError(f"{name} has no setting {key!r}{_nearest(key, fields)}")
-    return ViG(num_classes=num_classes, **(VARIANTS[name] | overrides))
+            raise ValueError(f"{name} has no setting {key!r}{_nearest(key, list(fields))}")
+    family, values = VARIANTS[name]
+    return family(num_classes=num_classes, **(values | overrides))
+
+
+def model_settings(name: str) -> tuple[str, ...]:
+    """The settings that `create_model` takes for a model, `num_classes` included.
+
+    Raises:
+        ValueError: unknown name; the message names the nearest ones.
+    """
+    if name not in VARIANTS:
+        raise ValueError(f"unknown model {name!r}{_nearest(name, list(VARIANTS))}")
+    fields = dataclasses.fields(VARIANTS[name][0])
+    return tuple(f.name for f in fields if f.name not in ("parent", "name"))
 
 
 def _nearest(word: str, known: list[str]) -> str:

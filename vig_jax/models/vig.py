@@ -1,63 +1,25 @@
 """Plain ViG: one resolution, twelve blocks."""
 
-from typing import NamedTuple
+import functools
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
-from vig_jax.layers.drop_path import DropPath
-from vig_jax.layers.gated_linear_attention import GatedLinearAttention
+from vig_jax.layers.block import block_class
 from vig_jax.layers.linear import Dtype, dense, normal_002
-from vig_jax.layers.mlp import SwiGLU
+from vig_jax.layers.mlp import swiglu_hidden
 from vig_jax.layers.norm import RMSNorm
 from vig_jax.layers.pos_embed import resize_pos_embed
 from vig_jax.layers.stem import ConvStem
-
-
-class FeatureInfo(NamedTuple):
-    """One entry of `feature_info`, in timm's terms."""
-
-    num_chs: int  # channels
-    reduction: int  # stride against the image
-    module: str
-
-
-class Block(nn.Module):
-    """`x + mixer(norm(x))`, then `x + mlp(norm(x))`, each branch under drop path."""
-
-    features: int
-    num_heads: int
-    mlp_hidden: int
-    drop_path: float
-    use_act_in_conv: bool
-    use_out_act: bool
-    merge_scale: float
-    gla_implementation: str | None
-    dtype: Dtype
-    param_dtype: Dtype
-
-    def setup(self) -> None:
-        self.attn_norm = RMSNorm(param_dtype=self.param_dtype)
-        self.attn = GatedLinearAttention(
-            self.features,
-            self.num_heads,
-            use_act_in_conv=self.use_act_in_conv,
-            use_out_act=self.use_out_act,
-            merge_scale=self.merge_scale,
-            gla_implementation=self.gla_implementation,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-        )
-        self.mlp_norm = RMSNorm(param_dtype=self.param_dtype)
-        self.mlp = SwiGLU(self.features, self.mlp_hidden, self.dtype, self.param_dtype)
-        self.attn_drop = DropPath(self.drop_path)
-        self.mlp_drop = DropPath(self.drop_path)
-
-    def __call__(self, x: Float[Array, "B h w D"], train: bool) -> Float[Array, "B h w D"]:
-        x = x + self.attn_drop(self.attn(self.attn_norm(x)), train)
-        return x + self.mlp_drop(self.mlp(self.mlp_norm(x)), train)
+from vig_jax.models.backbone import (
+    FeatureInfo,
+    check_heads,
+    check_images,
+    drop_path_rates,
+    mean_pool,
+)
 
 
 class ViG(nn.Module):
@@ -81,6 +43,7 @@ class ViG(nn.Module):
             but its epsilon, so the published weights' logits move by about 4e-6 relative. Set
             0.25 only to compare with upstream's evaluation to the last digit.
         gla_implementation: see `kernels_pallas.bidirectional_gla`.
+        remat: compute each block again in the backward pass: less memory, more time.
         dtype: of the computation; None promotes images and parameters.
         param_dtype: of the parameters.
     """
@@ -96,6 +59,7 @@ class ViG(nn.Module):
     use_out_act: bool = False
     merge_scale: float = 0.5
     gla_implementation: str | None = None
+    remat: bool = False
     dtype: Dtype = None
     param_dtype: Dtype = jnp.float32
 
@@ -104,11 +68,7 @@ class ViG(nn.Module):
             raise ValueError(
                 f"patch_size={self.patch_size} must be even and at most img_size={self.img_size}"
             )
-        if self.embed_dim % (2 * self.num_heads):
-            raise ValueError(
-                f"embed_dim={self.embed_dim} must be a multiple of 2 * num_heads "
-                f"({2 * self.num_heads}), so that keys and values split into heads"
-            )
+        check_heads(self.embed_dim, self.num_heads)
         super().__post_init__()
 
     @property
@@ -118,16 +78,20 @@ class ViG(nn.Module):
 
     def setup(self) -> None:
         tokens = (self.img_size // self.patch_size) ** 2
-        self.patch_embed = ConvStem(self.embed_dim, self.patch_size, self.dtype, self.param_dtype)
+        self.patch_embed = ConvStem(
+            self.embed_dim, self.patch_size, jax.nn.silu, self.dtype, self.param_dtype
+        )
         self.pos_embed = self.param(
             "pos_embed", normal_002, (1, tokens, self.embed_dim), self.param_dtype
         )
+        block = block_class(self.remat)
         self.blocks = [
-            Block(
+            block(
                 self.embed_dim,
                 self.num_heads,
-                mlp_hidden=256 * -(-int(8 * self.embed_dim / 3) // 256),
-                drop_path=float(rate),
+                mlp_hidden=swiglu_hidden(self.embed_dim, multiple_of=256),
+                drop_path=rate,
+                norm=functools.partial(RMSNorm, param_dtype=self.param_dtype),
                 use_act_in_conv=self.use_act_in_conv,
                 use_out_act=self.use_out_act,
                 merge_scale=self.merge_scale,
@@ -135,7 +99,7 @@ class ViG(nn.Module):
                 dtype=self.dtype,
                 param_dtype=self.param_dtype,
             )
-            for rate in np.linspace(0, self.drop_path_rate, self.depth)
+            for rate in drop_path_rates(self.drop_path_rate, self.depth)
         ]
         self.norm = RMSNorm(param_dtype=self.param_dtype)
         # The head is small: float32 logits cost nothing.
@@ -154,19 +118,13 @@ class ViG(nn.Module):
             ValueError: the images are not [B, H, W, 3] floats or too small for the stem.
         """
         (x,) = self.features(images, train)
-        pooled = jnp.mean(x, axis=(1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))
-        return self.head(pooled)
+        return self.head(mean_pool(x))
 
     def features(
         self, images: Float[Array, "B H W 3"], train: bool = False
     ) -> tuple[Float[Array, "B h w D"]]:
         """The normalised last map, as a tuple with one entry per stage (here one)."""
-        if images.ndim != 4 or images.shape[-1] != 3:
-            raise ValueError(f"images have shape {images.shape}; [B, H, W, 3] is wanted")
-        if not jnp.issubdtype(images.dtype, jnp.floating):
-            raise ValueError(
-                f"images are {images.dtype}; normalised floating-point pixels are wanted"
-            )
+        check_images(images)
         x = self.patch_embed(images)
         _, h, w, _ = x.shape
         x = x + resize_pos_embed(self.pos_embed, (h, w)).astype(x.dtype)

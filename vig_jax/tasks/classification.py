@@ -79,16 +79,8 @@ def normalise(images: UInt8[Array, "B H W 3"], data: DataConfig) -> Float[Array,
 
 def make_model(config: ModelConfig) -> nn.Module:
     """The backbone with its head; settings that are None keep the variant's own values."""
-    sizes = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "drop_path_rate")
-    given = {name: getattr(config, name) for name in sizes if getattr(config, name) is not None}
-    classes = {} if config.num_classes is None else {"num_classes": config.num_classes}
-    return create_model(
-        config.name,
-        **classes,
-        **given,
-        dtype=jnp.dtype(config.dtype),
-        gla_implementation=config.gla_implementation,
-    )
+    given = {name: value for name, value in dataclasses.asdict(config).items() if value is not None}
+    return create_model(given.pop("name"), **(given | {"dtype": jnp.dtype(config.dtype)}))
 
 
 def make_task(config: RunConfig) -> Classification:

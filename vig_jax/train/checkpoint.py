@@ -7,12 +7,12 @@ A workdir holds `checkpoints/<step>/`, written whole or not at all, with the ite
 - `run`: JSON of the resolved config, class names, data fingerprint, seed, data position and
   evaluation results.
 
+Weights converted from elsewhere have no `training`; their `run` says where they come from.
+
 The newest `keep_checkpoints` stay, and the best one by evaluation.
 """
 
 import dataclasses
-import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -24,16 +24,24 @@ from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 from orbax.checkpoint import checkpoint_managers
 
 from vig_jax.config import RunConfig, parse, to_dict
+from vig_jax.convert.run_folder import (
+    CHECKPOINTS,
+    CheckpointError,
+    choose_item,
+    find_checkpoint,
+    read_run,
+    score,
+)
 from vig_jax.sharding.mesh import replicated
 from vig_jax.tasks.classification import Classification, make_task
 from vig_jax.tasks.protocol import Params
 from vig_jax.train.state import TrainState
 
-CHECKPOINTS = "checkpoints"
 # May differ between the parts of one run: they change where or how fast, not what is computed.
-# (Another GLA implementation rounds differently, so the run goes on but not bit for bit.)
+# (Another GLA implementation, or remat, may round differently: the run goes on, not bit for bit.)
 FREE_KEYS = (
     "model.gla_implementation",
+    "model.remat",
     "data.path",
     "data.workers",
     "data.prefetch",
@@ -43,10 +51,6 @@ FREE_KEYS = (
     "train.checkpoint_every_steps",
     "train.keep_checkpoints",
 )
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint is missing, or belongs to something else."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,8 +88,8 @@ class _NewestAndBest(checkpoint_managers.PreservationPolicy):
         """One answer per checkpoint, oldest first."""
         directories = [self._directory / str(c.step) for c in checkpoints]
         # The newest is still being written; it stays in any case.
-        runs = [_read_run(d) if d.is_dir() else {"metrics": {}} for d in directories]
-        scores = [_score(run["metrics"], self._headline) for run in runs]
+        runs = [read_run(d) if d.is_dir() else {"metrics": {}} for d in directories]
+        scores = [score(run["metrics"], self._headline) for run in runs]
         best = max(range(len(scores)), key=lambda i: (scores[i], i), default=None)
         first = len(checkpoints) - self._keep
         return [i >= first or i == best for i in range(len(checkpoints))]
@@ -130,7 +134,7 @@ class Checkpoints:
 
     def metrics(self, step: int) -> dict[str, float]:
         """The evaluation results that the checkpoint was saved with, if any."""
-        return dict(_read_run(self._directory / str(step))["metrics"])
+        return dict(read_run(self._directory / str(step))["metrics"])
 
     def wait(self) -> None:
         """Returns when everything is on disk."""
@@ -154,6 +158,20 @@ class Checkpoints:
             force=True,  # the loop decides when
         )
 
+    def save_weights(
+        self, weights: Mapping[str, Params], info: RunInfo, origin: Mapping[str, str]
+    ) -> None:
+        """Writes weights that no run of ours made, as step 0: to use, not to go on from.
+
+        Args:
+            weights: `params`, and `ema_params` if there are averaged ones too.
+            info: config and class names to use them with.
+            origin: of each of the weights, for people.
+        """
+        items = {name: ocp.args.StandardSave(tree) for name, tree in weights.items()}
+        run = info.to_json(0, {}) | {"origin": dict(origin)}
+        self._manager.save(0, args=ocp.args.Composite(run=ocp.args.JsonSave(run), **items))
+
     def restore(self, step: int, like: TrainState, info: RunInfo, mesh: Mesh) -> TrainState:
         """Reads the state of `step` onto the mesh.
 
@@ -167,7 +185,12 @@ class Checkpoints:
             CheckpointError: the checkpoint is of another config, data set or model.
         """
         directory = self._directory / str(step)
-        _check_same_run(_read_run(directory), info, directory)
+        if not (directory / "training").is_dir():
+            raise CheckpointError(
+                f"{directory} holds converted weights, not a run that could go on: name it in "
+                "config.init_weights and give the run a --workdir of its own"
+            )
+        _check_same_run(read_run(directory), info, directory)
         wanted = _items(like)
         for name in wanted.keys() & {"params", "ema_params"}:
             _check_same_tree(wanted[name], directory / name)
@@ -187,9 +210,10 @@ class Restored:
 
     config: RunConfig  # resolved
     variables: dict[str, Params]  # {"params": ...}, for `model.apply`
-    step: int  # updates done
+    step: int  # updates done; 0 for weights from elsewhere
     class_names: tuple[str, ...]
-    ema: bool  # whether these are averaged weights
+    ema: bool | None  # whether these are averaged weights; None: unknown
+    description: str  # for people: which weights these are
 
 
 def load_for_inference(path: str | Path, *, ema: bool | None = None) -> Restored:
@@ -204,22 +228,30 @@ def load_for_inference(path: str | Path, *, ema: bool | None = None) -> Restored
         CheckpointError: there is no checkpoint, no averaged weights, or the stored parameters
             are not those of the model that the stored config describes.
     """
-    directory = _find_checkpoint(Path(path).absolute())
-    stored = _read_run(directory)
+    directory = find_checkpoint(Path(path).absolute(), Classification.headline)
+    stored = read_run(directory)
     config = parse(stored["config"])
-    has_ema = (directory / "ema_params").is_dir()
-    if ema and not has_ema:
-        raise CheckpointError(f"{directory} has no averaged weights: ask for ema=False")
-    ema = has_ema if ema is None else ema
-    name = "ema_params" if ema else "params"
+    name = choose_item(directory, ema=ema)
     expected = jax.eval_shape(make_task(config).init, jax.random.PRNGKey(0))
     _check_same_tree(expected, directory / name)
     here = SingleDeviceSharding(jax.local_devices()[0])
     params = ocp.StandardCheckpointHandler().restore(
         directory / name, args=ocp.args.StandardRestore(_placed(expected, here))
     )
+    ema = name == "ema_params"
+    origin = stored.get("origin")
+    if origin is None:
+        kind = "averaged (EMA)" if ema else "raw"
+        description = f"{kind} weights after {stored['data_position']} updates"
+    else:
+        description = origin[name]
     return Restored(
-        config, {"params": params}, stored["data_position"], tuple(stored["class_names"]), ema
+        config=config,
+        variables={"params": params},
+        step=stored["data_position"],
+        class_names=tuple(stored["class_names"]),
+        ema=ema,
+        description=description,
     )
 
 
@@ -233,33 +265,6 @@ def _items(state: TrainState) -> dict[str, Any]:
 def _placed(tree: Any, sharding: Sharding) -> Any:
     """The shapes of a tree, to be restored with a sharding."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
-
-
-def _find_checkpoint(path: Path) -> Path:
-    """The directory of one checkpoint for a workdir, its `checkpoints`, or such a directory."""
-    if (path / "params").is_dir() and (path / "run").is_dir():
-        return path
-    parent = path / CHECKPOINTS if (path / CHECKPOINTS).is_dir() else path
-    # A checkpoint that is being written has a longer name, so it does not count.
-    found = [d for d in parent.iterdir() if d.name.isdigit()] if parent.is_dir() else []
-    if not found:
-        raise CheckpointError(
-            f"{path} holds no finished checkpoint: a workdir of train.py (with "
-            f"{CHECKPOINTS}/<step> in it) or one such <step> directory is wanted"
-        )
-    headline = Classification.headline
-    return max(found, key=lambda d: (_score(_read_run(d)["metrics"], headline), int(d.name)))
-
-
-def _read_run(directory: Path) -> dict[str, Any]:
-    """The `run` item of a checkpoint."""
-    return json.loads((directory / "run" / "metadata").read_text(encoding="utf-8"))
-
-
-def _score(metrics: Mapping[str, float], headline: str) -> float:
-    """What a checkpoint is worth: the headline metric of the weights that inference would take."""
-    raw = metrics.get(f"eval/{headline}", -math.inf)  # not evaluated: worth less than any other
-    return metrics.get(f"eval/ema_{headline}", raw)
 
 
 def _check_same_run(stored: Mapping[str, Any], info: RunInfo, where: Path) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from vig_jax.config import RunConfig
@@ -19,7 +20,7 @@ from vig_jax.data import (
 from vig_jax.evaluation.accuracy import EvalStep, make_eval_step
 from vig_jax.sharding.mesh import check_batch_size, make_mesh, replicated
 from vig_jax.tasks.classification import make_task
-from vig_jax.tasks.protocol import Task
+from vig_jax.tasks.protocol import Params, Task
 from vig_jax.train.calendar import Calendar
 from vig_jax.train.checkpoint import RunInfo
 from vig_jax.train.optimizer import make_optimizer
@@ -96,6 +97,16 @@ class Experiment:
             train_step=make_train_step(task, optimizer, schedule, ema_decay=ema_decay, mesh=mesh),
             eval_step=make_eval_step(task, mesh=mesh),
         )
+
+    def state_from(self, params: Params) -> TrainState:
+        """The state before the first update, with these parameters, averages included."""
+        state = self.new_state()
+        # Arrays of their own, as a step donates its inputs.
+        copy = jax.jit(
+            lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=replicated(self.mesh)
+        )
+        averages = None if state.ema_params is None else copy(params)
+        return dataclasses.replace(state, params=copy(params), ema_params=averages)
 
     def train_batches(self, start_step: int) -> BatchIterator:
         """This process's rows of the batches from `start_step` on, without end."""

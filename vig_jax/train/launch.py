@@ -19,6 +19,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from vig_jax.config import parse
+from vig_jax.convert import WeightsError
 from vig_jax.data import DataSetError, TooManyBadImagesError
 from vig_jax.train.checkpoint import CheckpointError
 from vig_jax.train.experiment import SettingError
@@ -120,6 +121,7 @@ def _train(argv: Sequence[str]) -> None:
         DataSetError,
         TooManyBadImagesError,
         CheckpointError,
+        WeightsError,
         NonFiniteLossError,
     ) as error:
         _fail("\n".join([str(error), *getattr(error, "__notes__", [])]))

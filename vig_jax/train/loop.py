@@ -7,6 +7,8 @@ A run is a pure function of its config and data. Going on after a break restores
 3. the log files, cut back to the restored step;
 4. the data, by its position alone: batch n and the draws of update n depend on (seed, n).
 
+`config.init_weights` is read where there is no checkpoint yet, and never again.
+
 So an interrupted run ends with the same parameters, bit for bit, as one that was left alone, if it
 goes on with the same software on as many devices of the same kind.
 """
@@ -20,11 +22,13 @@ import jax
 import numpy as np
 
 from vig_jax.config import RunConfig, to_dict
+from vig_jax.convert.run_folder import CHECKPOINTS, finished
 from vig_jax.data import BadImages, Source
 from vig_jax.evaluation.accuracy import evaluate
 from vig_jax.sharding.mesh import place_batch
 from vig_jax.train.checkpoint import Checkpoints
 from vig_jax.train.experiment import Experiment
+from vig_jax.train.imported import initial_params
 from vig_jax.train.metrics import DeviceMetrics, NonFiniteLossError
 from vig_jax.train.state import TrainState
 from vig_jax.train.stop import StopRequest
@@ -44,12 +48,16 @@ def run(config: RunConfig, workdir: Path) -> dict[str, float]:
 
     Raises:
         DataSetError: the data set is not there or not as it should be.
+        WeightsError: config.init_weights cannot be read or does not fit the model.
         ValueError: a setting that cannot work.
         CheckpointError: the workdir belongs to another run.
         NonFiniteLossError: training diverged; the newest checkpoint is from before.
     """
     experiment = Experiment.of(config)
     config, calendar, mesh = experiment.config, experiment.calendar, experiment.mesh
+    beginning = None
+    if config.init_weights is not None and not finished(workdir / CHECKPOINTS):
+        beginning = initial_params(config)
     workdir.mkdir(parents=True, exist_ok=True)
     with (
         jax.set_mesh(mesh),
@@ -60,7 +68,9 @@ def run(config: RunConfig, workdir: Path) -> dict[str, float]:
     ):
         saved = checkpoints.latest()
         if saved is None:
-            start, results, state = 0, {}, experiment.new_state()
+            assert beginning or config.init_weights is None
+            start, results = 0, {}
+            state = experiment.state_from(beginning[0]) if beginning else experiment.new_state()
         else:
             start, results = saved, checkpoints.metrics(saved)
             like = jax.eval_shape(experiment.new_state)
@@ -74,6 +84,8 @@ def run(config: RunConfig, workdir: Path) -> dict[str, float]:
             experiment.train_batches(start) as batches,
         ):
             log.say(_describe(experiment, state, start, workdir))
+            if beginning:
+                log.say(beginning[1])
             bad_images = _bad_images(experiment.train_source, config, workdir)
             on_device = DeviceMetrics()
             clock = _Clock(config.train.batch_size, start)

@@ -1,0 +1,40 @@
+"""ViG-H-T on ImageNet-1k: 28.6 M parameters, top-1 82.8 % in the paper.
+
+    python train.py --config=configs/vig_h_t.py --config.data.path=/data/imagenet
+
+The folder holds train/<class>/*.jpg and val/<class>/*.jpg. The paper trains on eight GPUs of 128
+images each; any number of devices that divides the batch will do, one included. The recipe is
+that of hustvl/ViG without RandAugment and random erasing, and in bfloat16 where the original
+computes in float16 with a scaled loss. `--config.model.remat=True` saves memory.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config() -> ConfigDict:
+    config = common.get_config()
+
+    config.model.name = "vig_h_t"
+    config.model.drop_path_rate = 0.2
+    config.model.dtype = "bfloat16"
+
+    config.data.source = "image_folder"
+    config.data.image_size = 224
+    config.data.crop = "random_resized"
+    config.data.crop_scale = (0.08, 1.0)
+    config.data.hflip = 0.5
+    config.data.mixup_alpha = 0.8
+    config.data.cutmix_alpha = 1.0
+
+    config.optimizer.base_lr = 8e-4  # per 512 images
+    config.optimizer.warmup_epochs = 20.0
+    config.optimizer.weight_decay = 0.05
+    config.optimizer.clip_norm = 5.0
+
+    config.train.batch_size = 1024
+    config.train.epochs = 300
+    config.train.label_smoothing = 0.1
+    config.train.ema_decay = 0.9999
+    return config

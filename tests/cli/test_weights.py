@@ -1,0 +1,250 @@
+"""Upstream's weight files through the commands: the same answers by every way."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import vig_jax
+from tests.train.conftest import compilation_cache  # noqa: F401 - a fixture
+from vig_jax.cli.main import main
+from vig_jax.data.imagenet import class_ids, class_names
+from vig_jax.data.transforms import eval_image
+from vig_jax.train.checkpoint import load_for_inference
+from vig_jax.train.imported import published_config, restore_weights
+
+GOLDEN = Path(__file__).parents[1] / "convert" / "golden"
+# The golden files' models: variant, sizes, and the flags of upstream's evaluation.
+PLAIN = {"img_size": 32, "embed_dim": 32, "depth": 1, "num_heads": 1}
+FOUR = {"embed_dims": (32,) * 4, "depths": (1,) * 4, "num_heads": (1,) * 4}
+MODELS = {
+    "plain_fmt": ("vig_t", PLAIN, {"merge_scale": 0.25}),
+    "hier_fmt": ("vig_h_t", FOUR, {}),
+}
+MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+
+pytestmark = pytest.mark.usefixtures("compilation_cache")
+
+
+def options(name):
+    """The options that describe a golden model."""
+    variant, sizes, _ = MODELS[name]
+    pairs = [f"{key}={value}" for key, value in sizes.items()]
+    return ["--model", variant, *(word for pair in pairs for word in ("--set", pair))]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A data set of ten classes with two images each."""
+    root = tmp_path_factory.mktemp("data")
+    generator = np.random.default_rng(0)
+    for label in range(10):
+        folder = root / "val" / f"c{label}"
+        folder.mkdir(parents=True)
+        for i in range(2):
+            coarse = generator.integers(0, 256, (5, 6, 3), np.uint8)
+            size = (int(generator.integers(30, 90)), int(generator.integers(30, 90)))
+            Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(folder / f"{i}.png")
+    return root
+
+
+def preprocessed(file, side):
+    """By Pillow's own calls, as torchvision's Resize and CenterCrop make them."""
+    image = Image.open(file).convert("RGB")
+    short = int(side / 0.875)
+    width, height = image.size
+    if width < height:
+        image = image.resize((short, int(short * height / width)), Image.Resampling.BICUBIC)
+    else:
+        image = image.resize((int(short * width / height), short), Image.Resampling.BICUBIC)
+    left, top = round((image.width - side) / 2), round((image.height - side) / 2)
+    return np.asarray(image.crop((left, top, left + side, top + side)))
+
+
+def test_pixels_are_those_of_pillow_to_the_bit(pictures):
+    data = published_config("vig_s").data
+    assert (data.image_size, data.crop_pct, data.mean, data.std) == (224, 0.875, (*MEAN,), (*STD,))
+    for file in sorted(pictures.rglob("*.png")):
+        pixels = eval_image(Image.open(file).convert("RGB"), data)
+        np.testing.assert_array_equal(pixels, preprocessed(file, 224), strict=True)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_way_gives_the_same_answers(name, pictures, tmp_path, capsys):
+    variant, sizes, flags = MODELS[name]
+    file = GOLDEN / f"{name}_ckpt.pth"
+    variables = vig_jax.load_weights(file, variant, **sizes)
+    model = vig_jax.create_model(variant, num_classes=10, **sizes, **flags)
+    files = sorted(pictures.rglob("*.png"))
+    images = np.stack([preprocessed(path, 32) for path in files])
+    normalised = ((images / 255 - MEAN) / STD).astype(np.float32)
+    logits = np.asarray(jax.jit(model.apply)(variables, normalised))
+    expected = np.asarray(jax.nn.softmax(logits))
+
+    turned, folder = tmp_path / "turned.safetensors", tmp_path / "checkpoint"
+    assert main(["convert", str(file), str(turned), *options(name)]) == 0
+    assert main(["convert", str(file), str(folder), *options(name)]) == 0
+    report = capsys.readouterr().out
+    description = json.loads((GOLDEN / f"{name}.json").read_text())
+    assert report.count(f"sha256      {description['ema_weights_sha256']}") == 2
+    assert report.count(f"sha256      {description['model_weights_sha256']}") == 1
+
+    side = ["--image-size", "32"]
+    ways = [["--weights", str(file), *options(name), *side]]
+    if name == "plain_fmt":  # whose checkpoint keeps the size that the model is made for
+        ways += [["--weights", str(turned), *options(name), *side], [str(folder)]]
+    labels = np.repeat(np.arange(10), 2)
+    loss = -np.log(expected[np.arange(20), labels]).mean()
+    for way in ways:
+        answers = tmp_path / "answers.json"
+        predict = [*way, str(pictures), "--top", "10", "--batch-size", "20"]
+        assert main(["predict", *predict, "--json", str(answers)]) == 0
+        for row, answer in zip(expected, json.loads(answers.read_text()), strict=True):
+            found = {top["class"]: top["probability"] for top in answer["top"]}
+            assert [found[f"class {label}"] for label in range(10)] == pytest.approx(row, abs=1e-5)
+        if name == "hier_fmt":
+            continue
+        numbers = tmp_path / "numbers.json"
+        evaluate = [*way, "--data-path", str(pictures), "--workers", "0", "--batch-size", "20"]
+        assert main(["evaluate", *evaluate, "--json", str(numbers)]) == 0
+        assert json.loads(numbers.read_text())["loss"] == pytest.approx(loss, rel=1e-5)
+
+
+def test_raw_or_averaged(tmp_path, capsys):
+    file, name = GOLDEN / "plain_fmt_ckpt.pth", "plain_fmt"
+    folder = tmp_path / "checkpoint"
+    assert main(["convert", str(file), str(folder), *options(name)]) == 0
+    for ema in (True, False):
+        section = "model_ema" if ema else "model"
+        expected = vig_jax.load_weights(file, "vig_t", ema=ema, **PLAIN)
+        restored = load_for_inference(folder, ema=ema)
+        assert restored.description == f"weights from {file}, {section}"
+        jax.tree.map(np.testing.assert_array_equal, restored.variables, expected)
+        again = vig_jax.load_weights(folder, "vig_t", ema=ema, **PLAIN)
+        jax.tree.map(np.testing.assert_array_equal, again, expected)
+        alone = tmp_path / section
+        option = "--ema" if ema else "--raw"
+        assert main(["convert", str(file), str(alone), option, *options(name)]) == 0
+        restored = load_for_inference(alone)
+        jax.tree.map(np.testing.assert_array_equal, restored.variables, expected)
+        back = tmp_path / f"{section}.safetensors"
+        assert main(["convert", str(folder), str(back), option]) == 0
+        jax.tree.map(
+            np.testing.assert_array_equal, vig_jax.load_weights(back, "vig_t", **PLAIN), expected
+        )
+    restored = restore_weights(GOLDEN / "plain_fmt.safetensors", "vig_t", settings=PLAIN)
+    assert restored.ema is None
+    assert "not taken   optimizer, lr_scheduler" in capsys.readouterr().out
+
+
+def test_verify(tmp_path, capsys):
+    file = GOLDEN / "plain_fmt_ckpt.pth"
+    for target in ("out", "out.safetensors"):
+        command = ["convert", str(file), str(tmp_path / target), "--verify", *options("plain_fmt")]
+        assert main(command) == 0
+    report = capsys.readouterr().out
+    assert report.count("verified    logits of random images differ by 0 at most") == 3
+
+
+def test_nothing_half_written(tmp_path, capsys, monkeypatch):
+    name, file = "plain_fmt", str(GOLDEN / "plain_fmt_ckpt.pth")
+    target = tmp_path / "weights.safetensors"
+    target.write_text("mine")
+    arguments = ["convert", file, str(target), *options(name)]
+    assert main(arguments) == 1
+    assert "is there already: --force replaces it" in capsys.readouterr().err
+    monkeypatch.setattr("vig_jax.train.conversion._compare", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main([*arguments, "--force", "--verify"])
+    assert target.read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["weights.safetensors"]
+    assert main([*arguments, "--force"]) == 0
+    assert target.stat().st_size > 100_000
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("mine")
+    assert main(["convert", file, str(folder), "--force", *options(name)]) == 1
+    assert "holds other things" in capsys.readouterr().err
+    (folder / "thesis.txt").unlink()
+    for _ in range(2):
+        assert main(["convert", file, str(folder), "--force", *options(name)]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "weights.safetensors"]
+
+
+def test_no_code_of_a_file_runs(tmp_path, capsys):
+    import os
+
+    from tests.convert.torch_writer import Call, save
+
+    file, touched = tmp_path / "evil.pth", tmp_path / "touched"
+    save({"model": Call(os.system, (f"touch {touched}",))}, file)
+    photo = str(tmp_path / "photo.png")
+    Image.new("RGB", (8, 8)).save(photo)
+    for command in (
+        ["predict", "--weights", str(file), "--model", "vig_t", photo],
+        ["evaluate", "--weights", str(file), "--model", "vig_t"],
+        ["convert", str(file), str(tmp_path / "out"), "--model", "vig_t"],
+    ):
+        assert main(command) == 1
+        assert "evil.pth: it asks to run posix.system, which is refused" in capsys.readouterr().err
+    assert not touched.exists()
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["predict", "--weights", "FILE", "."], "needs --model NAME, one of vig_t, vig_s"),
+        (["evaluate", "--weights", "FILE"], "needs --model NAME"),
+        (["evaluate"], "which weights? Name a run, or --weights FILE"),
+        (["evaluate", "runs/x", "--model", "vig_t"], "--model goes with --weights"),
+        (["evaluate", "runs/x", "--weights", "FILE"], "either a run (runs/x) or --weights"),
+        (["predict", "runs/x"], "which images? Only runs/x is given"),
+        (["evaluate", "--weights", "absent.pth", "--model", "vig_t"], "no weight file at absent"),
+        (["evaluate", "--weights", "FILE", "--model", "vig_t", "--set", "depth"], "KEY=VALUE"),
+        (
+            ["evaluate", "--weights", "FILE", "--model", "vig_t", "--set", "dept=1"],
+            "config.model.dept is not a setting; did you mean config.model.depth?",
+        ),
+        (["convert", "FILE", "out"], "--model NAME is missing"),
+        (["convert", "FILE", "out.pth", "--model", "vig_t"], "are read, not written"),
+        (["convert", "FILE", "out", "--to", "safetensors"], "a name that ends in .safetensors"),
+        (["convert", "absent.pth", "out", "--model", "vig_t"], "no weight file at absent.pth"),
+    ],
+)
+def test_mistakes(arguments, message, capsys):
+    file = str(GOLDEN / "plain_fmt_ckpt.pth")
+    assert main([file if a == "FILE" else a for a in arguments]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_images_of_other_classes_are_refused(pictures, capsys, tmp_path):
+    arguments = ["evaluate", "--data-path", str(pictures), "--workers", "0"]
+    fewer = tmp_path / "fewer.safetensors"
+    from vig_jax.convert.load import save_safetensors
+
+    variables = vig_jax.load_weights(
+        GOLDEN / "plain_fmt_ckpt.pth", "vig_t", **(PLAIN | {"num_classes": 3})
+    )
+    save_safetensors(variables["params"], fewer, model_name="vig_t", averaged=None)
+    assert main([*arguments, "--weights", str(fewer), *options("plain_fmt")]) == 1
+    assert "the data set has 10 classes, the model 3" in capsys.readouterr().err
+    variables = vig_jax.load_weights(
+        GOLDEN / "plain_fmt_ckpt.pth", "vig_t", **(PLAIN | {"num_classes": 1000})
+    )
+    save_safetensors(variables["params"], fewer, model_name="vig_t", averaged=None)
+    assert main([*arguments, "--weights", str(fewer), *options("plain_fmt")]) == 1
+    assert "1,000 class folders named by their identifiers (n01440764, ...)" in (
+        capsys.readouterr().err
+    )
+
+
+def test_imagenet_names():
+    assert len(class_ids()) == len(set(class_names())) == 1000
+    assert list(class_ids()) == sorted(class_ids())
+    assert class_names()[0] == "tench"
+    assert class_names()[134] == "crane (n02012849)"
+    assert class_names()[999] == "toilet tissue"

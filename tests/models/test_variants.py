@@ -1,0 +1,164 @@
+"""All six models by name: sizes, gradients, one path for training and evaluation, remat."""
+
+import functools
+from pathlib import Path
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+import vig_jax
+from tests import golden
+
+FOLDER = Path(__file__).parent / "golden"
+PARAMETERS = {
+    "vig_t": 5_834_536,
+    "vig_s": 22_615_144,
+    "vig_b": 89_022_184,
+    "vig_h_t": 28_600_680,
+    "vig_h_s": 50_051_688,
+    "vig_h_b": 88_904_360,
+}
+PLAIN = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
+HIERARCHICAL = {"embed_dims": (8, 8, 16, 16), "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2)}
+
+
+def small_model(name):
+    sizes = HIERARCHICAL if "_h_" in name else PLAIN
+    # The scan over tokens compiles fastest.
+    return vig_jax.create_model(
+        name, 5, drop_path_rate=0.5, gla_implementation="reference", **sizes
+    )
+
+
+@functools.cache  # models that differ in nothing but the sizes replaced above are one model
+def results(model):
+    """What one compiled function says about a small model."""
+    generator = np.random.default_rng(0)
+    images = jnp.asarray(generator.standard_normal((4, 64, 32, 3)), jnp.float32)
+    rngs = {"dropout": jax.random.key(2)}
+    # Cheaper than initialising, and no parameter is at an initial 0 or 1.
+    variables = jax.tree.map(
+        lambda x: (x.ndim == 1) + 0.2 * generator.standard_normal(x.shape).astype(np.float32),
+        jax.eval_shape(model.init, jax.random.key(0), images),
+    )
+
+    def training(remat, variables):
+        apply = model.clone(remat=remat).apply
+        return jnp.sum(apply(variables, images, train=True, rngs=rngs)[:, 0])
+
+    def everything(variables):
+        still = model.clone(drop_path_rate=0.0)
+        return {
+            "evaluated": model.apply(variables, images),
+            "trained": still.apply(variables, images, train=True),
+            "bfloat16": model.clone(dtype=jnp.bfloat16).apply(variables, images),
+            "plain": jax.value_and_grad(functools.partial(training, False))(variables),
+            "remat": jax.value_and_grad(functools.partial(training, True))(variables),
+        }
+
+    return jax.jit(everything)(variables)
+
+
+def test_list_models():
+    assert vig_jax.list_models() == tuple(PARAMETERS)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_shapes_parameter_counts_and_drop_path_rates(name):
+    rates = []
+
+    def read_rates(module, images):
+        logits = module(images)
+        for stage in module.stages if "_h_" in name else [module]:
+            rates.extend(block.drop_path for block in stage.blocks)
+        return logits
+
+    model = vig_jax.create_model(name, gla_implementation="reference")
+    images = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)
+    init = functools.partial(model.init_with_output, method=read_rates)
+    logits, variables = jax.eval_shape(init, jax.random.key(0), images)
+    chex.assert_shape(logits, (2, 1000))
+    case, _ = golden.load(FOLDER, name)
+    np.testing.assert_allclose(rates, case["drop_path"], rtol=1e-6)
+    assert sum(x.size for x in jax.tree.leaves(variables)) == PARAMETERS[name]
+    features = functools.partial(model.apply, method="features")
+    for height, width in ((384, 384), (96, 160)):
+        images = jax.ShapeDtypeStruct((2, height, width, 3), jnp.float32)
+        maps = jax.eval_shape(features, variables, images)
+        assert [x.shape for x in maps] == [
+            (2, height // info.reduction, width // info.reduction, info.num_chs)
+            for info in model.feature_info
+        ]
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_every_parameter_gets_a_gradient(name):
+    _, gradients = results(small_model(name))["plain"]
+    for path, gradient in traverse_util.flatten_dict(gradients, sep="/").items():
+        assert float(jnp.max(jnp.abs(gradient))) > 0, path
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_training_path_is_the_evaluation_path_without_drop_path(name):
+    seen = results(small_model(name))
+    chex.assert_trees_all_close(seen["trained"], seen["evaluated"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_bfloat16_follows_float32(name):
+    seen = results(small_model(name))
+    assert seen["bfloat16"].dtype == jnp.float32
+    error = jnp.linalg.norm(seen["bfloat16"] - seen["evaluated"])
+    assert float(error / jnp.linalg.norm(seen["evaluated"])) < 3e-2
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_remat_changes_neither_parameters_nor_values_nor_gradients(name):
+    model = small_model(name)
+    (value, gradients), (value_remat, gradients_remat) = (
+        results(model)[way] for way in ("plain", "remat")
+    )
+    np.testing.assert_allclose(value_remat, value, rtol=1e-5)
+    chex.assert_trees_all_close(gradients_remat, gradients, rtol=1e-4, atol=1e-6)
+    images = jnp.zeros((1, 32, 32, 3))
+    trees = [
+        jax.eval_shape(m.init, jax.random.key(0), images) for m in (model, model.clone(remat=True))
+    ]
+    assert trees[0] == trees[1]
+
+
+@pytest.mark.parametrize("name", ["vig_t", "vig_h_t"])
+def test_remat_computes_blocks_again(name):
+    model = small_model(name).clone(remat=True)
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    jaxpr = jax.make_jaxpr(model.apply)(variables, images)
+    count = sum(equation.primitive.name in ("remat2", "checkpoint") for equation in jaxpr.eqns)
+    assert count == (sum(model.depths) if "_h_" in name else model.depth)
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "message"),
+    [
+        ("vig_ss", None, "did you mean vig_s"),
+        ("vigh_b", None, "did you mean vig_h_b"),
+        ("resnet", None, "known: vig_t, vig_s, vig_b, vig_h_t, vig_h_s, vig_h_b"),
+        ("vig_t", {"imgsize": 32}, "did you mean img_size"),
+        ("vig_t", {"depths": (1, 1, 1, 1)}, "vig_t has no setting 'depths'; did you mean depth"),
+        ("vig_h_t", {"embed_dim": 32}, "did you mean embed_dims"),
+        ("vig_h_t", {"img_size": 384}, "vig_h_t has no setting 'img_size'; known: "),
+        ("vig_t", {"num_heads": 5}, "multiple of 2 \\* num_heads"),
+        ("vig_t", {"patch_size": 5}, "must be even"),
+        ("vig_h_t", {"num_heads": (3, 6, 12, 25)}, "embed_dim=768 must be a multiple of 2"),
+        ("vig_h_t", {"depths": (2, 2, 5)}, r"depths=\(2, 2, 5\) must be four positive"),
+        ("vig_h_t", {"embed_dims": 96}, "embed_dims=96 must be four positive"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_bad_arguments(name, setting, message):
+    with pytest.raises(ValueError, match=message):
+        vig_jax.create_model(name, **(setting or {}))

@@ -1,0 +1,110 @@
+"""Starting a run from weights."""
+
+import json
+import signal
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import vig_jax
+from configs import common
+from tests.train.test_run import at_step
+from vig_jax.config import parse
+from vig_jax.convert import WeightsError
+from vig_jax.convert.load import save_safetensors
+from vig_jax.layers.pos_embed import resize_pos_embed
+from vig_jax.train.checkpoint import CheckpointError, load_for_inference
+from vig_jax.train.experiment import Experiment
+from vig_jax.train.imported import initial_params, published_config
+from vig_jax.train.loop import run
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """A file for images of another size and for other classes than the run's, and what it holds."""
+    model = vig_jax.create_model(
+        "vig_t", num_classes=10, img_size=32, patch_size=8, embed_dim=32, depth=1, num_heads=1
+    )
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+    generator = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: generator.normal(1, 0.1, x.shape).astype(np.float32), shapes)
+    file = tmp_path / "weights.safetensors"
+    save_safetensors(params, file, model_name="vig_t", averaged=None)
+    return file, params
+
+
+def resolved(config):
+    return Experiment.of(config).config
+
+
+def test_first_state(weights, tiny):
+    file, theirs = weights
+    experiment = Experiment.of(tiny(init_weights=str(file)))
+    params, line = initial_params(experiment.config)
+    assert line == (
+        f"starting from {file}; a new head for 2 classes, as the file's is for 10: it must be "
+        "trained; position embedding resized from 4x4 to 2x2"
+    )
+    state = experiment.state_from(params)
+    chex.assert_trees_all_equal(state.params, state.ema_params)
+    expected = jax.tree.map(np.asarray, theirs)
+    table = resize_pos_embed(jnp.asarray(expected["pos_embed"]), (2, 2))
+    expected["pos_embed"] = np.asarray(table).reshape(1, 4, 32)
+    head = jax.tree.map(np.asarray, state.params["head"])
+    assert head["kernel"].shape == (32, 2)
+    assert 0.01 < head["kernel"].std() < 0.03
+    chex.assert_trees_all_equal(state.params | {"head": None}, expected | {"head": None})
+    fresh = experiment.new_state()
+    chex.assert_trees_all_equal(state.opt_state, fresh.opt_state)
+    assert int(state.step) == 0
+    other, _ = initial_params(resolved(tiny(init_weights=str(file), seed=1)))
+    assert (other["head"]["kernel"] != head["kernel"]).all()
+
+
+def test_interrupted_run_goes_on_without_the_file(weights, tiny, tmp_path, monkeypatch, capsys):
+    file, _ = weights
+    config, workdir = tiny(init_weights=str(file)), tmp_path / "run"
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            at_step(patch, 1, lambda: signal.raise_signal(signal.SIGTERM))
+            run(config, workdir)
+        file.unlink(missing_ok=True)
+    message = capsys.readouterr().err
+    assert message.count(f"starting from {file}; a new head for 2 classes") == 1
+    assert "going on from the checkpoint of step 1 of 12" in message
+    with pytest.raises(CheckpointError, match=r"config\.init_weights: .* there, None now"):
+        run(tiny(), workdir)
+    # A run of ours is a start as well.
+    params, line = initial_params(resolved(tiny(init_weights=str(workdir))))
+    assert line == f"starting from {workdir}, ema_params"
+    chex.assert_trees_all_equal(params, load_for_inference(workdir).variables["params"])
+
+
+@pytest.mark.parametrize("change", [{}, {"model__embed_dim": 64}])
+def test_what_does_not_fit_is_told_before_anything_is_written(weights, tiny, tmp_path, change):
+    file, _ = weights
+    path = str(file) if change else str(tmp_path / "absent.pth")
+    message = "do not fit" if change else r"config\.init_weights=.*no weight file"
+    with pytest.raises(WeightsError, match=message):
+        run(tiny(init_weights=path, **change), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_checkpoints_of_before_there_were_these_settings():
+    stored = json.loads(json.dumps(common.get_config().to_dict()))
+    del stored["init_weights"], stored["model"]["merge_scale"]
+    assert parse(stored).init_weights is None
+
+
+@pytest.mark.parametrize("name", vig_jax.list_models())
+def test_config_of_published_weights_is_that_of_the_configs(name):
+    values = common.get_config()
+    values.model.update({"name": name, "dtype": "float32"})
+    if not name.startswith("vig_h"):
+        values.model.merge_scale = 0.25
+    assert published_config(name) == parse(values)
+    assert published_config(name, image_size=320).data.image_size == 320

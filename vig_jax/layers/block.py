@@ -1,0 +1,72 @@
+"""The residual block that both families stack."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from vig_jax.layers.drop_path import DropPath
+from vig_jax.layers.gated_linear_attention import GatedLinearAttention
+from vig_jax.layers.linear import Dtype, Initializer, xavier_mixer
+from vig_jax.layers.mlp import SwiGLU
+
+
+class Block(nn.Module):
+    """`x + mixer(norm(x))`, then `x + mlp(norm(x))`, each branch under drop path.
+
+    Attributes:
+        features: model width D.
+        num_heads: heads of the mixer.
+        mlp_hidden: inner width of the gated MLP.
+        drop_path: probability that a sample skips a branch.
+        norm: makes a normalisation over channels; called once for each branch.
+        mixer_init: initialiser of the mixer's linear maps.
+        use_act_in_conv, use_out_act, merge_scale, gla_implementation: see `GatedLinearAttention`.
+        dtype: of the computation; None promotes inputs and parameters.
+        param_dtype: of the parameters.
+    """
+
+    features: int
+    num_heads: int
+    mlp_hidden: int
+    drop_path: float
+    norm: Callable[[], nn.Module]
+    mixer_init: Initializer = xavier_mixer
+    use_act_in_conv: bool = False
+    use_out_act: bool = False
+    merge_scale: float = 0.5
+    gla_implementation: str | None = None
+    dtype: Dtype = None
+    param_dtype: Dtype = jnp.float32
+
+    def setup(self) -> None:
+        self.attn_norm = self.norm()
+        self.attn = GatedLinearAttention(
+            self.features,
+            self.num_heads,
+            kernel_init=self.mixer_init,
+            use_act_in_conv=self.use_act_in_conv,
+            use_out_act=self.use_out_act,
+            merge_scale=self.merge_scale,
+            gla_implementation=self.gla_implementation,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+        )
+        self.mlp_norm = self.norm()
+        self.mlp = SwiGLU(self.features, self.mlp_hidden, self.dtype, self.param_dtype)
+        self.attn_drop = DropPath(self.drop_path)
+        self.mlp_drop = DropPath(self.drop_path)
+
+    def __call__(self, x: Float[Array, "B h w D"], train: bool) -> Float[Array, "B h w D"]:
+        x = x + self.attn_drop(self.attn(self.attn_norm(x)), train)
+        return x + self.mlp_drop(self.mlp(self.mlp_norm(x)), train)
+
+
+def block_class(remat: bool) -> type[Block]:
+    """`Block`, or with `remat` one whose inner values are computed again for the gradient.
+
+    Memory for the backward pass then holds one map per block instead of every intermediate, for
+    about one more forward pass of time. Parameters and values are the same.
+    """
+    return nn.remat(Block, static_argnums=(2,)) if remat else Block  # 2: `train`
