@@ -40,7 +40,7 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Where images come from and what happens to them on the host."""
+    """Where images come from and what happens to them, on the host and then on the device."""
 
     source: str  # a name of vig_jax.data.sources
     path: str | None
@@ -59,6 +59,11 @@ class DataConfig:
     workers: int  # processes; 0: threads of this process
     prefetch: int  # batches kept ready per worker
     max_bad_images: int  # the run stops above this many undecodable images
+    rand_augment_layers: int = 0  # operations in a row, each with probability 1/2; 0: off
+    rand_augment_magnitude: float = 9.0  # mean strength, 0 to 10
+    rand_augment_std: float = 0.5  # of the strength
+    color_jitter: float = 0.0  # without RandAugment: strength on brightness, contrast, saturation
+    erase_probability: float = 0.0  # of random erasing, per image
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,6 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
+from vig_jax.sharding.kernels import over_batch
+
 RAND_AUGMENT_OPS = (
     "AutoContrast",
     "Equalize",
@@ -212,12 +214,15 @@ def apply_op(
 
 
 def _each(function, key, images):
-    """Applies `function(key, image)` to every image, some at a time."""
-    keys = _row_keys(key, images.shape[0])
-    return jax.lax.map(lambda xs: function(*xs), (keys, images), batch_size=_IMAGES_AT_ONCE)
+    """Applies `function(key, image)` to every image, some at a time on each device."""
+
+    def some_at_a_time(keys, images):
+        return jax.lax.map(lambda xs: function(*xs), (keys, images), batch_size=_IMAGES_AT_ONCE)
+
+    return over_batch(some_at_a_time)(_row_keys(key, images.shape[0]), images)
 
 
-def _row_keys(key: PRNGKeyArray, rows: int) -> PRNGKeyArray:
+def _row_keys(key: PRNGKeyArray, rows: int) -> Array:
     return jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(rows))
 
 
