@@ -57,20 +57,34 @@ def get_config() -> ConfigDict:
     config.optimizer.warmup_lr = 5e-7
     config.optimizer.min_lr = 5e-6
     config.optimizer.lr_batch = 512
-    config.optimizer.warmup_epochs = 20.0
+    config.optimizer.warmup_epochs = 20.0  # or, with the others 0:
+    config.optimizer.warmup_steps = 0
+    config.optimizer.warmup_examples = 0
     config.optimizer.weight_decay = 0.05
     config.optimizer.b1 = 0.9
     config.optimizer.b2 = 0.999
     config.optimizer.eps = 1e-8
     config.optimizer.clip_norm = 5.0  # 0: off
+    # Fine-tuning: the rate of a layer is this times that of the layer above it.
+    config.optimizer.layer_decay = 1.0
+    # Fine-tuning: parameters that stay as they are, e.g. "patch_embed,pos_embed,blocks_[0-5]" or
+    # "backbone" (all but the head).
+    config.optimizer.freeze = ""
 
     config.train = ConfigDict()
-    config.train.batch_size = 1024  # global
-    config.train.epochs = 300
+    config.train.batch_size = 1024  # global, of one update
+    config.train.accumulation_steps = 1  # parts that each batch is computed in: less memory
+    config.train.epochs = 300  # or, with the others 0:
+    config.train.steps = 0
+    config.train.examples = 0
     config.train.label_smoothing = 0.1
     config.train.ema_decay = 0.9999  # 0: off
     config.train.log_every_steps = 50
-    config.train.eval_every_epochs = 1
-    config.train.checkpoint_every_steps = 1000
+    config.train.eval_every_epochs = 1  # or, with the others 0 (all 0: only at the end):
+    config.train.eval_every_steps = 0
+    config.train.eval_every_examples = 0
+    config.train.checkpoint_every_steps = 1000  # or, with the others 0 (all 0: when evaluated):
+    config.train.checkpoint_every_epochs = 0
+    config.train.checkpoint_every_examples = 0
     config.train.keep_checkpoints = 2
     return config

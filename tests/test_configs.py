@@ -43,7 +43,7 @@ def test_builds(name):
         config.optimizer,
         batch_size=config.train.batch_size,
         steps_per_epoch=10,
-        epochs=config.train.epochs,
+        total=10 * config.train.epochs,
     )
     jax.eval_shape(make_optimizer(config.optimizer, schedule).init, params)
     assert Calendar.of(config.train, 10).total == 10 * config.train.epochs

@@ -68,7 +68,10 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW and its schedule. The three rates are per `lr_batch` images and scale linearly."""
+    """AdamW and its schedule. The three rates are per `lr_batch` images and scale linearly.
+
+    Warm-up is given in one of its three units, and the other two are 0; all 0: no warm-up.
+    """
 
     base_lr: float
     warmup_lr: float
@@ -80,13 +83,21 @@ class OptimizerConfig:
     b2: float
     eps: float
     clip_norm: float  # of the global gradient; 0: no clipping
+    warmup_steps: int = 0
+    warmup_examples: int = 0
+    layer_decay: float = 1.0  # a layer's rate is this times that of the layer above it
+    freeze: str = ""  # parameters that stay, by path or glob, with commas; "backbone": all but head
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """Length, regularisation and housekeeping of a run."""
+    """Length, regularisation and housekeeping of a run.
 
-    batch_size: int  # global
+    The length and each interval are given in one of their units, and the others are 0. The length
+    must be given; an interval that is 0 in all units means only at the end.
+    """
+
+    batch_size: int  # global, of one update
     epochs: int
     label_smoothing: float
     ema_decay: float  # 0: no averaged weights
@@ -94,6 +105,13 @@ class TrainConfig:
     eval_every_epochs: int
     checkpoint_every_steps: int
     keep_checkpoints: int
+    steps: int = 0  # updates
+    examples: int = 0
+    accumulation_steps: int = 1  # parts of the batch that go through the model one after another
+    eval_every_steps: int = 0
+    eval_every_examples: int = 0
+    checkpoint_every_epochs: int = 0
+    checkpoint_every_examples: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

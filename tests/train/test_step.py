@@ -7,6 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import vig_jax
@@ -20,7 +21,7 @@ from vig_jax.tasks.protocol import Task
 from vig_jax.train.optimizer import make_optimizer
 from vig_jax.train.schedule import warmup_cosine
 from vig_jax.train.state import TrainState, init_state
-from vig_jax.train.step import make_train_step
+from vig_jax.train.step import check_accumulation, make_train_step
 
 FOLDER = Path(__file__).parent / "golden"
 MODELS = Path(__file__).parents[1] / "models" / "golden"
@@ -89,7 +90,7 @@ def test_nine_updates_match_upstream(variant, name, evaluation):
             config,
             batch_size=case["batch"],
             steps_per_epoch=case["updates_per_epoch"],
-            epochs=case["epochs"],
+            total=case["epochs"] * case["updates_per_epoch"],
         )
         optimizer = make_optimizer(config, schedule)
         params = jax.tree.map(
@@ -181,6 +182,106 @@ def test_given_state_is_consumed(line):
     state, step, batch = line
     step(state, batch)
     assert state.params["kernel"].is_deleted()
+
+
+@dataclasses.dataclass(frozen=True)
+class Line(Task):
+    """A line without noise, and a point that it goes through."""
+
+    headline = "top1"
+
+    def init(self, key):
+        return {
+            "patch_embed": {"kernel": jnp.array([[1.0], [2.0]])},
+            "head": {"bias": jnp.array([0.5]), "kernel": jnp.array([[1.5]])},
+        }
+
+    def loss(self, params, batch, key):
+        y = batch["x"] @ params["patch_embed"]["kernel"] @ params["head"]["kernel"]
+        return jnp.mean((y + params["head"]["bias"] - batch["y"]) ** 2)
+
+
+def steps_of(batch, count=3, *, freeze="", **options):
+    config = dataclasses.replace(CONFIG, freeze=freeze, clip_norm=0.5)
+    optimizer = make_optimizer(config, lambda step: 0.1)
+    state = init_state(Line(), optimizer, seed=3, ema=True)
+    step = make_train_step(
+        Line(),
+        optimizer,
+        lambda step: 0.1,
+        ema_decay=0.7,
+        mesh=make_mesh(),
+        freeze=freeze,
+        **options,
+    )
+    metrics = []
+    for _ in range(count):
+        state, new = step(state, batch)
+        metrics.append(jax.device_get(new))
+    return jax.device_get(state), metrics
+
+
+@pytest.fixture
+def points():
+    generator = np.random.default_rng(1)
+    return {
+        "x": generator.normal(size=(12, 2)).astype(np.float32),
+        "y": generator.normal(size=(12, 1)).astype(np.float32),
+    }
+
+
+@pytest.mark.parametrize("parts", [2, 3])
+def test_accumulated_gradients_are_those_of_the_whole_batch(points, parts):
+    whole, whole_metrics = steps_of(points)
+    state, metrics = steps_of(points, accumulation_steps=parts)
+    chex.assert_trees_all_close(metrics, whole_metrics, rtol=1e-5)
+    chex.assert_trees_all_close(state, whole, rtol=1e-5)
+    assert int(state.step) == 3  # updates, not parts
+
+
+def test_parts_draw_anew(line):
+    state, _, batch = line
+    optimizer = make_optimizer(CONFIG, lambda step: 0.1)
+    step = make_train_step(
+        NoisyLine(),
+        optimizer,
+        lambda step: 0.1,
+        ema_decay=0.0,
+        mesh=make_mesh(),
+        accumulation_steps=2,
+    )
+    key = jax.random.fold_in(state.key, 0)
+    parts = [{name: x[i : i + 4] for name, x in batch.items()} for i in (0, 4)]
+    expected = np.mean(
+        [
+            NoisyLine().loss(state.params, part, jax.random.fold_in(key, i))
+            for i, part in enumerate(parts)
+        ]
+    )
+    _, metrics = step(state, batch)
+    np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
+
+
+def test_frozen_parameters_stay_to_the_bit(points):
+    state, metrics = steps_of(points, freeze="backbone")
+    start = Line().init(None)
+    for tree in (state.params, state.ema_params):
+        chex.assert_trees_all_equal(tree["patch_embed"], jax.device_get(start["patch_embed"]))
+        assert (tree["head"]["kernel"] != start["head"]["kernel"]).all()
+    sizes = [x.shape for x in jax.tree.leaves(state.opt_state) if x.ndim]
+    assert sorted(sizes) == [(1,), (1,), (1, 1), (1, 1)]  # Adam's moments of the head alone
+    # Only what is trained counts for clipping and for what is told of the gradient.
+    _, grads = jax.value_and_grad(Line().loss)(start, points, None)
+    np.testing.assert_allclose(metrics[0]["grad_norm"], optax.tree.norm(grads["head"]), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "parts", "message"),
+    [(8, 3, "batch of 8 .* 3 parts on 1 devices.*multiple of 3"), (8, 0, "at least 1")],
+)
+def test_parts_that_cannot_be(batch_size, parts, message):
+    with pytest.raises(ValueError, match=message):
+        check_accumulation(batch_size, parts, make_mesh())
 
 
 def test_same_seed_same_state():

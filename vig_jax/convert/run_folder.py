@@ -20,12 +20,13 @@ class CheckpointError(RuntimeError):
     """A checkpoint is missing, or belongs to something else."""
 
 
-def find_checkpoint(path: Path, headline: str) -> Path:
+def find_checkpoint(path: Path, headline: str, ema: bool | None = None) -> Path:
     """The directory of one checkpoint for a workdir, its `checkpoints`, or such a directory.
 
     Args:
         path: absolute.
         headline: the metric by which the best of several is taken; else the newest.
+        ema: which weights are to be best: False the raw ones, else the averaged, if there are any.
 
     Raises:
         CheckpointError: there is none.
@@ -38,7 +39,7 @@ def find_checkpoint(path: Path, headline: str) -> Path:
             f"{path} holds no finished checkpoint: a workdir of train.py (with "
             f"{CHECKPOINTS}/<step> in it) or one such <step> directory is wanted"
         )
-    return max(found, key=lambda d: (score(read_run(d)["metrics"], headline), int(d.name)))
+    return max(found, key=lambda d: (score(read_run(d)["metrics"], headline, ema), int(d.name)))
 
 
 def finished(folder: Path) -> list[Path]:
@@ -51,10 +52,16 @@ def read_run(directory: Path) -> dict[str, Any]:
     return json.loads((directory / "run" / "metadata").read_text(encoding="utf-8"))
 
 
-def score(metrics: Mapping[str, float], headline: str) -> float:
-    """What a checkpoint is worth: the headline metric of the weights that inference would take."""
+def score(metrics: Mapping[str, float], headline: str, ema: bool | None = None) -> float:
+    """What a checkpoint is worth: the headline metric of its averaged weights, or its raw ones.
+
+    Args:
+        metrics: of its evaluation; empty if there was none.
+        headline: of the task.
+        ema: False: the raw ones; else the averaged, if there are any.
+    """
     raw = metrics.get(f"eval/{headline}", -math.inf)  # not evaluated: worth less than any other
-    return metrics.get(f"eval/ema_{headline}", raw)
+    return raw if ema is False else metrics.get(f"eval/ema_{headline}", raw)
 
 
 def choose_item(directory: Path, *, ema: bool | None) -> str:

@@ -24,6 +24,11 @@ def batch_sharded(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
 
 
+def parts_sharded(mesh: Mesh) -> NamedSharding:
+    """The sharding of a batch cut into parts [parts, rows, ...]: the rows of each are split."""
+    return NamedSharding(mesh, PartitionSpec(None, DATA_AXIS))
+
+
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:
     """Refuses a global batch that the devices cannot share equally.
 

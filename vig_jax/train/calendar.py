@@ -1,8 +1,50 @@
-"""At which steps a run looks, evaluates and saves."""
+"""At which steps a run looks, evaluates and saves.
+
+Lengths come in epochs, steps (updates) or examples; everything else counts in steps.
+"""
 
 import dataclasses
+import math
 
-from vig_jax.config import TrainConfig
+from vig_jax.config import OptimizerConfig, TrainConfig
+
+_UNITS = ("epochs", "steps", "examples")
+
+
+def in_steps(
+    config: TrainConfig | OptimizerConfig,
+    prefix: str,
+    *,
+    steps_per_epoch: int,
+    batch_size: int,
+) -> int:
+    """A length of the config, in whichever unit it is given, in updates.
+
+    Args:
+        config: the group that has `<prefix>epochs`, `<prefix>steps` and `<prefix>examples`.
+        prefix: of the three names, e.g. "eval_every_"; "" for the length of the run.
+        steps_per_epoch: updates per epoch.
+        batch_size: examples per update.
+
+    Returns:
+        Updates; a part of one counts whole for examples and is rounded for epochs. 0 if all three
+        are 0.
+
+    Raises:
+        ValueError: more than one is set, or one is negative.
+    """
+    group = "optimizer" if isinstance(config, OptimizerConfig) else "train"
+    values = {f"config.{group}.{prefix}{unit}": getattr(config, prefix + unit) for unit in _UNITS}
+    for name, value in values.items():
+        if value < 0:
+            raise ValueError(f"{name}={value} is negative")
+    given = [f"{name}={value}" for name, value in values.items() if value]
+    if len(given) > 1:
+        raise ValueError(
+            f"{' and '.join(given)} say the same thing twice: set one of them and the others to 0"
+        )
+    epochs, steps, examples = values.values()
+    return round(epochs * steps_per_epoch) + steps + math.ceil(examples / batch_size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,21 +62,29 @@ class Calendar:
         """The calendar of a run.
 
         Raises:
-            ValueError: a run without a step, or a negative interval.
+            ValueError: a run without a step, a negative interval, or one given in two units.
         """
-        calendar = cls(
-            steps_per_epoch=steps_per_epoch,
-            total=config.epochs * steps_per_epoch,
-            log_every=config.log_every_steps,
-            eval_every=config.eval_every_epochs * steps_per_epoch,
-            save_every=config.checkpoint_every_steps,
+        if config.log_every_steps < 0:
+            raise ValueError(
+                f"config.train.log_every_steps={config.log_every_steps} is negative; 0 means only "
+                "at the end"
+            )
+        total, eval_every, save_every = (
+            in_steps(config, prefix, steps_per_epoch=steps_per_epoch, batch_size=config.batch_size)
+            for prefix in ("", "eval_every_", "checkpoint_every_")
         )
-        if calendar.total < 1:
-            raise ValueError(f"config.train.epochs is {config.epochs}; at least 1 is wanted")
-        for name in ("log_every_steps", "eval_every_epochs", "checkpoint_every_steps"):
-            if getattr(config, name) < 0:
-                raise ValueError(f"config.train.{name} is negative; 0 means only at the end")
-        return calendar
+        if total < 1:
+            raise ValueError(
+                "how long is the run? config.train.epochs, config.train.steps and "
+                "config.train.examples are all 0; set one of them"
+            )
+        return cls(
+            steps_per_epoch=steps_per_epoch,
+            total=total,
+            log_every=config.log_every_steps,
+            eval_every=eval_every,
+            save_every=save_every,
+        )
 
     def log_due(self, step: int) -> bool:
         """Whether to write down training metrics."""

@@ -9,7 +9,8 @@ A workdir holds `checkpoints/<step>/`, written whole or not at all, with the ite
 
 Weights converted from elsewhere have no `training`; their `run` says where they come from.
 
-The newest `keep_checkpoints` stay, and the best one by evaluation.
+The newest `keep_checkpoints` stay, and the best ones by evaluation: that of the averaged
+parameters and that of the raw ones.
 """
 
 import dataclasses
@@ -48,7 +49,11 @@ FREE_KEYS = (
     "data.max_bad_images",
     "train.log_every_steps",
     "train.eval_every_epochs",
+    "train.eval_every_steps",
+    "train.eval_every_examples",
+    "train.checkpoint_every_epochs",
     "train.checkpoint_every_steps",
+    "train.checkpoint_every_examples",
     "train.keep_checkpoints",
 )
 
@@ -74,7 +79,7 @@ class RunInfo:
 
 
 class _NewestAndBest(checkpoint_managers.PreservationPolicy):
-    """Which checkpoints stay: the `keep` newest and the best of those evaluated."""
+    """Which checkpoints stay: the `keep` newest, and the best averaged and raw parameters."""
 
     def __init__(self, directory: Path, keep: int, headline: str) -> None:
         self._directory, self._keep, self._headline = directory, keep, headline
@@ -89,10 +94,12 @@ class _NewestAndBest(checkpoint_managers.PreservationPolicy):
         directories = [self._directory / str(c.step) for c in checkpoints]
         # The newest is still being written; it stays in any case.
         runs = [read_run(d) if d.is_dir() else {"metrics": {}} for d in directories]
-        scores = [score(run["metrics"], self._headline) for run in runs]
-        best = max(range(len(scores)), key=lambda i: (scores[i], i), default=None)
-        first = len(checkpoints) - self._keep
-        return [i >= first or i == best for i in range(len(checkpoints))]
+        stays = set(range(len(checkpoints))[-self._keep :])
+        for ema in (None, False):
+            scores = [(score(run["metrics"], self._headline, ema), i) for i, run in enumerate(runs)]
+            if scores:
+                stays.add(max(scores)[1])
+        return [i in stays for i in range(len(checkpoints))]
 
 
 class Checkpoints:
@@ -220,15 +227,15 @@ def load_for_inference(path: str | Path, *, ema: bool | None = None) -> Restored
     """Reads a trained model.
 
     Args:
-        path: a workdir (its best checkpoint by evaluation, else its newest) or the directory of
-            one checkpoint.
+        path: a workdir (its best checkpoint by evaluation of these weights, else its newest) or
+            the directory of one checkpoint.
         ema: averaged weights or not; None takes them if there are any.
 
     Raises:
         CheckpointError: there is no checkpoint, no averaged weights, or the stored parameters
             are not those of the model that the stored config describes.
     """
-    directory = find_checkpoint(Path(path).absolute(), Classification.headline)
+    directory = find_checkpoint(Path(path).absolute(), Classification.headline, ema)
     stored = read_run(directory)
     config = parse(stored["config"])
     name = choose_item(directory, ema=ema)
@@ -269,7 +276,8 @@ def _placed(tree: Any, sharding: Sharding) -> Any:
 
 def _check_same_run(stored: Mapping[str, Any], info: RunInfo, where: Path) -> None:
     """Refuses to go on with another experiment."""
-    old, new = _flat(stored["config"]), _flat(to_dict(info.config))
+    # Parsed, as settings that came later have the values that they stand for.
+    old, new = _flat(to_dict(parse(stored["config"]))), _flat(to_dict(info.config))
     changed = [
         f"config.{key}: {old.get(key, 'absent')!r} there, {new.get(key, 'absent')!r} now"
         for key in sorted(old.keys() | new.keys())

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from vig_jax.config import RunConfig
+from vig_jax.config import DataConfig, RunConfig
 from vig_jax.data import (
     BatchIterator,
     DataSetError,
@@ -17,16 +17,19 @@ from vig_jax.data import (
     steps_per_epoch,
     train_batches,
 )
+from vig_jax.data.mixup import Mix, draw
 from vig_jax.evaluation.accuracy import EvalStep, make_eval_step
+from vig_jax.models import create_model
 from vig_jax.sharding.mesh import check_batch_size, make_mesh, replicated
 from vig_jax.tasks.classification import make_task
 from vig_jax.tasks.protocol import Params, Task
 from vig_jax.train.calendar import Calendar
 from vig_jax.train.checkpoint import RunInfo
+from vig_jax.train.freeze import frozen_mask
 from vig_jax.train.optimizer import make_optimizer
 from vig_jax.train.schedule import warmup_cosine
 from vig_jax.train.state import TrainState, init_state
-from vig_jax.train.step import TrainStep, make_train_step
+from vig_jax.train.step import TrainStep, check_accumulation, make_train_step
 
 
 class SettingError(ValueError):
@@ -69,24 +72,27 @@ class Experiment:
         eval_source = open_source(config.data, "eval")
         config = _resolve(config, train_source)
         mesh = make_mesh()
-        check_batch_size(config.train.batch_size, mesh)
-        epoch = steps_per_epoch(train_source, config.train.batch_size)
+        batch_size, parts = config.train.batch_size, config.train.accumulation_steps
+        check_batch_size(batch_size, mesh)
+        check_accumulation(batch_size, parts, mesh)
+        epoch = steps_per_epoch(train_source, batch_size)
+        calendar = Calendar.of(config.train, epoch)
         task = make_task(config)
         schedule = warmup_cosine(
-            config.optimizer,
-            batch_size=config.train.batch_size,
-            steps_per_epoch=epoch,
-            epochs=config.train.epochs,
+            config.optimizer, batch_size=batch_size, steps_per_epoch=epoch, total=calendar.total
         )
         optimizer = make_optimizer(config.optimizer, schedule)
-        ema_decay = config.train.ema_decay
+        freeze, ema_decay = config.optimizer.freeze, config.train.ema_decay
+        if freeze:
+            frozen_mask(freeze, jax.eval_shape(task.init, jax.random.PRNGKey(0)))
+        _check_mixing(config.data, batch_size // parts)
         return cls(
             config=config,
             train_source=train_source,
             eval_source=eval_source,
             info=RunInfo(config, tuple(train_source.class_names), train_source.fingerprint()),
             mesh=mesh,
-            calendar=Calendar.of(config.train, epoch),
+            calendar=calendar,
             task=task,
             new_state=jax.jit(
                 lambda: init_state(task, optimizer, seed=config.seed, ema=ema_decay > 0),
@@ -94,7 +100,15 @@ class Experiment:
                 # Runs once: to optimise it would cost more than it could save.
                 compiler_options={"xla_backend_optimization_level": 0},
             ),
-            train_step=make_train_step(task, optimizer, schedule, ema_decay=ema_decay, mesh=mesh),
+            train_step=make_train_step(
+                task,
+                optimizer,
+                schedule,
+                ema_decay=ema_decay,
+                mesh=mesh,
+                accumulation_steps=parts,
+                freeze=freeze,
+            ),
             eval_step=make_eval_step(task, mesh=mesh),
         )
 
@@ -141,4 +155,27 @@ def _resolve(config: RunConfig, source: Source) -> RunConfig:
             f"config.model.num_classes is {classes}, but the data set has "
             f"{source.num_classes} classes: unset it, or set it to at least that"
         )
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, num_classes=classes))
+    model = dataclasses.replace(config.model, num_classes=classes)
+    side = config.data.image_size
+    if model.img_size is None and side != getattr(create_model(model.name), "img_size", side):
+        model = dataclasses.replace(model, img_size=side)
+    optimizer = config.optimizer
+    if config.init_weights is None and (optimizer.freeze or optimizer.layer_decay != 1):
+        raise ValueError(
+            "config.init_weights is not set, but config.optimizer.freeze or .layer_decay is: they "
+            "are for parameters that are trained already. Name a .pth or .safetensors file or a "
+            "run: --config.init_weights=FILE"
+        )
+    return dataclasses.replace(config, model=model)
+
+
+def _check_mixing(data: DataConfig, rows: int) -> None:
+    """Refuses groups that the batch, or each part of it, cannot be cut into."""
+    mixup, cutmix = data.mixup_alpha, data.cutmix_alpha
+    if mixup or cutmix:
+
+        def once(key: jax.Array) -> Mix:
+            group = data.mixup_group
+            return draw(key, rows, 1, 1, mixup_alpha=mixup, cutmix_alpha=cutmix, group=group)
+
+        jax.eval_shape(once, jax.random.PRNGKey(0))

@@ -26,6 +26,7 @@ from vig_jax.convert.run_folder import CHECKPOINTS, finished
 from vig_jax.data import BadImages, Source
 from vig_jax.evaluation.accuracy import evaluate
 from vig_jax.sharding.mesh import place_batch
+from vig_jax.train.calendar import Calendar
 from vig_jax.train.checkpoint import Checkpoints
 from vig_jax.train.experiment import Experiment
 from vig_jax.train.imported import initial_params
@@ -212,12 +213,19 @@ def _describe(experiment: Experiment, state: TrainState, start: int, workdir: Pa
         f"{jax.device_count()} x {device.device_kind}",
         f"{config.data.source}: {len(experiment.train_source):,} images to train on, "
         f"{len(experiment.eval_source):,} to evaluate, {config.model.num_classes} classes",
-        f"{config.train.epochs} epochs of {calendar.steps_per_epoch} steps of "
-        f"{config.train.batch_size} images; all goes to {workdir}",
+        f"{_length(calendar)} of {config.train.batch_size} images; all goes to {workdir}",
     ]
     if start:
         lines.append(f"going on from the checkpoint of step {start} of {calendar.total}")
     return "\n".join(lines)
+
+
+def _length(calendar: Calendar) -> str:
+    """How long the run is, in epochs if they are whole."""
+    epochs, rest = divmod(calendar.total, calendar.steps_per_epoch)
+    if rest:
+        return f"{calendar.total} steps ({calendar.total / calendar.steps_per_epoch:.2f} epochs)"
+    return f"{epochs} epochs of {calendar.steps_per_epoch} steps"
 
 
 def _farewell(step: int, total: int, stop: StopRequest, results: dict[str, float]) -> str:

@@ -1,4 +1,4 @@
-"""AdamW with decoupled weight decay, clipping and a schedule."""
+"""AdamW with decoupled weight decay, clipping and a schedule, for all parameters or some."""
 
 from typing import Any
 
@@ -6,6 +6,8 @@ import jax
 import optax
 
 from vig_jax.config import OptimizerConfig
+from vig_jax.train.freeze import frozen_mask
+from vig_jax.train.layer_decay import scale_by_layer
 
 
 def decay_mask(params: Any) -> Any:
@@ -23,16 +25,31 @@ def decay_mask(params: Any) -> Any:
 def make_optimizer(
     config: OptimizerConfig, schedule: optax.Schedule
 ) -> optax.GradientTransformation:
-    """The transformation from gradients to parameter updates."""
+    """The transformation from gradients to parameter updates.
+
+    Frozen parameters have no optimizer state, and updates of 0.
+
+    Raises:
+        ValueError: a setting out of range. Whether `config.freeze` names parameters shows only
+            when the state is initialised.
+    """
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
-    return optax.chain(
-        clip,
-        optax.adamw(
-            schedule,
-            b1=config.b1,
-            b2=config.b2,
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-            mask=decay_mask,
-        ),
+    adamw: optax.GradientTransformation = optax.adamw(
+        schedule,
+        b1=config.b1,
+        b2=config.b2,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        mask=decay_mask,
     )
+    if config.freeze:
+
+        def labels(params: Any) -> Any:
+            return jax.tree.map(
+                lambda frozen: "frozen" if frozen else "trained",
+                frozen_mask(config.freeze, params),
+            )
+
+        adamw = optax.partition({"trained": adamw, "frozen": optax.set_to_zero()}, labels)
+    by_layer = scale_by_layer(config.layer_decay)  # refuses bad values in any case
+    return optax.chain(clip, adamw, *([by_layer] if config.layer_decay < 1 else []))

@@ -3,11 +3,13 @@
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from vig_jax.sharding.mesh import batch_sharded, replicated
-from vig_jax.tasks.protocol import Batch, Task
+from vig_jax.sharding.mesh import batch_sharded, parts_sharded, replicated
+from vig_jax.tasks.protocol import Batch, Params, Task
+from vig_jax.train.freeze import frozen_mask
 from vig_jax.train.state import TrainState
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
@@ -20,20 +22,68 @@ def make_train_step(
     *,
     ema_decay: float,
     mesh: Mesh,
+    accumulation_steps: int = 1,
+    freeze: str = "",
 ) -> TrainStep:
     """Compiles `(state, batch) -> (state, metrics)`; the given state is consumed.
 
-    Metrics are scalars on the device: `loss`, `grad_norm` (before clipping) and `lr`.
+    Metrics are scalars on the device: `loss`, `grad_norm` (before clipping; of what is trained)
+    and `lr` (of the head, where layers differ).
+
+    Args:
+        task: gives the loss, a mean over examples.
+        optimizer: from `make_optimizer`.
+        schedule: for the metrics.
+        ema_decay: of the averaged parameters.
+        mesh: that the batch is split over.
+        accumulation_steps: equal parts of the batch whose gradients are computed one after another
+            and averaged. Mixing and other draws are made per part; without them the update is that
+            of the whole batch.
+        freeze: parameters that stay as they are; see `vig_jax.train.freeze`.
     """
+
+    def loss_of(params: Params, batch: Batch, key: jax.Array) -> jax.Array:
+        # Where no gradient is wanted, none is computed: the backward pass ends above.
+        frozen = frozen_mask(freeze, params)
+        params = jax.tree.map(lambda x, f: jax.lax.stop_gradient(x) if f else x, params, frozen)
+        return task.loss(params, batch, key)
+
+    def accumulated(params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, Params]:
+        """Loss and gradient, the means over the parts."""
+        part_of = parts_sharded(mesh)
+        parts = jax.tree.map(
+            lambda x: jax.lax.with_sharding_constraint(
+                x.reshape(accumulation_steps, -1, *x.shape[1:]), part_of
+            ),
+            dict(batch),
+        )
+
+        def add(
+            sums: tuple[jax.Array, Params], number_and_part: tuple[jax.Array, Batch]
+        ) -> tuple[tuple[jax.Array, Params], None]:
+            number, part = number_and_part
+            new = jax.value_and_grad(loss_of)(params, part, jax.random.fold_in(key, number))
+            return jax.tree.map(jnp.add, sums, new), None
+
+        shapes = jax.eval_shape(jax.value_and_grad(loss_of), params, _first(parts), key)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        sums, _ = jax.lax.scan(add, zeros, (jnp.arange(accumulation_steps), parts))
+        return jax.tree.map(lambda x: x / accumulation_steps, sums)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(state.key, state.step)
-        loss, grads = jax.value_and_grad(task.loss)(state.params, batch, key)
+        gradient = jax.value_and_grad(loss_of) if accumulation_steps == 1 else accumulated
+        loss, grads = gradient(state.params, batch, key)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema_params = state.ema_params
         if ema_params is not None:
-            ema_params = optax.incremental_update(params, ema_params, 1.0 - ema_decay)
+            averages = optax.incremental_update(params, ema_params, 1.0 - ema_decay)
+            # The average of what stays is what it was; computed anew it would be rounded.
+            frozen = frozen_mask(freeze, params)
+            ema_params = jax.tree.map(
+                lambda old, new, f: old if f else new, ema_params, averages, frozen
+            )
         metrics = {
             "loss": loss,
             "grad_norm": optax.tree.norm(grads),
@@ -49,3 +99,26 @@ def make_train_step(
         out_shardings=everywhere,
         donate_argnums=0,
     )
+
+
+def check_accumulation(batch_size: int, accumulation_steps: int, mesh: Mesh) -> None:
+    """Refuses parts that are not equal or that the devices cannot share equally.
+
+    Raises:
+        ValueError: `batch_size` is not a multiple of parts times devices.
+    """
+    if accumulation_steps < 1:
+        raise ValueError(
+            f"config.train.accumulation_steps={accumulation_steps}; at least 1 is wanted"
+        )
+    parts = accumulation_steps * mesh.size
+    if batch_size % parts:
+        raise ValueError(
+            f"a batch of {batch_size} cannot be computed in {accumulation_steps} parts on "
+            f"{mesh.size} devices: set config.train.batch_size to a multiple of {parts}, or "
+            "config.train.accumulation_steps to another number"
+        )
+
+
+def _first(parts: Batch) -> Batch:
+    return {name: x[0] for name, x in parts.items()}
