@@ -93,6 +93,37 @@ def test_fewer_than_five_classes():
     assert (float(sums["top1"]), float(sums["top5"])) == (0, 1)
 
 
+def test_f1_of_two_classes():
+    guesses = [1, 1, 1, 0, 0, 1, 1]
+    labels = [1, 1, 0, 1, 0, 0, 1]
+    weight = [1.0, 1, 1, 1, 1, 1, 0]  # the last row only fills the batch
+    batch = {
+        "image": images_with_logits([[1 - guess, guess] for guess in guesses]),
+        "label": jnp.array(labels),
+        "weight": jnp.array(weight),
+    }
+    sums = task(classes=2).evaluate({"scale": jnp.ones(())}, batch)
+    metrics = task(classes=2).metrics({k: float(v) for k, v in sums.items()})
+    # Two found, two wrongly seen, one missed.
+    assert metrics["f1"] == pytest.approx(4 / 7)
+    assert metrics["top1"] == pytest.approx(3 / 6)
+
+
+def test_f1_of_a_class_that_is_not_there():
+    batch = {
+        "image": images_with_logits([[1, 0]]),
+        "label": jnp.array([0]),
+        "weight": jnp.ones(1),
+    }
+    sums = task(classes=2).evaluate({"scale": jnp.ones(())}, batch)
+    assert task(classes=2).metrics({k: float(v) for k, v in sums.items()})["f1"] == 0
+
+
+def test_no_f1_of_more_classes():
+    sums = {"loss": 1.0, "top1": 1.0, "top5": 1.0, "weight": 2.0}
+    assert task().metrics(sums).keys() == {"loss", "top1", "top5"}
+
+
 def test_loss_without_mixing_is_smoothed_cross_entropy():
     logits = np.array([[4, 0, 1, 0, 0, 0, 0, 2], [0, 0, 7, 0, 0, 1, 0, 0]])
     labels = np.array([0, 5])

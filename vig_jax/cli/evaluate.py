@@ -1,5 +1,7 @@
 """Top-1 and top-5 accuracy on held-out images, of a trained run or of a weight file.
 
+Of two classes, also F1 of the second.
+
   vig evaluate runs/fashion_mnist
   vig evaluate runs/vig_s --data-path /data/imagenet --batch-size 256
   vig evaluate --weights vig_s.pth --model vig_s --data-path /data/imagenet
@@ -74,7 +76,10 @@ def run(args: argparse.Namespace) -> int:
             on_batch=on_batch,
         )
     print(f"{args.weights or args.run}: {restored.description}, {len(source)} images")
-    print(f"top-1 {metrics['top1']:.4f}  top-5 {metrics['top5']:.4f}  loss {metrics['loss']:.4f}")
+    f1 = f"  F1 {metrics['f1']:.4f}" if "f1" in metrics else ""
+    print(
+        f"top-1 {metrics['top1']:.4f}  top-5 {metrics['top5']:.4f}  loss {metrics['loss']:.4f}{f1}"
+    )
     if len(bad_images):
         print(f"{len(bad_images)} images did not decode and were left out")
     if args.json:

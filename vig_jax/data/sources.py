@@ -20,6 +20,7 @@ from typing import Literal, Protocol, runtime_checkable
 import numpy as np
 
 from vig_jax.config import DataConfig
+from vig_jax.data.elpv import PIP_COMMAND, ElpvSource, find_folder
 from vig_jax.data.example import Example
 from vig_jax.data.fashion_mnist import FashionMnistSource
 
@@ -273,7 +274,18 @@ def _open_synthetic(data: DataConfig, split: Split) -> Source:
     return SyntheticSource(data.image_size, 65_536 if split == "train" else 4_096)
 
 
+def _open_elpv(data: DataConfig, split: Split) -> Source:
+    folder = find_folder()
+    if folder is None:
+        raise DataSetError(
+            "config.data.source='elpv' reads the photographs of the package elpv-dataset, which is "
+            f"not installed: {PIP_COMMAND} (91 MB; CC-BY-NC-SA 4.0, so not for commercial use)"
+        )
+    return ElpvSource(folder, split)
+
+
 SOURCES: dict[str, Callable[[DataConfig, Split], Source]] = {
+    "elpv": _open_elpv,
     "fashion_mnist": lambda data, split: FashionMnistSource(split),
     "image_folder": _open_image_folder,
     "synthetic": _open_synthetic,

@@ -54,13 +54,24 @@ class Classification:
         return jnp.mean(soft_cross_entropy(logits, targets))
 
     def evaluate(self, params: Params, batch: Batch) -> Sums:
-        """Weighted sums of the loss and of the hits among the first 1 and 5 guesses."""
+        """Weighted sums of the loss and of the hits among the first 1 and 5 guesses.
+
+        Of two classes, also how often the second is found, wrongly seen and missed.
+        """
         logits: Any = self.model.apply({"params": params}, normalise(batch["image"], self.data))
         labels, weight = batch["label"], batch["weight"]
         _, guesses = jax.lax.top_k(logits, min(5, self.num_classes))
         hits = guesses == labels[:, None]
         losses = cross_entropy(logits, labels)
-        return {
+        counts = {}
+        if self.num_classes == 2:
+            seen, there = guesses[:, 0] == 1, labels == 1
+            counts = {
+                "true_positives": jnp.sum(weight * (seen & there)),
+                "false_positives": jnp.sum(weight * (seen & ~there)),
+                "false_negatives": jnp.sum(weight * (~seen & there)),
+            }
+        return counts | {
             "loss": jnp.sum(weight * losses),
             "top1": jnp.sum(weight * hits[:, 0]),
             "top5": jnp.sum(weight * hits.any(axis=1)),
@@ -68,8 +79,16 @@ class Classification:
         }
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """`loss` in nats, `top1` and `top5` as fractions."""
-        return {name: sums[name] / sums["weight"] for name in ("loss", "top1", "top5")}
+        """`loss` in nats, `top1` and `top5` as fractions; of two classes, `f1` of the second.
+
+        F1 is 2 TP / (2 TP + FP + FN), and 0 where that class is neither seen nor there.
+        """
+        values = {name: sums[name] / sums["weight"] for name in ("loss", "top1", "top5")}
+        if "true_positives" in sums:
+            hits = 2 * sums["true_positives"]
+            slips = sums["false_positives"] + sums["false_negatives"]
+            values["f1"] = hits / (hits + slips) if hits + slips else 0.0
+        return values
 
 
 def augment(
