@@ -29,6 +29,7 @@ def get_config() -> ConfigDict:
     config.data.erase_probability = 0.25
     config.data.mixup_alpha = 0.8
     config.data.cutmix_alpha = 1.0
+    config.data.mixup_group = 64  # images per GPU of the paper's run
 
     config.optimizer.base_lr = 1e-3  # per 512 images
     config.optimizer.warmup_epochs = 20.0

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from vig_jax.config import parse
+from vig_jax.config import parse, to_dict
 from vig_jax.sharding.mesh import check_batch_size, make_mesh
 from vig_jax.tasks.classification import make_task
 from vig_jax.train.calendar import Calendar
@@ -61,6 +61,64 @@ def test_builds(name):
 @pytest.mark.parametrize("name", PAGES)
 def test_page_tells_its_command(name):
     assert f"--config=configs/{name}.py" in load(name).__doc__
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_nothing_else_in_the_paper_recipe(name):
+    """All values of data, optimizer and run that change what is computed."""
+    config = to_dict(parse(load(name).get_config()))
+    rate, decay, drop_path = PAPER[name]
+    assert config["model"] == dict.fromkeys(config["model"]) | {
+        "name": name,
+        "drop_path_rate": drop_path,
+        "dtype": "bfloat16",
+        "remat": False,
+    }
+    assert config["data"] == config["data"] | {
+        "image_size": 224,
+        "mean": (0.485, 0.456, 0.406),
+        "std": (0.229, 0.224, 0.225),
+        "crop": "random_resized",
+        "crop_scale": (0.08, 1.0),
+        "crop_ratio": (3 / 4, 4 / 3),
+        "hflip": 0.5,
+        "crop_pct": 0.875,
+        "rand_augment_layers": 2,
+        "rand_augment_magnitude": 9.0,
+        "rand_augment_std": 0.5,
+        "color_jitter": 0.0,  # set to 0.4 upstream, and not applied beside RandAugment
+        "erase_probability": 0.25,
+        "mixup_alpha": 0.8,
+        "cutmix_alpha": 1.0,
+        "mixup_group": 64 if name == "vig_b" else 128,  # images per GPU upstream
+    }
+    assert config["optimizer"] == {
+        "base_lr": pytest.approx(rate / 2),
+        "warmup_lr": 5e-7,
+        "min_lr": 5e-6,
+        "lr_batch": 512,
+        "warmup_epochs": 20.0,
+        "warmup_steps": 0,
+        "warmup_examples": 0,
+        "weight_decay": decay,
+        "b1": 0.9,
+        "b2": 0.999,
+        "eps": 1e-8,
+        "clip_norm": 5.0,
+        "layer_decay": 1.0,
+        "freeze": "",
+    }
+    assert config["train"] == config["train"] | {
+        "batch_size": 1024,
+        "accumulation_steps": 1,
+        "epochs": 300,
+        "steps": 0,
+        "examples": 0,
+        "label_smoothing": 0.1,
+        "ema_decay": 0.9999,
+        "eval_every_epochs": 1,
+    }
+    assert config["init_weights"] is None
 
 
 @pytest.mark.parametrize("name", PAPER)

@@ -78,6 +78,26 @@ def test_keeps_the_newest_and_the_best(tmp_path, experiment):
     assert load_for_inference(tmp_path / "checkpoints" / "5").step == 5
 
 
+def test_keeps_the_best_raw_weights_too(tmp_path, experiment):
+    scores = {1: (0.2, 0.1), 2: (0.1, 0.8), 3: (0.7, 0.2), 4: (0.3, 0.3), 5: (0.2, 0.2)}
+    with Checkpoints(tmp_path, keep=1, headline="top1") as checkpoints:
+        for step, (raw, ema) in scores.items():
+            metrics = {"eval/top1": raw, "eval/ema_top1": ema}
+            checkpoints.save(step, numbered(experiment, step), experiment.info, metrics)
+    assert kept(tmp_path) == [2, 3, 5]
+    assert [load_for_inference(tmp_path, ema=ema).step for ema in (None, True, False)] == [2, 2, 3]
+
+
+def test_goes_on_from_before_there_were_some_settings(tmp_path, experiment):
+    save(tmp_path, experiment, {1: None})
+    path = tmp_path / "checkpoints" / "1" / "run" / "metadata"
+    stored = json.loads(path.read_text())
+    del stored["config"]["train"]["accumulation_steps"], stored["config"]["train"]["steps"]
+    del stored["config"]["optimizer"]["layer_decay"], stored["config"]["optimizer"]["freeze"]
+    path.write_text(json.dumps(stored))
+    assert int(restore(tmp_path, experiment).step) == 1
+
+
 def test_unfinished_checkpoint_is_ignored(tmp_path, experiment):
     save(tmp_path, experiment, {1: None, 2: None})
     draft = tmp_path / "checkpoints" / "3.orbax-checkpoint-tmp"

@@ -14,27 +14,11 @@ from configs import common
 from tests.train.test_run import at_step
 from vig_jax.config import parse
 from vig_jax.convert import WeightsError
-from vig_jax.convert.load import save_safetensors
 from vig_jax.layers.pos_embed import resize_pos_embed
 from vig_jax.train.checkpoint import CheckpointError, load_for_inference
 from vig_jax.train.experiment import Experiment
 from vig_jax.train.imported import initial_params, published_config
 from vig_jax.train.loop import run
-
-
-@pytest.fixture
-def weights(tmp_path):
-    """A file for images of another size and for other classes than the run's, and what it holds."""
-    model = vig_jax.create_model(
-        "vig_t", num_classes=10, img_size=32, patch_size=8, embed_dim=32, depth=1, num_heads=1
-    )
-    images = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
-    generator = np.random.default_rng(0)
-    params = jax.tree.map(lambda x: generator.normal(1, 0.1, x.shape).astype(np.float32), shapes)
-    file = tmp_path / "weights.safetensors"
-    save_safetensors(params, file, model_name="vig_t", averaged=None)
-    return file, params
 
 
 def resolved(config):

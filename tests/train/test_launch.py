@@ -34,6 +34,10 @@ def train(*options):
         (["--config=configs/vig_t.py", "--config.model.dtype=half"], "it must be one of"),
         (["--config=configs/vig_t.py"], "config.data.path is not set"),
         (
+            ["--config=configs/fashion_mnist.py", "--config.optimizer.freeze=backbone"],
+            "error: config.init_weights is not set, but config.optimizer.freeze",
+        ),
+        (
             ["--config=configs/fashion_mnist.py", "--config.model.name=vig_x"],
             "error: unknown model 'vig_x'; did you mean",
         ),

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import traverse_util
 
 import vig_jax
 from configs import common
@@ -46,6 +47,36 @@ def test_one_update_is_adamw():
     # The first step of Adam is the sign of the gradient; decay is a share of the weight.
     expected = {"kernel": jnp.full((2, 2), 0.1 * (1 - 0.3 * 2)), "bias": jnp.full((2,), 0.1)}
     chex.assert_trees_all_close(updates, expected, rtol=1e-4)
+
+
+def test_layers_and_frozen_parameters():
+    config = dataclasses.replace(
+        CONFIG, clip_norm=0.0, weight_decay=0.3, layer_decay=0.5, freeze="blocks_0/mlp"
+    )
+    names = ("patch_embed", "blocks_0/attn", "blocks_0/mlp", "blocks_1/attn", "head")
+    params = traverse_util.unflatten_dict(
+        {f"{name}/kernel": jnp.full((2, 2), 2.0) for name in names}, sep="/"
+    )
+    grads = jax.tree.map(lambda x: jnp.full_like(x, -4.0), params)
+    optimizer = make_optimizer(config, lambda step: 0.1)
+    state = optimizer.init(params)
+    # Two moments of each of the four that are trained.
+    assert sum(leaf.size for leaf in jax.tree.leaves(state) if leaf.ndim) == 4 * 2 * 4
+    updates, _ = optimizer.update(grads, state, params)
+    # Adam's first step is the sign of the gradient; it and the decay shrink from layer to layer.
+    head = 0.1 * (1 - 0.3 * 2)
+    scales = dict(zip(names, (0.125, 0.25, 0.0, 0.5, 1.0), strict=True))
+    found = traverse_util.flatten_dict(updates, sep="/")
+    for name, scale in scales.items():
+        np.testing.assert_allclose(found[f"{name}/kernel"], scale * head, rtol=1e-4, err_msg=name)
+
+
+def test_state_is_that_of_before_there_were_these_settings():
+    params = {"head": {"kernel": jnp.zeros((2, 2))}}
+    state = make_optimizer(CONFIG, lambda step: 0.1).init(params)
+    clip, (moments, decay, rate) = state
+    assert (clip, decay.inner_state) == (optax.EmptyState(), optax.EmptyState())
+    assert (int(moments.count), int(rate.count)) == (0, 0)
 
 
 def test_clips_the_global_norm():
