@@ -26,16 +26,16 @@ class ModelConfig:
     num_classes: int | None  # None: as many as the data set has
     img_size: int | None  # side in pixels that the position embedding is made for
     patch_size: int | None
-    embed_dim: int | None  # this and depth: plain models
+    embed_dim: int | None  # plain models
     depth: int | None
-    embed_dims: tuple[int, ...] | None  # this and depths: hierarchical models, one per stage
-    depths: tuple[int, ...] | None
     num_heads: int | tuple[int, ...] | None  # hierarchical: one per stage
     drop_path_rate: float | None
-    remat: bool  # compute blocks again in the backward pass: less memory, more time
     dtype: Literal["float32", "bfloat16"]  # of the computation; parameters are float32
     gla_implementation: str | None  # None: the best for the device
     merge_scale: float | None = None  # on the sum of the two scan directions
+    embed_dims: tuple[int, ...] | None = None  # hierarchical models, one per stage
+    depths: tuple[int, ...] | None = None  # hierarchical models, one per stage
+    remat: bool = False  # compute blocks again in the backward pass: less memory, more time
 
 
 @dataclasses.dataclass(frozen=True)

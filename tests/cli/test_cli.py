@@ -24,6 +24,7 @@ def trained(tmp_path_factory):
     settings.model.dtype = "float32"
     settings.data.update({"source": "fashion_mnist", "image_size": 28, "crop": "none"})
     settings.data.update({"crop_pct": 1.0, "workers": 0, "mixup_alpha": 0.0, "cutmix_alpha": 0.0})
+    settings.data.update({"rand_augment_layers": 0, "erase_probability": 0.0})
     settings.optimizer.warmup_epochs = 0.0
     settings.train.update({"batch_size": 4000, "epochs": 1, "eval_every_epochs": 0})
     workdir = tmp_path_factory.mktemp("run")
