@@ -16,26 +16,33 @@ from vig_jax.train.state import init_state
 from vig_jax.train.step import make_train_step
 
 
-def tiny_config():
+def tiny_config(**data):
     values = common.get_config()
     values.model.update(num_classes=4, img_size=16, patch_size=8, embed_dim=32, depth=1)
     values.model.update(num_heads=1, drop_path_rate=0.2, dtype="float32")
     values.model.gla_implementation = "reference"  # compiles fastest
-    values.data.update(image_size=16, mixup_group=4)
+    values.data.update(image_size=16, mixup_group=4, **data)
     return parse(values)
 
 
-def losses(mesh):
-    """Three updates on the mesh, drop path and mixing included."""
-    config = tiny_config()
+def losses(mesh, parts=1, updates=3, **data):
+    """Some updates on the mesh, drop path and mixing included."""
+    config = tiny_config(**data)
     task = make_task(config)
     optimizer = make_optimizer(config.optimizer, lambda step: 1e-2)
     generator = np.random.default_rng(0)
     with jax.set_mesh(mesh):
         state = jax.jit(lambda: init_state(task, optimizer, seed=0, ema=True))()
-        step = make_train_step(task, optimizer, lambda step: 1e-2, ema_decay=0.9, mesh=mesh)
+        step = make_train_step(
+            task,
+            optimizer,
+            lambda step: 1e-2,
+            ema_decay=0.9,
+            mesh=mesh,
+            accumulation_steps=parts,
+        )
         values = []
-        for _ in range(3):
+        for _ in range(updates):
             batch = {
                 "image": generator.integers(0, 256, (16, 16, 16, 3), np.uint8),
                 "label": generator.integers(0, 4, 16).astype(np.int32),
@@ -56,6 +63,17 @@ def check_steps():
     # of 1e-2 either way.
     for a, b in zip(jax.tree.leaves(eight_params), jax.tree.leaves(one_params), strict=True):
         assert np.mean(np.abs(a - b)) < 1e-4
+
+
+def check_accumulation():
+    one_device = jax.make_mesh(
+        (1,), (DATA_AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:1]
+    )
+    # RandAugment compiles long, and is in the other steps.
+    options = {"parts": 2, "updates": 1, "rand_augment_layers": 0, "erase_probability": 0.0}
+    one, _ = losses(one_device, **options)
+    eight, _ = losses(make_mesh(), **options)
+    np.testing.assert_allclose(eight, one, rtol=1e-4)
 
 
 def check_placement():
@@ -92,4 +110,5 @@ def check_over_batch():
 check_placement()
 check_over_batch()
 check_steps()
+check_accumulation()
 print("all equal")
