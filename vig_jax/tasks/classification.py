@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 from vig_jax.config import DataConfig, ModelConfig, RunConfig
 from vig_jax.data.augment import color_jitter, erase, mean_color, rand_augment
 from vig_jax.data.mixup import mix_images, mix_targets
+from vig_jax.layers.pixels import normalise
 from vig_jax.models import create_model
 from vig_jax.tasks.losses import cross_entropy, soft_cross_entropy
 from vig_jax.tasks.protocol import Batch, Params, Sums
@@ -58,7 +59,9 @@ class Classification:
 
         Of two classes, also how often the second is found, wrongly seen and missed.
         """
-        logits: Any = self.model.apply({"params": params}, normalise(batch["image"], self.data))
+        logits: Any = self.model.apply(
+            {"params": params}, normalise(batch["image"], self.data.mean, self.data.std)
+        )
         labels, weight = batch["label"], batch["weight"]
         _, guesses = jax.lax.top_k(logits, min(5, self.num_classes))
         hits = guesses == labels[:, None]
@@ -107,16 +110,10 @@ def augment(
         )
     elif data.color_jitter:
         images = color_jitter(change_key, images, strength=data.color_jitter)
-    normalised = normalise(images, data)
+    normalised = normalise(images, data.mean, data.std)
     if data.erase_probability:
         normalised = erase(erase_key, normalised, probability=data.erase_probability)
     return normalised
-
-
-def normalise(images: UInt8[Array, "B H W 3"], data: DataConfig) -> Float[Array, "B H W 3"]:
-    """Pixels in units of [0, 1] minus the mean, over the standard deviation, per channel."""
-    mean, std = jnp.asarray(data.mean), jnp.asarray(data.std)
-    return (images / 255.0 - mean) / std
 
 
 def make_model(config: ModelConfig) -> nn.Module:
