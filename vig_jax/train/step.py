@@ -59,16 +59,16 @@ def make_train_step(
         )
 
         def add(
-            sums: tuple[jax.Array, Params], number_and_part: tuple[jax.Array, Batch]
-        ) -> tuple[tuple[jax.Array, Params], None]:
+            total: Params, number_and_part: tuple[jax.Array, Batch]
+        ) -> tuple[Params, jax.Array]:
             number, part = number_and_part
-            new = jax.value_and_grad(loss_of)(params, part, jax.random.fold_in(key, number))
-            return jax.tree.map(jnp.add, sums, new), None
+            part_key = jax.random.fold_in(key, number)
+            loss, grads = jax.value_and_grad(loss_of)(params, part, part_key)
+            return jax.tree.map(jnp.add, total, grads), loss
 
-        shapes = jax.eval_shape(jax.value_and_grad(loss_of), params, _first(parts), key)
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        sums, _ = jax.lax.scan(add, zeros, (jnp.arange(accumulation_steps), parts))
-        return jax.tree.map(lambda x: x / accumulation_steps, sums)
+        numbers = jnp.arange(accumulation_steps)
+        total, losses = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), (numbers, parts))
+        return jnp.mean(losses), jax.tree.map(lambda x: x / accumulation_steps, total)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(state.key, state.step)
@@ -118,7 +118,3 @@ def check_accumulation(batch_size: int, accumulation_steps: int, mesh: Mesh) -> 
             f"{mesh.size} devices: set config.train.batch_size to a multiple of {parts}, or "
             "config.train.accumulation_steps to another number"
         )
-
-
-def _first(parts: Batch) -> Batch:
-    return {name: x[0] for name, x in parts.items()}
