@@ -59,6 +59,9 @@ class DataConfig:
     workers: int  # processes; 0: threads of this process
     prefetch: int  # batches kept ready per worker
     max_bad_images: int  # the run stops above this many undecodable images
+    split: Literal["given", "stratified"] = "given"  # "stratified": held out here, per class
+    val_fraction: float = 0.1  # of each class ("stratified")
+    split_seed: int = 0  # of that draw; apart from the run's, so that runs can be compared
 
 
 @dataclasses.dataclass(frozen=True)
