@@ -143,7 +143,7 @@ def test_a_distant_step_is_reached_at_once(data):
 
 
 def test_workers_change_nothing(data, monkeypatch):
-    monkeypatch.setattr("vig_jax.data.loader._cpu_count", lambda: 2)
+    monkeypatch.setattr("vig_jax.data.loader.cpu_count", lambda: 2)
     source = open_source(data, "train")
     here = take(source, data, 6, start=1)  # across the end of an epoch
     for workers, processes in ((1, 2), (2, 1)):
@@ -283,7 +283,7 @@ def test_processes_must_divide_the_batch(data):
 
 
 def test_little_shared_memory_is_said_beforehand(make_data, monkeypatch):
-    monkeypatch.setattr("vig_jax.data.loader._cpu_count", lambda: 4)
+    monkeypatch.setattr("vig_jax.data.loader.cpu_count", lambda: 4)
     monkeypatch.setattr("vig_jax.data.loader._SHARED_MEMORY", "/")
     free = shutil.disk_usage("/")._replace(free=64 * 2**20)
     monkeypatch.setattr("shutil.disk_usage", lambda path: free)
@@ -294,7 +294,7 @@ def test_little_shared_memory_is_said_beforehand(make_data, monkeypatch):
 
 
 def test_more_workers_than_cpus_are_not_started(data, monkeypatch, caplog):
-    monkeypatch.setattr("vig_jax.data.loader._cpu_count", lambda: 1)
+    monkeypatch.setattr("vig_jax.data.loader.cpu_count", lambda: 1)
     many = dataclasses.replace(data, workers=64)
     with (
         caplog.at_level("INFO"),

@@ -66,6 +66,11 @@ def find_shards(path: str | None, part: Part, suffix: str) -> list[Path]:
     return found
 
 
+def has_shards(path: str, part: Part, suffix: str) -> bool:
+    """Whether there are any files of a split."""
+    return any(_files(path, word, suffix) for word in _WORDS[part])
+
+
 def _files(path: str, word: str, suffix: str) -> list[Path]:
     """Files of one split; all, if the word is empty."""
     expanded = Path(path).expanduser()

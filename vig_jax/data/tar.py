@@ -14,7 +14,6 @@ import hashlib
 import logging
 import os
 import tarfile
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -200,14 +199,13 @@ def _write(index: TarIndex, place: Path) -> None:
         "labels": index.labels,
         "names": np.frombuffer("\0".join(index.names).encode(errors="surrogateescape"), np.uint8),
     }
-    with tempfile.NamedTemporaryFile(dir=place.parent, suffix=".tmp", delete=False) as draft:
-        try:
-            np.savez(draft, allow_pickle=False, **fields)
-            draft.close()
-            Path(draft.name).replace(place)
-        except BaseException:
-            Path(draft.name).unlink(missing_ok=True)
-            raise
+    draft = place.with_name(f"{place.name}.{os.getpid()}.tmp")
+    try:
+        with draft.open("wb") as file:
+            np.savez(file, allow_pickle=False, **fields)
+        draft.replace(place)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 class TarSource:
