@@ -82,11 +82,9 @@ def _configure_convert(parser: argparse.ArgumentParser) -> None:
 def _size(text: str) -> int:
     """Bytes, e.g. of "500M"."""
     units = {"K": 2**10, "M": 2**20, "G": 2**30}
-    number, unit = (
-        (text[:-1], units[text[-1:].upper()]) if text[-1:].upper() in units else (text, 1)
-    )
+    unit = units.get(text[-1:].upper())
     try:
-        return int(float(number) * unit)
+        return int(float(text[:-1]) * unit) if unit else int(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is no size like 500M") from None
 
@@ -185,10 +183,10 @@ def _print(split: str, about: dict[str, Any]) -> None:
     print(f"{split}: {about['images']:,} images, {len(counts)} classes{looked}")
     for key in ("width", "height", "bytes"):
         if summary := about[key]:
-            print(
-                f"  {key:<7}{summary['min']:,} to {summary['max']:,}, median {summary['median']:,.0f}"
-            )
-    print("  " + ", ".join(f"{kind}: {count:,}" for kind, count in about["formats"].items()))
+            low, middle, high = (summary[name] for name in ("min", "median", "max"))
+            print(f"  {key:<7}{low:,} to {high:,}, median {middle:,.0f}")
+    formats = ", ".join(f"{kind}: {count:,}" for kind, count in about["formats"].items())
+    print(f"  {formats}")
     most = max(counts.values())
     ordered = sorted(counts.items(), key=lambda item: -item[1])
     shown = ordered if len(ordered) <= 20 else [*ordered[:10], ("...", None), *ordered[-10:]]

@@ -153,9 +153,7 @@ def convert(
     options.check()
     names = {source.class_names for source in sources.values()}
     if len(names) != 1:
-        raise DataSetError(
-            "the splits have not the same classes" if names else "nothing to convert"
-        )
+        raise DataSetError("the splits differ in their classes" if names else "nothing to convert")
     (class_names,) = names
     state = destination / _STATE
     plan = _plan(sources, options)
