@@ -184,7 +184,7 @@ def _print(split: str, about: dict[str, Any]) -> None:
     for key in ("width", "height", "bytes"):
         if summary := about[key]:
             low, middle, high = (summary[name] for name in ("min", "median", "max"))
-            print(f"  {key:<7}{low:,} to {high:,}, median {middle:,.0f}")
+            print(f"  {key:<7}{low:,.0f} to {high:,.0f}, median {middle:,.0f}")
     formats = ", ".join(f"{kind}: {count:,}" for kind, count in about["formats"].items())
     print(f"  {formats}")
     most = max(counts.values())

@@ -411,29 +411,31 @@ def _results(
         return
     context = multiprocessing.get_context("spawn")
     told = context.Queue()
-    with concurrent.futures.ProcessPoolExecutor(
+    pool = concurrent.futures.ProcessPoolExecutor(
         min(workers, len(todo)), context, _start_worker, (job, told)
-    ) as pool:
-        try:
-            waiting = {pool.submit(_work, shard): shard for shard in todo}
-            while waiting:
-                finished, _ = concurrent.futures.wait(
-                    waiting, timeout=0.2, return_when=concurrent.futures.FIRST_COMPLETED
-                )
-                _pass_on(told, tell)
-                for future in finished:
-                    yield waiting.pop(future), future.result()
+    )
+    try:
+        waiting = {pool.submit(_work, shard): shard for shard in todo}
+        while waiting:
+            finished, _ = concurrent.futures.wait(
+                waiting, timeout=0.2, return_when=concurrent.futures.FIRST_COMPLETED
+            )
             _pass_on(told, tell)
-        except BrokenProcessPool as error:
+            for future in finished:
+                yield waiting.pop(future), future.result()
+        _pass_on(told, tell)
+    except BaseException as error:
+        processes = list((pool._processes or {}).values())
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in processes:  # what they are at will not be kept; they heed no softer signal
+            process.kill()
+        if isinstance(error, BrokenProcessPool):
             raise RuntimeError(
                 "a worker process was killed (out of memory?): --resume goes on, "
                 "perhaps with fewer --workers"
             ) from error
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-            if waiting:  # what they are at would not be kept; they heed no softer signal
-                for process in list((pool._processes or {}).values()):
-                    process.kill()
+        raise
+    pool.shutdown()
 
 
 def _pass_on(told: Any, tell: _Tell) -> None:

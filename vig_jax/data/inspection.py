@@ -97,10 +97,10 @@ def _summary(values: list[int]) -> dict[str, float] | None:
         return None
     array = np.array(values)
     return {
-        "min": int(array.min()),
+        "min": float(array.min()),
         "median": float(np.median(array)),
         "mean": round(float(array.mean()), 1),
-        "max": int(array.max()),
+        "max": float(array.max()),
     }
 
 
