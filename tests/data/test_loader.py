@@ -291,6 +291,10 @@ def test_little_shared_memory_is_said_beforehand(make_data, monkeypatch):
     source = open_source(data, "train")
     with pytest.raises(DataSetError, match=r"but 64 MiB are free.*--shm-size.*workers=0"):
         train_batches(source, data, batch_size=512, seed=0)
+    # 17 batches of 20 images are 51 MB: enough alone, but not for evaluation beside training.
+    with pytest.raises(DataSetError, match="98 MiB"):
+        train_batches(source, data, batch_size=20, seed=0)
+    eval_batches(open_source(data, "eval"), data, batch_size=20).close()
 
 
 def test_more_workers_than_cpus_are_not_started(data, monkeypatch, caplog):
@@ -368,6 +372,14 @@ def test_a_program_that_closes_nothing_ends_quietly(script):
 
 
 def test_workers_die_with_their_parent(script):
+    shared = Path(loader._SHARED_MEMORY)
+    before = set(shared.iterdir())
     # The pipe stays open as long as any of them lives.
     ended = subprocess.run([*script, "die"], stdout=subprocess.PIPE, timeout=60)
     assert (ended.returncode, ended.stdout) == (-signal.SIGKILL, b"32\n")
+    new = set(shared.iterdir()) - before
+    for _ in range(100):  # other tests may have memory there for a moment
+        if not any(file.exists() for file in new):
+            break
+        time.sleep(0.1)
+    assert not [file for file in new if file.exists()]

@@ -309,6 +309,8 @@ def _check_shared_memory(batches: _TrainBatches | _EvalBatches, workers: int, bu
     rows = batches.batch_size // batches.process_count
     # Per worker two buffers and a batch going into each; one more is being copied out.
     count = workers * (2 * buffer + 2) + 1
+    if isinstance(batches, _TrainBatches):
+        count *= 2  # evaluation will come to stand beside it: better told now than after an epoch
     needed = count * rows * batches.data.image_size**2 * 3
     free = shutil.disk_usage(_SHARED_MEMORY).free
     if needed > free:
