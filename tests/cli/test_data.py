@@ -15,7 +15,7 @@ def photographs(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize("action", ["images", "convert", "inspect"])
+@pytest.mark.parametrize("action", ["images", "convert", "inspect", "benchmark"])
 def test_help(action, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["data", action, "--help"])
@@ -28,7 +28,7 @@ def test_an_action_is_wanted(capsys):
         with pytest.raises(SystemExit) as ended:
             main(arguments)
         assert ended.value.code == 2
-    assert "'images', 'convert', 'inspect'" in capsys.readouterr().err
+    assert "'images', 'convert', 'inspect', 'benchmark'" in capsys.readouterr().err
 
 
 def test_convert_and_inspect(photographs, tmp_path, capsys):
@@ -80,6 +80,16 @@ def test_bad_images(photographs, tmp_path, capsys):
     assert "--max-errors 0 allows no more" in capsys.readouterr().err
     assert main([*command, "--resume", "--max-errors", "1"]) == 0
     assert "train: 7 images in 1 shards, 1 left out (errors.jsonl)" in capsys.readouterr().out
+
+
+def test_benchmark(photographs, tmp_path, capsys):
+    file = tmp_path / "numbers.json"
+    command = ["data", "benchmark", str(photographs), "--image-size", "16", "--images", "4"]
+    assert main([*command, "--json", str(file)]) == 0
+    assert "  crop and resize " in capsys.readouterr().out
+    stages = json.loads(file.read_text())["stages"]
+    assert list(stages) == ["read", "decode", "crop and resize", "all"]
+    assert all(0 < times["best"] <= times["median"] for times in stages.values())
 
 
 @pytest.mark.parametrize(

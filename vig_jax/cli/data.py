@@ -1,7 +1,8 @@
-"""Data sets: convert one to another format, see what is in it, or write the embedded photographs.
+"""Data sets: convert to another format, inspect, time; or write the embedded photographs.
 
 vig data inspect /data/flowers --sheet sheet.png
 vig data convert /data/flowers /data/flowers_records --resize-short 320 --workers 8
+vig data benchmark /data/flowers_records --workers 8
 vig data images photographs --split eval --per-class 4
 """
 
@@ -14,8 +15,10 @@ KINDS = ("array_record", "image_folder", "parquet", "tar")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Declares the three commands and their options."""
-    commands = parser.add_subparsers(dest="action", required=True, metavar="images|convert|inspect")
+    """Declares the commands and their options."""
+    commands = parser.add_subparsers(
+        dest="action", required=True, metavar="images|convert|inspect|benchmark"
+    )
     images = commands.add_parser("images", help="write the embedded photographs as an image folder")
     images.add_argument("directory", type=Path, help="gets CLASS/NUMBER.png")
     images.add_argument("--split", choices=["train", "eval"], default="eval")
@@ -30,6 +33,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     inspect.add_argument("--sample", type=int, metavar="N", help="decode N of a split, not all")
     inspect.add_argument("--json", type=Path, metavar="FILE", help="write all of it there")
     inspect.add_argument("--sheet", type=Path, metavar="PNG", help="write pictures with classes")
+    benchmark = commands.add_parser(
+        "benchmark", help="milliseconds per image of reading, decoding, cropping; loader speed"
+    )
+    _describe_source(benchmark)
+    benchmark.add_argument("--image-size", type=int, default=224, metavar="PIXELS", help="224")
+    benchmark.add_argument("--images", type=int, default=128, metavar="N", help="to time (128)")
+    benchmark.add_argument("--workers", type=int, metavar="N", help="time the loader with so many")
+    benchmark.add_argument("--batch-size", type=int, default=64, metavar="N", help="then (64)")
+    benchmark.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there")
 
 
 def _describe_source(parser: argparse.ArgumentParser) -> None:
@@ -91,7 +103,13 @@ def _size(text: str) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Does it."""
-    return {"images": _images, "convert": _convert, "inspect": _inspect}[args.action](args)
+    actions = {
+        "images": _images,
+        "convert": _convert,
+        "inspect": _inspect,
+        "benchmark": _benchmark,
+    }
+    return actions[args.action](args)
 
 
 def _images(args: argparse.Namespace) -> int:
@@ -174,6 +192,48 @@ def _inspect(args: argparse.Namespace) -> int:
     if args.sheet:
         save_sheet(next(iter(sources.values())), args.sheet)
         print(f"sheet of pictures ({next(iter(sources))}): {args.sheet}")
+    return 0
+
+
+def _benchmark(args: argparse.Namespace) -> int:
+    from vig_jax.config import DataConfig
+    from vig_jax.data.benchmark import host_stages, loader_speed
+
+    if args.images < 1:
+        raise ValueError(f"--images {args.images}: at least 1 is wanted")
+    data = DataConfig(
+        source="image_folder",
+        path=None,
+        image_size=args.image_size,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+        crop="random_resized",
+        crop_scale=(0.08, 1.0),
+        crop_ratio=(3 / 4, 4 / 3),
+        crop_padding=0,
+        hflip=0.5,
+        crop_pct=0.875,
+        mixup_alpha=0.0,
+        cutmix_alpha=0.0,
+        mixup_group=1,
+        workers=args.workers or 0,
+        prefetch=2,
+        max_bad_images=0,
+    )
+    source = next(iter(_open(args).values()))
+    numbers: dict[str, Any] = {"stages": host_stages(source, data, args.images)}
+    print("CPU ms per image, one process     best  median  images/s")
+    for name, times in numbers["stages"].items():
+        best = times["best"]
+        print(f"  {name:<28}{best:>8.3f}{times['median']:>8.3f}{1e3 / max(best, 1e-9):>10,.0f}")
+    if args.workers is not None:
+        speed = loader_speed(source, data, args.batch_size, seconds=5.0)
+        numbers["loader"] = {"workers": args.workers, "images_per_second": speed}
+        print(
+            f"loader, {args.workers} workers, batches of {args.batch_size}: {speed:,.0f} images/s"
+        )
+    if args.json:
+        args.json.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
     return 0
 
 

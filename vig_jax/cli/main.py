@@ -12,7 +12,7 @@ COMMANDS = {
     "predict": "classify image files",
     "convert": "turn weight files into others, or into a checkpoint, and back",
     "benchmark": "images per second and memory of a model on this device",
-    "data": "convert and inspect data sets; write the embedded photographs",
+    "data": "convert, inspect and time data sets; write the embedded photographs",
 }
 
 
