@@ -16,9 +16,7 @@ KINDS = ("array_record", "image_folder", "parquet", "tar")
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declares the commands and their options."""
-    commands = parser.add_subparsers(
-        dest="action", required=True, metavar="images|convert|inspect|benchmark"
-    )
+    commands = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     images = commands.add_parser("images", help="write the embedded photographs as an image folder")
     images.add_argument("directory", type=Path, help="gets CLASS/NUMBER.png")
     images.add_argument("--split", choices=["train", "eval"], default="eval")
@@ -229,9 +227,7 @@ def _benchmark(args: argparse.Namespace) -> int:
     if args.workers is not None:
         speed = loader_speed(source, data, args.batch_size, seconds=5.0)
         numbers["loader"] = {"workers": args.workers, "images_per_second": speed}
-        print(
-            f"loader, {args.workers} workers, batches of {args.batch_size}: {speed:,.0f} images/s"
-        )
+        print(f"loader with {args.workers} workers: {speed:,.0f} images/s")
     if args.json:
         args.json.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
     return 0

@@ -1,4 +1,4 @@
-"""How fast one core reads, decodes and crops the images of a data set, and how fast the loader is."""
+"""How fast one core reads, decodes and crops a data set's images, and how fast the loader is."""
 
 import dataclasses
 import time
