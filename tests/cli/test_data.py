@@ -56,6 +56,18 @@ def test_convert_and_inspect(photographs, tmp_path, capsys):
         assert opened.format == "PNG"
 
 
+def test_an_interruption_says_how_to_go_on(photographs, tmp_path, capsys, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    command = ["data", "convert", str(photographs), str(tmp_path / "out"), "--workers", "0"]
+    with monkeypatch.context() as patch:
+        patch.setattr("vig_jax.data.conversion._write_shard", interrupted)
+        assert main(command) == 1
+    assert "--resume goes on" in capsys.readouterr().err
+    assert main([*command, "--resume", "--verify"]) == 0
+
+
 def test_an_undivided_folder(photographs, tmp_path, capsys):
     out = tmp_path / "out"
     assert main(["data", "convert", str(photographs), str(out), "--to", "tar", "--workers=0"]) == 0

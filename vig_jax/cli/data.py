@@ -155,14 +155,17 @@ def _convert(args: argparse.Namespace) -> int:
     sources = _open(args)
     if len(sources) == 1 and args.val_fraction is None and "train" in sources:
         print(f"{args.source} has no evaluation split: all of it is for training (--val-fraction?)")
-    info = convert(
-        sources,
-        args.destination,
-        options,
-        workers=cpu_count() if args.workers is None else args.workers,
-        resume=args.resume,
-        max_errors=args.max_errors,
-    )
+    try:
+        info = convert(
+            sources,
+            args.destination,
+            options,
+            workers=cpu_count() if args.workers is None else args.workers,
+            resume=args.resume,
+            max_errors=args.max_errors,
+        )
+    except KeyboardInterrupt:
+        raise RuntimeError("interrupted; what is done is kept, --resume goes on") from None
     for name, split in info["splits"].items():
         left_out = f", {split['left_out']} left out (errors.jsonl)" if split["left_out"] else ""
         print(f"{name}: {split['images']:,} images in {len(split['shards'])} shards{left_out}")
