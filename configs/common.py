@@ -45,6 +45,11 @@ def get_config() -> ConfigDict:
     config.data.crop_padding = 0  # pixels each side, for "pad"
     config.data.hflip = 0.5  # probability
     config.data.crop_pct = 0.875  # evaluation: image_size / resized shorter side
+    config.data.rand_augment_layers = 2  # operations in a row, each with probability 1/2; 0: off
+    config.data.rand_augment_magnitude = 9.0  # of 10
+    config.data.rand_augment_std = 0.5  # of the magnitude
+    config.data.color_jitter = 0.0  # strength, only without RandAugment; 0: off
+    config.data.erase_probability = 0.25  # of random erasing
     config.data.mixup_alpha = 0.8  # 0: off
     config.data.cutmix_alpha = 1.0  # 0: off
     config.data.mixup_group = 128  # examples that share one draw

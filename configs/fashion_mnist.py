@@ -29,6 +29,8 @@ def get_config() -> ConfigDict:
     config.data.crop = "pad"
     config.data.crop_padding = 1
     config.data.crop_pct = 1.0
+    config.data.rand_augment_layers = 0
+    config.data.erase_probability = 0.0
     config.data.mixup_alpha = 0.0
     config.data.cutmix_alpha = 0.0
     config.data.workers = 0

@@ -4,8 +4,8 @@
 
 The folder holds train/<class>/*.jpg and val/<class>/*.jpg. The paper trains on eight GPUs of 128
 images each; any number of devices that divides the batch will do, one included. The recipe is
-that of hustvl/ViG without RandAugment and random erasing, and in bfloat16 where the original
-computes in float16 with a scaled loss. `--config.model.remat=True` saves memory.
+that of hustvl/ViG, in bfloat16 where the original computes in float16 with a scaled loss.
+`--config.model.remat=True` saves memory.
 """
 
 from ml_collections import ConfigDict
@@ -25,6 +25,9 @@ def get_config() -> ConfigDict:
     config.data.crop = "random_resized"
     config.data.crop_scale = (0.08, 1.0)
     config.data.hflip = 0.5
+    config.data.rand_augment_layers = 2
+    config.data.rand_augment_magnitude = 9.0
+    config.data.erase_probability = 0.25
     config.data.mixup_alpha = 0.8
     config.data.cutmix_alpha = 1.0
 

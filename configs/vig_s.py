@@ -4,7 +4,7 @@
 
 The folder holds train/<class>/*.jpg and val/<class>/*.jpg. The paper trains on eight GPUs of 128
 images each; any number of devices that divides the batch will do, one included. The recipe is
-that of hustvl/ViG without RandAugment and random erasing.
+that of hustvl/ViG.
 """
 
 from ml_collections import ConfigDict
@@ -24,6 +24,9 @@ def get_config() -> ConfigDict:
     config.data.crop = "random_resized"
     config.data.crop_scale = (0.08, 1.0)
     config.data.hflip = 0.5
+    config.data.rand_augment_layers = 2
+    config.data.rand_augment_magnitude = 9.0
+    config.data.erase_probability = 0.25
     config.data.mixup_alpha = 0.8
     config.data.cutmix_alpha = 1.0
 

@@ -26,21 +26,21 @@ class ModelConfig:
     num_classes: int | None  # None: as many as the data set has
     img_size: int | None  # side in pixels that the position embedding is made for
     patch_size: int | None
-    embed_dim: int | None  # this and depth: plain models
+    embed_dim: int | None  # plain models
     depth: int | None
-    embed_dims: tuple[int, ...] | None  # this and depths: hierarchical models, one per stage
-    depths: tuple[int, ...] | None
     num_heads: int | tuple[int, ...] | None  # hierarchical: one per stage
     drop_path_rate: float | None
-    remat: bool  # compute blocks again in the backward pass: less memory, more time
     dtype: Literal["float32", "bfloat16"]  # of the computation; parameters are float32
     gla_implementation: str | None  # None: the best for the device
     merge_scale: float | None = None  # on the sum of the two scan directions
+    embed_dims: tuple[int, ...] | None = None  # hierarchical models, one per stage
+    depths: tuple[int, ...] | None = None  # hierarchical models, one per stage
+    remat: bool = False  # compute blocks again in the backward pass: less memory, more time
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Where images come from and what happens to them on the host."""
+    """Where images come from and what happens to them, on the host and then on the device."""
 
     source: str  # a name of vig_jax.data.sources
     path: str | None
@@ -62,6 +62,11 @@ class DataConfig:
     split: Literal["given", "stratified"] = "given"  # "stratified": held out here, per class
     val_fraction: float = 0.1  # of each class ("stratified")
     split_seed: int = 0  # of that draw; apart from the run's, so that runs can be compared
+    rand_augment_layers: int = 0  # operations in a row, each with probability 1/2; 0: off
+    rand_augment_magnitude: float = 9.0  # mean strength, 0 to 10
+    rand_augment_std: float = 0.5  # of the strength
+    color_jitter: float = 0.0  # without RandAugment: strength on brightness, contrast, saturation
+    erase_probability: float = 0.0  # of random erasing, per image
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,8 @@ from vig_jax.config import DataConfig
 from vig_jax.data.fashion_mnist import folder_name
 from vig_jax.data.sources import is_image
 from vig_jax.data.transforms import UndecodableImageError, decode, eval_image
-from vig_jax.tasks.classification import make_task, normalise
+from vig_jax.models import Predictor, predictor
+from vig_jax.tasks.classification import make_task
 from vig_jax.train.checkpoint import Restored
 
 MAX_DRAWN = 40
@@ -48,12 +49,8 @@ class Classifier:
     ) -> None:
         self.data = data
         self.class_names = tuple(class_names)
+        self._model = model
         self._variables = variables
-
-        def probabilities(variables: Any, images: jax.Array) -> jax.Array:
-            return jax.nn.softmax(model.apply(variables, normalise(images, data)))
-
-        self._probabilities = jax.jit(probabilities)
 
     @classmethod
     def of(cls, restored: Restored) -> "Classifier":
@@ -66,19 +63,22 @@ class Classifier:
     ) -> Iterator[Answer]:
         """Answers in the order of `files`; one that cannot be read gets an `error`."""
         batch_size = max(1, min(batch_size, len(files)))
+        data = self.data
+        run = predictor(
+            self._model, self._variables, batch_size, data.image_size, mean=data.mean, std=data.std
+        )
         for start in range(0, len(files), batch_size):
-            yield from self._predict_batch(files[start : start + batch_size], top, batch_size)
+            yield from self._predict_batch(run, files[start : start + batch_size], top)
 
-    def _predict_batch(self, files: Sequence[Path], top: int, batch_size: int) -> Iterator[Answer]:
-        side = self.data.image_size
-        images = np.zeros((batch_size, side, side, 3), np.uint8)  # one shape, one compilation
+    def _predict_batch(self, run: Predictor, files: Sequence[Path], top: int) -> Iterator[Answer]:
+        images = np.zeros((len(files), *run.image_size, 3), np.uint8)
         errors: dict[int, str] = {}
         for row, file in enumerate(files):
             try:
                 images[row] = eval_image(decode(file.read_bytes()), self.data)
             except (UndecodableImageError, OSError) as error:
                 errors[row] = str(error)
-        probabilities = np.asarray(self._probabilities(self._variables, images))
+        probabilities = np.asarray(jax.nn.softmax(run(images)))
         for row, file in enumerate(files):
             if row in errors:
                 yield Answer(file, (), errors[row])

@@ -73,6 +73,14 @@ def dispatch(
             raise _cannot_run(op, spec, skipped)
         return usable[0].run(spec, *arrays)
 
+    special = {platform for impl in usable for platform in impl.platforms or ()}
+
+    def level(platform: str | None) -> int:
+        """All branches are traced; what matters here and now is told louder."""
+        here = "cuda" if jax.default_backend() == "gpu" else jax.default_backend()
+        elsewhere = here in special if platform is None else here != platform
+        return logging.DEBUG if elsewhere else logging.INFO
+
     def attempt(platform: str | None, *arrays: Any) -> Any:
         failed = dict(skipped)
         for impl in usable:
@@ -82,11 +90,10 @@ def dispatch(
                 except NotImplementedError as error:
                     failed[impl.name] = str(error)
                 else:
-                    _log_choice(op, impl.name, platform, tuple(failed.items()))
+                    _log_choice(op, impl.name, platform, level(platform), tuple(failed.items()))
                     return result
         raise _cannot_run(op, spec, failed)
 
-    special = {platform for impl in usable for platform in impl.platforms or ()}
     if not special:
         return attempt(None, *arrays)
     branches = {platform: functools.partial(attempt, platform) for platform in sorted(special)}
@@ -128,8 +135,8 @@ def _cannot_run(op: str, spec: Any, reasons: Mapping[str, str]) -> NotImplemente
 
 @functools.cache  # one line per distinct choice, however often the operator is traced
 def _log_choice(
-    op: str, name: str, platform: str | None, failed: tuple[tuple[str, str], ...]
+    op: str, name: str, platform: str | None, level: int, failed: tuple[tuple[str, str], ...]
 ) -> None:
     where = f" when lowered for {platform}" if platform else ""
     why = "".join(f"; not {other}: {reason}" for other, reason in failed)
-    _LOG.info("%s: using %s%s%s", op, name, where, why)
+    _LOG.log(level, "%s: using %s%s%s", op, name, where, why)

@@ -1,5 +1,6 @@
 """The commands on a tiny run: what they print and write, and what they say to bad input."""
 
+import csv
 import functools
 import json
 
@@ -24,6 +25,7 @@ def trained(tmp_path_factory):
     settings.model.dtype = "float32"
     settings.data.update({"source": "fashion_mnist", "image_size": 28, "crop": "none"})
     settings.data.update({"crop_pct": 1.0, "workers": 0, "mixup_alpha": 0.0, "cutmix_alpha": 0.0})
+    settings.data.update({"rand_augment_layers": 0, "erase_probability": 0.0})
     settings.optimizer.warmup_epochs = 0.0
     settings.train.update({"batch_size": 4000, "epochs": 1, "eval_every_epochs": 0})
     workdir = tmp_path_factory.mktemp("run")
@@ -107,16 +109,21 @@ def test_predict_without_images(trained, tmp_path, capsys):
 def test_benchmark(mode, tmp_path, capsys, monkeypatch):
     shallow = functools.partial(vig_jax.create_model, depth=1)  # compiles sooner
     monkeypatch.setattr(vig_jax, "create_model", shallow)
-    file = tmp_path / "rows.json"
+    file, table, picture = tmp_path / "rows.json", tmp_path / "rows.csv", tmp_path / "rows.png"
     arguments = ["benchmark", "--model", "vig_t", "--image-size", "32", "48", "--batch-size", "2"]
     arguments += ["--dtype", "float32", "--repeats", "2", "--json", str(file), *mode]
-    assert main(arguments) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 4
+    assert main([*arguments, "--csv", str(table), "--plot", str(picture)]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 5
     rows = json.loads(file.read_text())["rows"]
     assert [row["image_size"] for row in rows] == [32, 48]
     for row in rows:
         assert row["img_per_s"] == pytest.approx(2e3 / row["ms"])
         assert row["program_bytes"] > 1_000_000  # the parameters at least
+        assert row["mfu"] is None  # nobody knows the peak of this CPU
+    with table.open() as lines:
+        assert [row["image_size"] for row in csv.DictReader(lines)] == ["32", "48"]
+    with Image.open(picture) as drawn:
+        assert drawn.width > 1000
 
 
 @pytest.mark.parametrize(
@@ -126,8 +133,9 @@ def test_benchmark(mode, tmp_path, capsys, monkeypatch):
 def test_benchmark_counts(model, parameters, millions, tmp_path, capsys):
     file = tmp_path / "rows.json"
     assert main(["benchmark", "--model", model, "--flops", "--json", str(file)]) == 0
-    printed = capsys.readouterr().out.splitlines()[-1].split()
-    assert (printed[:2], printed[-1]) == (["224", f"{parameters:,}"], millions)
+    printed = capsys.readouterr().out
+    assert f"{model} at 224 pixels: {parameters:,} parameters" in printed
+    assert printed.endswith(f"total {millions}\n")
     (row,) = json.loads(file.read_text())["rows"]
     assert row["parameters"] == parameters
     assert f"{row['macs'] / 1e6:,.1f}" == millions

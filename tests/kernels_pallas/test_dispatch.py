@@ -94,3 +94,14 @@ def test_the_choice_is_logged_once(caplog):
         call(candidates)
         call(candidates)
     assert [record.getMessage() for record in caplog.records] == ["op: using b; not a: too wide"]
+
+
+def test_only_what_matters_here_is_told_loudly(caplog):
+    dispatch_module._log_choice.cache_clear()
+    with caplog.at_level(logging.DEBUG, logger="kernels_pallas"):
+        call([implementation("a", 1, platforms=("cuda",)), implementation("b", 2)])
+    told = [(record.levelname, record.getMessage()) for record in caplog.records]
+    assert told in (
+        [("INFO", "op: using b")],  # outside of a trace only one branch is taken
+        [("DEBUG", "op: using a when lowered for cuda"), ("INFO", "op: using b")],
+    )

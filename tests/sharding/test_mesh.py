@@ -38,7 +38,7 @@ def test_eight_devices_compute_what_one_does():
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8",
     }
     script = Path(__file__).with_name("eight_devices.py")
     done = subprocess.run(

@@ -8,7 +8,13 @@ import pytest
 
 from configs import common
 from vig_jax.config import parse
-from vig_jax.tasks.classification import Classification, make_model, make_task, normalise
+from vig_jax.layers.pixels import normalise
+from vig_jax.tasks.classification import (
+    Classification,
+    augment,
+    make_model,
+    make_task,
+)
 
 
 class Lookup(nn.Module):
@@ -27,6 +33,7 @@ class Lookup(nn.Module):
 def task(classes=8, **data):
     config = parse(common.get_config()).data
     data = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3, "image_size": 8} | data
+    data = {"rand_augment_layers": 0, "erase_probability": 0.0} | data
     return Classification(
         model=Lookup(classes),
         num_classes=classes,
@@ -45,7 +52,9 @@ def test_normalise_is_per_channel():
     config = parse(common.get_config()).data
     images = jnp.asarray(np.full((1, 2, 2, 3), (0, 128, 255), np.uint8))
     expected = (np.array((0, 128, 255)) / 255 - config.mean) / config.std
-    np.testing.assert_allclose(normalise(images, config)[0, 1, 0], expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        normalise(images, config.mean, config.std)[0, 1, 0], expected, rtol=1e-5
+    )
 
 
 def test_metrics_count_weighted_hits():
@@ -138,3 +147,19 @@ def test_make_model_of_the_hierarchical_family():
 def test_unresolved_config_is_refused():
     with pytest.raises(ValueError, match="num_classes is unset"):
         make_task(parse(common.get_config()))
+
+
+def test_every_augmentation_counts():
+    images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (64, 8, 8, 3), np.uint8))
+
+    def changed(**data):
+        settings = task(mixup_alpha=0.0, cutmix_alpha=0.0, **data).data
+        out = jax.jit(lambda key: augment(key, images, settings))(jax.random.PRNGKey(0))
+        difference = np.abs(out - normalise(images, settings.mean, settings.std))
+        return np.mean(np.any(difference > 1e-3, axis=(1, 2, 3)))
+
+    assert changed() == 0
+    assert changed(erase_probability=1.0) > 0.9
+    assert changed(color_jitter=0.4) > 0.9
+    # RandAugment excludes colour jitter, as in timm.
+    assert 0.5 < changed(rand_augment_layers=2, color_jitter=0.4) < 0.9

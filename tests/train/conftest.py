@@ -59,6 +59,7 @@ def tiny(image_folder, compilation_cache):
         values.data.update(
             path=str(image_folder), image_size=16, mixup_group=4, workers=0, crop_scale=(0.5, 1.0)
         )
+        values.data.rand_augment_layers = 0  # compiles long, and is tested elsewhere
         values.optimizer.update(lr_batch=8, warmup_epochs=1.0, warmup_lr=1e-4)
         values.train.update(
             batch_size=8, epochs=3, ema_decay=0.9, log_every_steps=1, checkpoint_every_steps=5

@@ -20,6 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
+from vig_jax.sharding.kernels import over_batch
+
 RAND_AUGMENT_OPS = (
     "AutoContrast",
     "Equalize",
@@ -44,7 +46,7 @@ _CODE = {name: code for code, name in enumerate(RAND_AUGMENT_OPS)}
 _JITTER_OPS = ("BrightnessIncreasing", "ContrastIncreasing", "ColorIncreasing")
 _APPLY_PROBABILITY = 0.5  # of each layer's operation
 _MAX_MAGNITUDE = 10.0
-_IMAGES_AT_ONCE = 64  # bounds the memory of the temporaries; a power of two
+_IMAGES_AT_ONCE = 32  # bounds the memory of the temporaries
 _ERASE_AREA = (0.02, 1 / 3)  # share of the image
 _ERASE_ASPECT = (0.3, 1 / 0.3)  # height / width
 _ERASE_ATTEMPTS = 10
@@ -212,12 +214,15 @@ def apply_op(
 
 
 def _each(function, key, images):
-    """Applies `function(key, image)` to every image, some at a time."""
-    keys = _row_keys(key, images.shape[0])
-    return jax.lax.map(lambda xs: function(*xs), (keys, images), batch_size=_IMAGES_AT_ONCE)
+    """Applies `function(key, image)` to every image, some at a time on each device."""
+
+    def some_at_a_time(keys, images):
+        return jax.lax.map(lambda xs: function(*xs), (keys, images), batch_size=_IMAGES_AT_ONCE)
+
+    return over_batch(some_at_a_time)(_row_keys(key, images.shape[0]), images)
 
 
-def _row_keys(key: PRNGKeyArray, rows: int) -> PRNGKeyArray:
+def _row_keys(key: PRNGKeyArray, rows: int) -> Array:
     return jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(rows))
 
 
@@ -229,7 +234,7 @@ def _curve(
     same = value
     pixels = image.reshape(-1, 3)
     N = pixels.shape[0]
-    histogram = jnp.sum(pixels[:, None, :] == value[:, None], axis=0, dtype=jnp.int32)  # [256, 3]
+    histogram = _histogram(pixels)
 
     used = histogram > 0
     low, high = jnp.argmax(used, axis=0), 255 - jnp.argmax(used[::-1], axis=0)  # [3]
@@ -260,6 +265,16 @@ def _curve(
     names = [*RAND_AUGMENT_OPS, "Identity"]
     lut = jnp.stack([table.get(name, identity) for name in names])[code].astype(jnp.uint8)
     return jnp.take_along_axis(lut, pixels.astype(jnp.int32), axis=0).reshape(image.shape)
+
+
+def _histogram(pixels: UInt8[Array, "N 3"]) -> Int[Array, "256 3"]:
+    """How often each value occurs; a product of one-hot digits to base 16 counts the pairs."""
+    digits = jnp.arange(16)
+    upper = (pixels[..., None] >> 4 == digits).astype(jnp.bfloat16)
+    lower = (pixels[..., None] & 15 == digits).astype(jnp.bfloat16)
+    # Ones and zeros are exact in bfloat16, and their sums up to 2**24 in float32.
+    pairs = jnp.einsum("ncu,ncl->ulc", upper, lower, preferred_element_type=jnp.float32)
+    return pairs.reshape(256, 3).astype(jnp.int32)
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Image classification with mixup, CutMix and label smoothing."""
+"""Image classification with RandAugment, random erasing, mixup, CutMix and label smoothing."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,10 +7,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
 from vig_jax.config import DataConfig, ModelConfig, RunConfig
+from vig_jax.data.augment import color_jitter, erase, mean_color, rand_augment
 from vig_jax.data.mixup import mix_images, mix_targets
+from vig_jax.layers.pixels import normalise
 from vig_jax.models import create_model
 from vig_jax.tasks.losses import cross_entropy, soft_cross_entropy
 from vig_jax.tasks.protocol import Batch, Params, Sums
@@ -37,8 +39,8 @@ class Classification:
 
     def loss(self, params: Params, batch: Batch, key: jax.Array) -> Float[Array, ""]:
         """Mean cross-entropy against mixed, smoothed targets, in nats."""
-        mix_key, model_key = jax.random.split(key)
-        images = normalise(batch["image"], self.data)
+        augment_key, mix_key, model_key = jax.random.split(key, 3)
+        images = augment(augment_key, batch["image"], self.data)
         images, lam = mix_images(
             mix_key,
             images,
@@ -54,7 +56,9 @@ class Classification:
 
     def evaluate(self, params: Params, batch: Batch) -> Sums:
         """Weighted sums of the loss and of the hits among the first 1 and 5 guesses."""
-        logits: Any = self.model.apply({"params": params}, normalise(batch["image"], self.data))
+        logits: Any = self.model.apply(
+            {"params": params}, normalise(batch["image"], self.data.mean, self.data.std)
+        )
         labels, weight = batch["label"], batch["weight"]
         _, guesses = jax.lax.top_k(logits, min(5, self.num_classes))
         hits = guesses == labels[:, None]
@@ -71,10 +75,26 @@ class Classification:
         return {name: sums[name] / sums["weight"] for name in ("loss", "top1", "top5")}
 
 
-def normalise(images: UInt8[Array, "B H W 3"], data: DataConfig) -> Float[Array, "B H W 3"]:
-    """Pixels in units of [0, 1] minus the mean, over the standard deviation, per channel."""
-    mean, std = jnp.asarray(data.mean), jnp.asarray(data.std)
-    return (images / 255.0 - mean) / std
+def augment(
+    key: PRNGKeyArray, images: UInt8[Array, "B H W 3"], data: DataConfig
+) -> Float[Array, "B H W 3"]:
+    """RandAugment or else colour jitter, normalisation, random erasing, as `data` says."""
+    change_key, erase_key = jax.random.split(key)
+    if data.rand_augment_layers:
+        images = rand_augment(
+            change_key,
+            images,
+            layers=data.rand_augment_layers,
+            magnitude=data.rand_augment_magnitude,
+            magnitude_std=data.rand_augment_std,
+            fill=mean_color(data.mean),
+        )
+    elif data.color_jitter:
+        images = color_jitter(change_key, images, strength=data.color_jitter)
+    normalised = normalise(images, data.mean, data.std)
+    if data.erase_probability:
+        normalised = erase(erase_key, normalised, probability=data.erase_probability)
+    return normalised
 
 
 def make_model(config: ModelConfig) -> nn.Module:

@@ -44,6 +44,8 @@ _DATA = DataConfig(
     workers=8,
     prefetch=2,
     max_bad_images=100,
+    rand_augment_layers=2,
+    erase_probability=0.25,
 )
 _OPTIMIZER = OptimizerConfig(
     base_lr=1e-3,

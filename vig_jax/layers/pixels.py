@@ -1,0 +1,15 @@
+"""From uint8 pixels to what models take."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, UInt8
+
+Channels = tuple[float, float, float]  # red, green, blue, in units of [0, 1]
+IMAGENET_MEAN: Channels = (0.485, 0.456, 0.406)
+IMAGENET_STD: Channels = (0.229, 0.224, 0.225)
+
+
+def normalise(
+    images: UInt8[Array, "B H W 3"], mean: Channels, std: Channels
+) -> Float[Array, "B H W 3"]:
+    """Pixels in units of [0, 1] minus the mean, over the standard deviation, per channel."""
+    return (images / 255.0 - jnp.asarray(mean)) / jnp.asarray(std)
