@@ -346,10 +346,14 @@ def test_only_what_runs_on_the_device_imports_jax():
 SCRIPT = """
     import os, signal, sys
     from vig_jax.config import DataConfig
-    from vig_jax.data import open_source, train_batches
+    from vig_jax.data import eval_batches, open_source, train_batches
 
     if __name__ == "__main__":
         data = DataConfig(**{settings!r})
+        if "pass" in sys.argv:
+            with eval_batches(open_source(data, "eval"), data, batch_size=500) as batches:
+                print(sum(1 for _ in batches))
+            sys.exit()
         batches = train_batches(open_source(data, "train"), data, batch_size=32, seed=0)
         batch = next(batches)  # both left to the end of the program
         print(len(batch["label"]), flush=True)
@@ -369,6 +373,11 @@ def script(tmp_path, make_data):
 def test_a_program_that_closes_nothing_ends_quietly(script):
     ended = subprocess.run(script, capture_output=True, text=True, timeout=60)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "32\n", "")
+
+
+def test_a_program_that_evaluates_ends_quietly(script):
+    ended = subprocess.run([*script, "pass"], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "4\n", "")
 
 
 def test_workers_die_with_their_parent(script):

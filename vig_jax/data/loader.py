@@ -9,6 +9,7 @@ Worker processes are spawned, so a script that uses them needs `if __name__ == "
 
 import dataclasses
 import functools
+import gc
 import logging
 import os
 import shutil
@@ -162,6 +163,7 @@ def _close(batches: list[grain.DatasetIterator]) -> None:
     # resource tracker complain of leaks. One thread serves in order, so wait for an empty task.
     pool = getattr(SharedMemoryArray, "_del_thread_pool", None)
     if pool is not None:
+        gc.collect()  # a finished iterator's last batch is held by a circle of references
         pool.apply(int)
 
 
