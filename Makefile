@@ -33,7 +33,7 @@ demo: $(VENV)/runtime
 	@echo "== evaluating on the 2,000 held-out photographs"
 	@$(BIN)/vig evaluate $(RUN)
 	@echo "== predicting held-out image files"
-	@$(BIN)/vig data $(RUN)/images --per-class 4
+	@$(BIN)/vig data images $(RUN)/images --per-class 4
 	@$(BIN)/vig predict $(RUN) $(RUN)/images --top 3 --json $(RUN)/answers.json --picture $(RUN)/answers.png | tail -n 12
 
 test: lint

@@ -29,8 +29,13 @@ def get_config() -> ConfigDict:
     config.model.merge_scale = config_dict.placeholder(float)
 
     config.data = ConfigDict()
-    config.data.source = "image_folder"
+    config.data.source = "image_folder"  # or array_record, tar, parquet, fashion_mnist, synthetic
     config.data.path = config_dict.placeholder(str)
+    # "stratified": for files without train and val; val_fraction of each class is held out, drawn
+    # by split_seed.
+    config.data.split = "given"
+    config.data.val_fraction = 0.1
+    config.data.split_seed = 0
     config.data.image_size = 224
     config.data.mean = (0.485, 0.456, 0.406)  # ImageNet's, in units of [0, 1]
     config.data.std = (0.229, 0.224, 0.225)

@@ -59,6 +59,9 @@ class DataConfig:
     workers: int  # processes; 0: threads of this process
     prefetch: int  # batches kept ready per worker
     max_bad_images: int  # the run stops above this many undecodable images
+    split: Literal["given", "stratified"] = "given"  # "stratified": held out here, per class
+    val_fraction: float = 0.1  # of each class ("stratified")
+    split_seed: int = 0  # of that draw; apart from the run's, so that runs can be compared
     rand_augment_layers: int = 0  # operations in a row, each with probability 1/2; 0: off
     rand_augment_magnitude: float = 9.0  # mean strength, 0 to 10
     rand_augment_std: float = 0.5  # of the strength

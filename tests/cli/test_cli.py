@@ -68,7 +68,7 @@ def test_evaluate_without_a_run(tmp_path, capsys):
 
 def test_predict(trained, tmp_path, capsys):
     photographs = tmp_path / "photographs"
-    assert main(["data", str(photographs), "--per-class", "1"]) == 0
+    assert main(["data", "images", str(photographs), "--per-class", "1"]) == 0
     (photographs / "Bag" / "broken.png").write_bytes(b"not an image")
     answers, picture = tmp_path / "answers.json", tmp_path / "out" / "answers.png"
     arguments = ["predict", str(trained), str(photographs), "--top", "3", "--batch-size", "4"]
@@ -88,7 +88,7 @@ def test_predict(trained, tmp_path, capsys):
 
 
 def test_predict_does_not_depend_on_the_batch(trained, tmp_path, capsys):
-    main(["data", str(tmp_path / "photographs"), "--per-class", "1"])
+    main(["data", "images", str(tmp_path / "photographs"), "--per-class", "1"])
     capsys.readouterr()
     outputs = []
     for size in ("3", "16"):

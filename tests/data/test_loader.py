@@ -143,7 +143,7 @@ def test_a_distant_step_is_reached_at_once(data):
 
 
 def test_workers_change_nothing(data, monkeypatch):
-    monkeypatch.setattr("vig_jax.data.loader._cpu_count", lambda: 2)
+    monkeypatch.setattr("vig_jax.data.loader.cpu_count", lambda: 2)
     source = open_source(data, "train")
     here = take(source, data, 6, start=1)  # across the end of an epoch
     for workers, processes in ((1, 2), (2, 1)):
@@ -283,7 +283,7 @@ def test_processes_must_divide_the_batch(data):
 
 
 def test_little_shared_memory_is_said_beforehand(make_data, monkeypatch):
-    monkeypatch.setattr("vig_jax.data.loader._cpu_count", lambda: 4)
+    monkeypatch.setattr("vig_jax.data.loader.cpu_count", lambda: 4)
     monkeypatch.setattr("vig_jax.data.loader._SHARED_MEMORY", "/")
     free = shutil.disk_usage("/")._replace(free=64 * 2**20)
     monkeypatch.setattr("shutil.disk_usage", lambda path: free)
@@ -291,10 +291,14 @@ def test_little_shared_memory_is_said_beforehand(make_data, monkeypatch):
     source = open_source(data, "train")
     with pytest.raises(DataSetError, match=r"but 64 MiB are free.*--shm-size.*workers=0"):
         train_batches(source, data, batch_size=512, seed=0)
+    # 17 batches of 20 images are 51 MB: enough alone, but not for evaluation beside training.
+    with pytest.raises(DataSetError, match="98 MiB"):
+        train_batches(source, data, batch_size=20, seed=0)
+    eval_batches(open_source(data, "eval"), data, batch_size=20).close()
 
 
 def test_more_workers_than_cpus_are_not_started(data, monkeypatch, caplog):
-    monkeypatch.setattr("vig_jax.data.loader._cpu_count", lambda: 1)
+    monkeypatch.setattr("vig_jax.data.loader.cpu_count", lambda: 1)
     many = dataclasses.replace(data, workers=64)
     with (
         caplog.at_level("INFO"),
@@ -329,23 +333,27 @@ def test_a_killed_worker_is_an_error_and_not_a_wait(data):
             list(itertools.islice(batches, 20))
 
 
-def test_only_mixup_imports_jax():
+def test_only_what_runs_on_the_device_imports_jax():
     package = Path(loader.__file__).parent
     importing = {
         file.name
         for file in package.glob("*.py")
         if re.search(r"^\s*(import|from) (jax|flax)\b", file.read_text(), re.MULTILINE)
     }
-    assert importing == {"mixup.py"}  # the workers' start and memory
+    assert importing == {"augment.py", "mixup.py"}  # the workers' start and memory
 
 
 SCRIPT = """
     import os, signal, sys
     from vig_jax.config import DataConfig
-    from vig_jax.data import open_source, train_batches
+    from vig_jax.data import eval_batches, open_source, train_batches
 
     if __name__ == "__main__":
         data = DataConfig(**{settings!r})
+        if "pass" in sys.argv:
+            with eval_batches(open_source(data, "eval"), data, batch_size=500) as batches:
+                print(sum(1 for _ in batches))
+            sys.exit()
         batches = train_batches(open_source(data, "train"), data, batch_size=32, seed=0)
         batch = next(batches)  # both left to the end of the program
         print(len(batch["label"]), flush=True)
@@ -367,7 +375,20 @@ def test_a_program_that_closes_nothing_ends_quietly(script):
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "32\n", "")
 
 
+def test_a_program_that_evaluates_ends_quietly(script):
+    ended = subprocess.run([*script, "pass"], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "4\n", "")
+
+
 def test_workers_die_with_their_parent(script):
+    shared = Path(loader._SHARED_MEMORY)
+    before = set(shared.iterdir())
     # The pipe stays open as long as any of them lives.
     ended = subprocess.run([*script, "die"], stdout=subprocess.PIPE, timeout=60)
     assert (ended.returncode, ended.stdout) == (-signal.SIGKILL, b"32\n")
+    new = set(shared.iterdir()) - before
+    for _ in range(100):  # other tests may have memory there for a moment
+        if not any(file.exists() for file in new):
+            break
+        time.sleep(0.1)
+    assert not [file for file in new if file.exists()]

@@ -1,23 +1,258 @@
-"""Writes the embedded Fashion-MNIST photographs as an image folder.
+"""Data sets: convert to another format, inspect, time; or write the embedded photographs.
 
-vig data photographs --split eval --per-class 4
+vig data inspect /data/flowers --sheet sheet.png
+vig data convert /data/flowers /data/flowers_records --resize-short 320 --workers 8
+vig data benchmark /data/flowers_records --workers 8
+vig data images photographs --split eval --per-class 4
 """
 
 import argparse
+import json
 from pathlib import Path
+from typing import Any
+
+KINDS = ("array_record", "image_folder", "parquet", "tar")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Declares the options."""
-    parser.add_argument("directory", type=Path, help="gets CLASS/NUMBER.png")
-    parser.add_argument("--split", choices=["train", "eval"], default="eval")
-    parser.add_argument("--per-class", type=int, metavar="N", help="only N of each class")
+    """Declares the commands and their options."""
+    commands = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    images = commands.add_parser("images", help="write the embedded photographs as an image folder")
+    images.add_argument("directory", type=Path, help="gets CLASS/NUMBER.png")
+    images.add_argument("--split", choices=["train", "eval"], default="eval")
+    images.add_argument("--per-class", type=int, metavar="N", help="only N of each class")
+    _configure_convert(
+        commands.add_parser("convert", help="write a data set as ArrayRecord, tar, parquet, folder")
+    )
+    inspect = commands.add_parser(
+        "inspect", help="counts, sizes, undecodable files, a sheet of pictures"
+    )
+    _describe_source(inspect)
+    inspect.add_argument("--sample", type=int, metavar="N", help="decode N of a split, not all")
+    inspect.add_argument("--json", type=Path, metavar="FILE", help="write all of it there")
+    inspect.add_argument("--sheet", type=Path, metavar="PNG", help="write pictures with classes")
+    benchmark = commands.add_parser(
+        "benchmark", help="milliseconds per image of reading, decoding, cropping; loader speed"
+    )
+    _describe_source(benchmark)
+    benchmark.add_argument("--image-size", type=int, default=224, metavar="PIXELS", help="224")
+    benchmark.add_argument("--images", type=int, default=128, metavar="N", help="to time (128)")
+    benchmark.add_argument("--workers", type=int, metavar="N", help="time the loader with so many")
+    benchmark.add_argument("--batch-size", type=int, default=64, metavar="N", help="then (64)")
+    benchmark.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there")
+
+
+def _describe_source(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "source",
+        metavar="SRC",
+        help="folder with train and val, folder of class folders, folder of shards, or a pattern "
+        "with {split} in it; `fashion_mnist` is the embedded data set",
+    )
+    parser.add_argument(
+        "--from", dest="kind", choices=KINDS, help="what SRC is, where its files do not tell"
+    )
+    parser.add_argument(
+        "--val-fraction",
+        type=float,
+        metavar="F",
+        help="SRC is not divided: hold out this share of each class",
+    )
+    parser.add_argument("--split-seed", type=int, default=0, metavar="N", help="of that draw")
+
+
+def _configure_convert(parser: argparse.ArgumentParser) -> None:
+    _describe_source(parser)
+    parser.add_argument("destination", metavar="DST", type=Path, help="a new folder")
+    parser.add_argument("--to", choices=KINDS, default="array_record")
+    shards = parser.add_mutually_exclusive_group()
+    shards.add_argument("--shards", type=int, metavar="N", help="of the larger split")
+    shards.add_argument(
+        "--shard-size", type=_size, default="256M", metavar="BYTES", help="about; K, M, G (256M)"
+    )
+    parser.add_argument(
+        "--resize-short", type=int, default=0, metavar="PIXELS", help="reduce larger images"
+    )
+    parser.add_argument("--quality", type=int, default=95, help="of reduced JPEGs (95)")
+    parser.add_argument(
+        "--subsampling", choices=["4:4:4", "4:2:2", "4:2:0"], default="4:2:0", help="of theirs"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the order")
+    parser.add_argument("--no-shuffle", action="store_true", help="keep the order of SRC")
+    parser.add_argument("--no-decode", action="store_true", help="copy without trying each image")
+    parser.add_argument("--limit", type=int, metavar="N", help="only N images of each split")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (one per CPU)")
+    parser.add_argument("--resume", action="store_true", help="go on where it was interrupted")
+    parser.add_argument("--verify", action="store_true", help="read everything again at the end")
+    parser.add_argument(
+        "--max-errors", type=int, default=0, metavar="N", help="images that may be left out (0)"
+    )
+
+
+def _size(text: str) -> int:
+    """Bytes, e.g. of "500M"."""
+    units = {"K": 2**10, "M": 2**20, "G": 2**30}
+    unit = units.get(text[-1:].upper())
+    try:
+        return int(float(text[:-1]) * unit) if unit else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size like 500M") from None
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes the files."""
+    """Does it."""
+    actions = {
+        "images": _images,
+        "convert": _convert,
+        "inspect": _inspect,
+        "benchmark": _benchmark,
+    }
+    return actions[args.action](args)
+
+
+def _images(args: argparse.Namespace) -> int:
     from vig_jax.data.fashion_mnist import write_images
 
     count = write_images(args.directory, args.split, args.per_class)
     print(f"{count} images: {args.directory}")
     return 0
+
+
+def _open(args: argparse.Namespace) -> dict[Any, Any]:
+    from vig_jax.data.conversion import find_kind, open_splits
+    from vig_jax.data.fashion_mnist import FashionMnistSource
+    from vig_jax.data.sources import FILES
+    from vig_jax.data.split import StratifiedSource
+
+    if args.source == "fashion_mnist" and not Path(args.source).exists():
+        return {split: FashionMnistSource(split) for split in ("train", "eval")}
+    kind = args.kind or find_kind(args.source)
+    if args.val_fraction is None:
+        return dict(open_splits(args.source, kind))
+    whole = FILES[kind](args.source, "all")
+    return {
+        split: StratifiedSource(whole, split, args.val_fraction, args.split_seed)
+        for split in ("train", "eval")
+    }
+
+
+def _convert(args: argparse.Namespace) -> int:
+    from vig_jax.data.conversion import Options, convert, verify
+    from vig_jax.data.workers import cpu_count
+
+    options = Options(
+        to=args.to,
+        shards=args.shards,
+        shard_size=args.shard_size,
+        resize_short=args.resize_short,
+        quality=args.quality,
+        subsampling=args.subsampling,
+        shuffle=not args.no_shuffle,
+        seed=args.seed,
+        limit=args.limit,
+        decode=not args.no_decode,
+    )
+    sources = _open(args)
+    if len(sources) == 1 and args.val_fraction is None and "train" in sources:
+        print(f"{args.source} has no evaluation split: all of it is for training (--val-fraction?)")
+    try:
+        info = convert(
+            sources,
+            args.destination,
+            options,
+            workers=cpu_count() if args.workers is None else args.workers,
+            resume=args.resume,
+            max_errors=args.max_errors,
+        )
+    except KeyboardInterrupt:
+        raise RuntimeError("interrupted; what is done is kept, --resume goes on") from None
+    for name, split in info["splits"].items():
+        left_out = f", {split['left_out']} left out (errors.jsonl)" if split["left_out"] else ""
+        print(f"{name}: {split['images']:,} images in {len(split['shards'])} shards{left_out}")
+    if args.verify:
+        print(f"verified: {verify(args.destination):,} images")
+    print(
+        f"train with --config.data.source={options.to} --config.data.path={args.destination}"
+        + ("" if "val" in info["splits"] else " --config.data.split=stratified")
+    )
+    return 0
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    from vig_jax.data.inspection import inspect, save_sheet
+
+    if args.sample is not None and args.sample < 1:
+        raise ValueError(f"--sample {args.sample}: at least 1 is wanted")
+    sources = _open(args)
+    found = {split: inspect(source, sample=args.sample) for split, source in sources.items()}
+    for split, about in found.items():
+        _print(split, about)
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    if args.sheet:
+        save_sheet(next(iter(sources.values())), args.sheet)
+        print(f"sheet of pictures ({next(iter(sources))}): {args.sheet}")
+    return 0
+
+
+def _benchmark(args: argparse.Namespace) -> int:
+    from vig_jax.config import DataConfig
+    from vig_jax.data.benchmark import host_stages, loader_speed
+
+    if args.images < 1:
+        raise ValueError(f"--images {args.images}: at least 1 is wanted")
+    data = DataConfig(
+        source="image_folder",
+        path=None,
+        image_size=args.image_size,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+        crop="random_resized",
+        crop_scale=(0.08, 1.0),
+        crop_ratio=(3 / 4, 4 / 3),
+        crop_padding=0,
+        hflip=0.5,
+        crop_pct=0.875,
+        mixup_alpha=0.0,
+        cutmix_alpha=0.0,
+        mixup_group=1,
+        workers=args.workers or 0,
+        prefetch=2,
+        max_bad_images=0,
+    )
+    source = next(iter(_open(args).values()))
+    numbers: dict[str, Any] = {"stages": host_stages(source, data, args.images)}
+    print("CPU ms per image, one process     best  median  images/s")
+    for name, times in numbers["stages"].items():
+        best = times["best"]
+        print(f"  {name:<28}{best:>8.3f}{times['median']:>8.3f}{1e3 / max(best, 1e-9):>10,.0f}")
+    if args.workers is not None:
+        speed = loader_speed(source, data, args.batch_size, seconds=5.0)
+        numbers["loader"] = {"workers": args.workers, "images_per_second": speed}
+        print(f"loader with {args.workers} workers: {speed:,.0f} images/s")
+    if args.json:
+        args.json.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def _print(split: str, about: dict[str, Any]) -> None:
+    counts = about["classes"]
+    looked = "" if about["inspected"] == about["images"] else f", {about['inspected']:,} looked at"
+    print(f"{split}: {about['images']:,} images, {len(counts)} classes{looked}")
+    for key in ("width", "height", "bytes"):
+        if summary := about[key]:
+            low, middle, high = (summary[name] for name in ("min", "median", "max"))
+            print(f"  {key:<7}{low:,.0f} to {high:,.0f}, median {middle:,.0f}")
+    formats = ", ".join(f"{kind}: {count:,}" for kind, count in about["formats"].items())
+    print(f"  {formats}")
+    most = max(counts.values())
+    ordered = sorted(counts.items(), key=lambda item: -item[1])
+    shown = ordered if len(ordered) <= 20 else [*ordered[:10], ("...", None), *ordered[-10:]]
+    for name, count in shown:
+        bar = "#" * round(40 * count / most) if count is not None and most else ""
+        print(f"  {name[:30]:<31}{'' if count is None else f'{count:>9,}'}  {bar}".rstrip())
+    for bad in about["undecodable"][:10]:
+        print(f"  undecodable: {bad['path']}: {bad['reason']}")
+    if (more := len(about["undecodable"]) - 10) > 0:
+        print(f"  and {more} more undecodable (--json lists them)")

@@ -12,7 +12,7 @@ COMMANDS = {
     "predict": "classify image files",
     "convert": "turn weight files into others, or into a checkpoint, and back",
     "benchmark": "images per second and memory of a model on this device",
-    "data": "write the embedded photographs as an image folder",
+    "data": "convert, inspect and time data sets; write the embedded photographs",
 }
 
 

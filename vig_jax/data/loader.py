@@ -9,14 +9,11 @@ Worker processes are spawned, so a script that uses them needs `if __name__ == "
 
 import dataclasses
 import functools
+import gc
 import logging
-import multiprocessing
 import os
 import shutil
-import signal
 import sys
-import threading
-import time
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -30,6 +27,7 @@ from PIL import Image
 from vig_jax.config import DataConfig
 from vig_jax.data import transforms
 from vig_jax.data.sources import DataSetError, Source
+from vig_jax.data.workers import cpu_count, isolate
 
 logger = logging.getLogger(__name__)
 
@@ -165,6 +163,7 @@ def _close(batches: list[grain.DatasetIterator]) -> None:
     # resource tracker complain of leaks. One thread serves in order, so wait for an empty task.
     pool = getattr(SharedMemoryArray, "_del_thread_pool", None)
     if pool is not None:
+        gc.collect()  # a finished iterator's last batch is held by a circle of references
         pool.apply(int)
 
 
@@ -276,7 +275,7 @@ def _iterate(batches: _TrainBatches | _EvalBatches) -> BatchIterator:
     # Grain's buffers count elements, and an element is a whole batch here.
     if data.workers == 0:
         ready = max(1, data.prefetch)
-        threads = min(ready, _cpu_count())
+        threads = min(ready, cpu_count())
         return BatchIterator(iter(dataset.to_iter_dataset(grain.ReadOptions(threads, ready))))
     workers = min(_worker_count(data.workers), len(batches))
     buffer = max(1, -(-data.prefetch // 2))  # Grain keeps two: in the worker, and in a thread here
@@ -298,14 +297,8 @@ def _out_of_shared_memory(batch: Batch) -> Batch:
     return {name: np.array(array) for name, array in batch.items()}
 
 
-def _cpu_count() -> int:
-    if hasattr(os, "sched_getaffinity"):  # Linux: what this process may use, not the machine has
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def _worker_count(wanted: int) -> int:
-    cpus = _cpu_count()
+    cpus = cpu_count()
     if wanted > cpus:
         logger.info("config.data.workers=%d: using %d, one per CPU", wanted, cpus)
     return min(wanted, cpus)
@@ -318,6 +311,8 @@ def _check_shared_memory(batches: _TrainBatches | _EvalBatches, workers: int, bu
     rows = batches.batch_size // batches.process_count
     # Per worker two buffers and a batch going into each; one more is being copied out.
     count = workers * (2 * buffer + 2) + 1
+    if isinstance(batches, _TrainBatches):
+        count *= 2  # evaluation will come to stand beside it: better told now than after an epoch
     needed = count * rows * batches.data.image_size**2 * 3
     free = shutil.disk_usage(_SHARED_MEMORY).free
     if needed > free:
@@ -330,28 +325,8 @@ def _check_shared_memory(batches: _TrainBatches | _EvalBatches, workers: int, bu
 
 
 def _start_worker(worker_index: int, worker_count: int) -> None:
-    """Runs first in every worker process."""
     del worker_index, worker_count
-    os.environ["OMP_NUM_THREADS"] = "1"
-    os.environ["JAX_PLATFORMS"] = "cpu"  # a worker must not take memory on the accelerator
-    if jax := sys.modules.get("jax"):  # Grain has imported it: too late for the environment
-        jax.config.update("jax_platforms", "cpu")
-    # Ctrl-C and a scheduler's SIGTERM reach the whole group: the main process decides what to do,
-    # and may need another batch before it does.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-
-
-def _die_with_parent() -> None:
-    """Ends this worker when the main process is gone, however it went.
-
-    prctl(PR_SET_PDEATHSIG) would act when the *thread* that started the worker ends.
-    """
-    parent = multiprocessing.parent_process()
-    while parent is not None and os.getppid() == parent.pid:
-        time.sleep(1.0)
-    os._exit(1)
+    isolate()
 
 
 def _check(data: DataConfig, batch_size: int, process_index: int, process_count: int) -> None:

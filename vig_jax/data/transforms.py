@@ -7,6 +7,7 @@ evaluation. Every function is pure; randomness comes from the generator that is 
 
 import io
 import math
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -51,6 +52,31 @@ def decode(image: bytes | np.ndarray) -> Image.Image:
     # Pillow's readers raise OSError, SyntaxError, ValueError, struct.error and more.
     except Exception as error:
         raise UndecodableImageError(f"{type(error).__name__}: {error}") from error
+
+
+class Header(NamedTuple):
+    """What the first bytes of an image file say."""
+
+    format: str  # Pillow's name, e.g. "JPEG"
+    mode: str  # Pillow's name, e.g. "RGB", "CMYK", "L"
+    width: int  # pixels
+    height: int  # pixels
+
+
+def read_header(image: bytes) -> Header:
+    """Reads format and size without decoding.
+
+    Args:
+        image: contents of an image file.
+
+    Raises:
+        UndecodableImageError: not an image.
+    """
+    try:
+        opened = Image.open(io.BytesIO(image), formats=_FORMATS)
+    except Exception as error:  # of as many kinds as in `decode`
+        raise UndecodableImageError(f"{type(error).__name__}: {error}") from error
+    return Header(opened.format or "?", opened.mode, opened.width, opened.height)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

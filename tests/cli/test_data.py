@@ -1,0 +1,126 @@
+"""`vig data`: what the commands print and write."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from vig_jax.cli.main import main
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data") / "photographs"
+    assert main(["data", "images", str(root), "--per-class", "4"]) == 0
+    return root
+
+
+@pytest.mark.parametrize("action", ["images", "convert", "inspect", "benchmark"])
+def test_help(action, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["data", action, "--help"])
+    assert ended.value.code == 0
+    assert f"vig data {action}" in capsys.readouterr().out
+
+
+def test_an_action_is_wanted(capsys):
+    for arguments in (["data"], ["data", "some folder"]):
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == 2
+    assert "'images', 'convert', 'inspect', 'benchmark'" in capsys.readouterr().err
+
+
+def test_convert_and_inspect(photographs, tmp_path, capsys):
+    records = tmp_path / "records"
+    arguments = [str(photographs), str(records), "--workers", "0", "--val-fraction", "0.25"]
+    assert main(["data", "convert", *arguments, "--shards", "2", "--verify"]) == 0
+    printed = capsys.readouterr().out
+    assert "train: 30 images in 2 shards" in printed
+    assert "val: 10 images in 1 shards" in printed
+    assert "verified: 40 images" in printed
+    assert f"--config.data.source=array_record --config.data.path={records}" in printed
+    assert main(["data", "convert", *arguments, "--shards", "2"]) == 1
+    assert "not an empty folder" in capsys.readouterr().err
+
+    about, sheet = tmp_path / "about.json", tmp_path / "sheets" / "sheet.png"
+    assert main(["data", "inspect", str(records), "--json", str(about), "--sheet", str(sheet)]) == 0
+    printed = capsys.readouterr().out
+    assert "train: 30 images, 10 classes" in printed
+    assert "PNG RGB: 30" in printed
+    assert "  Trouser " in printed
+    found = json.loads(about.read_text())
+    assert found["train"]["classes"]["Bag"] == 3
+    assert found["eval"]["width"] == {"min": 28, "median": 28, "mean": 28, "max": 28}
+    with Image.open(sheet) as opened:
+        assert opened.format == "PNG"
+
+
+def test_an_interruption_says_how_to_go_on(photographs, tmp_path, capsys, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    command = ["data", "convert", str(photographs), str(tmp_path / "out"), "--workers", "0"]
+    with monkeypatch.context() as patch:
+        patch.setattr("vig_jax.data.conversion._write_shard", interrupted)
+        assert main(command) == 1
+    assert "--resume goes on" in capsys.readouterr().err
+    assert main([*command, "--resume", "--verify"]) == 0
+
+
+def test_an_undivided_folder(photographs, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["data", "convert", str(photographs), str(out), "--to", "tar", "--workers=0"]) == 0
+    printed = capsys.readouterr().out
+    assert "has no evaluation split" in printed
+    assert "--config.data.split=stratified" in printed
+    assert main(["data", "inspect", str(out), "--sample", "3"]) == 0
+    assert "train: 40 images, 10 classes, 3 looked at" in capsys.readouterr().out
+
+
+def test_bad_images(photographs, tmp_path, capsys):
+    bad = tmp_path / "bad"
+    for name in ("cat", "dog"):
+        (bad / name).mkdir(parents=True)
+        for i, file in enumerate(sorted((photographs / "Bag").iterdir())):
+            (bad / name / f"{i}.png").write_bytes(file.read_bytes())
+    (bad / "dog" / "1.png").write_bytes(b"")
+    assert main(["data", "inspect", str(bad)]) == 0
+    assert "undecodable: dog/1.png: " in capsys.readouterr().out
+    command = ["data", "convert", str(bad), str(tmp_path / "out"), "--workers", "0"]
+    assert main(command) == 1
+    assert "--max-errors 0 allows no more" in capsys.readouterr().err
+    assert main([*command, "--resume", "--max-errors", "1"]) == 0
+    assert "train: 7 images in 1 shards, 1 left out (errors.jsonl)" in capsys.readouterr().out
+
+
+def test_benchmark(photographs, tmp_path, capsys):
+    file = tmp_path / "numbers.json"
+    command = ["data", "benchmark", str(photographs), "--image-size", "16", "--images", "4"]
+    assert main([*command, "--json", str(file)]) == 0
+    assert "  crop and resize " in capsys.readouterr().out
+    stages = json.loads(file.read_text())["stages"]
+    assert list(stages) == ["read", "decode", "crop and resize", "all"]
+    assert all(0 < times["best"] <= times["median"] for times in stages.values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["inspect", "absent"], "absent is no folder"),
+        (["inspect", "fashion_mnist", "--sample", "0"], "--sample 0: at least 1"),
+        (["convert", "absent", "out"], "absent is no folder"),
+        (["convert", "fashion_mnist", "out", "--quality", "101"], "quality=101 must be 1 to 100"),
+    ],
+)
+def test_errors(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["data", *arguments]) == 1
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_such_size(capsys):
+    with pytest.raises(SystemExit):
+        main(["data", "convert", "a", "b", "--shard-size", "some"])
+    assert "'some' is no size like 500M" in capsys.readouterr().err

@@ -1,0 +1,146 @@
+"""What a data set holds: counts, sizes, formats, broken files, and a sheet of pictures."""
+
+import collections
+import concurrent.futures
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+from tqdm import tqdm
+
+from vig_jax.data import transforms
+from vig_jax.data.source import Source, labels_of
+from vig_jax.data.workers import cpu_count
+
+_CELL, _CAPTION, _MARGIN = 112, 14, 4  # pixels
+_COLUMNS = 10
+_MOST_PICTURES = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class _Look:
+    """One image, looked at."""
+
+    index: int
+    bytes: int
+    kind: str  # format and mode, e.g. "JPEG RGB"
+    size: tuple[int, int] | None  # width, height in pixels
+    error: str | None
+
+
+def inspect(source: Source, *, sample: int | None = None) -> dict[str, Any]:
+    """Decodes a split and describes it.
+
+    Args:
+        source: the split.
+        sample: look at so many images, spread evenly; None: at all.
+
+    Returns:
+        A dictionary ready for JSON: images, inspected, classes {name: count}, width, height and
+        bytes {min, median, mean, max}, formats {name: count}, undecodable [{index, path, reason}].
+    """
+    indices = spread(len(source), sample or len(source))
+    # The decoders let go of Python's lock.
+    with concurrent.futures.ThreadPoolExecutor(cpu_count()) as pool:
+        looks = list(
+            tqdm(
+                pool.map(lambda index: _look(source, index), indices),
+                "inspect",
+                len(indices),
+                unit="img",
+                disable=None,
+                leave=False,
+            )
+        )
+    good = [look for look in looks if look.size is not None]
+    counts = np.bincount(labels_of(source), minlength=source.num_classes).tolist()
+    return {
+        "images": len(source),
+        "inspected": len(looks),
+        "classes": dict(zip(source.class_names, counts, strict=True)),
+        "width": _summary([look.size[0] for look in good if look.size]),
+        "height": _summary([look.size[1] for look in good if look.size]),
+        "bytes": _summary([look.bytes for look in looks]),
+        "formats": dict(collections.Counter(look.kind for look in good).most_common()),
+        "undecodable": [
+            {"index": look.index, "path": source.name_of(look.index), "reason": look.error}
+            for look in looks
+            if look.error is not None
+        ],
+    }
+
+
+def spread(length: int, count: int) -> list[int]:
+    """Up to `count` of `range(length)`, evenly."""
+    return np.unique(np.linspace(0, length - 1, min(count, length)).astype(int)).tolist()
+
+
+def _look(source: Source, index: int) -> _Look:
+    size = 0
+    try:
+        image = source[index]["image"]
+        size = len(image) if isinstance(image, bytes) else image.nbytes
+        if isinstance(image, bytes):
+            header = transforms.read_header(image)
+            kind = f"{header.format} {header.mode}"
+        else:
+            kind = "pixels RGB"
+        return _Look(index, size, kind, transforms.decode(image).size, None)
+    except (transforms.UndecodableImageError, OSError) as error:
+        return _Look(index, size, "", None, str(error))
+
+
+def _summary(values: list[int]) -> dict[str, float] | None:
+    if not values:
+        return None
+    array = np.array(values)
+    return {
+        "min": float(array.min()),
+        "median": float(np.median(array)),
+        "mean": round(float(array.mean()), 1),
+        "max": float(array.max()),
+    }
+
+
+def contact_sheet(source: Source) -> Image.Image:
+    """Up to a hundred pictures with their classes' names, of as many classes as there is room for.
+
+    Returns:
+        An RGB image.
+    """
+    labels = labels_of(source)
+    by_class = [np.flatnonzero(labels == label) for label in range(source.num_classes)]
+    by_class = [members for members in by_class if len(members)]
+    shown = [by_class[i] for i in spread(len(by_class), _MOST_PICTURES)]
+    each = max(1, min(_COLUMNS, _MOST_PICTURES // len(shown)))
+    picks = [members[i] for members in shown for i in spread(len(members), each)]
+    columns = min(_COLUMNS, len(picks))
+    rows = -(-len(picks) // columns)
+    width, height = _CELL + _MARGIN, _CELL + _CAPTION + _MARGIN
+    sheet = Image.new("RGB", (columns * width + _MARGIN, rows * height + _MARGIN), "white")
+    draw = ImageDraw.Draw(sheet)
+    for number, index in enumerate(int(i) for i in picks):
+        left = _MARGIN + number % columns * width
+        top = _MARGIN + number // columns * height
+        try:
+            picture = transforms.decode(source[index]["image"])
+        except (transforms.UndecodableImageError, OSError):
+            draw.rectangle((left, top, left + _CELL, top + _CELL), outline="red")
+        else:
+            scale = _CELL / max(picture.size)
+            size = tuple(max(1, round(side * scale)) for side in picture.size)
+            picture = picture.resize((size[0], size[1]), Image.Resampling.BICUBIC)
+            sheet.paste(picture, (left + (_CELL - size[0]) // 2, top + (_CELL - size[1]) // 2))
+        name = source.class_names[labels[index]]
+        while draw.textlength(name) > _CELL:
+            name = name.removesuffix("…")[:-1] + "…"
+        draw.text((left, top + _CELL), name, fill="black")
+    return sheet
+
+
+def save_sheet(source: Source, path: Path) -> None:
+    """Writes the contact sheet as PNG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    contact_sheet(source).save(path)

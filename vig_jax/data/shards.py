@@ -1,0 +1,229 @@
+"""What data sets in shards have in common: finding the files, class names, the sidecar `info.json`.
+
+A split's shards lie in the folder PATH as `train-00000-of-00256.SUFFIX` (or any name that begins
+with `train`, or has `-train-` in it), or in PATH/train/, or by such names in PATH/data/; those for
+evaluation likewise with val, validation or test. PATH may also be a pattern like
+`/data/imagenet1k-{split}-*.tar`, in which `{split}` stands for those words.
+
+The names of the classes, by label, come from PATH/info.json, which `vig data convert` writes, or
+from PATH/classes.txt, one per line.
+"""
+
+import collections
+import glob
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vig_jax.data.source import DataSetError, Part
+
+INFO_FILE = "info.json"
+CLASSES_FILE = "classes.txt"
+FORMAT = "vig_jax data set, version 1"  # in info.json; a file of another tool has not this
+
+_WORDS: dict[Part, tuple[str, ...]] = {
+    "train": ("train",),
+    "eval": ("val", "validation", "test"),
+    "all": ("train",),
+}
+_NUMBERED = re.compile(r"(.*)-(\d{4,})-of-(\d{4,})(-[0-9a-f]+)?$")
+
+
+def find_shards(path: str | None, part: Part, suffix: str) -> list[Path]:
+    """The files of a split, complete and in order.
+
+    Args:
+        path: a folder, a file or a pattern.
+        part: which; "all" is the training files if there are any by that name, else all.
+        suffix: with its dot, e.g. ".tar".
+
+    Returns:
+        At least one path, sorted.
+
+    Raises:
+        DataSetError: no path, no files, a missing shard, or shards of two numberings.
+    """
+    if path is None:
+        raise DataSetError(f"config.data.path is not set: where are the {suffix} files?")
+    found: list[Path] = []
+    for word in _WORDS[part]:
+        found = _files(path, word, suffix)
+        if found:
+            break
+    if part == "all":
+        if found and any(_files(path, word, suffix) for word in _WORDS["eval"]):
+            raise DataSetError(
+                f"{path} has files for evaluation already: "
+                "leave config.data.split at 'given', or set config.data.path to one split"
+            )
+        found = found or _files(path, "", suffix)
+    if not found:
+        raise DataSetError(_nothing_found(path, part, suffix))
+    _check_numbering(found)
+    return found
+
+
+def has_shards(path: str, part: Part, suffix: str) -> bool:
+    """Whether there are any files of a split."""
+    return any(_files(path, word, suffix) for word in _WORDS[part])
+
+
+def _files(path: str, word: str, suffix: str) -> list[Path]:
+    """Files of one split; all, if the word is empty."""
+    expanded = Path(path).expanduser()
+    if not expanded.is_dir():
+        if word and "{split}" not in path:
+            return []
+        pattern = str(expanded).replace("{split}", word or "*")
+        return sorted(Path(name) for name in glob.glob(pattern) if name.endswith(suffix))  # noqa: PTH207
+    if not word:
+        return sorted(expanded.glob(f"*{suffix}"))
+    begins = re.compile(rf"(.*-)?{word}([-_.].*|\d*){re.escape(suffix)}")
+    here = [file for file in expanded.glob(f"*{suffix}") if begins.fullmatch(file.name)]
+    in_data = [file for file in expanded.glob(f"data/*{suffix}") if begins.fullmatch(file.name)]
+    return sorted(here) or sorted(expanded.glob(f"{word}/*{suffix}")) or sorted(in_data)
+
+
+def _nothing_found(path: str, part: Part, suffix: str) -> str:
+    folder = Path(path).expanduser()
+    words = "" if part == "all" else " or ".join(f"{word}-*{suffix}" for word in _WORDS[part])
+    if not folder.is_dir():
+        if "{split}" in path or glob.has_magic(path) or folder.exists():
+            hint = (
+                ""
+                if "{split}" in path or part == "all"
+                else "; one file or a pattern without {split} needs config.data.split=stratified"
+            )
+            return f"config.data.path={path} has no {suffix} files for {part!r}{hint}"
+        return f"config.data.path={path} does not exist"
+    here = sorted(entry.name for entry in folder.iterdir())
+    return (
+        f"{path} holds no {words or suffix + ' files'} (looked for in the folder itself and one "
+        f"named like the split); it holds {', '.join(here[:10]) or 'nothing'}. Files that are not "
+        "divided into train and val: --config.data.split=stratified"
+    )
+
+
+def _check_numbering(files: Sequence[Path]) -> None:
+    """Holds names like train-00003-of-00008 to their own account."""
+    numbered: dict[tuple[str, int], set[int]] = collections.defaultdict(set)
+    for file in files:
+        if match := _NUMBERED.match(file.stem):
+            numbered[match[1], int(match[3])].add(int(match[2]))
+    totals: dict[str, set[int]] = collections.defaultdict(set)
+    for name, total in numbered:
+        totals[name].add(total)
+    for name, several in totals.items():
+        if len(several) > 1:
+            raise DataSetError(
+                f"{files[0].parent} holds shards of more than one numbering, {name}-*-of-"
+                f"{' and -of-'.join(str(n) for n in sorted(several))}: remove the older ones, or "
+                "every image may come twice"
+            )
+    for (name, total), numbers in numbered.items():
+        if missing := sorted(set(range(total)) - numbers):
+            shown = ", ".join(str(n) for n in missing[:5]) + (", ..." if len(missing) > 5 else "")
+            raise DataSetError(
+                f"{len(missing)} of the {total} shards {name}-*-of-{total:05} are missing in "
+                f"{files[0].parent}: number {shown}. Copy them, or convert again with --resume"
+            )
+
+
+def home_of(files: Sequence[Path], path: str | None) -> Path:
+    """The folder where `info.json` and `classes.txt` of some shards are looked for."""
+    folder = Path(path or "").expanduser()
+    return folder if folder.is_dir() else files[0].parent
+
+
+def read_info(folder: Path) -> dict[str, Any] | None:
+    """What `vig data convert` has written about a folder; None where it has not.
+
+    Raises:
+        DataSetError: ours, but damaged.
+    """
+    file = folder / INFO_FILE
+    if not file.is_file():
+        return None
+    try:
+        info = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise DataSetError(f"{file} cannot be read: {error}") from error
+    if not isinstance(info, dict) or info.get("format") != FORMAT:
+        return None  # of some other program
+    if not isinstance(info.get("class_names"), list) or not isinstance(info.get("splits"), dict):
+        raise DataSetError(f"{file} lacks class_names or splits: convert the data set again")
+    return info
+
+
+def class_names_beside(folder: Path) -> tuple[str, ...] | None:
+    """Class names, by label, from the files beside the shards; None if there are none.
+
+    Raises:
+        DataSetError: empty lines or names that come twice.
+    """
+    if (info := read_info(folder)) is not None:
+        return tuple(info["class_names"])
+    file = folder / CLASSES_FILE
+    if not file.is_file():
+        return None
+    names = tuple(file.read_text(encoding="utf-8").rstrip("\n").split("\n"))
+    twice = [name for name, count in collections.Counter(names).items() if count > 1]
+    if twice or not all(names):
+        problem = f"{twice[0]!r} comes twice" if twice else "a line is empty"
+        raise DataSetError(f"{file}: {problem}; one class name a line is wanted, by label")
+    return names
+
+
+def no_class_names(folder: Path) -> DataSetError:
+    """The error for labels without names."""
+    return DataSetError(
+        f"the labels in {folder} are numbers, and nothing names the classes: write "
+        f"{folder / CLASSES_FILE}, one name a line, the first for label 0 (`seq 0 999 > "
+        f"{folder / CLASSES_FILE}` if numbers will do for a thousand)"
+    )
+
+
+def check_sizes(files: Sequence[Path], info: dict[str, Any] | None) -> None:
+    """Holds shards to the sizes that their conversion recorded, where it did.
+
+    Raises:
+        DataSetError: a file that is empty, truncated, longer, or not in the record.
+    """
+    recorded = {
+        shard["name"]: shard["bytes"]
+        for split in (info or {"splits": {}})["splits"].values()
+        for shard in split["shards"]
+    }
+    for file in files:
+        size = file.stat().st_size
+        if size == 0:
+            raise DataSetError(f"{file} is empty: copy it, or convert the data set again")
+        if not recorded:
+            continue
+        if file.name not in recorded:
+            raise DataSetError(f"{file} is not in {INFO_FILE}: does it belong to this data set?")
+        if size != recorded[file.name]:
+            state = "truncated" if size < recorded[file.name] else "changed"
+            raise DataSetError(
+                f"{file} is {state}: {size} bytes, {INFO_FILE} says {recorded[file.name]}. "
+                "Copy it anew, or convert the data set again"
+            )
+
+
+def shards_digest(
+    kind: str, files: Sequence[Path], class_names: Sequence[str], info: dict[str, Any] | None
+) -> "hashlib._Hash":
+    """The beginning of a fingerprint: names and sizes, and what the conversion recorded of them."""
+    digest = hashlib.sha256("\0".join((kind, *class_names)).encode(errors="surrogateescape"))
+    recorded = {
+        shard["name"]: shard["sha256"]
+        for split in (info or {"splits": {}})["splits"].values()
+        for shard in split["shards"]
+    }
+    for file in files:
+        line = f"\0{file.name}\0{file.stat().st_size}\0{recorded.get(file.name, '')}"
+        digest.update(line.encode(errors="surrogateescape"))
+    return digest
