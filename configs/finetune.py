@@ -4,9 +4,11 @@
         --config.init_weights=vig_s.pth --workdir=runs/flowers
 
 The folder holds train/<class>/*.jpg and val/<class>/*.jpg; the head is new, with as many outputs as
-there are classes. Other weights: --config.model.name=vig_b (that of the file or run). Larger
-images: --config.data.image_size=384. Less to train: --config.optimizer.freeze=patch_embed,blocks_0.
-The values are a start for some thousands of images, not tuned; docs/training.md says what to try.
+there are classes. Without a val folder, one fifth of /data/flowers/<class>/*.jpg is held out by
+--config.data.split=stratified --config.data.val_fraction=0.2. Other weights:
+--config.model.name=vig_b (that of the file or run). Larger images: --config.data.image_size=384.
+Less to train: --config.optimizer.freeze=patch_embed,blocks_0. The values are a start for some
+thousands of images, not tuned; docs/training.md says what to try.
 """
 
 from ml_collections import ConfigDict
