@@ -14,6 +14,8 @@ from jax.experimental.pallas import triton as plgpu
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
+from kernels_pallas.common.device import least_cuda_capability
+
 # The backend ships with every JAX release served here. That it will not do so for ever is told at
 # each launch since JAX 0.11; its users cannot act on that, this file can.
 warnings.filterwarnings(
@@ -105,11 +107,26 @@ def _no_launch(context: mlir.LoweringRuleContext, *nodes: Any, call: Callable[..
     return mlir.lower_fun(never)(context, *nodes)
 
 
+def _cuda_launch(context: mlir.LoweringRuleContext, *nodes: Any, call: Callable[..., Any]) -> Any:
+    with _some_gpu():
+        return mlir.lower_fun(lambda *arrays: call(*arrays))(context, *nodes)
+
+
+def _some_gpu() -> contextlib.AbstractContextManager[Any]:
+    """Where there is no GPU, one to lower for: the least that kernels are for.
+
+    JAX 0.12 wants to know one; to releases before it makes no difference.
+    """
+    if least_cuda_capability() is not None:
+        return contextlib.nullcontext()
+    device = jax.sharding.AbstractDevice("NVIDIA A100-SXM4-80GB", None, "gpu")
+    mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
+    return jax.sharding.use_abstract_mesh(mesh)
+
+
 batching.primitive_batchers[_launch_p] = _launch_batched
 mlir.register_lowering(_launch_p, _no_launch)
-mlir.register_lowering(
-    _launch_p, mlir.lower_fun(lambda *arrays, call: call(*arrays)), platform="cuda"
-)
+mlir.register_lowering(_launch_p, _cuda_launch, platform="cuda")
 
 
 program_id = pl.program_id
