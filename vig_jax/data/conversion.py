@@ -411,12 +411,17 @@ def _results(
         return
     context = multiprocessing.get_context("spawn")
     told = context.Queue()
+    others = set(multiprocessing.active_children())
     pool = concurrent.futures.ProcessPoolExecutor(
         min(workers, len(todo)), context, _start_worker, (job, told)
     )
     try:
         waiting = {pool.submit(_work, shard): shard for shard in todo}
+        started = set(multiprocessing.active_children()) - others
         while waiting:
+            # The pool itself may not watch those that it started last.
+            if any(process.exitcode for process in started):
+                raise BrokenProcessPool
             finished, _ = concurrent.futures.wait(
                 waiting, timeout=0.2, return_when=concurrent.futures.FIRST_COMPLETED
             )
@@ -425,9 +430,10 @@ def _results(
                 yield waiting.pop(future), future.result()
         _pass_on(told, tell)
     except BaseException as error:
-        processes = list((pool._processes or {}).values())
         pool.shutdown(wait=False, cancel_futures=True)
-        for process in processes:  # what they are at will not be kept; they heed no softer signal
+        # What they are at will not be kept, and they heed no softer signal. (A broken pool has
+        # forgotten its processes.)
+        for process in set(multiprocessing.active_children()) - others:
             process.kill()
         if isinstance(error, BrokenProcessPool):
             raise RuntimeError(
