@@ -51,6 +51,7 @@ class Classifier:
         self.class_names = tuple(class_names)
         self._model = model
         self._variables = variables
+        self._predictors: dict[int, Predictor] = {}
 
     @classmethod
     def of(cls, restored: Restored) -> "Classifier":
@@ -63,12 +64,23 @@ class Classifier:
     ) -> Iterator[Answer]:
         """Answers in the order of `files`; one that cannot be read gets an `error`."""
         batch_size = max(1, min(batch_size, len(files)))
-        data = self.data
-        run = predictor(
-            self._model, self._variables, batch_size, data.image_size, mean=data.mean, std=data.std
-        )
+        run = self._predictor(batch_size)
         for start in range(0, len(files), batch_size):
             yield from self._predict_batch(run, files[start : start + batch_size], top)
+
+    def _predictor(self, batch_size: int) -> Predictor:
+        """Compiled at the first need of the batch size."""
+        if batch_size not in self._predictors:
+            data = self.data
+            self._predictors[batch_size] = predictor(
+                self._model,
+                self._variables,
+                batch_size,
+                data.image_size,
+                mean=data.mean,
+                std=data.std,
+            )
+        return self._predictors[batch_size]
 
     def _predict_batch(self, run: Predictor, files: Sequence[Path], top: int) -> Iterator[Answer]:
         images = np.zeros((len(files), *run.image_size, 3), np.uint8)

@@ -7,6 +7,7 @@ vig data images photographs --split eval --per-class 4
 """
 
 import argparse
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -197,28 +198,15 @@ def _inspect(args: argparse.Namespace) -> int:
 
 
 def _benchmark(args: argparse.Namespace) -> int:
-    from vig_jax.config import DataConfig
     from vig_jax.data.benchmark import host_stages, loader_speed
+    from vig_jax.train.imported import published_config
 
     if args.images < 1:
         raise ValueError(f"--images {args.images}: at least 1 is wanted")
-    data = DataConfig(
-        source="image_folder",
-        path=None,
+    data = dataclasses.replace(
+        published_config("vig_t").data,
         image_size=args.image_size,
-        mean=(0.5, 0.5, 0.5),
-        std=(0.5, 0.5, 0.5),
-        crop="random_resized",
-        crop_scale=(0.08, 1.0),
-        crop_ratio=(3 / 4, 4 / 3),
-        crop_padding=0,
-        hflip=0.5,
-        crop_pct=0.875,
-        mixup_alpha=0.0,
-        cutmix_alpha=0.0,
-        mixup_group=1,
         workers=args.workers or 0,
-        prefetch=2,
         max_bad_images=0,
     )
     source = next(iter(_open(args).values()))

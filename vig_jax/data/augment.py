@@ -231,7 +231,6 @@ def _curve(
 ) -> UInt8[Array, "H W 3"]:
     """The operations that map values to values, per channel; others leave the image as it is."""
     value = jnp.arange(256)
-    same = value
     pixels = image.reshape(-1, 3)
     N = pixels.shape[0]
     histogram = _histogram(pixels)
@@ -261,7 +260,7 @@ def _curve(
     }
     table = {name: jnp.broadcast_to(curve[:, None], (256, 3)) for name, curve in curves.items()}
     table |= {"AutoContrast": contrasted, "Equalize": equalised}
-    identity = jnp.broadcast_to(same[:, None], (256, 3))
+    identity = jnp.broadcast_to(value[:, None], (256, 3))
     names = [*RAND_AUGMENT_OPS, "Identity"]
     lut = jnp.stack([table.get(name, identity) for name in names])[code].astype(jnp.uint8)
     return jnp.take_along_axis(lut, pixels.astype(jnp.int32), axis=0).reshape(image.shape)
@@ -373,5 +372,5 @@ def _cubic(values: Sequence[Array], d: Array) -> Array:
 
 def mean_color(mean: tuple[float, float, float]) -> tuple[int, int, int]:
     """The fill colour that timm takes: 255 times the mean, rounded."""
-    red, green, blue = (min(255, round(255 * float(x))) for x in np.asarray(mean))
+    red, green, blue = (min(255, round(255 * x)) for x in mean)
     return red, green, blue
