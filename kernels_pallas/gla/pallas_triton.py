@@ -50,7 +50,7 @@ def gla(
     config: Config | None = None,
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"] | None]:
     """One direction; see `kernels_pallas.gla.api.gla`."""
-    _check_device()
+    check_device()
     call = _Call(spec, config or choose(spec), (spec.reverse,))
     return _attend(call, q, k, v, (log_decay,), initial_state)
 
@@ -66,12 +66,13 @@ def bidirectional_gla(
     config: Config | None = None,
 ) -> Float[Array, "B T H V"]:
     """Both directions, summed; see `kernels_pallas.gla.api.bidirectional_gla`."""
-    _check_device()
+    check_device()
     call = _Call(spec, config or choose(spec), (False, True))
     return _attend(call, q, k, v, (log_decay_fwd, log_decay_bwd), None)[0]
 
 
-def _check_device() -> None:
+def check_device() -> None:
+    """Refuses GPUs that the kernels are not for, where there is one to look at."""
     capability = least_cuda_capability()
     if capability is not None and capability < MIN_CAPABILITY:
         raise NotImplementedError(

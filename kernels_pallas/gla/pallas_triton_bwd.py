@@ -10,8 +10,11 @@ import jax.numpy as jnp
 from kernels_pallas.common import pallas_compat
 from kernels_pallas.gla.pallas_triton_chunk import (
     Chunk,
+    Columns,
     Geometry,
     Place,
+    Views,
+    arrays_of,
     chunk_number,
     chunk_state_index,
     dot,
@@ -20,6 +23,7 @@ from kernels_pallas.gla.pallas_triton_chunk import (
     geometry_of,
     locate,
     log_decay_sums,
+    operands_of,
     padded_state_shape,
     row_sums,
     run_both_passes,
@@ -67,7 +71,7 @@ def _walk_back(
         k = chunk.read(k_ref, "K").astype(jnp.float32)
         v = chunk.read(v_ref, "V")
         grad_out = chunk.read(grad_out_ref, "V")
-        log_decay = chunk.read_log_decay(log_decay_ref)
+        log_decays = chunk.read_log_decays(log_decay_ref)
         state = kept(number)  # [K, V] before the chunk
         grad_chunk = Chunk(geometry, grad_place, number, interpreting)
         if add:  # early: it takes long
@@ -75,7 +79,7 @@ def _walk_back(
             so_far_k = grad_chunk.read(grad_k_ref, "K")
             so_far_v = chunk.read(grad_v_ref, "V")
 
-        through = log_decay_sums(geometry, causal, log_decay)
+        through = log_decay_sums(geometry, causal, log_decays)
         decay = exp2(through)
         end = jnp.min(decay, axis=0)
         q_factor = decay * geometry.scale
@@ -85,12 +89,12 @@ def _walk_back(
         if exact:
             k_factor = exp2(
                 log_decay_sums(
-                    geometry, scanned_before(geometry.chunk, not reverse, itself=False), log_decay
+                    geometry, scanned_before(geometry.chunk, not reverse, itself=False), log_decays
                 )
             )
             k_out = (k * k_factor).astype(operand)
             grad_end = grad_state.astype(operand)
-            decays = log_decay.astype(jnp.float32)
+            decays = log_decays.steps()
             scores_t = exact_scores(geometry, reverse, q * geometry.scale, k, decays).T
         else:
             k_factor = exp2(-through)
@@ -133,7 +137,9 @@ def _walk_back(
         grad_chunk.write(grad_q_ref, "K", grad_q)
         grad_chunk.write(grad_k_ref, "K", grad_k)
         chunk.write(grad_v_ref, "V", grad_v)
-        grad_chunk.write(grad_log_decay_ref, "K", grad_log_decay)
+        grad_chunk.write(
+            grad_log_decay_ref, "K", chunk.gate_gradient(log_decay_ref, grad_log_decay)
+        )
         grad_state = decayed + dot(geometry, q_in.T, grad_out)
         return grad_state, jnp.minimum(least, end)
 
@@ -144,6 +150,8 @@ def _walk_back(
 def _backward_kernel(
     *refs: Any,
     geometry: Geometry,
+    views: Views,
+    grad_views: Views,
     batch: int,
     directions: tuple[bool, ...],
     apart: bool,
@@ -155,13 +163,14 @@ def _backward_kernel(
 ) -> None:
     """Gradients of a segment; `directions`, `apart` and `exact` as in the forward kernel.
 
-    Refs: q, k, v, output gradient, log-decays per direction, states before each chunk, gradients of
-    states at the end of segments; gradients of q, k, v (per direction if `apart`), of log-decays
-    per direction, of states at the start of segments, and least decays.
+    Refs: arrays of q, k, v, output gradient and log-decays per direction, as `views` tells; states
+    before each chunk, gradients of states at the end of segments, the array to write into, if there
+    is one; arrays of the gradients of q, k, v (per direction if `apart`) and of log-decays per
+    direction, as `grad_views` tells; gradients of states at the start of segments, least decays.
     """
-    q_ref, k_ref, v_ref, grad_out_ref, *rest = refs
     count = len(directions)
-    log_decay_refs, rest = rest[:count], rest[count:]
+    q_ref, k_ref, v_ref, grad_out_ref, *log_decay_refs = operands_of(refs, views)
+    rest = list(refs[1 + max(index for index, _ in views) :])
     states_ref = rest.pop(0)
     final_ref = rest.pop(0) if has_final else None
     if exact:
@@ -170,8 +179,8 @@ def _backward_kernel(
     else:
         least_ref = rest.pop()
     grad_initial_ref = rest.pop() if wants_initial else None
-    grad_log_decay_refs = rest[-count:]
-    sums_refs = rest[:-count]
+    grads = operands_of(rest[-1 - max(index for index, _ in grad_views) :], grad_views)
+    sums_refs, grad_log_decay_refs = grads[:-count], grads[-count:]
 
     program = pallas_compat.program_id(0)
     least_index = program
@@ -287,10 +296,12 @@ def backward(
     if wants_initial:
         shape = (len(directions), rows, *padded_state_shape(geometry))
         outs.append(jax.ShapeDtypeStruct(shape, jnp.float32))
-    inputs = [q, k, v, grad_out, *log_decays, states, *(() if final is None else (final,))]
+    arrays, views = arrays_of([q, k, v, grad_out, *log_decays])
     kernel = functools.partial(
         _backward_kernel,
         geometry=geometry,
+        views=views,
+        grad_views=tuple((i, None) for i in range(3 * copies + len(directions))),
         batch=spec.batch,
         directions=directions,
         apart=apart,
@@ -298,6 +309,7 @@ def backward(
         wants_initial=wants_initial,
         starts_empty=not spec.has_initial_state,
     )
+    inputs = [*arrays, states, *(() if final is None else (final,))]
     results = run_both_passes(kernel, "gla_backward", launch, programs, inputs, outs)
     grad_initial = results.pop() if wants_initial else None
 
@@ -315,3 +327,55 @@ def backward(
         for part, x in zip(results[3 * copies :], log_decays, strict=True)
     ]
     return grads[0], grads[1], grads[2], grad_log_decays, grad_initial
+
+
+def backward_into(
+    spec: GlaSpec,
+    launch: Launch,
+    q: Columns,
+    k: Columns,
+    v: Columns,
+    log_decays: Sequence[Columns],
+    grad_out: Any,
+    states: Any,
+    final: Any,
+    into: Any,
+) -> Any:
+    """Runs the backward kernel of both directions where all inputs are columns of one array.
+
+    Args:
+        spec: The call; a program holds all values of a head.
+        launch: Its tiling, both directions in one program.
+        q: Columns of the array [B, T, E].
+        k: The same.
+        v: The same.
+        log_decays: The same, per direction.
+        grad_out: Gradient of the output [B, T, H, V].
+        states: States before each chunk, as the forward kernel keeps them.
+        final: Gradients of the states at the end of segments, or None.
+        into: [B, T, E], consumed: the gradients are written into its columns of the same places.
+
+    Returns:
+        `into` with these columns written.
+    """
+    geometry = geometry_of(spec, launch)
+    assert geometry.value_blocks == 1
+    assert not launch.apart
+    arrays, views = arrays_of([q, k, v, grad_out, *log_decays])
+    kernel = functools.partial(
+        _backward_kernel,
+        geometry=geometry,
+        views=views,
+        grad_views=tuple((0, operand.start) for operand in (q, k, v, *log_decays)),
+        batch=spec.batch,
+        directions=(False, True),
+        apart=False,
+        has_final=final is not None,
+        wants_initial=False,
+        starts_empty=True,
+    )
+    inputs = [*arrays, states, *(() if final is None else (final,))]
+    programs = spec.batch * spec.heads * launch.segments
+    out = jax.ShapeDtypeStruct(into.shape, into.dtype)
+    (grads,) = run_both_passes(kernel, "gla_backward", launch, programs, inputs, [out], into=[into])
+    return grads

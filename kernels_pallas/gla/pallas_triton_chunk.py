@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,41 @@ from kernels_pallas.gla.spec import GlaSpec
 LOG2_E = 1.4426950408889634
 # Stands for -inf: its exponential is zero all the same, but sums and products of it are finite.
 LOWEST_LOG_DECAY = -9984.0
+# The same for gates: divided by their normalizer, at most MAX_GATE_NORMALIZER, still zero as exp2.
+LOWEST_LOG2_SIGMOID = -60000.0
+MAX_GATE_NORMALIZER = 256.0
+
+
+class Columns(NamedTuple):
+    """Columns of an array, or of a reference to one, [B, T, E]: head by head, from `start` on.
+
+    Stands for an array [B, T, H, K or V]; kernels read and write such columns in place.
+    """
+
+    array: Any
+    start: int
+
+
+Operand = Any  # an array [B, T, H, K or V], or Columns
+# Of each operand its array's number, and where its columns start.
+Views = tuple[tuple[int, int | None], ...]
+
+
+def arrays_of(operands: Sequence[Operand]) -> tuple[list[Any], Views]:
+    """The distinct arrays behind some operands, and how to find the operands in them."""
+    arrays: list[Any] = []
+    views = []
+    for operand in operands:
+        array, start = operand if isinstance(operand, Columns) else (operand, None)
+        index = next((i for i, known in enumerate(arrays) if known is array), len(arrays))
+        arrays[index:] = [array] if index == len(arrays) else arrays[index:]
+        views.append((index, start))
+    return arrays, tuple(views)
+
+
+def operands_of(refs: Sequence[Any], views: Views) -> list[Operand]:
+    """The operands that `arrays_of` took apart, in terms of references to the arrays."""
+    return [refs[i] if start is None else Columns(refs[i], start) for i, start in views]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +72,8 @@ class Geometry:
         value_block: Values per program, a power of two; V is split among programs if it is more.
         segments: Parts that the tokens are split into, each walked by programs of its own.
         scale: Factor on the queries.
+        gate_normalizer: Log-decays are given as x, for log_sigmoid(x) / gate_normalizer; None if
+            they are given as they are.
         exact_dtype: The inputs are float32: nothing may be rounded to less.
     """
 
@@ -49,6 +86,7 @@ class Geometry:
     value_block: int
     segments: int
     scale: float
+    gate_normalizer: float | None
     exact_dtype: bool
 
     @property
@@ -87,6 +125,7 @@ def geometry_of(spec: GlaSpec, launch: Launch) -> Geometry:
         value_block=max(16, min(launch.value_block, _power_of_two(spec.value_width))),
         segments=launch.segments,
         scale=spec.scale,
+        gate_normalizer=spec.gate_normalizer,
         exact_dtype=spec.dtype == jnp.float32,
     )
 
@@ -156,14 +195,33 @@ def row_sums(geometry: Geometry, picked: Any, x: Any, parts: int) -> Any:
     return total
 
 
-def log_decay_sums(geometry: Geometry, picked: Any, log_decay: Any) -> Any:
-    """Sums of log-decays [C, K] times log2(e), so that exp2 of them are decays."""
-    parts = 1 if log_decay.dtype == jnp.bfloat16 else 2
-    return row_sums(geometry, picked, log_decay, parts) * LOG2_E
+class LogDecays(NamedTuple):
+    """Log-decays of a chunk [C, K], finite, as `values` times `unit` in powers of two."""
+
+    values: Any
+    unit: float
+
+    def steps(self) -> Any:
+        """The decay of each token [C, K], float32."""
+        return jnp.exp2(self.values.astype(jnp.float32) * self.unit)
 
 
-def exact_scores(geometry: Geometry, reverse: bool, q: Any, k: Any, log_decay: Any) -> Any:
-    """Scores [C, C] = sum_k q_ik k_jk prod_{s in (j, i]} exp(log_decay_sk), for any log-decay.
+def log_decay_sums(geometry: Geometry, picked: Any, log_decays: LogDecays) -> Any:
+    """Sums of log-decays [C, K] as powers of two, so that exp2 of them are decays.
+
+    Beside bfloat16 keys and queries, float16 keeps as much of a log-decay as matters, 11 bits.
+    """
+    values = log_decays.values
+    if not geometry.exact_dtype and values.dtype == jnp.float32:
+        ones, values = picked.astype(jnp.float16), values.astype(jnp.float16)
+        sums = jax.lax.dot(ones, values, preferred_element_type=jnp.float32)
+    else:
+        sums = row_sums(geometry, picked, values, 1)
+    return sums * log_decays.unit
+
+
+def exact_scores(geometry: Geometry, reverse: bool, q: Any, k: Any, decays: Any) -> Any:
+    """Scores [C, C] = sum_k q_ik k_jk prod_{s in (j, i]} decays_sk, for any decays [C, K].
 
     Decays are only multiplied, never divided: column by column, from the last scanned token to the
     first, `between` [C, K] holds the products between the column's token and every later one.
@@ -178,7 +236,7 @@ def exact_scores(geometry: Geometry, reverse: bool, q: Any, k: Any, log_decay: A
         between = jnp.where(here, 1.0, between * next_decay)
         k_row = jnp.sum(jnp.where(here, k, 0.0), axis=0)[None, :]
         column_j = jnp.sum(q * between * k_row, axis=1)[:, None]
-        next_decay = jnp.sum(jnp.where(here, jnp.exp(log_decay), 0.0), axis=0)[None, :]
+        next_decay = jnp.sum(jnp.where(here, decays, 0.0), axis=0)[None, :]
         return between, next_decay, jnp.where(columns == j, column_j, scores)
 
     zeros = jnp.zeros((geometry.chunk, geometry.key_block), jnp.float32)
@@ -188,23 +246,21 @@ def exact_scores(geometry: Geometry, reverse: bool, q: Any, k: Any, log_decay: A
 
 
 class Chunk:
-    """The rows of one chunk in arrays [B, T, H, K or V]; rows past T are never touched."""
+    """The rows of one chunk of operands [B, T, H, K or V]; rows past T are never touched."""
 
     def __init__(self, geometry: Geometry, place: Place, number: Any, interpreting: bool):
         self._interpreting = interpreting
-        rows = number * geometry.chunk + jnp.arange(geometry.chunk)[:, None]
+        self._geometry = geometry
+        self._place = place
+        self._rows = number * geometry.chunk + jnp.arange(geometry.chunk)[:, None]
         keys = jnp.arange(geometry.key_block)[None, :]
         values = place.value_block * geometry.value_block + jnp.arange(geometry.value_block)[None]
         inside = None
         if geometry.tokens % (geometry.chunk * geometry.segments):
-            inside = rows < geometry.tokens
-        self._index = {}
+            inside = self._rows < geometry.tokens
+        self._columns = {"K": (keys, geometry.key_width), "V": (values, geometry.value_width)}
         self._mask = {}
-        for axis, columns, width in (
-            ("K", keys, geometry.key_width),
-            ("V", values, geometry.value_width),
-        ):
-            self._index[axis] = (place.image, rows, place.head, columns)
+        for axis, (columns, width) in self._columns.items():
             padded = width % columns.shape[1] != 0
             mask = columns < width if padded else None
             if inside is not None:
@@ -213,20 +269,50 @@ class Chunk:
                 mask = jnp.broadcast_to(mask, (geometry.chunk, columns.shape[1]))
             self._mask[axis] = mask
 
-    def read(self, ref: Any, axis: str) -> Any:
-        """[C, K] or [C, V]; zero outside the array."""
-        index, mask = self._index[axis], self._mask[axis]
-        return pallas_compat.load(ref, index, mask, interpreting=self._interpreting)
+    def _at(self, operand: Operand, axis: str) -> tuple[Any, tuple[Any, ...], Any]:
+        """The operand's reference, and index and mask of the chunk's rows in it."""
+        columns, width = self._columns[axis]
+        image, head = self._place.image, self._place.head
+        if isinstance(operand, Columns):
+            index = (image, self._rows, operand.start + head * width + columns)
+            return operand.array, index, self._mask[axis]
+        return operand, (image, self._rows, head, columns), self._mask[axis]
 
-    def write(self, ref: Any, axis: str, value: Any) -> None:
+    def read(self, operand: Operand, axis: str) -> Any:
+        """[C, K] or [C, V]; zero outside the array."""
+        return pallas_compat.load(*self._at(operand, axis), interpreting=self._interpreting)
+
+    def write(self, operand: Operand, axis: str, value: Any) -> None:
         """Stores [C, K] or [C, V]."""
-        index, mask = self._index[axis], self._mask[axis]
+        ref, index, mask = self._at(operand, axis)
         pallas_compat.store(ref, index, value, mask, interpreting=self._interpreting)
 
-    def read_log_decay(self, ref: Any) -> Any:
-        """[C, K], finite; zero, no decay, outside the array."""
-        log_decay = self.read(ref, "K")
-        return jnp.maximum(log_decay, jnp.array(LOWEST_LOG_DECAY, log_decay.dtype))
+    def read_log_decays(self, operand: Operand) -> LogDecays:
+        """The log-decays, or what the gates make of them.
+
+        Outside the array there is no decay, or that of a gate of zero: as keys and values are zero
+        there and no token's state is asked for, it makes no difference.
+        """
+        values = self.read(operand, "K")
+        normalizer = self._geometry.gate_normalizer
+        if normalizer is None:
+            lowest = jnp.array(LOWEST_LOG_DECAY, values.dtype)
+            return LogDecays(jnp.maximum(values, lowest), LOG2_E)
+        # log2(sigmoid(x)), without overflow
+        gates = values.astype(jnp.float32) * LOG2_E
+        small = pallas_compat.exp2(-jnp.abs(gates), interpreting=self._interpreting)
+        values = jnp.minimum(gates, 0.0) - pallas_compat.log2(
+            1.0 + small, interpreting=self._interpreting
+        )
+        return LogDecays(jnp.maximum(values, LOWEST_LOG2_SIGMOID), 1 / normalizer)
+
+    def gate_gradient(self, operand: Operand, grad_log_decay: Any) -> Any:
+        """The gradient [C, K] of what is stored, from that of the log-decays."""
+        normalizer = self._geometry.gate_normalizer
+        if normalizer is None:
+            return grad_log_decay
+        gates = self.read(operand, "K").astype(jnp.float32)
+        return grad_log_decay / (normalizer * (1.0 + jnp.exp(gates)))
 
 
 def chunk_number(geometry: Geometry, place: Place, step: Any, reverse: bool) -> Any:
@@ -287,15 +373,15 @@ def state_step(
     k_ref, v_ref, log_decay_ref = refs
     k = chunk.read(k_ref, "K").astype(jnp.float32)
     v = chunk.read(v_ref, "V")
-    log_decay = chunk.read_log_decay(log_decay_ref)
+    log_decays = chunk.read_log_decays(log_decay_ref)
     if gradient:
         picked = scanned_before(geometry.chunk, reverse, itself=True)
         k = k * geometry.scale
     else:
         picked = scanned_before(geometry.chunk, not reverse, itself=False)
-    decay = exp2(log_decay_sums(geometry, picked, log_decay))
+    decay = exp2(log_decay_sums(geometry, picked, log_decays))
     k = (k * decay).astype(geometry.operand)
-    end = jnp.exp(jnp.sum(log_decay.astype(jnp.float32), axis=0))
+    end = exp2(jnp.sum(log_decays.values.astype(jnp.float32), axis=0) * log_decays.unit)
     return state * end[:, None] + dot(geometry, k.T, v), end
 
 
@@ -304,7 +390,7 @@ def exact_gradients(
     reverse: bool,
     q: Any,
     k: Any,
-    log_decay: Any,
+    decays: Any,
     grad_scores: Any,
 ) -> tuple[Any, Any, Any]:
     """What `exact_scores` passes on to q, k and, by q dq - k dk, to the sums of log-decays.
@@ -326,7 +412,7 @@ def exact_gradients(
         k_row = jnp.sum(jnp.where(here, k, 0.0), axis=0)[None, :]
         grad_q = grad_q + weights * k_row
         grad_k = jnp.where(here, jnp.sum(weights * q, axis=0)[None, :], grad_k)
-        next_decay = jnp.sum(jnp.where(here, jnp.exp(log_decay), 0.0), axis=0)[None, :]
+        next_decay = jnp.sum(jnp.where(here, decays, 0.0), axis=0)[None, :]
         return between, next_decay, grad_q, grad_k
 
     zeros = jnp.zeros((geometry.chunk, geometry.key_block), jnp.float32)
@@ -343,6 +429,7 @@ def run_both_passes(
     programs: int,
     inputs: Sequence[Any],
     outs: Sequence[jax.ShapeDtypeStruct],
+    into: Sequence[Any] = (),
 ) -> list[Any]:
     """Launches a kernel, then once more for the programs that met decays too strong for it.
 
@@ -354,6 +441,8 @@ def run_both_passes(
         programs: Size of the grid.
         inputs: Arrays of the first pass.
         outs: Shapes of the outputs, without the least decays.
+        into: Arrays that the first outputs start from; consumed. The kernel finds their references
+            after the inputs and need not look at them.
 
     Returns:
         The outputs.
@@ -365,7 +454,8 @@ def run_both_passes(
         out_shape=[*outs, jax.ShapeDtypeStruct((programs,), jnp.float32)],
         num_warps=launch.num_warps,
         num_stages=launch.num_stages,
-    )(*inputs)
+        aliases={len(inputs) + i: i for i in range(len(into))},
+    )(*inputs, *into)
     results = pallas_compat.triton_call(
         functools.partial(kernel, exact=True),
         name=f"{name}_strong_decays",

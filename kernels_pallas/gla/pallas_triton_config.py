@@ -86,6 +86,16 @@ def default_warps(spec: GlaSpec) -> int:
 
 def heuristic(spec: GlaSpec) -> Config:
     """The tiling for a call that was not measured; a pure function of its static facts."""
+    config = _plain_heuristic(spec)
+    if spec.gate_normalizer is None:
+        return config
+    # The mixer adds the directions' outputs in passing, and has one array for all gradients.
+    apart = functools.partial(dataclasses.replace, apart=True)
+    together = dataclasses.replace(config.backward, apart=False)
+    return Config(apart(config.forward), apart(config.training), together)
+
+
+def _plain_heuristic(spec: GlaSpec) -> Config:
     num_warps = default_warps(spec)
     # Programs walk through their tokens one after the other, and a GPU of about 100 multiprocessors
     # wants some 400 of them. Segments cost a pass of their own over k and v, which does not pay
@@ -125,7 +135,8 @@ def as_entry(spec: GlaSpec, config: Config) -> dict[str, Any]:
 
 def _key(spec: GlaSpec) -> tuple[Any, ...]:
     shape = (spec.batch, spec.tokens, spec.heads, spec.key_width, spec.value_width)
-    return (*shape, spec.dtype.name, spec.decay_dtype.name, spec.bidirectional)
+    decays = spec.decay_dtype.name if spec.gate_normalizer is None else "gates"
+    return (*shape, spec.dtype.name, decays, spec.bidirectional)
 
 
 @functools.cache

@@ -11,7 +11,10 @@ from kernels_pallas.common import pallas_compat
 from kernels_pallas.gla.pallas_triton_chunk import (
     Chunk,
     Geometry,
+    Operand,
     Place,
+    Views,
+    arrays_of,
     chunk_number,
     chunk_state_index,
     dot,
@@ -19,6 +22,7 @@ from kernels_pallas.gla.pallas_triton_chunk import (
     geometry_of,
     locate,
     log_decay_sums,
+    operands_of,
     padded_state_shape,
     run_both_passes,
     scanned_before,
@@ -61,19 +65,17 @@ def _scan(
         q = chunk.read(q_ref, "K").astype(jnp.float32)
         k = chunk.read(k_ref, "K").astype(jnp.float32)
         v = chunk.read(v_ref, "V")
-        log_decay = chunk.read_log_decay(log_decay_ref)
+        log_decays = chunk.read_log_decays(log_decay_ref)
         if add:  # early: it takes long
             so_far = chunk.read(out_ref, "V")
-        through = log_decay_sums(geometry, causal, log_decay)  # [C, K]
+        through = log_decay_sums(geometry, causal, log_decays)  # [C, K]
         decay = exp2(through)
         q_in = (q * (decay * geometry.scale)).astype(geometry.operand)
         end = jnp.min(decay, axis=0)  # decays only shrink: the least is that of the whole chunk
         if exact:
             after = scanned_before(geometry.chunk, not reverse, itself=False)
-            k_out = k * exp2(log_decay_sums(geometry, after, log_decay))
-            scores = exact_scores(
-                geometry, reverse, q * geometry.scale, k, log_decay.astype(jnp.float32)
-            )
+            k_out = k * exp2(log_decay_sums(geometry, after, log_decays))
+            scores = exact_scores(geometry, reverse, q * geometry.scale, k, log_decays.steps())
         else:
             k_out = k * exp2(-through)
             scores = dot(geometry, q_in, k_out.astype(geometry.operand).T)
@@ -96,6 +98,7 @@ def _scan(
 def _forward_kernel(
     *refs: Any,
     geometry: Geometry,
+    views: Views,
     directions: tuple[bool, ...],
     apart: bool,
     has_initial: bool,
@@ -106,17 +109,17 @@ def _forward_kernel(
 ) -> None:
     """Outputs of a segment.
 
-    Refs: q, k, v, log-decays per direction, initial states; outputs, final states, states before
-    each chunk, least decays.
+    Refs: arrays of q, k, v and log-decays per direction, as `views` tells; initial states;
+    outputs, final states, states before each chunk, least decays.
 
     `directions` tells for each direction whether it is reversed. If `apart`, a program walks in one
     of them and has an output of its own; else in all of them, one after the other. If `exact`, the
     refs before the outputs include these themselves, and only programs that met too strong a decay
     the first time do anything.
     """
-    q_ref, k_ref, v_ref, *rest = refs
     count = len(directions)
-    log_decay_refs, rest = rest[:count], rest[count:]
+    q_ref, k_ref, v_ref, *log_decay_refs = operands_of(refs, views)
+    rest = list(refs[1 + max(index for index, _ in views) :])
     initial_ref = rest.pop(0) if has_initial else None
     if exact:
         least_ref, *rest = rest
@@ -188,10 +191,10 @@ def forward(
     spec: GlaSpec,
     launch: Launch,
     directions: tuple[bool, ...],
-    q: Any,
-    k: Any,
-    v: Any,
-    log_decays: Sequence[Any],
+    q: Operand,
+    k: Operand,
+    v: Operand,
+    log_decays: Sequence[Operand],
     initial: Any,
     *,
     wants_final: bool,
@@ -220,7 +223,8 @@ def forward(
     copies = len(directions) if launch.apart else 1
     rows = spec.batch * spec.heads * launch.segments
     programs = rows * geometry.value_blocks * copies
-    outs = [jax.ShapeDtypeStruct(v.shape, v.dtype)] * copies
+    shape = (spec.batch, spec.tokens, spec.heads, spec.value_width)
+    outs = [jax.ShapeDtypeStruct(shape, spec.dtype)] * copies
     if wants_final:
         outs.append(
             jax.ShapeDtypeStruct(
@@ -230,10 +234,12 @@ def forward(
     if keeps_states:
         shape = (len(directions), rows, geometry.chunks, *padded_state_shape(geometry))
         outs.append(jax.ShapeDtypeStruct(shape, geometry.operand))
-    inputs = [q, k, v, *log_decays, *(() if initial is None else (initial,))]
+    arrays, views = arrays_of([q, k, v, *log_decays])
+    inputs = [*arrays, *(() if initial is None else (initial,))]
     kernel = functools.partial(
         _forward_kernel,
         geometry=geometry,
+        views=views,
         directions=directions,
         apart=launch.apart,
         has_initial=initial is not None,
@@ -247,21 +253,23 @@ def forward(
 
 
 def _states_kernel(
-    k_ref: Any,
-    v_ref: Any,
     *refs: Any,
     geometry: Geometry,
+    views: Views,
     directions: tuple[bool, ...],
     gradient: bool,
     interpreting: bool,
 ) -> None:
-    """States of segments by themselves. Refs: keys, values, log-decays; states, decays [.., K].
+    """States of segments by themselves.
+
+    Refs: arrays of keys, values and log-decays, as `views` tells; states, decays [.., K].
 
     For each direction and each segment by itself: the state that its tokens make by its end, and
     the segment's decay. With `gradient`, queries stand for keys and output gradients for values,
     and it is the gradient of the state at the segment's start.
     """
-    *log_decay_refs, states_ref, decays_ref = refs
+    *refs, states_ref, decays_ref = refs
+    k_ref, v_ref, *log_decay_refs = operands_of(refs, views)
     program = pallas_compat.program_id(0)
     which = program % len(directions)
     place = locate(geometry, program // len(directions))
@@ -300,9 +308,9 @@ def border_states(
     spec: GlaSpec,
     launch: Launch,
     directions: tuple[bool, ...],
-    k: Any,
-    v: Any,
-    log_decays: Sequence[Any],
+    k: Operand,
+    v: Operand,
+    log_decays: Sequence[Operand],
     given: Any,
     *,
     gradient: bool,
@@ -326,9 +334,14 @@ def border_states(
     geometry = geometry_of(spec, launch)
     rows, segments = spec.batch * spec.heads, launch.segments
     keys, values = padded_state_shape(geometry)
+    arrays, views = arrays_of([k, v, *log_decays])
     states, decays = pallas_compat.triton_call(
         functools.partial(
-            _states_kernel, geometry=geometry, directions=directions, gradient=gradient
+            _states_kernel,
+            geometry=geometry,
+            views=views,
+            directions=directions,
+            gradient=gradient,
         ),
         name="gla_border_states",
         programs=rows * segments * geometry.value_blocks * len(directions),
@@ -338,7 +351,7 @@ def border_states(
         ],
         num_warps=launch.num_warps,
         num_stages=launch.num_stages,
-    )(k, v, *log_decays)
+    )(*arrays)
     states = states.reshape(len(directions), rows, segments, keys, values)
     decays = decays.reshape(len(directions), rows, segments, keys, 1)
     starts, ends = [], []

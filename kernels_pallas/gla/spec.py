@@ -24,6 +24,8 @@ class GlaSpec:
         bidirectional: Both scans are wanted, summed; then `reverse` is False and there is no state.
         has_initial_state: The scan starts from a given state.
         return_final_state: The state after the last scanned token is wanted.
+        gate_normalizer: Decays are given by gates x, as log_sigmoid(x) / gate_normalizer; None if
+            log-decays themselves are given, as the public operators have it.
     """
 
     batch: int
@@ -38,6 +40,7 @@ class GlaSpec:
     bidirectional: bool = False
     has_initial_state: bool = False
     return_final_state: bool = False
+    gate_normalizer: float | None = None
 
     @property
     def state_dtype(self) -> np.dtype:

@@ -1,0 +1,126 @@
+"""The public operator: what it means, what it accepts, and who computes it."""
+
+import numbers
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from kernels_pallas.common.dispatch import Implementation, dispatch
+from kernels_pallas.vig_mixer import pallas_triton, reference, xla_chunked
+from kernels_pallas.vig_mixer.spec import MixerSpec
+
+# Best first: `implementation=None` takes the first that serves the call on the platform.
+_TABLE = {
+    name: Implementation(
+        name, module.supports, jax.jit(module.vig_mixer, static_argnums=0), platforms
+    )
+    for name, module, platforms in (
+        ("pallas_triton", pallas_triton, ("cuda",)),
+        ("xla_chunked", xla_chunked, None),
+        ("reference", reference, None),
+    )
+}
+
+IMPLEMENTATIONS: tuple[str, ...] = tuple(_TABLE)
+"""Names accepted by `implementation=`, best first."""
+
+_DTYPES = ("float32", "bfloat16", "float64")
+
+
+def vig_mixer(
+    projected: Float[Array, "B T 4*D"],
+    local: Float[Array, "B T D"],
+    scan_scale: Float[Array, " V"],
+    local_scale: Float[Array, " V"],
+    *,
+    heads: int,
+    scale: float | None = None,
+    gate_normalizer: float = 16.0,
+    epsilon: float = 1e-6,
+    activation: str | None = None,
+    implementation: str | Sequence[str] | None = None,
+) -> Float[Array, "B T D"]:
+    """Bidirectional gated linear attention, blended with the local map it was projected from.
+
+    `projected` holds side by side, all heads of each, the queries (D/2 channels), the keys (D/2),
+    the values (D), the logits of the decays of the forward (D/2) and of the backward scan (D/2),
+    and those of the blending gate (D). With K = D / 2H and V = D / H channels per head::
+
+        o = bidirectional_gla(q, k, v, log_sigmoid(d_fwd) / normalizer, log_sigmoid(d_bwd) / ..)
+        z = sigmoid(gate) * rms_norm(o, scan_scale) + (1 - sigmoid(gate)) * rms_norm(local, ..)
+
+    with norms over the channels of a head. Nothing is copied out of `projected`, and its gradient
+    is made in one piece. Differentiable in every array.
+
+    Args:
+        projected: Linear maps of `local`; float32, bfloat16 or float64.
+        local: The local map, type of `projected`.
+        scan_scale: Weights of the norm of the scan, shared by all heads.
+        local_scale: Weights of the norm of the local map.
+        heads: H; D must be a multiple of 2 H.
+        scale: Factor on the queries, a Python number; K**-0.5 if None.
+        gate_normalizer: Divides the log-sigmoid, above 0 and at most 256.
+        epsilon: Of both norms.
+        activation: "silu" for z * sigmoid(z), or None.
+        implementation: As in `kernels_pallas.gla`.
+
+    Returns:
+        z in the type of `projected`.
+
+    Raises:
+        TypeError: An array has a type not listed above, or not the type of `projected`.
+        ValueError: Shapes do not fit together, or a setting is out of its range.
+        NotImplementedError: The implementation asked for cannot serve this call.
+
+    Source: "ViG: Linear-complexity Visual Sequence Learning with Gated Linear Attention", AAAI
+    2025, section 3; hustvl/ViG `classification/models/vig.py`.
+    """
+    if projected.ndim != 3 or 0 in projected.shape[1:] or projected.shape[2] % 4:
+        raise ValueError(f"projected must have shape [B, T, 4 D], got {projected.shape}")
+    batch, tokens, columns = projected.shape
+    width = columns // 4
+    if heads < 1 or width % (2 * heads):
+        raise ValueError(f"width {width} must be a multiple of 2 * heads ({2 * heads})")
+    named = {"local": local, "scan_scale": scan_scale, "local_scale": local_scale}
+    value_width = width // heads
+    for name, shape in (
+        ("local", (batch, tokens, width)),
+        ("scan_scale", (value_width,)),
+        ("local_scale", (value_width,)),
+    ):
+        if named[name].shape != shape:
+            raise ValueError(f"{name} must have shape {shape}, got {named[name].shape}")
+    if projected.dtype.name not in _DTYPES or local.dtype != projected.dtype:
+        raise TypeError(
+            f"projected and local must be of one type out of {', '.join(_DTYPES)}, "
+            f"got {projected.dtype} and {local.dtype}: cast"
+        )
+    if not 0 < gate_normalizer <= 256:
+        raise ValueError(f"gate_normalizer must be in (0, 256], got {gate_normalizer}")
+    if activation not in (None, "silu"):
+        raise ValueError(f'activation must be "silu" or None, got {activation!r}')
+    if scale is None:
+        scale = (value_width // 2) ** -0.5
+    elif not isinstance(scale, numbers.Real):
+        raise TypeError(f"scale must be a Python number or None, got {type(scale).__name__}")
+    spec = MixerSpec(
+        batch=batch,
+        tokens=tokens,
+        heads=heads,
+        width=width,
+        dtype=jnp.dtype(projected.dtype),
+        scale=float(scale),
+        gate_normalizer=float(gate_normalizer),
+        epsilon=float(epsilon),
+        activation=activation,
+    )
+    return dispatch(
+        "vig_mixer",
+        spec,
+        (projected, local, scan_scale, local_scale),
+        implementation=implementation,
+        table=_TABLE,
+        order=IMPLEMENTATIONS,
+    )

@@ -1,0 +1,230 @@
+"""Kernels of what follows the scan: two norms and the gate that blends them, and the gradients.
+
+A program takes some rows, a row being the V channels of one head of one token. Every array is read
+and written once; the gate's logits and their gradients are columns of `projected` and its gradient.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from kernels_pallas.common import pallas_compat
+from kernels_pallas.vig_mixer.spec import MixerSpec
+
+# Elements of each array that a program works on. With the warps below a thread has four loads of 16
+# bytes of each array under way, which is what it takes to keep the memory busy.
+_BLOCK = 4096
+_NUM_WARPS = 4
+
+
+class _Rows:
+    """The rows of one program in arrays [B * T * H, V] and in columns of [B * T, 4 D]."""
+
+    def __init__(self, spec: MixerSpec, interpreting: bool):
+        self._interpreting = interpreting
+        count = _rows_per_program(spec)
+        rows = pallas_compat.program_id(0) * count + jnp.arange(count)[:, None]
+        self.columns = jnp.arange(_padded(spec))[None, :]
+        token, head = rows // spec.heads, rows % spec.heads
+        gate = spec.starts["gate"] + head * spec.value_width + self.columns
+        self._plain = (rows, self.columns)
+        self._gate = (token, gate)
+        mask = None
+        if _padded(spec) != spec.value_width:
+            mask = self.columns < spec.value_width
+        total = spec.batch * spec.tokens * spec.heads
+        if total % count:
+            inside = rows < total
+            mask = inside if mask is None else inside & mask
+        if mask is not None:
+            mask = jnp.broadcast_to(mask, (count, _padded(spec)))
+        self._mask = mask
+
+    def read(self, ref: Any, *, gate: bool = False) -> Any:
+        """[rows, V] in float32, zero outside."""
+        index = self._gate if gate else self._plain
+        value = pallas_compat.load(ref, index, self._mask, interpreting=self._interpreting)
+        return value.astype(jnp.float32)
+
+    def write(self, ref: Any, value: Any, *, gate: bool = False) -> None:
+        """Stores [rows, V]."""
+        index = self._gate if gate else self._plain
+        pallas_compat.store(ref, index, value, self._mask, interpreting=self._interpreting)
+
+
+def _padded(spec: MixerSpec) -> int:
+    return 1 << (spec.value_width - 1).bit_length()
+
+
+def _rows_per_program(spec: MixerSpec) -> int:
+    return max(1, _BLOCK // _padded(spec))
+
+
+def _programs(spec: MixerSpec) -> int:
+    return -(-spec.batch * spec.tokens * spec.heads // _rows_per_program(spec))
+
+
+class _Blend(NamedTuple):
+    """Values on the way to the result [rows, V], or [rows, 1] of a norm's factor."""
+
+    scan: Any
+    scan_factor: Any
+    scan_normed: Any
+    local: Any
+    local_factor: Any
+    local_normed: Any
+    gate: Any
+    blended: Any
+
+
+def _blend(spec: MixerSpec, rows: _Rows, refs: Sequence[Any], interpreting: bool) -> _Blend:
+    *scan_refs, local_ref, projected_ref, scan_scale_ref, local_scale_ref = refs
+
+    def normed(x, ref):
+        mask = None
+        if _padded(spec) != spec.value_width:
+            mask = rows.columns < spec.value_width
+        scale = pallas_compat.load(ref, (rows.columns,), mask, interpreting=interpreting)
+        mean = jnp.sum(x * x, axis=1)[:, None] / spec.value_width
+        factor = jax.lax.rsqrt(mean + spec.epsilon)
+        return factor, x * factor * scale.astype(jnp.float32)
+
+    parts = [rows.read(ref) for ref in scan_refs]
+    local = rows.read(local_ref)
+    gate = jax.nn.sigmoid(rows.read(projected_ref, gate=True))
+    scan = parts[0] + parts[1] if len(parts) > 1 else parts[0]
+    scan_factor, scan_normed = normed(scan, scan_scale_ref)
+    local_factor, local_normed = normed(local, local_scale_ref)
+    blended = local_normed + gate * (scan_normed - local_normed)
+    return _Blend(scan, scan_factor, scan_normed, local, local_factor, local_normed, gate, blended)
+
+
+def _forward_kernel(*refs: Any, spec: MixerSpec, interpreting: bool) -> None:
+    """Refs: scans, local map, projected, both scales; result."""
+    *inputs, out_ref = refs
+    rows = _Rows(spec, interpreting)
+    out = _blend(spec, rows, inputs, interpreting).blended
+    if spec.activation:
+        out = out * jax.nn.sigmoid(out)
+    rows.write(out_ref, out)
+
+
+def forward(
+    spec: MixerSpec,
+    scans: Sequence[Any],
+    projected: Any,
+    local: Any,
+    scan_scale: Any,
+    local_scale: Any,
+) -> Any:
+    """The blend [B, T, D] of the scans' sum, each [B, T, H, V], with the local map."""
+    (out,) = pallas_compat.triton_call(
+        functools.partial(_forward_kernel, spec=spec),
+        name="vig_mixer_blend",
+        programs=_programs(spec),
+        out_shape=[jax.ShapeDtypeStruct(_flat(spec), spec.dtype)],
+        num_warps=_NUM_WARPS,
+        num_stages=1,
+    )(*_inputs(spec, scans, projected, local, scan_scale, local_scale))
+    return out.reshape(local.shape)
+
+
+def _flat(spec: MixerSpec) -> tuple[int, int]:
+    return spec.batch * spec.tokens * spec.heads, spec.value_width
+
+
+def _inputs(
+    spec: MixerSpec, scans: Sequence[Any], projected: Any, local: Any, *scales: Any
+) -> list[Any]:
+    flat = [x.reshape(_flat(spec)) for x in (*scans, local)]
+    return [*flat, projected.reshape(-1, projected.shape[2]), *scales]
+
+
+def _backward_kernel(*refs: Any, spec: MixerSpec, interpreting: bool) -> None:
+    """Gradients of a program's rows.
+
+    Refs: scans, local map, projected, both scales, gradient of the result; gradients of the scans'
+    sum, of the local map, of projected (the gate's columns), and each program's part of those of
+    the scales.
+    """
+    *inputs, grad_ref, grad_scan_ref, grad_local_ref, grad_projected_ref = refs[:-2]
+    grad_scale_refs = refs[-2:]
+    rows = _Rows(spec, interpreting)
+    grad = rows.read(grad_ref)
+    x = _blend(spec, rows, inputs, interpreting)
+    if spec.activation:
+        share = jax.nn.sigmoid(x.blended)
+        grad = grad * share * (1.0 + x.blended * (1.0 - share))
+    grad_gate = grad * (x.scan_normed - x.local_normed) * x.gate * (1.0 - x.gate)
+    rows.write(grad_projected_ref, grad_gate, gate=True)
+    for value, factor, normed, grad_normed, scale_ref, grad_out_ref, grad_scale_ref in (
+        (
+            x.scan,
+            x.scan_factor,
+            x.scan_normed,
+            grad * x.gate,
+            inputs[-2],
+            grad_scan_ref,
+            grad_scale_refs[0],
+        ),
+        (
+            x.local,
+            x.local_factor,
+            x.local_normed,
+            grad * (1.0 - x.gate),
+            inputs[-1],
+            grad_local_ref,
+            grad_scale_refs[1],
+        ),
+    ):
+        mask = None
+        if _padded(spec) != spec.value_width:
+            mask = rows.columns < spec.value_width
+        scale = pallas_compat.load(scale_ref, (rows.columns,), mask, interpreting=interpreting)
+        scale = scale.astype(jnp.float32)
+        mean = jnp.sum(grad_normed * normed, axis=1)[:, None] / spec.value_width
+        rows.write(grad_out_ref, factor * (grad_normed * scale - value * factor * mean))
+        part = jnp.sum(grad_normed * value * factor, axis=0)
+        index = (pallas_compat.program_id(0), jnp.arange(_padded(spec)))
+        pallas_compat.store(grad_scale_ref, index, part, None, interpreting=interpreting)
+
+
+def backward(
+    spec: MixerSpec,
+    scans: Sequence[Any],
+    projected: Any,
+    local: Any,
+    scan_scale: Any,
+    local_scale: Any,
+    grad: Any,
+) -> tuple[Any, Any, Any, Any, Any]:
+    """Gradients of the scans' sum [B, T, H, V], of the local map, of projected, of both scales.
+
+    Of the gradient of `projected` only the columns of the gate are written; the rest is undefined.
+    """
+    programs, padded = _programs(spec), _padded(spec)
+    flat = jax.ShapeDtypeStruct(_flat(spec), spec.dtype)
+    columns = jax.ShapeDtypeStruct((spec.batch * spec.tokens, projected.shape[2]), spec.dtype)
+    part = jax.ShapeDtypeStruct((programs, padded), jnp.float32)
+    grad_scan, grad_local, grad_projected, *parts = pallas_compat.triton_call(
+        functools.partial(_backward_kernel, spec=spec),
+        name="vig_mixer_blend_backward",
+        programs=programs,
+        out_shape=[flat, flat, columns, part, part],
+        num_warps=_NUM_WARPS,
+        num_stages=1,
+    )(
+        *_inputs(spec, scans, projected, local, scan_scale, local_scale),
+        grad.astype(spec.dtype).reshape(flat.shape),
+    )
+    grad_scales = [jnp.sum(x, axis=0)[: spec.value_width] for x in parts]
+    return (
+        grad_scan.reshape(scans[0].shape),
+        grad_local.reshape(local.shape),
+        grad_projected.reshape(projected.shape),
+        grad_scales[0].astype(scan_scale.dtype),
+        grad_scales[1].astype(local_scale.dtype),
+    )

@@ -1,0 +1,61 @@
+"""The definition: every step in float32 or wider, rounded once at the end."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from kernels_pallas.gla import reference as gla
+from kernels_pallas.vig_mixer.spec import MixerSpec
+
+
+def supports(spec: MixerSpec) -> str | None:
+    """Serves every call."""
+    return None
+
+
+def vig_mixer(
+    spec: MixerSpec,
+    projected: Float[Array, "B T 4*D"],
+    local: Float[Array, "B T D"],
+    scan_scale: Float[Array, " V"],
+    local_scale: Float[Array, " V"],
+) -> Float[Array, "B T D"]:
+    """See `kernels_pallas.vig_mixer.api.vig_mixer`."""
+    wide = jnp.promote_types(spec.dtype, jnp.float32)
+    arrays = [x.astype(wide) for x in (projected, local, scan_scale, local_scale)]
+    return compose(spec, gla.bidirectional_gla, *arrays).astype(spec.dtype)
+
+
+def compose(
+    spec: MixerSpec,
+    scan: Callable[..., Any],
+    projected: Any,
+    local: Any,
+    scan_scale: Any,
+    local_scale: Any,
+) -> Any:
+    """The mixer in terms of a bidirectional scan, in the type of `projected`."""
+
+    def heads(x):
+        return x.reshape(spec.batch, spec.tokens, spec.heads, -1)
+
+    def norm(x, scale):
+        x = x.astype(wide)
+        return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + spec.epsilon) * scale
+
+    wide = jnp.promote_types(projected.dtype, jnp.float32)
+    parts = map(heads, jnp.split(projected, list(spec.starts.values())[1:], axis=-1))
+    q, k, v, *decays, gate = parts
+    decays = [jax.nn.log_sigmoid(x.astype(wide)) / spec.gate_normalizer for x in decays]
+    scan_spec = dataclasses.replace(
+        spec.scan, gate_normalizer=None, dtype=q.dtype, decay_dtype=decays[0].dtype
+    )
+    mixed = norm(scan(scan_spec, q, k, v, *decays), scan_scale)
+    local = norm(heads(local), local_scale)
+    out = local + jax.nn.sigmoid(gate.astype(wide)) * (mixed - local)
+    out = jax.nn.silu(out) if spec.activation else out
+    return out.reshape(spec.batch, spec.tokens, spec.width).astype(projected.dtype)

@@ -1,0 +1,62 @@
+"""The static facts of one mixer call, known before any array value is."""
+
+import dataclasses
+
+import numpy as np
+
+from kernels_pallas.gla.spec import GlaSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class MixerSpec:
+    """Everything an implementation may look at to decide whether it can serve a call.
+
+    Attributes:
+        batch: Images B.
+        tokens: Tokens T.
+        heads: Heads H.
+        width: Model width D; a head has D / 2H key and D / H value channels.
+        dtype: Type of `projected`, `local` and the result.
+        scale: Factor on the queries.
+        gate_normalizer: Log-decays are log_sigmoid(logit) / gate_normalizer.
+        epsilon: Of both norms.
+        activation: "silu" or None, on the result.
+    """
+
+    batch: int
+    tokens: int
+    heads: int
+    width: int
+    dtype: np.dtype
+    scale: float
+    gate_normalizer: float
+    epsilon: float
+    activation: str | None
+
+    @property
+    def value_width(self) -> int:
+        """V, channels per head of values, local map and result."""
+        return self.width // self.heads
+
+    @property
+    def starts(self) -> dict[str, int]:
+        """The first column in `projected` [B, T, 4 D] of each of its parts."""
+        half = self.width // 2
+        names = ("q", "k", "v", "decay_fwd", "decay_bwd", "gate")
+        return dict(zip(names, (0, half, 2 * half, 4 * half, 5 * half, 6 * half), strict=True))
+
+    @property
+    def scan(self) -> GlaSpec:
+        """The scan in both directions, its decays given by gates."""
+        return GlaSpec(
+            batch=self.batch,
+            tokens=self.tokens,
+            heads=self.heads,
+            key_width=self.value_width // 2,
+            value_width=self.value_width,
+            dtype=self.dtype,
+            decay_dtype=self.dtype,
+            scale=self.scale,
+            bidirectional=True,
+            gate_normalizer=self.gate_normalizer,
+        )

@@ -1,0 +1,23 @@
+"""The mixer in plain XLA around the chunked scan: the portable form."""
+
+from jaxtyping import Array, Float
+
+from kernels_pallas.gla import xla_chunked as gla
+from kernels_pallas.vig_mixer.reference import compose
+from kernels_pallas.vig_mixer.spec import MixerSpec
+
+
+def supports(spec: MixerSpec) -> str | None:
+    """Serves every call."""
+    return None
+
+
+def vig_mixer(
+    spec: MixerSpec,
+    projected: Float[Array, "B T 4*D"],
+    local: Float[Array, "B T D"],
+    scan_scale: Float[Array, " V"],
+    local_scale: Float[Array, " V"],
+) -> Float[Array, "B T D"]:
+    """See `kernels_pallas.vig_mixer.api.vig_mixer`."""
+    return compose(spec, gla.bidirectional_gla, projected, local, scan_scale, local_scale)
