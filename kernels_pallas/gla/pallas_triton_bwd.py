@@ -137,9 +137,7 @@ def _walk_back(
         grad_chunk.write(grad_q_ref, "K", grad_q)
         grad_chunk.write(grad_k_ref, "K", grad_k)
         chunk.write(grad_v_ref, "V", grad_v)
-        grad_chunk.write(
-            grad_log_decay_ref, "K", chunk.gate_gradient(log_decay_ref, grad_log_decay)
-        )
+        grad_chunk.write(grad_log_decay_ref, "K", chunk.gate_gradient(log_decays, grad_log_decay))
         grad_state = decayed + dot(geometry, q_in.T, grad_out)
         return grad_state, jnp.minimum(least, end)
 
@@ -340,33 +338,34 @@ def backward_into(
     states: Any,
     final: Any,
     into: Any,
-) -> Any:
-    """Runs the backward kernel of both directions where all inputs are columns of one array.
+) -> tuple[Any, Any]:
+    """Runs the backward kernel of both directions where the inputs are columns of two arrays.
 
     Args:
         spec: The call; a program holds all values of a head.
         launch: Its tiling, both directions in one program.
-        q: Columns of the array [B, T, E].
-        k: The same.
-        v: The same.
-        log_decays: The same, per direction.
+        q: Columns of an array [B, T, E].
+        k: The same, of the same array.
+        v: The same, of the same array.
+        log_decays: Columns of another array [B, T, F], per direction.
         grad_out: Gradient of the output [B, T, H, V].
         states: States before each chunk, as the forward kernel keeps them.
         final: Gradients of the states at the end of segments, or None.
-        into: [B, T, E], consumed: the gradients are written into its columns of the same places.
+        into: [B, T, E], consumed: gradients are written into its columns of the same places.
 
     Returns:
-        `into` with these columns written.
+        `into` with the columns of q, k and v written, and the gradient [B, T, F] of log-decays.
     """
     geometry = geometry_of(spec, launch)
-    assert geometry.value_blocks == 1
-    assert not launch.apart
+    if geometry.value_blocks > 1 or launch.apart:
+        raise ValueError(f"one program must hold a head's values and both directions: {launch}")
     arrays, views = arrays_of([q, k, v, grad_out, *log_decays])
+    places = [(0, x.start) for x in (q, k, v)] + [(1, x.start) for x in log_decays]
     kernel = functools.partial(
         _backward_kernel,
         geometry=geometry,
         views=views,
-        grad_views=tuple((0, operand.start) for operand in (q, k, v, *log_decays)),
+        grad_views=tuple(places),
         batch=spec.batch,
         directions=(False, True),
         apart=False,
@@ -376,6 +375,7 @@ def backward_into(
     )
     inputs = [*arrays, states, *(() if final is None else (final,))]
     programs = spec.batch * spec.heads * launch.segments
-    out = jax.ShapeDtypeStruct(into.shape, into.dtype)
-    (grads,) = run_both_passes(kernel, "gla_backward", launch, programs, inputs, [out], into=[into])
-    return grads
+    decays = log_decays[0].array
+    outs = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (into, decays)]
+    grads = run_both_passes(kernel, "gla_backward", launch, programs, inputs, outs, into=[into])
+    return grads[0], grads[1]

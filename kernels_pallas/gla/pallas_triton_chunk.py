@@ -306,13 +306,12 @@ class Chunk:
         )
         return LogDecays(jnp.maximum(values, LOWEST_LOG2_SIGMOID), 1 / normalizer)
 
-    def gate_gradient(self, operand: Operand, grad_log_decay: Any) -> Any:
+    def gate_gradient(self, log_decays: LogDecays, grad: Any) -> Any:
         """The gradient [C, K] of what is stored, from that of the log-decays."""
-        normalizer = self._geometry.gate_normalizer
-        if normalizer is None:
-            return grad_log_decay
-        gates = self.read(operand, "K").astype(jnp.float32)
-        return grad_log_decay / (normalizer * (1.0 + jnp.exp(gates)))
+        if self._geometry.gate_normalizer is None:
+            return grad
+        sigmoid = pallas_compat.exp2(log_decays.values, interpreting=self._interpreting)
+        return grad * ((1.0 - sigmoid) * log_decays.unit)
 
 
 def chunk_number(geometry: Geometry, place: Place, step: Any, reverse: bool) -> Any:

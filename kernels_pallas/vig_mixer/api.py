@@ -30,7 +30,8 @@ _DTYPES = ("float32", "bfloat16", "float64")
 
 
 def vig_mixer(
-    projected: Float[Array, "B T 4*D"],
+    projected: Float[Array, "B T 3*D"],
+    decay_logits: Float[Array, "B T D"],
     local: Float[Array, "B T D"],
     scan_scale: Float[Array, " V"],
     local_scale: Float[Array, " V"],
@@ -45,8 +46,9 @@ def vig_mixer(
     """Bidirectional gated linear attention, blended with the local map it was projected from.
 
     `projected` holds side by side, all heads of each, the queries (D/2 channels), the keys (D/2),
-    the values (D), the logits of the decays of the forward (D/2) and of the backward scan (D/2),
-    and those of the blending gate (D). With K = D / 2H and V = D / H channels per head::
+    the values (D) and the logits of the blending gate (D); `decay_logits` those of the decays of
+    the forward (D/2) and of the backward scan (D/2). With K = D / 2H and V = D / H channels per
+    head::
 
         o = bidirectional_gla(q, k, v, log_sigmoid(d_fwd) / normalizer, log_sigmoid(d_bwd) / ..)
         z = sigmoid(gate) * rms_norm(o, scan_scale) + (1 - sigmoid(gate)) * rms_norm(local, ..)
@@ -56,6 +58,7 @@ def vig_mixer(
 
     Args:
         projected: Linear maps of `local`; float32, bfloat16 or float64.
+        decay_logits: The same, type of `projected`.
         local: The local map, type of `projected`.
         scan_scale: Weights of the norm of the scan, shared by all heads.
         local_scale: Weights of the norm of the local map.
@@ -77,25 +80,26 @@ def vig_mixer(
     Source: "ViG: Linear-complexity Visual Sequence Learning with Gated Linear Attention", AAAI
     2025, section 3; hustvl/ViG `classification/models/vig.py`.
     """
-    if projected.ndim != 3 or 0 in projected.shape[1:] or projected.shape[2] % 4:
-        raise ValueError(f"projected must have shape [B, T, 4 D], got {projected.shape}")
+    if projected.ndim != 3 or 0 in projected.shape[1:] or projected.shape[2] % 3:
+        raise ValueError(f"projected must have shape [B, T, 3 D], got {projected.shape}")
     batch, tokens, columns = projected.shape
-    width = columns // 4
+    width = columns // 3
     if heads < 1 or width % (2 * heads):
         raise ValueError(f"width {width} must be a multiple of 2 * heads ({2 * heads})")
-    named = {"local": local, "scan_scale": scan_scale, "local_scale": local_scale}
     value_width = width // heads
-    for name, shape in (
-        ("local", (batch, tokens, width)),
-        ("scan_scale", (value_width,)),
-        ("local_scale", (value_width,)),
+    for name, array, shape in (
+        ("decay_logits", decay_logits, (batch, tokens, width)),
+        ("local", local, (batch, tokens, width)),
+        ("scan_scale", scan_scale, (value_width,)),
+        ("local_scale", local_scale, (value_width,)),
     ):
-        if named[name].shape != shape:
-            raise ValueError(f"{name} must have shape {shape}, got {named[name].shape}")
-    if projected.dtype.name not in _DTYPES or local.dtype != projected.dtype:
+        if array.shape != shape:
+            raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
+    types = [x.dtype for x in (projected, decay_logits, local)]
+    if types[0].name not in _DTYPES or len(set(types)) > 1:
         raise TypeError(
-            f"projected and local must be of one type out of {', '.join(_DTYPES)}, "
-            f"got {projected.dtype} and {local.dtype}: cast"
+            f"projected, decay_logits and local must be of one type out of {', '.join(_DTYPES)}, "
+            f"got {', '.join(map(str, types))}: cast"
         )
     if not 0 < gate_normalizer <= 256:
         raise ValueError(f"gate_normalizer must be in (0, 256], got {gate_normalizer}")
@@ -119,7 +123,7 @@ def vig_mixer(
     return dispatch(
         "vig_mixer",
         spec,
-        (projected, local, scan_scale, local_scale),
+        (projected, decay_logits, local, scan_scale, local_scale),
         implementation=implementation,
         table=_TABLE,
         order=IMPLEMENTATIONS,

@@ -29,7 +29,8 @@ def supports(spec: MixerSpec) -> str | None:
 
 def vig_mixer(
     spec: MixerSpec,
-    projected: Float[Array, "B T 4*D"],
+    projected: Float[Array, "B T 3*D"],
+    decay_logits: Float[Array, "B T D"],
     local: Float[Array, "B T D"],
     scan_scale: Float[Array, " V"],
     local_scale: Float[Array, " V"],
@@ -38,7 +39,8 @@ def vig_mixer(
 ) -> Float[Array, "B T D"]:
     """See `kernels_pallas.vig_mixer.api.vig_mixer`."""
     gla.check_device()
-    return _mix(_Call(spec, config or choose(spec.scan)), projected, local, scan_scale, local_scale)
+    call = _Call(spec, config or choose(spec.scan))
+    return _mix(call, projected, decay_logits, local, scan_scale, local_scale)
 
 
 class _Call(NamedTuple):
@@ -52,6 +54,7 @@ class _Residuals(NamedTuple):
     """What the backward pass needs: the inputs, the scans' outputs, states before each chunk."""
 
     projected: Any
+    decay_logits: Any
     local: Any
     scan_scale: Any
     local_scale: Any
@@ -59,36 +62,43 @@ class _Residuals(NamedTuple):
     states: Any
 
 
+class _Parts(NamedTuple):
+    """The scan's operands, read in place."""
+
+    q: Columns
+    k: Columns
+    v: Columns
+    decays: tuple[Columns, Columns]
+
+
+def _parts(spec: MixerSpec, projected: Any, decay_logits: Any) -> _Parts:
+    q, k, v = (Columns(projected, spec.starts[name]) for name in ("q", "k", "v"))
+    return _Parts(q, k, v, (Columns(decay_logits, 0), Columns(decay_logits, spec.width // 2)))
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _mix(call: _Call, projected: Any, local: Any, scan_scale: Any, local_scale: Any) -> Any:
-    scans, _ = _scan(call.spec, call.config.forward, projected, keeps_states=False)
+def _mix(
+    call: _Call, projected: Any, decay_logits: Any, local: Any, scan_scale: Any, local_scale: Any
+) -> Any:
+    parts = _parts(call.spec, projected, decay_logits)
+    scans, _ = _scan(call.spec, call.config.forward, parts, keeps_states=False)
     return pallas_triton_blend.forward(call.spec, scans, projected, local, scan_scale, local_scale)
 
 
-def _columns(spec: MixerSpec, projected: Any) -> dict[str, Columns]:
-    return {name: Columns(projected, start) for name, start in spec.starts.items()}
-
-
 def _scan(
-    spec: MixerSpec, launch: Launch, projected: Any, *, keeps_states: bool
+    spec: MixerSpec, launch: Launch, parts: _Parts, *, keeps_states: bool
 ) -> tuple[list[Any], Any]:
     """Outputs [B, T, H, V], one or one per direction, and the states before each chunk."""
-    parts = _columns(spec, projected)
-    k, v = parts["k"], parts["v"]
-    decays = (parts["decay_fwd"], parts["decay_bwd"])
     initial = None
     if launch.segments > 1:
         initial, _ = pallas_triton_fwd.border_states(
-            spec.scan, launch, _DIRECTIONS, k, v, decays, None, gradient=False
+            spec.scan, launch, _DIRECTIONS, parts.k, parts.v, parts.decays, None, gradient=False
         )
     outs, _, states = pallas_triton_fwd.forward(
         spec.scan,
         launch,
         _DIRECTIONS,
-        parts["q"],
-        k,
-        v,
-        decays,
+        *parts,
         initial,
         wants_final=False,
         keeps_states=keeps_states,
@@ -97,39 +107,31 @@ def _scan(
 
 
 def _mix_forward(
-    call: _Call, projected: Any, local: Any, scan_scale: Any, local_scale: Any
+    call: _Call, projected: Any, decay_logits: Any, local: Any, scan_scale: Any, local_scale: Any
 ) -> tuple[Any, _Residuals]:
-    scans, states = _scan(call.spec, call.config.training, projected, keeps_states=True)
+    parts = _parts(call.spec, projected, decay_logits)
+    scans, states = _scan(call.spec, call.config.training, parts, keeps_states=True)
     out = pallas_triton_blend.forward(call.spec, scans, projected, local, scan_scale, local_scale)
-    return out, _Residuals(projected, local, scan_scale, local_scale, scans, states)
+    arrays = (projected, decay_logits, local, scan_scale, local_scale)
+    return out, _Residuals(*arrays, scans, states)
 
 
-def _mix_backward(call: _Call, residuals: _Residuals, grad: Any) -> tuple[Any, Any, Any, Any]:
+def _mix_backward(call: _Call, residuals: _Residuals, grad: Any) -> tuple[Any, ...]:
     spec, launch = call.spec, call.config.backward
-    projected, local, scan_scale, local_scale, scans, states = residuals
-    grad_scan, grad_local, grad_projected, grad_scan_scale, grad_local_scale = (
-        pallas_triton_blend.backward(spec, scans, projected, local, scan_scale, local_scale, grad)
+    projected, decay_logits, local, scan_scale, local_scale, scans, states = residuals
+    grad_scan, grad_local, grad_projected, *grad_scales = pallas_triton_blend.backward(
+        spec, scans, projected, local, scan_scale, local_scale, grad
     )
-    parts = _columns(spec, projected)
-    decays = (parts["decay_fwd"], parts["decay_bwd"])
+    parts = _parts(spec, projected, decay_logits)
     final = None
     if launch.segments > 1:
         final, _ = pallas_triton_fwd.border_states(
-            spec.scan, launch, _DIRECTIONS, parts["q"], grad_scan, decays, None, gradient=True
+            spec.scan, launch, _DIRECTIONS, parts.q, grad_scan, parts.decays, None, gradient=True
         )
-    grad_projected = pallas_triton_bwd.backward_into(
-        spec.scan,
-        launch,
-        parts["q"],
-        parts["k"],
-        parts["v"],
-        decays,
-        grad_scan,
-        states,
-        final,
-        grad_projected,
+    grad_projected, grad_decay_logits = pallas_triton_bwd.backward_into(
+        spec.scan, launch, *parts, grad_scan, states, final, grad_projected
     )
-    return grad_projected, grad_local, grad_scan_scale, grad_local_scale
+    return grad_projected, grad_decay_logits, grad_local, *grad_scales
 
 
 _mix.defvjp(_mix_forward, _mix_backward)

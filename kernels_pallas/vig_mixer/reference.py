@@ -19,14 +19,15 @@ def supports(spec: MixerSpec) -> str | None:
 
 def vig_mixer(
     spec: MixerSpec,
-    projected: Float[Array, "B T 4*D"],
+    projected: Float[Array, "B T 3*D"],
+    decay_logits: Float[Array, "B T D"],
     local: Float[Array, "B T D"],
     scan_scale: Float[Array, " V"],
     local_scale: Float[Array, " V"],
 ) -> Float[Array, "B T D"]:
     """See `kernels_pallas.vig_mixer.api.vig_mixer`."""
     wide = jnp.promote_types(spec.dtype, jnp.float32)
-    arrays = [x.astype(wide) for x in (projected, local, scan_scale, local_scale)]
+    arrays = [x.astype(wide) for x in (projected, decay_logits, local, scan_scale, local_scale)]
     return compose(spec, gla.bidirectional_gla, *arrays).astype(spec.dtype)
 
 
@@ -34,6 +35,7 @@ def compose(
     spec: MixerSpec,
     scan: Callable[..., Any],
     projected: Any,
+    decay_logits: Any,
     local: Any,
     scan_scale: Any,
     local_scale: Any,
@@ -48,9 +50,9 @@ def compose(
         return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + spec.epsilon) * scale
 
     wide = jnp.promote_types(projected.dtype, jnp.float32)
-    parts = map(heads, jnp.split(projected, list(spec.starts.values())[1:], axis=-1))
-    q, k, v, *decays, gate = parts
-    decays = [jax.nn.log_sigmoid(x.astype(wide)) / spec.gate_normalizer for x in decays]
+    q, k, v, gate = map(heads, jnp.split(projected, list(spec.starts.values())[1:], axis=-1))
+    decays = jax.nn.log_sigmoid(decay_logits.astype(wide)) / spec.gate_normalizer
+    decays = [heads(x) for x in jnp.split(decays, 2, axis=-1)]
     scan_spec = dataclasses.replace(
         spec.scan, gate_normalizer=None, dtype=q.dtype, decay_dtype=decays[0].dtype
     )

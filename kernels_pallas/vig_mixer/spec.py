@@ -40,10 +40,9 @@ class MixerSpec:
 
     @property
     def starts(self) -> dict[str, int]:
-        """The first column in `projected` [B, T, 4 D] of each of its parts."""
+        """The first column in `projected` [B, T, 3 D] of each of its parts."""
         half = self.width // 2
-        names = ("q", "k", "v", "decay_fwd", "decay_bwd", "gate")
-        return dict(zip(names, (0, half, 2 * half, 4 * half, 5 * half, 6 * half), strict=True))
+        return dict(zip(("q", "k", "v", "gate"), (0, half, 2 * half, 4 * half), strict=True))
 
     @property
     def scan(self) -> GlaSpec:

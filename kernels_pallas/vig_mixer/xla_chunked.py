@@ -14,10 +14,12 @@ def supports(spec: MixerSpec) -> str | None:
 
 def vig_mixer(
     spec: MixerSpec,
-    projected: Float[Array, "B T 4*D"],
+    projected: Float[Array, "B T 3*D"],
+    decay_logits: Float[Array, "B T D"],
     local: Float[Array, "B T D"],
     scan_scale: Float[Array, " V"],
     local_scale: Float[Array, " V"],
 ) -> Float[Array, "B T D"]:
     """See `kernels_pallas.vig_mixer.api.vig_mixer`."""
-    return compose(spec, gla.bidirectional_gla, projected, local, scan_scale, local_scale)
+    arrays = (projected, decay_logits, local, scan_scale, local_scale)
+    return compose(spec, gla.bidirectional_gla, *arrays)
