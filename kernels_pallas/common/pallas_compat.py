@@ -3,6 +3,7 @@
 import contextlib
 import contextvars
 import functools
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -177,6 +178,12 @@ def reciprocal(x: Any, *, interpreting: bool) -> Any:
     A division takes five instructions.
     """
     return 1.0 / x if interpreting else _approximate("rcp", x)
+
+
+def sigmoid(x: Any, *, interpreting: bool) -> Any:
+    """1 / (1 + exp(-x)) in float32 by these approximations."""
+    power = exp2(x * -math.log2(math.e), interpreting=interpreting)
+    return reciprocal(1.0 + power, interpreting=interpreting)
 
 
 def _approximate(function: str, x: Any) -> Any:

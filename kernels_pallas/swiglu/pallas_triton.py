@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -12,8 +11,6 @@ from jaxtyping import Array, Float
 
 from kernels_pallas.common import pallas_compat
 from kernels_pallas.swiglu.spec import SwigluSpec
-
-LOG2_E = math.log2(math.e)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,11 +92,6 @@ def _programs(spec: SwigluSpec, block: int) -> int:
     return -(-spec.rows * spec.width // block)
 
 
-def _sigmoid(x: Any, *, interpreting: bool) -> Any:
-    power = pallas_compat.exp2(x * -LOG2_E, interpreting=interpreting)
-    return pallas_compat.reciprocal(1.0 + power, interpreting=interpreting)
-
-
 def _forward_kernel(
     x_ref: Any, out_ref: Any, *, spec: SwigluSpec, block: int, interpreting: bool
 ) -> None:
@@ -108,7 +100,7 @@ def _forward_kernel(
     rows, columns, mask = _place(spec, block)
     gate = load((rows, columns), mask).astype(jnp.float32)
     y = load((rows, columns + spec.width), mask).astype(jnp.float32)
-    out = gate * _sigmoid(gate, interpreting=interpreting) * y
+    out = gate * pallas_compat.sigmoid(gate, interpreting=interpreting) * y
     pallas_compat.store(out_ref, (rows, columns), out, mask, interpreting=interpreting)
 
 
@@ -141,7 +133,7 @@ def _backward_kernel(
     gate = load(x_ref, (rows, columns), mask).astype(jnp.float32)
     y = load(x_ref, (rows, columns + spec.width), mask).astype(jnp.float32)
     grad_out = load(grad_out_ref, (rows, columns), mask).astype(jnp.float32)
-    sigmoid = _sigmoid(gate, interpreting=interpreting)
+    sigmoid = pallas_compat.sigmoid(gate, interpreting=interpreting)
     silu = gate * sigmoid
     store((rows, columns), grad_out * y * (sigmoid + silu * (1.0 - sigmoid)), mask)
     store((rows, columns + spec.width), grad_out * silu, mask)
