@@ -19,8 +19,8 @@ from kernels_pallas.linear_swiglu.spec import LinearSwigluSpec
 from kernels_pallas.swiglu import pallas_triton as swiglu_kernels
 from kernels_pallas.swiglu.spec import SwigluSpec
 
-MIN_CAPABILITY = 8.0
-"""Before it there are no bfloat16 matrix instructions."""
+CAPABILITIES = (9.0, 12.0)
+"""From, and below: other GPUs have, or may have, too little shared memory for the tiles."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,7 @@ def supports(spec: LinearSwigluSpec) -> str | None:
 
 
 def choose(spec: LinearSwigluSpec) -> Tiling:
-    """A tiling that wastes little: no step is half empty, no tile wider than the output."""
+    """The largest tile, smaller where much of it would be beyond the arrays."""
     return Tiling(
         columns=128 if spec.width > 64 else 64,
         depth=64 if spec.features % 64 == 0 else 32,
@@ -85,13 +85,13 @@ def linear_swiglu(
 ) -> Float[Array, "... I"]:
     """See `kernels_pallas.linear_swiglu.api.linear_swiglu`."""
     capability = least_cuda_capability()
-    if capability is not None and capability < MIN_CAPABILITY:
+    least, beyond = CAPABILITIES
+    if capability is not None and not least <= capability < beyond:
         raise NotImplementedError(
-            f"GPUs of compute capability {MIN_CAPABILITY} or more are served, not {capability}"
+            f"GPUs of compute capability {least} to below {beyond} are served, not {capability}"
         )
-    out = _linear_swiglu(
-        _Call(spec, tiling or choose(spec)), x.reshape(spec.rows, spec.features), kernel
-    )
+    call = _Call(spec, tiling or choose(spec))
+    out = _linear_swiglu(call, x.reshape(spec.rows, spec.features), kernel)
     return out.reshape(*x.shape[:-1], spec.width)
 
 

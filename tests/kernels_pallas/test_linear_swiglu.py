@@ -88,6 +88,10 @@ def test_interpreted_kernel(shape, tiling):
         check(run, arrays)
 
 
+def test_the_default():
+    check(linear_swiglu, make((6,), 16, 32, "bfloat16"))
+
+
 def lowered(run, *arguments):
     return jax.jit(run).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
 
@@ -146,6 +150,14 @@ def test_what_the_kernel_does_not_serve_falls_through(shape, dtype, reason):
     with pytest.raises(NotImplementedError, match=reason):
         linear_swiglu(x, kernel, implementation=NAME)
     assert linear_swiglu(x, kernel).shape == (*shape[0], shape[2])
+
+
+@pytest.mark.parametrize("capability", [8.9, 12.0])
+def test_a_gpu_that_is_not_served_is_told(monkeypatch, capability):
+    monkeypatch.setattr(pallas_triton, "least_cuda_capability", lambda: capability)
+    x, kernel, _ = make((4,), 16, 16, "bfloat16")
+    with pytest.raises(NotImplementedError, match="compute capability"):
+        pallas_triton.linear_swiglu(spec_of(x, kernel), x, kernel)
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,11 @@ def test_rows_beyond_32_bits_are_placed():
     np.testing.assert_array_equal(mask, outputs < spec.rows * spec.width)
 
 
+def test_the_default():
+    x, grad_out = make((3, 32), "float32")
+    check(swiglu, x, grad_out)
+
+
 def lowered(run, *arguments):
     return jax.jit(run).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
 
@@ -155,6 +160,13 @@ def test_what_the_kernels_do_not_serve_falls_through(shape, dtype):
     with pytest.raises(NotImplementedError, match="cannot run this call"):
         swiglu(x, implementation=NAME)
     assert swiglu(x).shape == (*shape[:-1], shape[-1] // 2)
+
+
+def test_a_gpu_that_is_not_served_is_told(monkeypatch):
+    monkeypatch.setattr(pallas_triton, "least_cuda_capability", lambda: 7.5)
+    spec = SwigluSpec(rows=2, width=2, dtype=jnp.dtype(jnp.float32))
+    with pytest.raises(NotImplementedError, match="compute capability"):
+        pallas_triton.swiglu(spec, jnp.ones((2, 4)))
 
 
 @pytest.mark.parametrize(
