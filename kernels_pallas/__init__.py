@@ -1,6 +1,15 @@
-"""Fast gated linear attention for JAX, usable on its own: `from kernels_pallas import gla`."""
+"""Fast operators for JAX, usable on their own: `from kernels_pallas import gla`."""
 
 from kernels_pallas.gla import IMPLEMENTATIONS, bidirectional_gla, gla
+from kernels_pallas.linear_swiglu import linear_swiglu
+from kernels_pallas.swiglu import swiglu
 from kernels_pallas.vig_mixer import vig_mixer
 
-__all__ = ["IMPLEMENTATIONS", "bidirectional_gla", "gla", "vig_mixer"]
+__all__ = [
+    "IMPLEMENTATIONS",
+    "bidirectional_gla",
+    "gla",
+    "linear_swiglu",
+    "swiglu",
+    "vig_mixer",
+]

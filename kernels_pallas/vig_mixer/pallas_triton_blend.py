@@ -82,6 +82,7 @@ class _Blend(NamedTuple):
 
 def _blend(spec: MixerSpec, rows: _Rows, refs: Sequence[Any], interpreting: bool) -> _Blend:
     *scan_refs, local_ref, projected_ref, scan_scale_ref, local_scale_ref = refs
+    sigmoid = functools.partial(pallas_compat.sigmoid, interpreting=interpreting)
 
     def normed(x, ref):
         mask = None
@@ -94,7 +95,7 @@ def _blend(spec: MixerSpec, rows: _Rows, refs: Sequence[Any], interpreting: bool
 
     parts = [rows.read(ref) for ref in scan_refs]
     local = rows.read(local_ref)
-    gate = jax.nn.sigmoid(rows.read(projected_ref, gate=True))
+    gate = sigmoid(rows.read(projected_ref, gate=True))
     scan = parts[0] + parts[1] if len(parts) > 1 else parts[0]
     scan_factor, scan_normed = normed(scan, scan_scale_ref)
     local_factor, local_normed = normed(local, local_scale_ref)
@@ -108,7 +109,7 @@ def _forward_kernel(*refs: Any, spec: MixerSpec, interpreting: bool) -> None:
     rows = _Rows(spec, interpreting)
     out = _blend(spec, rows, inputs, interpreting).blended
     if spec.activation:
-        out = out * jax.nn.sigmoid(out)
+        out = out * pallas_compat.sigmoid(out, interpreting=interpreting)
     rows.write(out_ref, out)
 
 
@@ -156,7 +157,7 @@ def _backward_kernel(*refs: Any, spec: MixerSpec, interpreting: bool) -> None:
     grad = rows.read(grad_ref)
     x = _blend(spec, rows, inputs, interpreting)
     if spec.activation:
-        share = jax.nn.sigmoid(x.blended)
+        share = pallas_compat.sigmoid(x.blended, interpreting=interpreting)
         grad = grad * share * (1.0 + x.blended * (1.0 - share))
     grad_gate = grad * (x.scan_normed - x.local_normed) * x.gate * (1.0 - x.gate)
     rows.write(grad_projected_ref, grad_gate, gate=True)

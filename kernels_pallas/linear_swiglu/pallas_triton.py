@@ -1,0 +1,210 @@
+"""A linear map with SwiGLU's gate in a Pallas kernel for CUDA GPUs: the product is never written.
+
+That is for inference. A derivative needs the product again, so under differentiation XLA computes
+it and `kernels_pallas.swiglu`'s kernels do the gate.
+"""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from kernels_pallas.common import pallas_compat
+from kernels_pallas.common.device import least_cuda_capability
+from kernels_pallas.linear_swiglu.spec import LinearSwigluSpec
+from kernels_pallas.swiglu import pallas_triton as swiglu_kernels
+from kernels_pallas.swiglu.spec import SwigluSpec
+
+CAPABILITIES = (9.0, 12.0)
+"""From, and below: other GPUs have, or may have, too little shared memory for the tiles."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiling:
+    """How the work is cut; sizes are powers of two.
+
+    Attributes:
+        rows: Rows per program.
+        columns: Outputs per row at a time; twice as many columns of the product. 128 x 256 sums
+            are 128 registers of each of 256 threads: as many as fit, for what matrix units read
+            from the cache falls with the size of the tile.
+        depth: Input features per step of the product; 64 are the 128 bytes of a swizzled row.
+        span: Times `columns` that a program serves, one after the other.
+        num_warps: Warps per program; each group of four takes a share of the rows.
+        num_stages: Steps whose operands shared memory holds.
+    """
+
+    rows: int = 128
+    columns: int = 128
+    depth: int = 64
+    span: int = 1
+    num_warps: int = 8
+    num_stages: int = 3
+
+
+def supports(spec: LinearSwigluSpec) -> str | None:
+    """Serves bfloat16 with widths that allow 16-byte accesses."""
+    if spec.dtype != jnp.bfloat16:
+        return f"x and kernel must be bfloat16, got {spec.dtype}"
+    if spec.features % 16 or spec.width % 16:
+        return f"D and I must be multiples of 16, got {spec.features} and {spec.width}"
+    if spec.rows == 0:
+        return "there is nothing to launch for no rows"
+    return None
+
+
+def choose(spec: LinearSwigluSpec) -> Tiling:
+    """The largest tile, smaller where much of it would be beyond the arrays."""
+    return Tiling(
+        columns=128 if spec.width > 64 else 64,
+        depth=64 if spec.features % 64 == 0 else 32,
+    )
+
+
+def _ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+class _Call(NamedTuple):
+    """What is static."""
+
+    spec: LinearSwigluSpec
+    tiling: Tiling
+
+
+def linear_swiglu(
+    spec: LinearSwigluSpec,
+    x: Float[Array, "... D"],
+    kernel: Float[Array, "D X"],
+    *,
+    tiling: Tiling | None = None,
+) -> Float[Array, "... I"]:
+    """See `kernels_pallas.linear_swiglu.api.linear_swiglu`."""
+    capability = least_cuda_capability()
+    least, beyond = CAPABILITIES
+    if capability is not None and not least <= capability < beyond:
+        raise NotImplementedError(
+            f"GPUs of compute capability {least} to below {beyond} are served, not {capability}"
+        )
+    call = _Call(spec, tiling or choose(spec))
+    out = _linear_swiglu(call, x.reshape(spec.rows, spec.features), kernel)
+    return out.reshape(*x.shape[:-1], spec.width)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _linear_swiglu(call: _Call, x: Any, kernel: Any) -> Any:
+    return _fused(call, x, kernel)
+
+
+def _linear_swiglu_forward(call: _Call, x: Any, kernel: Any) -> tuple[Any, Any]:
+    spec = call.spec
+    gate_spec = SwigluSpec(rows=spec.rows, width=spec.width, dtype=spec.dtype)
+
+    def in_two(x, kernel):
+        return swiglu_kernels.swiglu(gate_spec, jnp.matmul(x, kernel))
+
+    return jax.vjp(in_two, x, kernel)
+
+
+def _linear_swiglu_backward(call: _Call, pullback: Any, grad_out: Any) -> tuple[Any, Any]:
+    return pullback(grad_out)
+
+
+_linear_swiglu.defvjp(_linear_swiglu_forward, _linear_swiglu_backward)
+
+
+def _fused_kernel(
+    x_ref: Any,
+    kernel_ref: Any,
+    out_ref: Any,
+    *,
+    spec: LinearSwigluSpec,
+    tiling: Tiling,
+    interpreting: bool,
+) -> None:
+    """Refs: x [N, D], kernel [D, 2I]; output [N, I].
+
+    Programs that share rows of x are neighbours. Gate and y columns of an output stand in one
+    product, side by side: of each, a thread has the same ones.
+    """
+    load = functools.partial(pallas_compat.load, interpreting=interpreting)
+    steps = _ceil_div(spec.features, tiling.depth)
+    spans = _spans(spec, tiling)
+    program = pallas_compat.program_id(0)
+    rows = lax.div(program, spans) * tiling.rows + jnp.arange(tiling.rows)[:, None]
+    first = lax.rem(program, spans) * tiling.span
+    inside = None if spec.rows % tiling.rows == 0 else rows < spec.rows
+    half = jnp.arange(2 * tiling.columns)[None, :]
+    half, column = lax.div(half, tiling.columns), lax.rem(half, tiling.columns)
+
+    def add_product(tile: Any, step: Any, total: Any) -> Any:
+        features = step * tiling.depth + jnp.arange(tiling.depth)
+        columns = tile * tiling.columns + column
+        x_mask, kernel_mask = inside, None
+        if spec.features % tiling.depth:
+            x_mask = _both(inside, features[None, :] < spec.features)
+            kernel_mask = features[:, None] < spec.features
+        if spec.width % tiling.columns:
+            kernel_mask = _both(kernel_mask, columns < spec.width)
+        x = load(x_ref, (rows, features[None, :]), _full(x_mask, (tiling.rows, tiling.depth)))
+        kernel = load(
+            kernel_ref,
+            (features[:, None], half * spec.width + columns),
+            _full(kernel_mask, (tiling.depth, 2 * tiling.columns)),
+        )
+        return total + jnp.dot(x, kernel, preferred_element_type=jnp.float32)
+
+    def finish(tile: Any, total: Any) -> None:
+        gate, y = jnp.split(total, 2, axis=1)
+        out = gate * pallas_compat.sigmoid(gate, interpreting=interpreting) * y
+        columns = tile * tiling.columns + jnp.arange(tiling.columns)[None, :]
+        mask = inside
+        if spec.width % tiling.columns:
+            mask = _both(inside, columns < spec.width)
+        mask = _full(mask, (tiling.rows, tiling.columns))
+        pallas_compat.store(out_ref, (rows, columns), out, mask, interpreting=interpreting)
+
+    zeros = jnp.zeros((tiling.rows, 2 * tiling.columns), jnp.float32)
+    if tiling.span == 1:
+        total = lax.fori_loop(0, steps, functools.partial(add_product, first), zeros)
+        finish(first, total)
+        return
+
+    def walk(n: Any, total: Any) -> Any:
+        # One loop for all tiles: the next one's loads are under way while this one is finished.
+        tile, step = first + lax.div(n, steps), lax.rem(n, steps)
+        total = add_product(tile, step, total)
+        last = step == steps - 1
+        pallas_compat.when(last)(functools.partial(finish, tile, total))
+        return lax.cond(last, jnp.zeros_like, lambda total: total, total)
+
+    lax.fori_loop(0, tiling.span * steps, walk, zeros)
+
+
+def _spans(spec: LinearSwigluSpec, tiling: Tiling) -> int:
+    return _ceil_div(spec.width, tiling.columns * tiling.span)
+
+
+def _both(mask: Any, other: Any) -> Any:
+    return other if mask is None else mask & other
+
+
+def _full(mask: Any, shape: tuple[int, int]) -> Any:
+    return None if mask is None else jnp.broadcast_to(mask, shape)
+
+
+def _fused(call: _Call, x: Any, kernel: Any) -> Any:
+    spec, tiling = call
+    [out] = pallas_compat.triton_call(
+        functools.partial(_fused_kernel, spec=spec, tiling=tiling),
+        name="linear_swiglu",
+        programs=_ceil_div(spec.rows, tiling.rows) * _spans(spec, tiling),
+        out_shape=[jax.ShapeDtypeStruct((spec.rows, spec.width), spec.dtype)],
+        num_warps=tiling.num_warps,
+        num_stages=tiling.num_stages,
+    )(x, kernel)
+    return out

@@ -1,0 +1,161 @@
+"""SwiGLU's gate in Pallas kernels for CUDA GPUs: one pass over memory forward, one backward."""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from kernels_pallas.common import pallas_compat
+from kernels_pallas.common.device import least_cuda_capability
+from kernels_pallas.swiglu.spec import SwigluSpec
+
+MIN_CAPABILITY = 8.0
+"""Least compute capability that Pallas's Triton backend compiles for."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiling:
+    """How the work is cut.
+
+    Attributes:
+        block: Outputs per program, a power of two. 8 per thread are one 16-byte access to each
+            bfloat16 array; with 32 registers a thread, that leaves an SM full of threads.
+        num_warps: Warps per program.
+    """
+
+    block: int = 1024
+    num_warps: int = 4
+
+
+def supports(spec: SwigluSpec) -> str | None:
+    """Serves bfloat16 and float32."""
+    if spec.dtype not in (jnp.bfloat16, jnp.float32):
+        return f"x must be bfloat16 or float32, got {spec.dtype}"
+    if spec.rows == 0:
+        return "there is nothing to launch for no rows"
+    if spec.width * Tiling().block >= 2**31:
+        return f"a width of {spec.width} is beyond its 32-bit indices"
+    return None
+
+
+class _Call(NamedTuple):
+    """What is static."""
+
+    spec: SwigluSpec
+    forward: Tiling
+    backward: Tiling
+
+
+def swiglu(
+    spec: SwigluSpec,
+    x: Float[Array, "... X"],
+    *,
+    forward: Tiling = Tiling(),
+    backward: Tiling = Tiling(),
+) -> Float[Array, "... I"]:
+    """See `kernels_pallas.swiglu.api.swiglu`."""
+    capability = least_cuda_capability()
+    if capability is not None and capability < MIN_CAPABILITY:
+        raise NotImplementedError(
+            f"GPUs of compute capability {MIN_CAPABILITY} or more are served, not {capability}"
+        )
+    out = _gate(_Call(spec, forward, backward), x.reshape(spec.rows, 2 * spec.width))
+    return out.reshape(*x.shape[:-1], spec.width)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _gate(call: _Call, x: Any) -> Any:
+    return _forward(call, x)
+
+
+def _gate_forward(call: _Call, x: Any) -> tuple[Any, Any]:
+    return _forward(call, x), x
+
+
+def _gate_backward(call: _Call, x: Any, grad_out: Any) -> tuple[Any]:
+    return (_backward(call, x, grad_out),)
+
+
+_gate.defvjp(_gate_forward, _gate_backward)
+
+
+def _place(spec: SwigluSpec, block: int) -> tuple[Any, Any, Any]:
+    """Rows, columns and mask of a program's outputs: `block` neighbours in memory, any width.
+
+    They are counted from the last program that began a row, so that 32 bits hold them however
+    many outputs there are. The compiler sees that runs of columns stay in a row as far as the
+    width is a multiple of a power of two, and divides once per access.
+    """
+    program = pallas_compat.program_id(0)
+    outputs = lax.rem(program, spec.width) * block + jnp.arange(block)
+    rows = lax.div(program, spec.width) * block + lax.div(outputs, spec.width)
+    mask = None if spec.rows * spec.width % block == 0 else rows < spec.rows
+    return rows, lax.rem(outputs, spec.width), mask
+
+
+def _programs(spec: SwigluSpec, block: int) -> int:
+    return -(-spec.rows * spec.width // block)
+
+
+def _forward_kernel(
+    x_ref: Any, out_ref: Any, *, spec: SwigluSpec, block: int, interpreting: bool
+) -> None:
+    """Refs: x [N, 2I]; output [N, I]."""
+    load = functools.partial(pallas_compat.load, x_ref, interpreting=interpreting)
+    rows, columns, mask = _place(spec, block)
+    gate = load((rows, columns), mask).astype(jnp.float32)
+    y = load((rows, columns + spec.width), mask).astype(jnp.float32)
+    out = gate * pallas_compat.sigmoid(gate, interpreting=interpreting) * y
+    pallas_compat.store(out_ref, (rows, columns), out, mask, interpreting=interpreting)
+
+
+def _forward(call: _Call, x: Any) -> Any:
+    spec, tiling = call.spec, call.forward
+    [out] = pallas_compat.triton_call(
+        functools.partial(_forward_kernel, spec=spec, block=tiling.block),
+        name="swiglu_forward",
+        programs=_programs(spec, tiling.block),
+        out_shape=[jax.ShapeDtypeStruct((spec.rows, spec.width), spec.dtype)],
+        num_warps=tiling.num_warps,
+        num_stages=1,
+    )(x)
+    return out
+
+
+def _backward_kernel(
+    x_ref: Any,
+    grad_out_ref: Any,
+    grad_x_ref: Any,
+    *,
+    spec: SwigluSpec,
+    block: int,
+    interpreting: bool,
+) -> None:
+    """Refs: x [N, 2I], gradient of the output [N, I]; gradient of x [N, 2I]."""
+    load = functools.partial(pallas_compat.load, interpreting=interpreting)
+    store = functools.partial(pallas_compat.store, grad_x_ref, interpreting=interpreting)
+    rows, columns, mask = _place(spec, block)
+    gate = load(x_ref, (rows, columns), mask).astype(jnp.float32)
+    y = load(x_ref, (rows, columns + spec.width), mask).astype(jnp.float32)
+    grad_out = load(grad_out_ref, (rows, columns), mask).astype(jnp.float32)
+    sigmoid = pallas_compat.sigmoid(gate, interpreting=interpreting)
+    silu = gate * sigmoid
+    store((rows, columns), grad_out * y * (sigmoid + silu * (1.0 - sigmoid)), mask)
+    store((rows, columns + spec.width), grad_out * silu, mask)
+
+
+def _backward(call: _Call, x: Any, grad_out: Any) -> Any:
+    spec, tiling = call.spec, call.backward
+    [grad_x] = pallas_compat.triton_call(
+        functools.partial(_backward_kernel, spec=spec, block=tiling.block),
+        name="swiglu_backward",
+        programs=_programs(spec, tiling.block),
+        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype)],
+        num_warps=tiling.num_warps,
+        num_stages=1,
+    )(x, grad_out)
+    return grad_x
