@@ -14,18 +14,19 @@ import jax.numpy as jnp
 from kernels_pallas.common import pallas_compat
 from kernels_pallas.vig_mixer.spec import MixerSpec
 
-# Elements of each array that a program works on. With the warps below a thread has four loads of 16
-# bytes of each array under way, which is what it takes to keep the memory busy.
-_BLOCK = 4096
+# Elements of each array that a program works on: some loads of 16 bytes of each array per thread
+# keep the memory busy; the backward pass has twice the values to hold in registers.
+_FORWARD_BLOCK = 4096
+_BACKWARD_BLOCK = 2048
 _NUM_WARPS = 4
 
 
 class _Rows:
     """The rows of one program in arrays [B * T * H, V] and in columns of [B * T, 3 D]."""
 
-    def __init__(self, spec: MixerSpec, interpreting: bool):
+    def __init__(self, spec: MixerSpec, block: int, interpreting: bool):
         self._interpreting = interpreting
-        count = _rows_per_program(spec)
+        count = _rows_per_program(spec, block)
         rows = pallas_compat.program_id(0) * count + jnp.arange(count)[:, None]
         self.columns = jnp.arange(_padded(spec))[None, :]
         token, head = rows // spec.heads, rows % spec.heads
@@ -59,12 +60,12 @@ def _padded(spec: MixerSpec) -> int:
     return 1 << (spec.value_width - 1).bit_length()
 
 
-def _rows_per_program(spec: MixerSpec) -> int:
-    return max(1, _BLOCK // _padded(spec))
+def _rows_per_program(spec: MixerSpec, block: int) -> int:
+    return max(1, block // _padded(spec))
 
 
-def _programs(spec: MixerSpec) -> int:
-    return -(-spec.batch * spec.tokens * spec.heads // _rows_per_program(spec))
+def _programs(spec: MixerSpec, block: int) -> int:
+    return -(-spec.batch * spec.tokens * spec.heads // _rows_per_program(spec, block))
 
 
 class _Blend(NamedTuple):
@@ -106,7 +107,7 @@ def _blend(spec: MixerSpec, rows: _Rows, refs: Sequence[Any], interpreting: bool
 def _forward_kernel(*refs: Any, spec: MixerSpec, interpreting: bool) -> None:
     """Refs: scans, local map, projected, both scales; result."""
     *inputs, out_ref = refs
-    rows = _Rows(spec, interpreting)
+    rows = _Rows(spec, _FORWARD_BLOCK, interpreting)
     out = _blend(spec, rows, inputs, interpreting).blended
     if spec.activation:
         out = out * pallas_compat.sigmoid(out, interpreting=interpreting)
@@ -125,7 +126,7 @@ def forward(
     (out,) = pallas_compat.triton_call(
         functools.partial(_forward_kernel, spec=spec),
         name="vig_mixer_blend",
-        programs=_programs(spec),
+        programs=_programs(spec, _FORWARD_BLOCK),
         out_shape=[jax.ShapeDtypeStruct(_flat(spec), spec.dtype)],
         num_warps=_NUM_WARPS,
         num_stages=1,
@@ -153,7 +154,7 @@ def _backward_kernel(*refs: Any, spec: MixerSpec, interpreting: bool) -> None:
     """
     *inputs, grad_ref, grad_scan_ref, grad_local_ref, grad_projected_ref = refs[:-2]
     grad_scale_refs = refs[-2:]
-    rows = _Rows(spec, interpreting)
+    rows = _Rows(spec, _BACKWARD_BLOCK, interpreting)
     grad = rows.read(grad_ref)
     x = _blend(spec, rows, inputs, interpreting)
     if spec.activation:
@@ -206,7 +207,7 @@ def backward(
 
     Of the gradient of `projected` only the columns of the gate are written; the rest is undefined.
     """
-    programs, padded = _programs(spec), _padded(spec)
+    programs, padded = _programs(spec, _BACKWARD_BLOCK), _padded(spec)
     flat = jax.ShapeDtypeStruct(_flat(spec), spec.dtype)
     columns = jax.ShapeDtypeStruct((spec.batch * spec.tokens, projected.shape[2]), spec.dtype)
     part = jax.ShapeDtypeStruct((programs, padded), jnp.float32)
