@@ -3,4 +3,4 @@
 from kernels_pallas.gla import IMPLEMENTATIONS, bidirectional_gla, gla
 from kernels_pallas.norm import norm_act, residual_norm
 
-__all__ = ["IMPLEMENTATIONS", "bidirectional_gla", "gla"]
+__all__ = ["IMPLEMENTATIONS", "bidirectional_gla", "gla", "norm_act", "residual_norm"]

@@ -1,4 +1,4 @@
-"""Normalisation over channels, with what stands around it: residual sum before, activation after."""
+"""Normalisation over channels, with the residual sum before it or an activation after it."""
 
 from kernels_pallas.norm.api import IMPLEMENTATIONS, norm_act, residual_norm
 

@@ -177,7 +177,9 @@ def _spec(
     width = x.shape[-1]
     for name, array in {"scale": scale, "bias": bias}.items():
         if array is not None and array.shape != (width,):
-            raise ValueError(f"{name} must have x's channels as only axis, ({width},), got {array.shape}")
+            raise ValueError(
+                f"{name} must have x's channels as only axis, ({width},), got {array.shape}"
+            )
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {KINDS}, got {kind!r}")
     if activation not in ACTIVATIONS:

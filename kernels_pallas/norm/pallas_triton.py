@@ -17,6 +17,9 @@ from kernels_pallas.norm.spec import NormSpec
 MAX_WIDTH = 8192
 """Most channels: a program holds whole rows in registers."""
 
+MAX_ROWS = 2**31 - 2**16
+"""Most rows: they are numbered in 32 bits, those past the end that a program skips too."""
+
 
 def supports(spec: NormSpec) -> str | None:
     """Serves bfloat16 and float32 with up to MAX_WIDTH channels."""
@@ -24,6 +27,8 @@ def supports(spec: NormSpec) -> str | None:
         return f"maps must be bfloat16 or float32, got {spec.dtype}"
     if spec.width > MAX_WIDTH:
         return f"there must be at most {MAX_WIDTH} channels"
+    if spec.rows > MAX_ROWS:
+        return f"there must be at most {MAX_ROWS} vectors to normalise"
     if spec.rows == 0:
         return "there is nothing to launch for an empty map"
     return None

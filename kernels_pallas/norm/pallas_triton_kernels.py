@@ -24,7 +24,7 @@ class _Rows:
         self.spec, self.tiling, self.interpreting = spec, tiling, interpreting
         programs = tiling.programs(spec)
         block = step * programs + pallas_compat.program_id(0)  # neighbours work side by side
-        self.rows = block * tiling.rows + _iota(tiling.rows, 1)  # [R, 1]
+        self.rows = block * tiling.rows + _iota((tiling.rows, 1), 0)  # [R, 1]
         ragged = tiling.steps(spec) * programs * tiling.rows != spec.rows
         self.mask = self.rows < spec.rows if ragged else None  # [R, 1]
 
@@ -47,7 +47,7 @@ class _Rows:
 
     def keep(self, ref: Any) -> Any:
         """The factor on each row's branch [R, 1]."""
-        image = self.rows // (self.spec.rows // self.spec.images)
+        image = jax.lax.div(self.rows, jnp.int32(self.spec.rows // self.spec.images))
         return pallas_compat.load(ref, (image,), self.mask, interpreting=self.interpreting)
 
     def widened(self, vector: Sequence[Any]) -> list[Any]:
@@ -65,7 +65,7 @@ class _Rows:
         return self.tiling.rows, self.tiling.columns
 
     def standardized(self, x: Sequence[Any]) -> tuple[list[Any], Any]:
-        """x without its mean (kind "layer"), and the factor that makes its variance one [R, 1]."""
+        """Removes the mean (kind "layer"); also the factor for a variance of one [R, 1]."""
         if self.spec.kind == "layer":
             mean = self.mean(x)
             x = [
@@ -81,16 +81,15 @@ class _Rows:
         return jnp.sum(total, axis=1)[:, None] * (1 / self.spec.width)
 
 
-def _iota(size: int, ndim_after: int) -> Any:
-    shape = (size, 1) if ndim_after else (1, size)
-    return jax.lax.broadcasted_iota(jnp.int32, shape, 0 if ndim_after else 1)
+def _iota(shape: tuple[int, int], axis: int) -> Any:
+    return jax.lax.broadcasted_iota(jnp.int32, shape, axis)
 
 
 def _parts(spec: NormSpec, tiling: Tiling) -> list[tuple[Any, Any]]:
     """Channel numbers [1, C] of each part, and which of them exist: None if all do."""
     parts = []
     for number in range(tiling.parts(spec)):
-        columns = number * tiling.columns + _iota(tiling.columns, 0)
+        columns = number * tiling.columns + _iota((1, tiling.columns), 1)
         ragged = (number + 1) * tiling.columns > spec.width
         parts.append((columns, columns < spec.width if ragged else None))
     return parts
@@ -178,7 +177,9 @@ def _backward_kernel(
     def step(n, carry):
         rows = _Rows(spec, tiling, n, interpreting)
         x, grad = rows.read(ref["x"]), rows.read(ref["grad_y"])
-        grad_total = rows.read(ref["grad_total"]) if "grad_total" in ref else None  # early: takes long
+        grad_total = (
+            rows.read(ref["grad_total"]) if "grad_total" in ref else None
+        )  # early: takes long
         x, factor = rows.standardized(x)
         x = [part * factor for part in x]  # from here on of variance one
         if spec.activation:
