@@ -20,10 +20,12 @@ from kernels_pallas.norm.spec import NormSpec
 class _Rows:
     """The rows that a program takes in one step."""
 
-    def __init__(self, spec: NormSpec, tiling: Tiling, step: Any, interpreting: bool) -> None:
+    def __init__(
+        self, spec: NormSpec, tiling: Tiling, program: Any, step: Any, interpreting: bool
+    ) -> None:
         self.spec, self.tiling, self.interpreting = spec, tiling, interpreting
         programs = tiling.programs(spec)
-        block = step * programs + pallas_compat.program_id(0)  # neighbours work side by side
+        block = step * programs + program  # neighbours work side by side
         self.rows = block * tiling.rows + _iota((tiling.rows, 1), 0)  # [R, 1]
         ragged = tiling.steps(spec) * programs * tiling.rows != spec.rows
         self.mask = self.rows < spec.rows if ragged else None  # [R, 1]
@@ -108,11 +110,12 @@ def _forward_kernel(
 ) -> None:
     """Refs by `names`: x, branch, keep, scale, bias; total, y."""
     ref = dict(zip(names, refs, strict=True))
+    program = pallas_compat.program_id(0)
     scale = _read_vector(spec, tiling, ref["scale"], interpreting)
     bias = _read_vector(spec, tiling, ref["bias"], interpreting) if "bias" in ref else []
 
     def step(n, carry):
-        rows = _Rows(spec, tiling, n, interpreting)
+        rows = _Rows(spec, tiling, program, n, interpreting)
         x = rows.read(ref["x"])
         branch = rows.read(ref["branch"]) if "branch" in ref else None
         keep = rows.keep(ref["keep"]) if "keep" in ref else None
@@ -168,6 +171,7 @@ def _backward_kernel(
     program's sums [programs, D] grad_scale and grad_bias.
     """
     ref = dict(zip(names, refs, strict=True))
+    program = pallas_compat.program_id(0)
     scale = _read_vector(spec, tiling, ref["scale"], interpreting)
     if spec.activation:
         bias = [0.0] * len(scale)
@@ -175,7 +179,7 @@ def _backward_kernel(
             bias = _read_vector(spec, tiling, ref["bias"], interpreting)
 
     def step(n, carry):
-        rows = _Rows(spec, tiling, n, interpreting)
+        rows = _Rows(spec, tiling, program, n, interpreting)
         x, grad = rows.read(ref["x"]), rows.read(ref["grad_y"])
         grad_total = (
             rows.read(ref["grad_total"]) if "grad_total" in ref else None
@@ -209,7 +213,6 @@ def _backward_kernel(
     zero = jnp.zeros((tiling.rows, tiling.columns), jnp.float32)
     outs = [name for name in ("grad_scale", "grad_bias") if name in ref]
     sums = jax.lax.fori_loop(0, tiling.steps(spec), step, [[zero] * len(scale) for _ in outs])
-    program = pallas_compat.program_id(0)
     for name, parts in zip(outs, sums, strict=True):
         for (columns, mask), part in zip(_parts(spec, tiling), parts, strict=True):
             pallas_compat.store(

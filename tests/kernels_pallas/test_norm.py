@@ -1,6 +1,7 @@
 """Normalisation: the plain form against its definition in numpy, and what the operators refuse."""
 
 import inspect
+import math
 
 import flax.linen as nn
 import jax
@@ -47,14 +48,10 @@ def test_activations(dtype):
         x, scale = 2 * draw(0, 7, 20, dtype=dtype), draw(1, 20, dtype=dtype)
         options = {"kind": "layer", "epsilon": 1e-5, "implementation": "xla"}
         y = definition(x, scale, None, "layer", 1e-5)
-        bell = [
-            np.trapezoid(np.exp(-(z**2) / 2), z)
-            for z in np.linspace(-12, y, 4001).reshape(4001, -1).T
-        ]
-        gelu = y * np.reshape(bell, y.shape) / np.sqrt(2 * np.pi)
+        gelu = y * (1 + np.vectorize(math.erf)(y / math.sqrt(2))) / 2
         for name, expected in {"silu": y / (1 + np.exp(-y)), "gelu": gelu}.items():
             error = rms_relative_error(norm_act(x, scale, activation=name, **options), expected)
-            assert error <= max(TOLERANCES[dtype].forward, 1e-6)  # 1e-6: of the quadrature
+            assert error <= TOLERANCES[dtype].forward
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
@@ -67,9 +64,7 @@ def test_residual_sum(dtype, kept):
         total, y = residual_norm(x, branch, draw(2, 16), keep=keep, **options)
         factor = np.reshape([0, 1.25, 1] if kept else [1, 1, 1], (3, 1, 1))
         exact = np.asarray(x, np.float64) + np.asarray(branch, np.float64) * factor
-        np.testing.assert_array_equal(
-            total, jnp.asarray(exact, jnp.float32).astype(dtype) if dtype != "float64" else exact
-        )
+        assert rms_relative_error(total, exact) <= TOLERANCES[dtype].forward
         # The statistics are those of the rounded sum.
         np.testing.assert_array_equal(y, norm_act(total, draw(2, 16), **options))
 

@@ -17,7 +17,7 @@ from kernels_pallas.testing import TOLERANCES, interpret, rms_relative_error
 
 NAME = "pallas_triton"
 on_gpu = pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs a CUDA GPU")
-CASES = [(kind, bias) for kind in ("rms", "layer") for bias in (False, True)]
+EPSILON = 0.3  # large, so that gradients of one or two channels are not all cancelled
 
 
 def draw(seed, shape, dtype="float32"):
@@ -71,14 +71,14 @@ def check_norm(shape, dtype, kind, bias, activation, config=None):
         width=shape[-1],
         dtype=arguments[0].dtype,
         kind=kind,
-        epsilon=1e-5,
+        epsilon=EPSILON,
         activation=activation,
     )
 
     def run(x, scale, bias=None):
         return pallas_triton.norm_act(spec, x, scale, bias, config=config)
 
-    options = {"kind": kind, "epsilon": 1e-5, "activation": activation, "implementation": "xla"}
+    options = {"kind": kind, "epsilon": EPSILON, "activation": activation, "implementation": "xla"}
     reference = functools.partial(norm_act, **options)
     compare(run, reference, arguments, cotangent, f"{shape} {kind} {activation} {config}")
 
@@ -93,7 +93,7 @@ def check_sum(shape, dtype, kind, bias, kept, config=None):
         width=shape[-1],
         dtype=arguments[0].dtype,
         kind=kind,
-        epsilon=1e-5,
+        epsilon=EPSILON,
         residual=True,
         images=shape[0] if kept else 0,
     )
@@ -101,60 +101,73 @@ def check_sum(shape, dtype, kind, bias, kept, config=None):
     def run(x, branch, scale, bias=None):
         return pallas_triton.residual_norm(spec, x, branch, keep, scale, bias, config=config)
 
-    options = {"kind": kind, "epsilon": 1e-5, "keep": keep, "implementation": "xla"}
+    options = {"kind": kind, "epsilon": EPSILON, "keep": keep, "implementation": "xla"}
     reference = functools.partial(residual_norm, **options)
     compare(run, reference, arguments, cotangent, f"{shape} {kind} keep {kept} {config}")
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize(("kind", "bias"), CASES)
 @pytest.mark.parametrize(
-    ("shape", "activation"),
+    ("shape", "dtype", "kind", "bias", "activation"),
     [
-        ((3, 5, 48), None),
-        ((2, 7, 96), "gelu"),
-        ((37, 24), "silu"),
-        ((1, 1), None),
-        ((5, 33), "gelu"),
+        ((3, 5, 48), "float32", "layer", True, None),
+        ((2, 7, 96), "bfloat16", "layer", True, "gelu"),
+        ((37, 24), "bfloat16", "rms", False, "silu"),
+        ((5, 33), "float32", "rms", True, "gelu"),
+        ((4, 20), "float32", "layer", False, "silu"),
+        ((2, 1), "bfloat16", "rms", True, None),
     ],
 )
-def test_interpreted(shape, activation, kind, bias, dtype):
+def test_interpreted(shape, dtype, kind, bias, activation):
     with interpret():
         check_norm(shape, dtype, kind, bias, activation)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize(("kind", "bias"), CASES)
-@pytest.mark.parametrize("kept", [False, True])
-def test_interpreted_sums(kept, kind, bias, dtype):
+@pytest.mark.parametrize(
+    ("dtype", "kind", "bias", "kept"),
+    [
+        ("bfloat16", "rms", False, True),
+        ("float32", "layer", True, True),
+        ("bfloat16", "layer", True, False),
+        ("float32", "rms", False, False),
+    ],
+)
+def test_interpreted_sums(dtype, kind, bias, kept):
     with interpret():
         check_sum((3, 7, 50), dtype, kind, bias, kept)
 
 
-@pytest.mark.parametrize("kind", ["rms", "layer"])
-def test_interpreted_tilings(kind):
+@pytest.mark.parametrize("tiling", [Tiling(2, 16, 1, 3), Tiling(8, 128, 1, 1)], ids=str)
+def test_interpreted_tilings(tiling):
     """Several steps per program, ragged rows, ragged parts."""
     with interpret():
-        for tiling in (Tiling(2, 16, 1, 3), Tiling(8, 128, 1, 1), Tiling(1, 32, 1, 100)):
-            check_sum((2, 11, 72), "float32", kind, True, True, Config(tiling, tiling))
-            check_norm((2, 11, 72), "float32", kind, True, "gelu", Config(tiling, tiling))
+        check_sum((2, 11, 72), "float32", "layer", True, True, Config(tiling, tiling))
 
 
-@pytest.mark.parametrize(("dtype", "allowed"), [("float32", 3e-7), ("bfloat16", 4e-5)])
+@pytest.mark.parametrize(("dtype", "allowed"), [("float32", 5e-7), ("bfloat16", 4e-5)])
 def test_gelu(dtype, allowed):
-    """Against the error function, relative to the value, far into the tail."""
+    """Against the error function in float64, relative to the value, far into the tail."""
     x = np.linspace(-12, 12, 20001, dtype=np.float32)
     with jax.enable_x64(True):
-        exact = jnp.asarray(x, jnp.float64)
         gelu = functools.partial(jax.nn.gelu, approximate=False)
-        value, slope = np.asarray(gelu(exact)), np.asarray(jax.vmap(jax.grad(gelu))(exact))
-    near = np.abs(x) < 9  # a power's rounded exponent costs more than the fit beyond
-    mine = np.asarray(activate("gelu", jnp.asarray(x), np.dtype(dtype), interpreting=True))
-    error = np.abs(mine - value)
-    np.testing.assert_array_less(error[near], allowed * np.abs(value[near]) * 8 + 1e-30)
-    np.testing.assert_array_less(error, allowed * np.maximum(np.abs(value), 1e-3))
+        value, slope = (np.asarray(f(jnp.asarray(x, jnp.float64))) for f in (gelu, slope_of(gelu)))
+    mine = activate("gelu", jnp.asarray(x), np.dtype(dtype), interpreting=True)
+    # The exponent x^2 / 2 is rounded, as it is in JAX's own: that is an error of the power.
+    room = allowed * (1 + x**2 / 4)
+    np.testing.assert_array_less(np.abs(np.asarray(mine) - value), room * np.abs(value) + 1e-37)
     mine = activation_slope("gelu", jnp.asarray(x), np.dtype(dtype), interpreting=True)
     np.testing.assert_array_less(np.abs(np.asarray(mine) - slope), allowed)
+
+
+def test_silu():
+    x = np.linspace(-100, 100, 2001, dtype=np.float32)
+    mine = activate("silu", jnp.asarray(x), np.dtype("float32"), interpreting=True)
+    np.testing.assert_allclose(mine, jax.nn.silu(x), rtol=1e-5, atol=1e-30)
+    mine = activation_slope("silu", jnp.asarray(x), np.dtype("float32"), interpreting=True)
+    np.testing.assert_allclose(mine, slope_of(jax.nn.silu)(x), rtol=1e-5, atol=3e-7)
+
+
+def slope_of(function):
+    return jax.vmap(jax.grad(function))
 
 
 def lowered(run, *arguments):
@@ -267,11 +280,10 @@ GPU_SHAPES = [
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("shape", GPU_SHAPES, ids=str)
 def test_on_a_gpu(shape, dtype):
-    for kind, bias in CASES:
-        for activation in (None, "silu", "gelu"):
-            check_norm(shape, dtype, kind, bias, activation)
-        for kept in (False, True):
-            check_sum(shape, dtype, kind, bias, kept)
+    check_norm(shape, dtype, "layer", True, "gelu")
+    check_norm(shape, dtype, "rms", False, "silu")
+    check_sum(shape, dtype, "layer", True, False)
+    check_sum(shape, dtype, "rms", False, True)
 
 
 @on_gpu
