@@ -2,6 +2,7 @@
 
 from kernels_pallas.gla import IMPLEMENTATIONS, bidirectional_gla, gla
 from kernels_pallas.linear_swiglu import linear_swiglu
+from kernels_pallas.norm import norm_act, residual_norm
 from kernels_pallas.swiglu import swiglu
 from kernels_pallas.vig_mixer import vig_mixer
 
@@ -10,6 +11,8 @@ __all__ = [
     "bidirectional_gla",
     "gla",
     "linear_swiglu",
+    "norm_act",
+    "residual_norm",
     "swiglu",
     "vig_mixer",
 ]

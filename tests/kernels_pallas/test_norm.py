@@ -1,0 +1,138 @@
+"""Normalisation: the plain form against its definition in numpy, and what the operators refuse."""
+
+import inspect
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import kernels_pallas
+from kernels_pallas import norm_act, residual_norm
+from kernels_pallas.testing import TOLERANCES, rms_relative_error
+
+DTYPES = ("float64", "float32", "float16", "bfloat16")
+
+
+def draw(seed, *shape, dtype="float32"):
+    values = np.random.default_rng(seed).standard_normal(shape)
+    return jnp.asarray(values, dtype)
+
+
+def definition(x, scale, bias, kind, epsilon):
+    x, scale = np.asarray(x, np.float64), np.asarray(scale, np.float64)
+    if kind == "layer":
+        x = x - x.mean(-1, keepdims=True)
+    y = x / np.sqrt((x**2).mean(-1, keepdims=True) + epsilon) * scale
+    return y if bias is None else y + np.asarray(bias, np.float64)
+
+
+@pytest.mark.parametrize("kind", ["rms", "layer"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_values(dtype, kind):
+    with jax.enable_x64(dtype == "float64"):
+        x = draw(0, 2, 3, 20, dtype=dtype) + 3
+        scale, bias = draw(1, 20, dtype=dtype), draw(2, 20, dtype=dtype)
+        for given in (None, bias):
+            y = norm_act(x, scale, given, kind=kind, epsilon=0.1, implementation="xla")
+            assert y.dtype == x.dtype
+            error = rms_relative_error(y, definition(x, scale, given, kind, 0.1))
+            assert error <= TOLERANCES[dtype].forward
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_activations(dtype):
+    with jax.enable_x64(dtype == "float64"):
+        x, scale = 2 * draw(0, 7, 20, dtype=dtype), draw(1, 20, dtype=dtype)
+        options = {"kind": "layer", "epsilon": 1e-5, "implementation": "xla"}
+        y = definition(x, scale, None, "layer", 1e-5)
+        gelu = y * (1 + np.vectorize(math.erf)(y / math.sqrt(2))) / 2
+        for name, expected in {"silu": y / (1 + np.exp(-y)), "gelu": gelu}.items():
+            error = rms_relative_error(norm_act(x, scale, activation=name, **options), expected)
+            assert error <= TOLERANCES[dtype].forward
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+@pytest.mark.parametrize("kept", [False, True])
+def test_residual_sum(dtype, kept):
+    with jax.enable_x64(dtype == "float64"):
+        x, branch = draw(0, 3, 5, 16, dtype=dtype), draw(1, 3, 5, 16, dtype=dtype)
+        keep = jnp.asarray([0.0, 1.25, 1.0], jnp.float32) if kept else None
+        options = {"kind": "rms", "epsilon": 1e-6, "implementation": "xla"}
+        total, y = residual_norm(x, branch, draw(2, 16), keep=keep, **options)
+        factor = np.reshape([0, 1.25, 1] if kept else [1, 1, 1], (3, 1, 1))
+        exact = np.asarray(x, np.float64) + np.asarray(branch, np.float64) * factor
+        assert rms_relative_error(total, exact) <= TOLERANCES[dtype].forward
+        # The statistics are those of the rounded sum.
+        np.testing.assert_array_equal(y, norm_act(total, draw(2, 16), **options))
+
+
+def test_as_flax():
+    x, scale, bias = 1 + draw(0, 4, 9, 24), draw(1, 24), draw(2, 24)
+    layer = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False)
+    expected = layer.apply({"params": {"scale": scale, "bias": bias}}, x)
+    y = norm_act(x, scale, bias, kind="layer", epsilon=1e-5)
+    assert rms_relative_error(y, expected) <= 1e-6
+
+
+def test_no_gradient_for_keep():
+    x, scale, keep = draw(0, 2, 3, 8), draw(1, 8), jnp.ones(2)
+
+    def loss(x, keep):
+        total, y = residual_norm(x, x, scale, kind="rms", epsilon=1e-6, keep=keep)
+        return jnp.sum(total**2) + jnp.sum(jnp.sin(y))
+
+    grad_x, grad_keep = jax.grad(loss, argnums=(0, 1))(x, keep)
+    np.testing.assert_array_equal(grad_keep, [0, 0])
+    assert np.all(np.abs(grad_x) > 0)
+
+
+def test_empty_maps():
+    y = norm_act(jnp.zeros((0, 4)), jnp.ones(4), kind="layer", epsilon=1e-5)
+    assert y.shape == (0, 4)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"x": [1.0]}, TypeError, "x must be a JAX or numpy array, got list"),
+        ({"x": jnp.ones((2, 4), int)}, TypeError, "x must be one of float32, .* got int32"),
+        ({"x": jnp.ones(())}, ValueError, "at least one channel in its last axis"),
+        ({"x": jnp.ones((2, 0))}, ValueError, "at least one channel in its last axis"),
+        ({"scale": jnp.ones(5)}, ValueError, r"scale must .* \(4,\), got \(5,\)"),
+        ({"bias": jnp.ones((1, 4))}, ValueError, r"bias must .* \(4,\), got \(1, 4\)"),
+        ({"kind": "batch"}, ValueError, r"kind must be one of \('rms', 'layer'\), got 'batch'"),
+        ({"activation": "relu"}, ValueError, "activation must be one of .* got 'relu'"),
+        ({"epsilon": jnp.ones(())}, TypeError, "epsilon must be a Python number"),
+        ({"epsilon": 0.0}, ValueError, "epsilon must be positive, got 0"),
+        ({"implementation": "xlaa"}, ValueError, "did you mean 'xla'"),
+        ({"implementation": "pallas_triton", "x": jnp.ones((2, 4), "float16")},
+         NotImplementedError, "must be bfloat16 or float32, got float16"),
+        ({"implementation": "pallas_triton", "x": jnp.ones((0, 4))},
+         NotImplementedError, "nothing to launch"),
+    ],
+)  # fmt: skip
+def test_refused(change, error, message):
+    arguments = {"x": jnp.ones((2, 4)), "scale": jnp.ones(4), "kind": "rms", "epsilon": 1e-6}
+    with pytest.raises(error, match=message):
+        inspect.unwrap(kernels_pallas.norm_act)(**arguments | change)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"branch": jnp.ones((2, 4))}, ValueError, r"branch must have the shape of x, \(2, 3, 4\)"),
+        ({"branch": jnp.ones((2, 3, 4), "bfloat16")}, TypeError, "branch must have the type of x"),
+        ({"keep": jnp.ones(3)}, ValueError, r"keep must have one number .* got shape \(3,\)"),
+        ({"keep": jnp.ones((2, 1, 1))}, ValueError, "keep must have one number"),
+    ],
+)
+def test_refused_sums(change, error, message):
+    ones = jnp.ones((2, 3, 4))
+    arguments = {"x": ones, "branch": ones, "scale": jnp.ones(4), "kind": "rms", "epsilon": 1e-6}
+    with pytest.raises(error, match=message):
+        inspect.unwrap(kernels_pallas.residual_norm)(**arguments | change)
