@@ -65,7 +65,9 @@ class Config:
 
 
 _MOST_ROWS = 16  # of a band: they are unrolled, and longer code is only slower to compile
-_PROGRAMS = 512  # four for each of some 128 multiprocessors
+# About what 132 multiprocessors hold at a time.
+_WARPS = 2560
+_PROGRAMS = 640
 
 
 def heuristic(spec: DepthwiseConvSpec) -> Config:
@@ -77,9 +79,11 @@ def heuristic(spec: DepthwiseConvSpec) -> Config:
     # Wider vectors leave room for fewer threads, and so for fewer loads on their way.
     forward = _enough(spec, Tiling(channels, vector=4, num_warps=4, rows=rows, ahead=2))
     backward = _enough(spec, Tiling(channels, vector=2, num_warps=4, rows=rows, ahead=2))
-    # One wave of programs: each adds up its weights' gradients once, at its end.
-    strips = max(1, _PROGRAMS // (backward.bands(spec) * backward.channel_blocks(spec)))
-    strips = min(strips, backward.tiles(spec))
+    # No more programs than run at a time: each adds up its weights' gradients once, at its end.
+    tiles = backward.tiles(spec)
+    per_strip = backward.bands(spec) * backward.channel_blocks(spec) * backward.num_warps
+    strips = min(tiles, max(1, _WARPS // per_strip))
+    strips = -(-tiles // -(-tiles // strips))
     return Config(forward, dataclasses.replace(backward, strips=strips))
 
 

@@ -85,10 +85,7 @@ class _Tile:
     def weights(self, ref: Any) -> list[list[Any]]:
         """3 by 3 arrays [P, C], float32."""
         return [
-            [
-                self._load(ref, 3 * i + j, self.channel_mask).astype(jnp.float32)
-                for j in range(3)
-            ]
+            [self._load(ref, 3 * i + j, self.channel_mask).astype(jnp.float32) for j in range(3)]
             for i in range(3)
         ]
 
