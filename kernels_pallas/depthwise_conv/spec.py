@@ -1,0 +1,32 @@
+"""The static facts of one depthwise convolution, known before any array value is."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class DepthwiseConvSpec:
+    """Everything an implementation may look at to decide whether it can serve a call.
+
+    Attributes:
+        batch: Images B.
+        height: Rows h of a map, at least 1.
+        width: Columns w of a map, at least 1.
+        channels: Channels D, at least 1.
+        dtype: Type of the maps, the kernel and the result.
+        activation: "silu" of the convolution's result is wanted, or None.
+    """
+
+    batch: int
+    height: int
+    width: int
+    channels: int
+    dtype: np.dtype
+    activation: str | None = None
+
+    @property
+    def wide_dtype(self) -> np.dtype:
+        """Type of sums and activations: float64 for float64 inputs, else float32."""
+        return np.dtype(jnp.float64 if self.dtype == jnp.float64 else jnp.float32)
