@@ -202,40 +202,6 @@ def _approximate(function: str, x: Any) -> Any:
     return result
 
 
-def reciprocal(x: Any, *, interpreting: bool) -> Any:
-    """1 / x in float32 by the hardware's approximation, relative error 2**-23.
-
-    A division takes several instructions.
-    """
-    if interpreting:
-        return 1.0 / x
-    [result] = plgpu.elementwise_inline_asm(
-        "rcp.approx.ftz.f32 $0, $1;",
-        args=[x],
-        constraints="=f,f",
-        pack=1,
-        result_shape_dtypes=[jax.ShapeDtypeStruct(x.shape, x.dtype)],
-    )
-    return result
-
-
-def reciprocal(x: Any, *, interpreting: bool) -> Any:
-    """1 / x in float32 by the hardware's approximation, relative error 2**-23; 1 / inf is 0.
-
-    A division takes five more instructions.
-    """
-    if interpreting:
-        return 1.0 / x
-    [result] = plgpu.elementwise_inline_asm(
-        "rcp.approx.ftz.f32 $0, $1;",
-        args=[x],
-        constraints="=f,f",
-        pack=1,
-        result_shape_dtypes=[jax.ShapeDtypeStruct(x.shape, x.dtype)],
-    )
-    return result
-
-
 def widen(x: Any, *, interpreting: bool) -> Any:
     """float32 of bfloat16 or float32, two neighbours at a time.
 

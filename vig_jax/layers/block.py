@@ -4,16 +4,18 @@ from collections.abc import Callable
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from vig_jax.layers.drop_path import DropPath
 from vig_jax.layers.gated_linear_attention import GatedLinearAttention
 from vig_jax.layers.linear import Dtype, Initializer, xavier_mixer
 from vig_jax.layers.mlp import SwiGLU
+from vig_jax.layers.norm import Norm, Residual
 
 
 class Block(nn.Module):
     """`x + mixer(norm(x))`, then `x + mlp(norm(x))`, each branch under drop path.
+
+    A branch is added by the norm that comes next, the last one by whoever follows the block.
 
     Attributes:
         features: model width D.
@@ -31,7 +33,7 @@ class Block(nn.Module):
     num_heads: int
     mlp_hidden: int
     drop_path: float
-    norm: Callable[[], nn.Module]
+    norm: Callable[[], Norm]
     mixer_init: Initializer = xavier_mixer
     use_act_in_conv: bool = False
     use_out_act: bool = False
@@ -58,15 +60,18 @@ class Block(nn.Module):
         self.attn_drop = DropPath(self.drop_path)
         self.mlp_drop = DropPath(self.drop_path)
 
-    def __call__(self, x: Float[Array, "B h w D"], train: bool) -> Float[Array, "B h w D"]:
-        x = x + self.attn_drop(self.attn(self.attn_norm(x)), train)
-        return x + self.mlp_drop(self.mlp(self.mlp_norm(x)), train)
+    def __call__(self, stream: Residual, train: bool) -> Residual:
+        batch = stream.x.shape[0]
+        x, normed = self.attn_norm(stream)
+        stream = Residual(x, self.attn(normed), self.attn_drop(batch, train))
+        x, normed = self.mlp_norm(stream)
+        return Residual(x, self.mlp(normed), self.mlp_drop(batch, train))
 
 
 def block_class(remat: bool) -> type[Block]:
     """`Block`, or with `remat` one whose inner values are computed again for the gradient.
 
-    Memory for the backward pass then holds one map per block instead of every intermediate, for
-    about one more forward pass of time. Parameters and values are the same.
+    Memory for the backward pass then holds the stream and one branch per block instead of every
+    intermediate, for about one more forward pass of time. Parameters and values are the same.
     """
     return nn.remat(Block, static_argnums=(2,)) if remat else Block  # 2: `train`

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 
 class DropPath(nn.Module):
-    """Drops a residual branch per sample with probability `rate`, scaling the kept ones.
+    """Draws which samples keep a residual branch: each drops it with probability `rate`.
 
     As timm's `DropPath`: a kept branch is divided by `1 - rate`. Draws from the "dropout" stream.
     Source: Huang et al., "Deep Networks with Stochastic Depth", 2016.
@@ -16,10 +16,10 @@ class DropPath(nn.Module):
     rate: float
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B ..."], train: bool) -> Float[Array, "B ..."]:
+    def __call__(self, batch: int, train: bool) -> Float[Array, " B"] | None:
+        """Factors on the branch, 0 or 1 / (1 - rate) per sample; None where all are 1."""
         if not train or self.rate == 0.0:
-            return x
+            return None
         keep = 1.0 - self.rate
-        shape = (x.shape[0],) + (1,) * (x.ndim - 1)
-        kept = jax.random.bernoulli(self.make_rng("dropout"), keep, shape)
-        return jnp.where(kept, x / keep, 0).astype(x.dtype)
+        kept = jax.random.bernoulli(self.make_rng("dropout"), keep, (batch,))
+        return kept.astype(jnp.float32) / keep

@@ -3,14 +3,19 @@
 import functools
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kernels_pallas import bidirectional_gla
-from vig_jax.layers.linear import Dtype, Initializer, dense, xavier_mixer
+from kernels_pallas import vig_mixer
+from vig_jax.layers.linear import (
+    Dtype,
+    Initializer,
+    LinearWeights,
+    dense,
+    precision,
+    xavier_mixer,
+)
 from vig_jax.layers.locality import DepthwiseConv
-from vig_jax.layers.norm import RMSNorm
 from vig_jax.sharding.kernels import over_batch
 
 GATE_RANK = 16
@@ -32,7 +37,7 @@ class GatedLinearAttention(nn.Module):
         use_out_act: SiLU before the output projection.
         merge_scale: factor on the sum of the two directions. Upstream trains with 1/2; see
             `vig_jax.models.vig.ViG`.
-        gla_implementation: see `kernels_pallas.bidirectional_gla`.
+        gla_implementation: see `kernels_pallas.vig_mixer`.
     """
 
     features: int
@@ -47,36 +52,51 @@ class GatedLinearAttention(nn.Module):
 
     def setup(self) -> None:
         dtypes = self.dtype, self.param_dtype
-        self.dwconv = DepthwiseConv(*dtypes)
-        self.qkv_proj = dense(2 * self.features, self.kernel_init, *dtypes)
+        activation = "silu" if self.use_act_in_conv else None
+        self.dwconv = DepthwiseConv(activation, *dtypes)
+        self.qkv_proj = LinearWeights(2 * self.features, self.kernel_init, self.param_dtype)
         self.gk_proj_down = dense(GATE_RANK, self.kernel_init, *dtypes)
         self.gk_proj_up = dense(self.features, self.kernel_init, *dtypes, use_bias=True)
-        self.g_proj = dense(self.features, self.kernel_init, *dtypes, use_bias=True)
-        self.g_norm = RMSNorm(param_dtype=self.param_dtype)
-        self.l_norm = RMSNorm(param_dtype=self.param_dtype)
+        self.g_proj = LinearWeights(self.features, self.kernel_init, self.param_dtype, True)
+        self.g_norm = HeadScale(self.param_dtype)
+        self.l_norm = HeadScale(self.param_dtype)
         self.o_proj = dense(self.features, self.kernel_init, *dtypes)
 
     def __call__(self, x: Float[Array, "B h w D"]) -> Float[Array, "B h w D"]:
-        s = self.dwconv(x)
-        s = jax.nn.silu(s) if self.use_act_in_conv else s
-
-        half = self.features // 2
-        q, k, v = jnp.split(self.qkv_proj(s), (half, 2 * half), axis=-1)
-        logits = self.gk_proj_up(self.gk_proj_down(s))
-        logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-        decay_fwd, decay_bwd = jnp.split(jax.nn.log_sigmoid(logits) / GATE_NORMALIZER, 2, axis=-1)
-        q, k, v, decay_fwd, decay_bwd = map(self._to_heads, (q, k, v, decay_fwd, decay_bwd))
-        scan = functools.partial(
-            bidirectional_gla,
-            scale=self.merge_scale * q.shape[-1] ** -0.5,
+        s = self.dwconv(x).reshape(x.shape[0], -1, self.features)
+        value_width = self.features // self.num_heads
+        mixer = functools.partial(
+            vig_mixer,
+            heads=self.num_heads,
+            scale=self.merge_scale * (value_width // 2) ** -0.5,
+            gate_normalizer=GATE_NORMALIZER,
+            epsilon=1e-6,
+            activation="silu" if self.use_out_act else None,
             implementation=self.gla_implementation,
         )
-        o = over_batch(scan)(q, k, v, decay_fwd, decay_bwd)
+        z = over_batch(mixer, replicated=2)(
+            self._projected(s),
+            self.gk_proj_up(self.gk_proj_down(s)),
+            s,
+            self.g_norm(value_width),
+            self.l_norm(value_width),
+        )
+        return self.o_proj(z).reshape(x.shape)
 
-        gate = self._to_heads(jax.nn.sigmoid(self.g_proj(s)))
-        z = gate * self.g_norm(o) + (1 - gate) * self.l_norm(self._to_heads(s))
-        z = jax.nn.silu(z) if self.use_out_act else z
-        return self.o_proj(z.reshape(x.shape))
+    def _projected(self, s: Float[Array, "B T D"]) -> Float[Array, "B T 3*D"]:
+        """Queries, keys, values and the blending gate's logits, in one product."""
+        (qkv,), (gate, bias) = self.qkv_proj(self.features), self.g_proj(self.features)
+        kernel = jnp.concatenate([qkv, gate], axis=1)
+        bias = jnp.pad(bias, (qkv.shape[1], 0))
+        s, kernel, bias = nn.dtypes.promote_dtype(s, kernel, bias, dtype=self.dtype)
+        return jnp.dot(s, kernel, precision=precision(self.dtype)) + bias
 
-    def _to_heads(self, x: Float[Array, "B h w E"]) -> Float[Array, "B T H E/H"]:
-        return x.reshape(x.shape[0], -1, self.num_heads, x.shape[-1] // self.num_heads)
+
+class HeadScale(nn.Module):
+    """Weights of a norm over the channels of a head, shared by all heads."""
+
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, width: int) -> Float[Array, " V"]:
+        return self.param("scale", nn.initializers.ones, (width,), self.param_dtype)

@@ -52,6 +52,25 @@ def dense(
     )
 
 
+class LinearWeights(nn.Module):
+    """The parameters of `dense` without the product, for layers that merge or fuse it."""
+
+    features: int
+    kernel_init: Initializer
+    param_dtype: Dtype = jnp.float32
+    use_bias: bool = False
+
+    @nn.compact
+    def __call__(self, in_features: int) -> tuple[jax.Array, ...]:
+        """The kernel [in_features, features], and with `use_bias` the bias [features]."""
+        shape = (in_features, self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
+        if not self.use_bias:
+            return (kernel,)
+        zeros = nn.initializers.zeros
+        return kernel, self.param("bias", zeros, (self.features,), self.param_dtype)
+
+
 def conv(
     features: int,
     in_features: int,

@@ -3,16 +3,22 @@
 import functools
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vig_jax.layers.linear import Dtype, precision, xavier_mixer
+from kernels_pallas import depthwise_conv
+from vig_jax.layers.linear import Dtype, xavier_mixer
+from vig_jax.sharding.kernels import over_batch
 
 
 class DepthwiseConv(nn.Module):
-    """Depthwise 3x3 convolution, zero padding 1, no bias: `[B, h, w, D] -> [B, h, w, D]`."""
+    """Depthwise 3x3 convolution, zero padding 1, no bias: `[B, h, w, D] -> [B, h, w, D]`.
 
+    Attributes:
+        activation: None, or "silu", on the result.
+    """
+
+    activation: str | None = None
     dtype: Dtype = None
     param_dtype: Dtype = jnp.float32
 
@@ -20,25 +26,5 @@ class DepthwiseConv(nn.Module):
     def __call__(self, x: Float[Array, "B h w D"]) -> Float[Array, "B h w D"]:
         kernel = self.param("kernel", xavier_mixer, (3, 3, 1, x.shape[-1]), self.param_dtype)
         x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
-        return jax.lax.platform_dependent(x, kernel, cpu=_shifted_sum, default=_grouped_conv)
-
-
-def _grouped_conv(x: Array, kernel: Array) -> Array:
-    return jax.lax.conv_general_dilated(
-        x,
-        kernel,
-        window_strides=(1, 1),
-        padding=((1, 1), (1, 1)),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=x.shape[-1],
-        precision=precision(x.dtype),
-    )
-
-
-def _shifted_sum(x: Array, kernel: Array) -> Array:
-    """Nine shifted products; XLA's CPU backend has no fast grouped convolution."""
-    h, w = x.shape[1:3]
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    shifts = [(i, j) for i in range(3) for j in range(3)]
-    products = [padded[:, i : i + h, j : j + w] * kernel[i, j, 0] for i, j in shifts]
-    return functools.reduce(jnp.add, products)
+        conv = functools.partial(depthwise_conv, activation=self.activation)
+        return over_batch(conv, replicated=1)(x, kernel)

@@ -1,11 +1,12 @@
 """The channel mixer."""
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vig_jax.layers.linear import Dtype, dense, normal_002
+from kernels_pallas import linear_swiglu
+from vig_jax.layers.linear import Dtype, LinearWeights, dense, normal_002
+from vig_jax.sharding.kernels import over_batch
 
 
 def swiglu_hidden(features: int, multiple_of: int) -> int:
@@ -28,9 +29,10 @@ class SwiGLU(nn.Module):
     param_dtype: Dtype = jnp.float32
 
     def setup(self) -> None:
-        self.gate_proj = dense(2 * self.hidden, normal_002, self.dtype, self.param_dtype)
+        self.gate_proj = LinearWeights(2 * self.hidden, normal_002, self.param_dtype)
         self.down_proj = dense(self.features, normal_002, self.dtype, self.param_dtype)
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-        gate, y = jnp.split(self.gate_proj(x), 2, axis=-1)
-        return self.down_proj(jax.nn.silu(gate) * y)
+        (kernel,) = self.gate_proj(x.shape[-1])
+        x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
+        return self.down_proj(over_batch(linear_swiglu, replicated=1)(x, kernel))

@@ -1,14 +1,11 @@
 """Overlapping convolutions between images and tokens and between stages."""
 
-from collections.abc import Callable
-
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vig_jax.layers.linear import Dtype, conv, precision, torch_conv, uniform_bias
-from vig_jax.layers.norm import layer_norm
+from vig_jax.layers.norm import Residual, layer_norm
 
 
 class PatchConv(nn.Module):
@@ -76,7 +73,7 @@ class ConvStem(nn.Module):
 
     features: int
     patch_size: int
-    activation: Callable[[jax.Array], jax.Array]
+    activation: str
     dtype: Dtype = None
     param_dtype: Dtype = jnp.float32
 
@@ -84,9 +81,9 @@ class ConvStem(nn.Module):
         half = self.features // 2
         dtypes = self.dtype, self.param_dtype
         self.conv1 = PatchConv(half, self.patch_size // 2, *dtypes)
-        self.norm1 = layer_norm(*dtypes)
+        self.norm1 = layer_norm(self.param_dtype, self.activation)
         self.conv2 = conv(self.features, half, 3, 2, *dtypes)
-        self.norm2 = layer_norm(*dtypes)
+        self.norm2 = layer_norm(self.param_dtype)
 
     def __call__(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w D"]:
         smallest = self.patch_size // 2 - 1
@@ -95,8 +92,8 @@ class ConvStem(nn.Module):
                 f"images are {images.shape[1]}x{images.shape[2]} pixels; the stem of a model with "
                 f"patch_size={self.patch_size} needs at least {smallest} on either side"
             )
-        x = self.activation(self.norm1(self.conv1(images)))
-        return self.norm2(self.conv2(x))
+        _, x = self.norm1(Residual(self.conv1(images)))
+        return self.norm2(Residual(self.conv2(x)))[1]
 
 
 class Downsample(nn.Module):
@@ -110,7 +107,7 @@ class Downsample(nn.Module):
     def setup(self) -> None:
         dtypes = self.dtype, self.param_dtype
         self.conv = conv(self.features, self.in_features, 3, 2, *dtypes)
-        self.norm = layer_norm(*dtypes)
+        self.norm = layer_norm(self.param_dtype)
 
     def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B h2 w2 D"]:
-        return self.norm(self.conv(x))
+        return self.norm(Residual(self.conv(x)))[1]

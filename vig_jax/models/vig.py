@@ -3,14 +3,13 @@
 import functools
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vig_jax.layers.block import block_class
 from vig_jax.layers.linear import Dtype, dense, normal_002
 from vig_jax.layers.mlp import swiglu_hidden
-from vig_jax.layers.norm import RMSNorm
+from vig_jax.layers.norm import Residual, rms_norm
 from vig_jax.layers.pos_embed import resize_pos_embed
 from vig_jax.layers.stem import ConvStem
 from vig_jax.models.backbone import (
@@ -42,7 +41,7 @@ class ViG(nn.Module):
             Upstream's evaluation code halves twice (1/4); the RMS norm that follows cancels all
             but its epsilon, so the published weights' logits move by about 4e-6 relative. Set
             0.25 only to compare with upstream's evaluation to the last digit.
-        gla_implementation: see `kernels_pallas.bidirectional_gla`.
+        gla_implementation: see `kernels_pallas.vig_mixer`.
         remat: compute each block again in the backward pass: less memory, more time.
         dtype: of the computation; None promotes images and parameters.
         param_dtype: of the parameters.
@@ -79,7 +78,7 @@ class ViG(nn.Module):
     def setup(self) -> None:
         tokens = (self.img_size // self.patch_size) ** 2
         self.patch_embed = ConvStem(
-            self.embed_dim, self.patch_size, jax.nn.silu, self.dtype, self.param_dtype
+            self.embed_dim, self.patch_size, "silu", self.dtype, self.param_dtype
         )
         self.pos_embed = self.param(
             "pos_embed", normal_002, (1, tokens, self.embed_dim), self.param_dtype
@@ -91,7 +90,7 @@ class ViG(nn.Module):
                 self.num_heads,
                 mlp_hidden=swiglu_hidden(self.embed_dim, multiple_of=256),
                 drop_path=rate,
-                norm=functools.partial(RMSNorm, param_dtype=self.param_dtype),
+                norm=functools.partial(rms_norm, self.param_dtype),
                 use_act_in_conv=self.use_act_in_conv,
                 use_out_act=self.use_out_act,
                 merge_scale=self.merge_scale,
@@ -101,7 +100,7 @@ class ViG(nn.Module):
             )
             for rate in drop_path_rates(self.drop_path_rate, self.depth)
         ]
-        self.norm = RMSNorm(param_dtype=self.param_dtype)
+        self.norm = rms_norm(self.param_dtype)
         # The head is small: float32 logits cost nothing.
         self.head = dense(self.num_classes, normal_002, None, self.param_dtype, use_bias=True)
 
@@ -127,7 +126,7 @@ class ViG(nn.Module):
         check_images(images)
         x = self.patch_embed(images)
         _, h, w, _ = x.shape
-        x = x + resize_pos_embed(self.pos_embed, (h, w)).astype(x.dtype)
+        stream = Residual(x + resize_pos_embed(self.pos_embed, (h, w)).astype(x.dtype))
         for block in self.blocks:
-            x = block(x, train)
-        return (self.norm(x),)
+            stream = block(stream, train)
+        return (self.norm(stream)[1],)

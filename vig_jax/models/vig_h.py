@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from vig_jax.layers.block import block_class
 from vig_jax.layers.linear import Dtype, dense, normal_002
 from vig_jax.layers.mlp import swiglu_hidden
-from vig_jax.layers.norm import layer_norm
+from vig_jax.layers.norm import Residual, layer_norm
 from vig_jax.layers.stem import ConvStem, Downsample
 from vig_jax.models.backbone import (
     FeatureInfo,
@@ -50,7 +50,7 @@ class Stage(nn.Module):
                 self.num_heads,
                 mlp_hidden=swiglu_hidden(self.features, multiple_of=32),
                 drop_path=rate,
-                norm=functools.partial(layer_norm, self.dtype, self.param_dtype),
+                norm=functools.partial(layer_norm, self.param_dtype),
                 mixer_init=normal_002,
                 use_act_in_conv=self.use_act_in_conv,
                 use_out_act=self.use_out_act,
@@ -61,10 +61,11 @@ class Stage(nn.Module):
             for rate in self.drop_paths
         ]
 
-    def __call__(self, x: Float[Array, "B h w D"], train: bool) -> Float[Array, "B h w D"]:
+    def __call__(self, x: Float[Array, "B h w D"], train: bool) -> Residual:
+        stream = Residual(x)
         for block in self.blocks:
-            x = block(x, train)
-        return x
+            stream = block(stream, train)
+        return stream
 
 
 class ViGH(nn.Module):
@@ -84,7 +85,7 @@ class ViGH(nn.Module):
             have none.
         use_act_in_conv: SiLU after the mixer's depthwise convolution.
         use_out_act: SiLU before the mixer's output projection.
-        gla_implementation: see `kernels_pallas.bidirectional_gla`.
+        gla_implementation: see `kernels_pallas.vig_mixer`.
         remat: compute each block again in the backward pass: less memory, more time.
         dtype: of the computation; None promotes images and parameters.
         param_dtype: of the parameters.
@@ -123,9 +124,7 @@ class ViGH(nn.Module):
 
     def setup(self) -> None:
         dtypes = self.dtype, self.param_dtype
-        # Upstream's GELU is the exact one.
-        gelu = functools.partial(jax.nn.gelu, approximate=False)
-        self.patch_embed = ConvStem(self.embed_dims[0], 4, gelu, *dtypes)
+        self.patch_embed = ConvStem(self.embed_dims[0], 4, "gelu", *dtypes)
         rates = iter(drop_path_rates(self.drop_path_rate, sum(self.depths)))
         self.stages = [
             Stage(
@@ -147,8 +146,8 @@ class ViGH(nn.Module):
             Downsample(features, in_features, *dtypes)
             for in_features, features in zip(self.embed_dims, self.embed_dims[1:], strict=False)
         ]
-        self.out_norm = [layer_norm(*dtypes) for _ in range(4 if self.out_norms else 0)]
-        self.norm = layer_norm(*dtypes)
+        self.out_norm = [layer_norm(self.param_dtype) for _ in range(4 if self.out_norms else 0)]
+        self.norm = layer_norm(self.param_dtype)
         # The head is small: float32 logits cost nothing.
         self.head = dense(self.num_classes, normal_002, None, self.param_dtype, use_bias=True)
 
@@ -165,10 +164,10 @@ class ViGH(nn.Module):
         Raises:
             ValueError: the images are not [B, H, W, 3] floats.
         """
-        maps = self._stage_maps(images, train)
+        streams = self._stages(images, train)
         if self.is_initializing():
-            self._normalised(maps)  # their parameters too, which logits do not use
-        return self.head(mean_pool(self.norm(maps[-1])))
+            self._normalised(streams)  # their parameters too, which logits do not use
+        return self.head(mean_pool(self.norm(streams[-1])[1]))
 
     def features(
         self, images: Float[Array, "B H W 3"], train: bool = False
@@ -177,17 +176,18 @@ class ViGH(nn.Module):
 
         With `out_norms` each is normalised; without, they are the sums of the residual branches.
         """
-        return self._normalised(self._stage_maps(images, train))
+        return self._normalised(self._stages(images, train))
 
-    def _stage_maps(self, images: jax.Array, train: bool) -> list[jax.Array]:
+    def _stages(self, images: jax.Array, train: bool) -> list[Residual]:
+        """What the stages end with; a map that is read more than once is added up once."""
         check_images(images)
-        x = self.patch_embed(images)
-        maps = [x := self.stages[0](x, train)]
+        streams = [self.stages[0](self.patch_embed(images), train)]
         for downsample, stage in zip(self.downsample, self.stages[1:], strict=True):
-            maps.append(x := stage(downsample(x), train))
-        return maps
+            streams[-1] = Residual(streams[-1].total())
+            streams.append(stage(downsample(streams[-1].x), train))
+        return streams
 
-    def _normalised(self, maps: list[jax.Array]) -> tuple[jax.Array, ...]:
+    def _normalised(self, streams: list[Residual]) -> tuple[jax.Array, ...]:
         if not self.out_norms:
-            return tuple(maps)
-        return tuple(norm(x) for norm, x in zip(self.out_norm, maps, strict=True))
+            return tuple(stream.total() for stream in streams)
+        return tuple(norm(stream)[1] for norm, stream in zip(self.out_norm, streams, strict=True))

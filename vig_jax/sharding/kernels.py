@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax.sharding import PartitionSpec
@@ -9,7 +10,7 @@ from jax.sharding import PartitionSpec
 from vig_jax.sharding.mesh import DATA_AXIS
 
 
-def over_batch(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+def over_batch(function: Callable[..., Any], *, replicated: int = 0) -> Callable[..., Any]:
     """Makes a function of arrays `[B, ...]` run on each device's own rows.
 
     XLA splits its own operations over the mesh, but would gather the inputs of a hand-written
@@ -17,14 +18,15 @@ def over_batch(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     device, or if the devices cannot share the batch equally, the function is called as it is.
 
     Args:
-        function: positional arrays in, one array out, rows of the leading axis independent.
+        function: positional arrays in, arrays out, rows of the leading axis independent.
+        replicated: so many of the last arguments are weights, whole on every device.
 
     Returns:
         The mapped function.
     """
 
     @functools.wraps(function)
-    def mapped(*arrays: jax.Array) -> jax.Array:
+    def mapped(*arrays: jax.Array) -> Any:
         mesh = jax.sharding.get_abstract_mesh()
         shards = 1 if mesh.empty else mesh.shape.get(DATA_AXIS, 1)
         if shards == 1 or arrays[0].shape[0] % shards:
@@ -32,7 +34,11 @@ def over_batch(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
         rows = PartitionSpec(DATA_AXIS)
         # check_vma: kernels do not declare over which axes their outputs vary.
         run = jax.shard_map(
-            function, mesh=mesh, in_specs=(rows,) * len(arrays), out_specs=rows, check_vma=False
+            function,
+            mesh=mesh,
+            in_specs=(rows,) * (len(arrays) - replicated) + (PartitionSpec(),) * replicated,
+            out_specs=rows,
+            check_vma=False,
         )
         return run(*arrays)
 
