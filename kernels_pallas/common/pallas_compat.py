@@ -98,7 +98,7 @@ def _no_launch(context: mlir.LoweringRuleContext, *nodes: Any, call: Callable[..
     if "cuda" not in context.module_context.platforms:
         raise NotImplementedError(
             f"a CUDA kernel cannot be lowered for {', '.join(context.module_context.platforms)}; "
-            'outside of CUDA GPUs use another implementation, such as "xla_chunked"'
+            "outside of CUDA GPUs use another implementation; None takes the best there is"
         )
 
     def never(*arrays):
