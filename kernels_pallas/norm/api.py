@@ -186,7 +186,7 @@ def _spec(
         raise ValueError(f"activation must be one of {ACTIVATIONS}, got {activation!r}")
     if not isinstance(epsilon, numbers.Real):
         raise TypeError(f"epsilon must be a Python number, got {type(epsilon).__name__}")
-    if not 0 < epsilon < math.inf:
+    if not 0 < float(epsilon) < math.inf:
         raise ValueError(f"epsilon must be positive, got {epsilon}: a row of zeros has no scale")
     return NormSpec(
         rows=math.prod(x.shape[:-1]),

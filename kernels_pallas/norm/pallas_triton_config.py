@@ -13,13 +13,14 @@ class Tiling:
         rows: Rows at a time, a power of two.
         columns: Channels are worked on in parts of this many, a power of two.
         num_warps: Warps per program.
-        max_programs: So many programs share all rows, each taking `rows` of them again and again.
+        max_programs: So many programs share all rows, each taking `rows` of them again and again;
+            None for as many as there are to take.
     """
 
     rows: int
     columns: int
     num_warps: int
-    max_programs: int
+    max_programs: int | None = None
 
     def parts(self, spec: NormSpec) -> int:
         """Parts of the channels; the last may be ragged."""
@@ -31,7 +32,7 @@ class Tiling:
 
     def steps(self, spec: NormSpec) -> int:
         """How often each program takes rows."""
-        return -(-self._blocks(spec) // self.max_programs)
+        return -(-self._blocks(spec) // (self.max_programs or self._blocks(spec)))
 
     def _blocks(self, spec: NormSpec) -> int:
         return -(-spec.rows // self.rows)
@@ -58,16 +59,19 @@ def heuristic(spec: NormSpec) -> Config:
     columns = min(columns, 32 * vector)
     num_warps = 4
     if spec.width > 1024:  # a thread of the row's only warp would hold too much
+        num_warps = min(16, max(num_warps, padded // (64 * vector)))
         columns = min(padded, num_warps * 32 * vector)
     # Rows that the warps hold side by side, a vector per thread and part.
     rows = max(1, num_warps * 32 * vector // columns)
     per_thread = -(-spec.width // columns) * vector
-    # Forward two rows per thread: more loads are on their way at once, and a scale serves both.
+    # Forward two rows per thread: more loads are on their way at once, and a scale serves both;
+    # but not where accesses are so narrow that their addresses fill the registers.
+    twice = per_thread <= 24 and spec.width % vector == 0
     # Backward scale, bias and sums for their gradients take registers too. With half a vector per
     # thread and part, 128 suffice for the most, and 16 warps run at once.
     halve = spec.kind == "layer" and per_thread > 16 and rows > 1
     return Config(
-        forward=Tiling(rows * (2 if per_thread <= 24 else 1), columns, num_warps, 1 << 30),
+        forward=Tiling(2 * rows if twice else rows, columns, num_warps),
         # Four programs on each of an H200's 132 multiprocessors: sums of gradients stay in
         # registers over all their rows, and few partial sums are left to add.
         backward=Tiling(rows // 2 if halve else rows, columns, num_warps, 528),

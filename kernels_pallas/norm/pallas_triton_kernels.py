@@ -181,9 +181,9 @@ def _backward_kernel(
     def step(n, carry):
         rows = _Rows(spec, tiling, program, n, interpreting)
         x, grad = rows.read(ref["x"]), rows.read(ref["grad_y"])
-        grad_total = (
-            rows.read(ref["grad_total"]) if "grad_total" in ref else None
-        )  # early: takes long
+        # Early, as these take long too.
+        grad_total = rows.read(ref["grad_total"]) if "grad_total" in ref else None
+        keep = rows.keep(ref["keep"]) if "keep" in ref else None
         x, factor = rows.standardized(x)
         x = [part * factor for part in x]  # from here on of variance one
         if spec.activation:
@@ -205,8 +205,7 @@ def _backward_kernel(
         if grad_total is not None:
             grad_x = [a + b for a, b in zip(grad_x, grad_total, strict=True)]
         rows.write(ref["grad_x"], grad_x)
-        if "keep" in ref:
-            keep = rows.keep(ref["keep"])
+        if keep is not None:
             rows.write(ref["grad_branch"], [part * keep for part in grad_x])
         return jax.tree.map(jnp.add, carry, sums)
 

@@ -1,6 +1,7 @@
 """Normalisation as plain JAX: the definition, and what serves every call on every platform."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ from jaxtyping import Array, Float
 
 from kernels_pallas.norm.spec import NormSpec
 
-_ACTIVATIONS = {
+_ACTIVATIONS: dict[str | None, Callable[[jax.Array], jax.Array]] = {
     None: lambda x: x,
     "silu": jax.nn.silu,
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
