@@ -42,10 +42,7 @@ class _Tile:
         if spec.channels % tiling.channels:
             self.channel_mask = self.channels < spec.channels
         self._inside = self.channel_mask
-        programs_columns = tiling.columns * tiling.tiles_per_program(spec)
-        if tiling.strips:
-            programs_columns *= tiling.strips
-        if spec.batch * spec.width % programs_columns:
+        if spec.batch * spec.width % tiling.columns:
             self._inside = _both(self._inside, columns < spec.batch * spec.width)
 
     def _mask(self, row: int) -> Any:
@@ -94,18 +91,22 @@ class _Tile:
 
         Three arrays [P, C] in float32, by the column they come from: left, same, right; an entry is
         None where there is no such column. Rows are loaded before they are needed, for nothing else
-        moves a load ahead of a store.
+        moves a load ahead of a store. All but the shifted ones come from memory; these are then in
+        the cache and need fewer registers for being loaded later.
         """
         whole = self._spec.height <= self._tiling.rows
         first, end = (0, self._spec.height) if whole else (-1, self._tiling.rows + 1)
-        shifts = (-1, 0, 1) if self._spec.width > 1 else (0,)
-        loaded: dict[int, list[Any]] = {}
+        beside = min(1, self._tiling.ahead)
+        ahead = {-1: beside, 0: self._tiling.ahead, 1: beside}
+        if self._spec.width == 1:
+            ahead = {0: self._tiling.ahead}
+        loaded: dict[tuple[int, int], Any] = {}
         for row in range(first, end):
-            for other in range(row, min(end, row + self._tiling.ahead + 1)):
-                if other not in loaded:
-                    loaded[other] = [self.read(ref, other, shift) for shift in shifts]
-            triple = [self._wide(x) for x in loaded.pop(row)]
-            yield row, triple if self._spec.width > 1 else [None, *triple, None]
+            for shift, rows in ahead.items():
+                for other in range(row if row == first else row + rows, min(end, row + rows + 1)):
+                    loaded[other, shift] = self.read(ref, other, shift)
+            sides = [loaded.pop((row, shift), None) for shift in (-1, 0, 1)]
+            yield row, [None if x is None else self._wide(x) for x in sides]
 
 
 def _both(mask: Any, other: Any) -> Any:
@@ -196,10 +197,9 @@ def _gradient_kernel(
     rows = _rows(spec, tiling)
     strips = tiling.strips or tiling.tiles(spec)
 
-    def walk(step: Any, totals: tuple[Any, ...]) -> tuple[Any, ...]:
-        place = (step * strips + strip, band, channel_block)
-        tile = _Tile(spec, tiling, *place, interpreting)
-        totals = list(totals)
+    def walk(step: Any, so_far: tuple[Any, ...]) -> tuple[Any, ...]:
+        tile = _Tile(spec, tiling, step * strips + strip, band, channel_block, interpreting)
+        totals = list(so_far)
         sums: dict[int, Any] = {}
         pixels: dict[int, Any] = {}
         for row, triple in tile.neighbours(grad_ref):
@@ -224,8 +224,11 @@ def _gradient_kernel(
     tile = _Tile(spec, tiling, strip, band, channel_block, interpreting)
     weights = tile.weights(weights_ref)
     totals = (jnp.zeros(tile.shape, jnp.float32),) * 9
-    steps = tiling.tiles_per_program(spec)
-    totals = jax.lax.fori_loop(0, steps, walk, totals) if steps > 1 else walk(0, totals)
+    if strips == tiling.tiles(spec):
+        totals = walk(0, totals)
+    else:
+        steps = (tiling.tiles(spec) - strip + strips - 1) // strips
+        totals = jax.lax.fori_loop(0, steps, walk, totals)
     part = strip * tiling.bands(spec) + band
     for n, total in enumerate(totals):
         channels = channel_block * tiling.channels + jnp.arange(tiling.channels)
