@@ -79,9 +79,10 @@ def depthwise_conv(
         raise TypeError(f"kernel must have the type of x, {x.dtype}, got {kernel.dtype}: cast")
     if activation not in (None, "silu"):
         raise ValueError(f'activation must be None or "silu", got {activation!r}')
+    batch, height, width, channels = x.shape
     return dispatch(
         "depthwise_conv",
-        DepthwiseConvSpec(*x.shape, x.dtype, activation),
+        DepthwiseConvSpec(batch, height, width, channels, x.dtype, activation),
         (x, kernel),
         implementation=implementation,
         table=_TABLE,

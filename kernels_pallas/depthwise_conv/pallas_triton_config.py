@@ -18,7 +18,8 @@ class Tiling:
         num_warps: Warps per program.
         rows: Of a band.
         ahead: Rows that are loaded before they are needed.
-        strips: Programs that share all columns, tile after tile; 0: one for each tile.
+        strips: Programs that share all columns, tile after tile, and add up their gradients of the
+            weights; 0: one for each tile. Of no meaning to other kernels.
     """
 
     channels: int
@@ -42,9 +43,6 @@ class Tiling:
     def tiles(self, spec: DepthwiseConvSpec) -> int:
         """Tiles side by side."""
         return -(-spec.batch * spec.width // self.columns)
-
-    def tiles_per_program(self, spec: DepthwiseConvSpec) -> int:
-        return -(-self.tiles(spec) // self.strips) if self.strips else 1
 
     def programs(self, spec: DepthwiseConvSpec) -> int:
         strips = self.strips or self.tiles(spec)
@@ -76,14 +74,13 @@ def heuristic(spec: DepthwiseConvSpec) -> Config:
     channels = min((64, 32, 16), key=lambda block: (-(-spec.channels // block) * block, -block))
     rows = -(-spec.height // -(-spec.height // _MOST_ROWS))
     # Nine weights for each of a thread's channels are in registers, backward their sums as well.
-    # Wider vectors leave room for fewer threads, and so for fewer loads on their way.
-    forward = _enough(spec, Tiling(channels, vector=4, num_warps=4, rows=rows, ahead=2))
-    backward = _enough(spec, Tiling(channels, vector=2, num_warps=4, rows=rows, ahead=2))
+    # Wider vectors leave room for fewer threads, and so for fewer loads on their way; as many rows
+    # ahead are what the registers left by 24 warps (backward 20) per multiprocessor hold.
+    forward = _enough(spec, Tiling(channels, vector=4, num_warps=4, rows=rows, ahead=4))
+    backward = _enough(spec, Tiling(channels, vector=2, num_warps=4, rows=rows, ahead=4))
     # No more programs than run at a time: each adds up its weights' gradients once, at its end.
-    tiles = backward.tiles(spec)
     per_strip = backward.bands(spec) * backward.channel_blocks(spec) * backward.num_warps
-    strips = min(tiles, max(1, _WARPS // per_strip))
-    strips = -(-tiles // -(-tiles // strips))
+    strips = min(backward.tiles(spec), max(1, _WARPS // per_strip))
     return Config(forward, dataclasses.replace(backward, strips=strips))
 
 

@@ -42,10 +42,7 @@ class _Tile:
         if spec.channels % tiling.channels:
             self.channel_mask = self.channels < spec.channels
         self._inside = self.channel_mask
-        programs_columns = tiling.columns * tiling.tiles_per_program(spec)
-        if tiling.strips:
-            programs_columns *= tiling.strips
-        if spec.batch * spec.width % programs_columns:
+        if spec.batch * spec.width % tiling.columns:
             self._inside = _both(self._inside, columns < spec.batch * spec.width)
 
     def _mask(self, row: int) -> Any:
@@ -66,14 +63,15 @@ class _Tile:
             mask = _both(mask, self._x < self._spec.width - 1)
         return self._load(ref, self._pixel + (row * self._spec.width + shift), mask)
 
-    def _wide(self, x: Any) -> Any:
-        return pallas_compat.widen(x, interpreting=self._interpreting)
-
     def _load(self, ref: Any, row: Any, mask: Any) -> Any:
         if mask is not None:
             mask = jnp.broadcast_to(mask, self.shape)
         index = (row, self.channels)
         return pallas_compat.load(ref, index, mask, interpreting=self._interpreting)
+
+    def wide(self, x: Any) -> Any:
+        """In float32."""
+        return pallas_compat.widen(x, interpreting=self._interpreting)
 
     def write(self, ref: Any, row: int, value: Any) -> None:
         mask = self._mask(row)
@@ -89,23 +87,49 @@ class _Tile:
             for i in range(3)
         ]
 
+    def ahead(self, ref: Any) -> "_Ahead":
+        """The band's rows of an array that is not shifted."""
+        return _Ahead(self, ref, range(_rows(self._spec, self._tiling)), self._tiling.ahead)
+
     def neighbours(self, ref: Any) -> Iterator[tuple[int, list[Any]]]:
         """From top to bottom each row that is a neighbour of the band: itself, and shifted.
 
         Three arrays [P, C] in float32, by the column they come from: left, same, right; an entry is
-        None where there is no such column. Rows are loaded before they are needed, for nothing else
-        moves a load ahead of a store.
+        None where there is no such column. The shifted ones are in the cache by the time that the
+        same row has come from memory, and need fewer registers for being loaded later.
         """
         whole = self._spec.height <= self._tiling.rows
-        first, end = (0, self._spec.height) if whole else (-1, self._tiling.rows + 1)
-        shifts = (-1, 0, 1) if self._spec.width > 1 else (0,)
-        loaded: dict[int, list[Any]] = {}
-        for row in range(first, end):
-            for other in range(row, min(end, row + self._tiling.ahead + 1)):
-                if other not in loaded:
-                    loaded[other] = [self.read(ref, other, shift) for shift in shifts]
-            triple = [self._wide(x) for x in loaded.pop(row)]
-            yield row, triple if self._spec.width > 1 else [None, *triple, None]
+        rows = range(self._spec.height) if whole else range(-1, self._tiling.rows + 1)
+        ahead = self._tiling.ahead
+        same = _Ahead(self, ref, rows, ahead)
+        if self._spec.width == 1:
+            yield from ((row, [None, same[row], None]) for row in rows)
+        else:
+            left, right = (_Ahead(self, ref, rows, min(1, ahead), shift) for shift in (-1, 1))
+            yield from ((row, [left[row], same[row], right[row]]) for row in rows)
+
+
+class _Ahead:
+    """Rows of an array, asked for from top to bottom and loaded some rows before.
+
+    Nothing else moves a load ahead of a store.
+    """
+
+    def __init__(self, tile: _Tile, ref: Any, rows: range, ahead: int, shift: int = 0):
+        self._tile, self._ref, self._rows = tile, ref, rows
+        self._ahead, self._shift = ahead, shift
+        self._loaded: dict[int, Any] = {}
+
+    def load(self, row: int) -> None:
+        """Loads what has to be by the time that this row comes to its turn."""
+        for other in self._rows:
+            if other not in self._loaded and other <= row + self._ahead:
+                self._loaded[other] = self._tile.read(self._ref, other, self._shift)
+
+    def __getitem__(self, row: int) -> Any:
+        """[P, C] in float32."""
+        self.load(row)
+        return self._tile.wide(self._loaded[row])
 
 
 def _both(mask: Any, other: Any) -> Any:
@@ -143,21 +167,20 @@ def _convolution_kernel(
     """
     *grad_refs, out_ref = refs
     tile = _Tile(spec, tiling, *_locate(spec, tiling), interpreting)
+    grads = [tile.ahead(ref) for ref in grad_refs]
     weights = tile.weights(weights_ref)
     rows = _rows(spec, tiling)
 
     def finish(row: int, out: Any) -> None:
         if spec.activation == "silu":
             gate = _sigmoid(out, interpreting)
-            if grad_refs:
-                grad = tile.read(grad_refs[0], row).astype(jnp.float32)
-                out = grad * (gate * (1.0 + out * (1.0 - gate)))
-            else:
-                out = out * gate
+            out = grads[0][row] * (gate + out * gate * (1.0 - gate)) if grads else out * gate
         tile.write(out_ref, row, out)
 
     sums: dict[int, Any] = {}
     for row, triple in tile.neighbours(x_ref):
+        for grad in grads:
+            grad.load(row)
         for i in range(3):
             _add(sums, row + 1 - i, rows, zip(triple, weights[i], strict=True))
         if row > 0:
@@ -196,22 +219,18 @@ def _gradient_kernel(
     rows = _rows(spec, tiling)
     strips = tiling.strips or tiling.tiles(spec)
 
-    def walk(step: Any, totals: tuple[Any, ...]) -> tuple[Any, ...]:
-        place = (step * strips + strip, band, channel_block)
-        tile = _Tile(spec, tiling, *place, interpreting)
-        totals = list(totals)
+    def walk(step: Any, so_far: tuple[Any, ...]) -> tuple[Any, ...]:
+        tile = _Tile(spec, tiling, step * strips + strip, band, channel_block, interpreting)
+        totals = list(so_far)
         sums: dict[int, Any] = {}
-        pixels: dict[int, Any] = {}
+        pixels = tile.ahead(x_ref)
         for row, triple in tile.neighbours(grad_ref):
-            for other in range(max(0, row - 1), min(rows, row + 2 + tiling.ahead)):
-                if other not in pixels:
-                    pixels[other] = tile.read(x_ref, other)
             mirrored = triple[::-1]
             for i in range(3):
                 other = row + i - 1
                 _add(sums, other, rows, zip(mirrored, weights[i], strict=True))
                 if 0 <= other < rows:
-                    x = pallas_compat.widen(pixels[other], interpreting=interpreting)
+                    x = pixels[other]
                     for j in range(3):
                         if mirrored[j] is not None:
                             totals[3 * i + j] = totals[3 * i + j] + x * mirrored[j]
@@ -224,8 +243,11 @@ def _gradient_kernel(
     tile = _Tile(spec, tiling, strip, band, channel_block, interpreting)
     weights = tile.weights(weights_ref)
     totals = (jnp.zeros(tile.shape, jnp.float32),) * 9
-    steps = tiling.tiles_per_program(spec)
-    totals = jax.lax.fori_loop(0, steps, walk, totals) if steps > 1 else walk(0, totals)
+    if strips == tiling.tiles(spec):
+        totals = walk(0, totals)
+    else:
+        steps = (tiling.tiles(spec) - strip + strips - 1) // strips
+        totals = jax.lax.fori_loop(0, steps, walk, totals)
     part = strip * tiling.bands(spec) + band
     for n, total in enumerate(totals):
         channels = channel_block * tiling.channels + jnp.arange(tiling.channels)
