@@ -12,6 +12,7 @@ import vig_jax
 from configs import common
 from vig_jax import config as configuration
 from vig_jax.cli.main import COMMANDS, main
+from vig_jax.tasks import classification
 from vig_jax.train.loop import run
 
 
@@ -108,7 +109,7 @@ def test_predict_without_images(trained, tmp_path, capsys):
 @pytest.mark.parametrize("mode", [[], ["--train"]])
 def test_benchmark(mode, tmp_path, capsys, monkeypatch):
     shallow = functools.partial(vig_jax.create_model, depth=1)  # compiles sooner
-    monkeypatch.setattr(vig_jax, "create_model", shallow)
+    monkeypatch.setattr(classification, "create_model", shallow)
     file, table, picture = tmp_path / "rows.json", tmp_path / "rows.csv", tmp_path / "rows.png"
     arguments = ["benchmark", "--model", "vig_t", "--image-size", "32", "48", "--batch-size", "2"]
     arguments += ["--dtype", "float32", "--repeats", "2", "--json", str(file), *mode]
