@@ -38,6 +38,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measures, or counts, and prints a table."""
+    for option, value in (("--batch-size", args.batch_size), ("--repeats", args.repeats)):
+        if value < 1:
+            raise ValueError(f"{option} is {value}; at least 1 is wanted")
     if args.flops:
         rows = [_count(args, name, size) for name in args.model for size in args.image_size]
         facts: dict[str, Any] = {"mode": "count"}
@@ -55,6 +58,9 @@ def _measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, A
     from vig_jax.cli.programs import flops_per_image, inference_program, training_program
     from vig_jax.evaluation.throughput import draw, measure, peak_flops
 
+    configs = {
+        (name, size): _config(args, name, size) for name in args.model for size in args.image_size
+    }
     device = jax.local_devices()[0]
     peak = peak_flops(device.device_kind)
     facts = {
@@ -75,25 +81,23 @@ def _measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, A
         f"{'program MB':>11} {'peak MB':>8}"
     )
     rows = []
-    for name in args.model:
-        for size in args.image_size:
-            config = _config(args, name, size)
-            program = (training_program if args.train else inference_program)(config)
-            result = measure(program, batch_size=args.batch_size, repeats=args.repeats)
-            flops = flops_per_image(config, train=args.train)
-            mfu = result.img_per_s * flops / peak if peak and args.dtype == "bfloat16" else None
-            shown = (
-                f"{mfu:6.1%}" if mfu is not None else f"{'-':>6}",
-                f"{result.program_bytes / 1e6:11.0f}",
-                f"{'-':>8}" if result.peak_bytes is None else f"{result.peak_bytes / 1e6:8.0f}",
-            )
-            print(
-                f"{name:8} {size:6d} {result.img_per_s:10.1f} {result.ms:9.2f} "
-                f"{result.ms_spread:7.2f} {' '.join(shown)}",
-                flush=True,
-            )
-            row = {"model": name, "image_size": size, "mfu": mfu}
-            rows.append(row | dataclasses.asdict(result))
+    for (name, size), config in configs.items():
+        program = (training_program if args.train else inference_program)(config)
+        result = measure(program, batch_size=args.batch_size, repeats=args.repeats)
+        flops = flops_per_image(config, train=args.train)
+        mfu = result.img_per_s * flops / peak if peak and args.dtype == "bfloat16" else None
+        shown = (
+            f"{mfu:6.1%}" if mfu is not None else f"{'-':>6}",
+            f"{result.program_bytes / 1e6:11.0f}",
+            f"{'-':>8}" if result.peak_bytes is None else f"{result.peak_bytes / 1e6:8.0f}",
+        )
+        print(
+            f"{name:8} {size:6d} {result.img_per_s:10.1f} {result.ms:9.2f} "
+            f"{result.ms_spread:7.2f} {' '.join(shown)}",
+            flush=True,
+        )
+        row = {"model": name, "image_size": size, "mfu": mfu}
+        rows.append(row | dataclasses.asdict(result))
     if args.plot:
         series = {name: [row for row in rows if row["model"] == name] for name in args.model}
         draw(series, title, args.plot)
