@@ -53,7 +53,8 @@ def versions() -> str:
     import fla
     import triton
 
-    return f"torch {torch.__version__}, triton {triton.__version__}, fla {fla.__version__}"
+    version = getattr(fla, "__version__", "of unknown version")
+    return f"torch {torch.__version__}, triton {triton.__version__}, fla {version}"
 
 
 def _gla(
