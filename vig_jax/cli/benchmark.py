@@ -113,7 +113,7 @@ def _count(args: argparse.Namespace, name: str, size: int) -> dict[str, Any]:
     from vig_jax.evaluation.macs import count_macs
     from vig_jax.tasks.classification import make_task
 
-    model = make_task(_config(args, name, size)).model
+    model: Any = make_task(_config(args, name, size)).model
     images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(variables))

@@ -98,7 +98,8 @@ def training_program(config: RunConfig) -> Program:
 def flops_per_image(config: RunConfig, *, train: bool) -> int:
     """Operations of an image's logits, or of its part in a training step; two per MAC."""
     side = config.data.image_size
-    macs = count_macs(make_task(config).model, side, side).total
+    model: Any = make_task(config).model
+    macs = count_macs(model, side, side).total
     return 2 * macs * (TRAIN_MACS if train else 1)
 
 

@@ -15,7 +15,7 @@ def use_compilation_cache(folder: str) -> None:
         folder: made if absent; "~" is the user's home. Empty: nothing is kept, unless
             JAX_COMPILATION_CACHE_DIR says so, which counts more in any case.
     """
-    if not folder or jax.config.jax_compilation_cache_dir:
+    if not folder or jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         return
     path = Path(folder).expanduser()
     try:
