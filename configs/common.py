@@ -92,4 +92,6 @@ def get_config() -> ConfigDict:
     config.train.checkpoint_every_epochs = 0
     config.train.checkpoint_every_examples = 0
     config.train.keep_checkpoints = 2
+    # Compiled programs are kept there, and the next start need not compile them; "": off.
+    config.train.compilation_cache = "~/.cache/vig_jax"
     return config

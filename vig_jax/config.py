@@ -115,6 +115,7 @@ class TrainConfig:
     eval_every_examples: int = 0
     checkpoint_every_epochs: int = 0
     checkpoint_every_examples: int = 0
+    compilation_cache: str = ""  # folder of compiled programs; "": none are kept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,6 +164,22 @@ def _parse(values: Mapping[str, Any], kind: type[T], prefix: str) -> T:
         if key in values
     }
     return kind(**parsed)
+
+
+def unknown_settings(values: Mapping[str, Any]) -> list[str]:
+    """The keys that `parse` would refuse, as dotted paths from "config"."""
+    return _unknown(values, RunConfig, "config")
+
+
+def _unknown(values: Mapping[str, Any], kind: type, prefix: str) -> list[str]:
+    hints = typing.get_type_hints(kind)
+    found = []
+    for key, value in values.items():
+        if key not in hints:
+            found.append(f"{prefix}.{key}")
+        elif dataclasses.is_dataclass(hints[key]) and isinstance(value, Mapping):
+            found += _unknown(value, hints[key], f"{prefix}.{key}")
+    return found
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def _spec(workload: Workload) -> GlaSpec:
         dtype=bfloat16,
         decay_dtype=bfloat16,
         scale=workload.key_width**-0.5,
-        bidirectional=not workload.name.startswith("lm_"),
+        bidirectional=workload.op == "bidirectional_gla",
     )
 
 

@@ -14,6 +14,7 @@ class Workload:
         heads: Heads H.
         key_width: Key width K per head.
         value_width: Value width V per head.
+        op: The operator that the model calls, "bidirectional_gla" or "gla".
     """
 
     name: str
@@ -22,6 +23,7 @@ class Workload:
     heads: int
     key_width: int
     value_width: int
+    op: str = "bidirectional_gla"
 
 
 WORKLOADS: dict[str, Workload] = {
@@ -43,7 +45,7 @@ WORKLOADS: dict[str, Workload] = {
         Workload("vig_h_b_224_stage3", 256, 196, 16, 16, 32),
         Workload("vig_h_b_224_stage4", 256, 49, 32, 16, 32),
         # A language model's heads, one direction.
-        Workload("lm_2048", 8, 2048, 16, 64, 128),
+        Workload("lm_2048", 8, 2048, 16, 64, 128, op="gla"),
         # Small enough for a laptop.
         Workload("cpu_784", 4, 784, 6, 32, 64),
         Workload("cpu_196", 8, 196, 6, 32, 64),

@@ -12,6 +12,7 @@ import vig_jax
 from configs import common
 from vig_jax import config as configuration
 from vig_jax.cli.main import COMMANDS, main
+from vig_jax.tasks import classification
 from vig_jax.train.loop import run
 
 
@@ -28,6 +29,7 @@ def trained(tmp_path_factory):
     settings.data.update({"rand_augment_layers": 0, "erase_probability": 0.0})
     settings.optimizer.warmup_epochs = 0.0
     settings.train.update({"batch_size": 4000, "epochs": 1, "eval_every_epochs": 0})
+    settings.train.compilation_cache = ""  # not in the home of who tests
     workdir = tmp_path_factory.mktemp("run")
     run(configuration.parse(settings), workdir)
     return workdir
@@ -108,7 +110,7 @@ def test_predict_without_images(trained, tmp_path, capsys):
 @pytest.mark.parametrize("mode", [[], ["--train"]])
 def test_benchmark(mode, tmp_path, capsys, monkeypatch):
     shallow = functools.partial(vig_jax.create_model, depth=1)  # compiles sooner
-    monkeypatch.setattr(vig_jax, "create_model", shallow)
+    monkeypatch.setattr(classification, "create_model", shallow)
     file, table, picture = tmp_path / "rows.json", tmp_path / "rows.csv", tmp_path / "rows.png"
     arguments = ["benchmark", "--model", "vig_t", "--image-size", "32", "48", "--batch-size", "2"]
     arguments += ["--dtype", "float32", "--repeats", "2", "--json", str(file), *mode]
@@ -144,4 +146,23 @@ def test_benchmark_counts(model, parameters, millions, tmp_path, capsys):
 
 def test_benchmark_of_an_unknown_model(capsys):
     assert main(["benchmark", "--model", "vig_z"]) == 1
-    assert "unknown model 'vig_z'" in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert "unknown model 'vig_z'" in printed.err
+    assert not printed.out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--gla", "pallas"], "unknown implementation 'pallas'; did you mean 'pallas_triton'?"),
+        (["--repeats", "0"], "vig benchmark: --repeats is 0; at least 1 is wanted"),
+        (["--batch-size", "0"], "vig benchmark: --batch-size is 0"),
+        (["--model", "vig_h_t", "--image-size", "0"], "vig benchmark: "),
+    ],
+)
+def test_benchmark_of_what_cannot_be(options, message, capsys, monkeypatch):
+    shallow = functools.partial(vig_jax.create_model, depth=1)
+    monkeypatch.setattr(classification, "create_model", shallow)
+    assert main(["benchmark", "--model", "vig_t", *options]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line

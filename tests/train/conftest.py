@@ -66,6 +66,7 @@ def tiny(image_folder, compilation_cache):
         values.train.update(
             batch_size=8, epochs=3, ema_decay=0.9, log_every_steps=1, checkpoint_every_steps=5
         )
+        values.train.compilation_cache = ""  # there is the fixture's
         for key, value in changes.items():
             *group, name = key.split("__")
             (values[group[0]] if group else values)[name] = value

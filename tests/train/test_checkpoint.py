@@ -98,6 +98,27 @@ def test_goes_on_from_before_there_were_some_settings(tmp_path, experiment):
     assert int(restore(tmp_path, experiment).step) == 1
 
 
+def test_a_config_of_another_version_is_told_with_its_keys(tmp_path, experiment):
+    save(tmp_path, experiment, {1: None})
+    path = tmp_path / "checkpoints" / "1" / "run" / "metadata"
+    written = path.read_text()
+    stored = json.loads(written)
+    stored["config"]["train"]["turbo"] = 3
+    stored["config"] |= {"colour": "red", "model": stored["config"]["model"] | {"rings": 1}}
+    path.write_text(json.dumps(stored))
+    for read in (lambda: restore(tmp_path, experiment), lambda: load_for_inference(tmp_path)):
+        with pytest.raises(CheckpointError) as error:
+            read()
+        message = str(error.value)
+        assert message.startswith(f"{path} was written by another version")
+        for key in ("config.train.turbo", "config.colour", "config.model.rings"):
+            assert key in message
+        assert "delete them there" in message
+    path.write_text(written.replace('"random_resized"', '"spiral"'))
+    with pytest.raises(CheckpointError, match=r"another version.*config\.data\.crop is 'spiral'"):
+        load_for_inference(tmp_path)
+
+
 def test_unfinished_checkpoint_is_ignored(tmp_path, experiment):
     save(tmp_path, experiment, {1: None, 2: None})
     draft = tmp_path / "checkpoints" / "3.orbax-checkpoint-tmp"

@@ -1,5 +1,6 @@
 """The door: options and their mistakes, in a process of its own as absl keeps global state."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,10 +10,11 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-def train(*options):
+def train(*options, cache=None):
     return subprocess.run(
         [sys.executable, "train.py", *options],
         cwd=ROOT,
+        env=os.environ | ({"JAX_COMPILATION_CACHE_DIR": str(cache)} if cache else {}),
         capture_output=True,
         text=True,
         check=False,
@@ -45,10 +47,19 @@ def train(*options):
             ["--config=configs/fashion_mnist.py", "--config.init_weights=absent.pth"],
             "error: config.init_weights=absent.pth: no weight file at absent.pth",
         ),
+        # What only the model finds.
+        (
+            ["--config=configs/fashion_mnist.py", "--config.model.gla_implementation=pallas"],
+            "error: bidirectional_gla: unknown implementation 'pallas'; did you mean",
+        ),
+        (
+            ["--config=configs/fashion_mnist.py", "--config.model.drop_path_rate=1.0"],
+            "error: drop_path_rate=1.0 must be at least 0 and below 1",
+        ),
     ],
 )
 def test_mistakes_are_told_in_a_line(options, message, tmp_path):
-    done = train(*options, f"--workdir={tmp_path / 'run'}")
+    done = train(*options, f"--workdir={tmp_path / 'run'}", cache=tmp_path / "cache")
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr

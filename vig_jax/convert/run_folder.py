@@ -13,6 +13,8 @@ import jax
 import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 
+from vig_jax.config import RunConfig, parse, unknown_settings
+
 CHECKPOINTS = "checkpoints"
 
 
@@ -50,6 +52,25 @@ def finished(folder: Path) -> list[Path]:
 def read_run(directory: Path) -> dict[str, Any]:
     """The `run` item of a checkpoint."""
     return json.loads((directory / "run" / "metadata").read_text(encoding="utf-8"))
+
+
+def read_config(directory: Path) -> RunConfig:
+    """The config that a checkpoint was written with.
+
+    Raises:
+        CheckpointError: it is not one of this version.
+    """
+    stored = read_run(directory)["config"]
+    where = f"{directory / 'run' / 'metadata'} was written by another version of vig_jax"
+    if unknown := unknown_settings(stored):
+        raise CheckpointError(
+            f"{where}: its config has settings that this one does not know: {', '.join(unknown)}. "
+            "Use the version that wrote it; or, if the run can do without them, delete them there"
+        )
+    try:
+        return parse(stored)
+    except ValueError as error:
+        raise CheckpointError(f"{where}: {error}. Use that version, or mend it there") from error
 
 
 def score(metrics: Mapping[str, float], headline: str, ema: bool | None = None) -> float:

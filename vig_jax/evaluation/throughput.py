@@ -1,9 +1,12 @@
 """Images per second, latency and memory of a compiled step."""
 
+import csv
 import dataclasses
+import itertools
+import json
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,46 @@ _PEAK_FLOPS = {
 
 
 @dataclasses.dataclass(frozen=True)
+class Program:
+    """A compiled step and what to call it with.
+
+    Attributes:
+        compiled: what `jax.jit(f).lower(...).compile()` gives.
+        inputs: sets of arguments, on the device, to go through in turn.
+        state: if given, the program takes it first, consumes it and returns its successor first.
+    """
+
+    compiled: Any
+    inputs: Sequence[tuple[Any, ...]]
+    state: Any = None
+
+    def calls(self) -> Callable[[], Any]:
+        """A function that starts the next call and returns its result, or loss and such."""
+        state, sets = self.state, itertools.cycle(self.inputs)
+        if state is None:
+            return lambda: self.compiled(*next(sets))
+
+        def call() -> Any:
+            nonlocal state
+            state, *rest = self.compiled(state, *next(sets))
+            return state, rest
+
+        return call
+
+    @property
+    def bytes(self) -> int:
+        """Arguments, results and temporaries, shared buffers counted once."""
+        memory = self.compiled.memory_analysis()
+        assert memory is not None, "every backend of JAX analyses its programs"
+        return (
+            memory.argument_size_in_bytes
+            + memory.output_size_in_bytes
+            + memory.temp_size_in_bytes
+            - memory.alias_size_in_bytes
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class Throughput:
     """What was measured.
 
@@ -28,8 +71,7 @@ class Throughput:
         img_per_s: batch size over the median time of a step.
         ms: median time of a step in milliseconds: the latency of a batch.
         ms_spread: half the distance between the 16th and 84th percentile, in milliseconds.
-        program_bytes: arguments, results and temporaries of the compiled program, shared buffers
-            counted once.
+        program_bytes: of the compiled program, `Program.bytes`.
         peak_bytes: the allocator's high-water mark since the process began; None where the device
             does not count it (CPU).
     """
@@ -41,50 +83,37 @@ class Throughput:
     peak_bytes: int | None
 
 
-def measure(
-    compiled: Any,
-    inputs: Sequence[tuple[Any, ...]],
-    *,
-    batch_size: int,
-    state: Any = None,
-    warmup: int = 3,
-    repeats: int = 10,
-) -> Throughput:
-    """Times a compiled program, synchronised, over several sets of inputs in turn.
+def measure(program: Program, *, batch_size: int, warmup: int = 3, repeats: int = 10) -> Throughput:
+    """Times a program, synchronised after every call.
 
     Args:
-        compiled: what `jax.jit(f).lower(...).compile()` gives.
-        inputs: sets of arguments, on the device.
+        program: consumed, if it has a state.
         batch_size: images per call.
-        state: if given, the program takes it first and returns its successor first.
         warmup: calls that are not timed.
         repeats: calls that are.
     """
+    call = program.calls()
     seconds = []
-    for call in range(warmup + repeats):
-        arguments = inputs[call % len(inputs)]
+    for _ in range(warmup + repeats):
         start = time.perf_counter()
-        if state is None:
-            jax.block_until_ready(compiled(*arguments))
-        else:
-            state, *_ = jax.block_until_ready(compiled(state, *arguments))
+        jax.block_until_ready(call())
         seconds.append(time.perf_counter() - start)
-    timed = sorted(seconds[warmup:])
-    median = statistics.median(timed)
-    low, high = (timed[round(share * (len(timed) - 1))] for share in (0.16, 0.84))
-    memory = compiled.memory_analysis()
-    assert memory is not None, "every backend of JAX analyses its programs"
+    timed = seconds[warmup:]
     stats = jax.local_devices()[0].memory_stats() or {}
     return Throughput(
-        img_per_s=batch_size / median,
-        ms=1e3 * median,
-        ms_spread=1e3 * (high - low) / 2,
-        program_bytes=memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        + memory.temp_size_in_bytes
-        - memory.alias_size_in_bytes,
+        img_per_s=batch_size / statistics.median(timed),
+        ms=1e3 * statistics.median(timed),
+        ms_spread=1e3 * spread(timed),
+        program_bytes=program.bytes,
         peak_bytes=stats.get("peak_bytes_in_use"),
     )
+
+
+def spread(samples: Sequence[float]) -> float:
+    """Half the distance between the 16th and 84th percentile."""
+    ordered = sorted(samples)
+    low, high = (ordered[round(share * (len(ordered) - 1))] for share in (0.16, 0.84))
+    return (high - low) / 2
 
 
 def peak_flops(device_kind: str) -> float | None:
@@ -92,13 +121,37 @@ def peak_flops(device_kind: str) -> float | None:
     return next((peak for name, peak in _PEAK_FLOPS.items() if name in device_kind), None)
 
 
-def draw(series: Mapping[str, Sequence[Mapping[str, Any]]], title: str, path: Path) -> None:
+def write_tables(
+    facts: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    json_file: Path | None,
+    csv_file: Path | None,
+) -> None:
+    """Writes the rows, with the facts in JSON and alone in CSV, to the files that are named."""
+    if json_file:
+        json_file.write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
+    if csv_file:
+        with csv_file.open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def draw(
+    series: Mapping[str, Sequence[Mapping[str, Any]]],
+    title: str,
+    path: Path,
+    *,
+    memory: str = "program_bytes",
+) -> None:
     """Writes a PNG of throughput, latency and memory against the image size.
 
     Args:
-        series: rows by the model's name; each with `image_size` and the fields of `Throughput`.
+        series: rows by the model's name; each with `image_size`, `img_per_s`, `ms` and `memory`.
         title: of the figure.
         path: of the file.
+        memory: the rows' name for bytes of memory.
     """
     from matplotlib.figure import Figure
 
@@ -107,7 +160,7 @@ def draw(series: Mapping[str, Sequence[Mapping[str, Any]]], title: str, path: Pa
     panels = (
         ("images per second", lambda row: row["img_per_s"]),
         ("milliseconds per batch", lambda row: row["ms"]),
-        ("memory of the program, GB", lambda row: row["program_bytes"] / 1e9),
+        ("memory, GB", lambda row: row[memory] / 1e9),
     )
     sizes = sorted({row["image_size"] for rows in series.values() for row in rows})
     for place, (label, value) in enumerate(panels, start=1):

@@ -42,7 +42,13 @@ def check_heads(embed_dim: int, num_heads: int) -> None:
 
 
 def drop_path_rates(last: float, depth: int) -> list[float]:
-    """Rates of `depth` blocks, rising linearly from 0 to `last`."""
+    """Rates of `depth` blocks, rising linearly from 0 to `last`.
+
+    Raises:
+        ValueError: `last` is not a probability below 1.
+    """
+    if not 0 <= last < 1:
+        raise ValueError(f"drop_path_rate={last} must be at least 0 and below 1")
     return [float(rate) for rate in np.linspace(0, last, depth)]
 
 

@@ -63,10 +63,15 @@ class ViG(nn.Module):
     param_dtype: Dtype = jnp.float32
 
     def __post_init__(self) -> None:
-        if self.patch_size % 2 or self.img_size < self.patch_size:
+        if self.patch_size < 2 or self.patch_size % 2 or self.img_size < self.patch_size:
             raise ValueError(
-                f"patch_size={self.patch_size} must be even and at most img_size={self.img_size}"
+                f"patch_size={self.patch_size} must be even, at least 2 and at most img_size="
+                f"{self.img_size}"
             )
+        if not isinstance(self.num_heads, int):
+            raise ValueError(f"num_heads={self.num_heads} must be one number: there are no stages")
+        if self.depth < 1:
+            raise ValueError(f"depth={self.depth} must be at least 1")
         check_heads(self.embed_dim, self.num_heads)
         super().__post_init__()
 

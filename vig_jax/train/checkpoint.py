@@ -24,12 +24,13 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 from orbax.checkpoint import checkpoint_managers
 
-from vig_jax.config import RunConfig, parse, to_dict
+from vig_jax.config import RunConfig, to_dict
 from vig_jax.convert.run_folder import (
     CHECKPOINTS,
     CheckpointError,
     choose_item,
     find_checkpoint,
+    read_config,
     read_run,
     score,
 )
@@ -55,6 +56,7 @@ FREE_KEYS = (
     "train.checkpoint_every_steps",
     "train.checkpoint_every_examples",
     "train.keep_checkpoints",
+    "train.compilation_cache",
 )
 
 
@@ -232,12 +234,12 @@ def load_for_inference(path: str | Path, *, ema: bool | None = None) -> Restored
         ema: averaged weights or not; None takes them if there are any.
 
     Raises:
-        CheckpointError: there is no checkpoint, no averaged weights, or the stored parameters
-            are not those of the model that the stored config describes.
+        CheckpointError: there is no checkpoint, no averaged weights, the stored config is not one
+            of this version, or the stored parameters are not those of the model it describes.
     """
     directory = find_checkpoint(Path(path).absolute(), Classification.headline, ema)
     stored = read_run(directory)
-    config = parse(stored["config"])
+    config = read_config(directory)
     name = choose_item(directory, ema=ema)
     expected = jax.eval_shape(make_task(config).init, jax.random.PRNGKey(0))
     _check_same_tree(expected, directory / name)
@@ -277,7 +279,7 @@ def _placed(tree: Any, sharding: Sharding) -> Any:
 def _check_same_run(stored: Mapping[str, Any], info: RunInfo, where: Path) -> None:
     """Refuses to go on with another experiment."""
     # Parsed, as settings that came later have the values that they stand for.
-    old, new = _flat(to_dict(parse(stored["config"]))), _flat(to_dict(info.config))
+    old, new = _flat(to_dict(read_config(where))), _flat(to_dict(info.config))
     changed = [
         f"config.{key}: {old.get(key, 'absent')!r} there, {new.get(key, 'absent')!r} now"
         for key in sorted(old.keys() | new.keys())

@@ -25,7 +25,6 @@ from vig_jax.tasks.classification import make_task
 from vig_jax.tasks.protocol import Params, Task
 from vig_jax.train.calendar import Calendar
 from vig_jax.train.checkpoint import RunInfo
-from vig_jax.train.freeze import frozen_mask
 from vig_jax.train.optimizer import make_optimizer
 from vig_jax.train.schedule import warmup_cosine
 from vig_jax.train.state import TrainState, init_state
@@ -63,7 +62,7 @@ class Experiment:
             return cls._of(config)
         except DataSetError:
             raise
-        except ValueError as error:
+        except (ValueError, NotImplementedError) as error:
             raise SettingError(str(error)) from error
 
     @classmethod
@@ -83,8 +82,18 @@ class Experiment:
         )
         optimizer = make_optimizer(config.optimizer, schedule)
         freeze, ema_decay = config.optimizer.freeze, config.train.ema_decay
-        if freeze:
-            frozen_mask(freeze, jax.eval_shape(task.init, jax.random.PRNGKey(0)))
+        new_state = jax.jit(
+            lambda: init_state(task, optimizer, seed=config.seed, ema=ema_decay > 0),
+            out_shardings=replicated(mesh),
+            # Runs once: to optimise it would cost more than it could save.
+            compiler_options={"xla_backend_optimization_level": 0},
+        )
+        # What only the model finds wrong shows now, not when the run has begun. JAX keeps the
+        # trace for then.
+        with jax.set_mesh(mesh):
+            jax.eval_shape(new_state)
+            if config.model.gla_implementation:  # it may be none for this device
+                new_state.lower()
         _check_mixing(config.data, batch_size // parts)
         return cls(
             config=config,
@@ -94,12 +103,7 @@ class Experiment:
             mesh=mesh,
             calendar=calendar,
             task=task,
-            new_state=jax.jit(
-                lambda: init_state(task, optimizer, seed=config.seed, ema=ema_decay > 0),
-                out_shardings=replicated(mesh),
-                # Runs once: to optimise it would cost more than it could save.
-                compiler_options={"xla_backend_optimization_level": 0},
-            ),
+            new_state=new_state,
             train_step=make_train_step(
                 task,
                 optimizer,

@@ -28,6 +28,7 @@ from vig_jax.evaluation.accuracy import evaluate
 from vig_jax.sharding.mesh import place_batch
 from vig_jax.train.calendar import Calendar
 from vig_jax.train.checkpoint import Checkpoints
+from vig_jax.train.compilation_cache import use_compilation_cache
 from vig_jax.train.experiment import Experiment
 from vig_jax.train.imported import initial_params
 from vig_jax.train.metrics import DeviceMetrics, NonFiniteLossError
@@ -54,6 +55,7 @@ def run(config: RunConfig, workdir: Path) -> dict[str, float]:
         CheckpointError: the workdir belongs to another run.
         NonFiniteLossError: training diverged; the newest checkpoint is from before.
     """
+    use_compilation_cache(config.train.compilation_cache)
     experiment = Experiment.of(config)
     config, calendar, mesh = experiment.config, experiment.calendar, experiment.mesh
     beginning = None

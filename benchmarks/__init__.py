@@ -1,0 +1,1 @@
+"""Whole models against those of others; needs more than the project does."""

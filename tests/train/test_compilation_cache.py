@@ -1,0 +1,69 @@
+"""Compiled programs on disk: the second start finds what the first one left."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from vig_jax.train.compilation_cache import use_compilation_cache
+
+ROOT = Path(__file__).parents[2]
+OPTIONS = (
+    "--config=configs/fashion_mnist.py",
+    "--config.model.img_size=16",
+    "--config.model.embed_dim=16",
+    "--config.model.depth=1",
+    "--config.model.num_heads=1",
+    "--config.data.source=image_folder",
+    "--config.data.image_size=16",
+    "--config.data.erase_probability=0.0",
+    "--config.train.batch_size=16",
+    "--config.train.epochs=1",
+)
+
+
+def test_a_second_start_compiles_nothing(image_folder, tmp_path):
+    cache = tmp_path / "home" / "cache"
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
+    environment["HOME"] = str(tmp_path / "home")
+    command = [sys.executable, "train.py", *OPTIONS, f"--config.data.path={image_folder}"]
+    command.append("--config.train.compilation_cache=~/cache")
+    entries = []
+    for name in ("first", "second"):
+        subprocess.run(
+            [*command, f"--workdir={tmp_path / name}"], cwd=ROOT, env=environment, check=True
+        )
+        entries.append({path.name for path in cache.iterdir()})
+    assert any("train_step" in name for name in entries[0])
+    assert entries[0] == entries[1]
+
+
+@pytest.fixture
+def chosen():
+    """What JAX keeps programs in; as it was, after the test."""
+    names = [name for name in dir(jax.config) if "cache_dir" in name or "persistent_cache" in name]
+    before = {name: getattr(jax.config, name) for name in names}
+    jax.config.update("jax_compilation_cache_dir", None)
+    yield lambda: jax.config.jax_compilation_cache_dir
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+def test_what_is_set_already_stays(chosen, tmp_path):
+    use_compilation_cache("")
+    assert chosen() is None
+    use_compilation_cache(str(tmp_path / "one"))
+    assert chosen() == str(tmp_path / "one")
+    use_compilation_cache(str(tmp_path / "two"))
+    assert chosen() == str(tmp_path / "one")
+    assert not (tmp_path / "two").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_no_error(chosen, tmp_path, caplog):
+    (tmp_path / "file").touch()
+    use_compilation_cache(str(tmp_path / "file" / "cache"))
+    assert chosen() is None
+    assert "compiled programs are not kept: config.train.compilation_cache" in caplog.text
