@@ -3,10 +3,12 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import chex
@@ -126,12 +128,11 @@ def test_waiting_for_data_is_measured_and_told_once(tiny, monkeypatch):
 
 
 def test_a_lost_worker_is_told_with_what_to_do(tiny, tmp_path, monkeypatch):
-    class Broken:
-        def __iter__(self):
-            yield from ()
+    class Broken(Iterator):
+        def __next__(self):
             raise RuntimeError("Worker process was terminated unexpectedly with exit code -9")
 
-        def __enter__(self):
+        def __enter__(self):  # the loop closes what it opens
             return self
 
         def __exit__(self, *_):
@@ -240,6 +241,17 @@ def test_workdir_of_another_config(whole, tiny):
     with pytest.raises(CheckpointError, match=r"config\.optimizer\.base_lr: 0\.001 there, 0\.01"):
         run(tiny(optimizer__base_lr=0.01), whole)
     assert numbers(whole) == before
+
+
+def test_changed_images_are_not_gone_on_with(image_folder, tiny, tmp_path):
+    images = shutil.copytree(image_folder, tmp_path / "images")
+    changes = {"data__path": str(images), "train__epochs": 1, "train__eval_every_epochs": 0}
+    run(tiny(**changes), tmp_path / "run")
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    (images / "train" / "cat" / "0.png").rename(images / "train" / "cat" / "100.png")
+    with pytest.raises(CheckpointError, match=r"trained on other data .* new --workdir"):
+        run(tiny(**changes), tmp_path / "run")
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
 
 
 def test_batch_that_is_more_than_the_data(tiny, tmp_path):
