@@ -124,8 +124,8 @@ class Confusion:
             places = np.arange(count)
             axes.set_xticks(places, names, rotation=45, ha="right", rotation_mode="anchor")
             axes.set_yticks(places, names)
-            for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
-                label.set(fontsize=9, parse_math=False)
+            for tick in (*axes.get_xticklabels(), *axes.get_yticklabels()):
+                tick.set(fontsize=9, parse_math=False)
         if count <= _MOST_NUMBERED:
             for (row, column), value in np.ndenumerate(percent):
                 if self.counts[row, column]:

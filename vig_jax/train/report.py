@@ -168,7 +168,7 @@ def draw_curves(record: Record, path: Path) -> None:
             if values:
                 factor = 100 if title.endswith("%") else 1
                 dashes = "--" if name.startswith(_EMA) else "-"
-                style = {"color": color, "linestyle": dashes, "label": label}
+                style: dict[str, Any] = {"color": color, "linestyle": dashes, "label": label}
                 values = [factor * value for value in values]
                 if name in _NOISY and len(values) > _MANY:
                     _running_mean(axes, epochs, values, style)
