@@ -6,8 +6,8 @@ from pathlib import Path
 import jax
 import numpy as np
 from jaxtyping import Array, Float, UInt8
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 
 from vig_jax.evaluation.pictures import save_figure
 from vig_jax.sharding.mesh import batch_sharded, replicated
@@ -49,11 +49,7 @@ def model_inputs(
 
     everywhere = replicated(mesh)
     compute = jax.jit(
-        inputs,
-        in_shardings=(batch_sharded(mesh), everywhere),
-        out_shardings=everywhere,
-        # Runs once: to optimise it would cost more than it could save.
-        compiler_options={"xla_backend_optimization_level": 0},
+        inputs, in_shardings=(batch_sharded(mesh), everywhere), out_shardings=everywhere
     )
     pixels, targets = jax.device_get(compute(batch, key))
     return pixels, targets
@@ -80,7 +76,7 @@ def draw_first_batch(
     rows = -(-len(pixels) // columns)
     figure = Figure(figsize=(1.45 * columns + 0.2, 1.85 * rows + 0.5), layout="constrained")
     figure.suptitle(
-        "First batch as the model sees it: cropped, augmented and mixed, with its targets",
+        "First batch as the model sees it, with its targets",
         fontsize=10,
     )
     for place, (image, target) in enumerate(zip(pixels, targets, strict=True), start=1):
@@ -89,9 +85,8 @@ def draw_first_batch(
         axes.set_axis_off()
         axes.set_title(_caption(target, class_names), fontsize=7, parse_math=False)
     save_figure(figure, path)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3]
+    with Image.open(path) as sheet:
+        return np.asarray(sheet.convert("RGB"))
 
 
 def _caption(target: Float[np.ndarray, "classes"], class_names: Sequence[str]) -> str:
