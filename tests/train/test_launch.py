@@ -81,6 +81,7 @@ def test_a_full_disk_is_told_in_a_line(error, full, monkeypatch, capsys, tmp_pat
         raise error
 
     monkeypatch.setattr(launch, "run", run)
+    monkeypatch.setattr(launch.os, "_exit", sys.exit)
     with pytest.raises(SystemExit if full else type(error)):
         launch._train(["train.py"])
     told = capsys.readouterr().err

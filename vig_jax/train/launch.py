@@ -130,11 +130,14 @@ def _train(argv: Sequence[str]) -> None:
     except (OSError, ValueError) as error:
         if not _is_full_disk(error):
             raise
-        _fail(
-            f"the disk of {workdir} is full ({error}). Free some space: the same command then goes "
-            "on from the newest checkpoint. config.train.keep_checkpoints and the intervals of "
-            "config.train.checkpoint_every_... say how much is kept"
+        print(
+            f"error: the disk of {workdir} is full ({str(error)[:200]}). Free some space: the same "
+            "command then goes on from the newest checkpoint. config.train.keep_checkpoints says "
+            "how many of them stay",
+            file=sys.stderr,
+            flush=True,
         )
+        os._exit(2)  # at once: threads of libraries would try to write, and bury the reason
 
 
 def _is_full_disk(error: OSError | ValueError) -> bool:
