@@ -63,6 +63,25 @@ def test_evaluate(trained, tmp_path, capsys):
     assert "raw weights" in capsys.readouterr().out
 
 
+def test_evaluate_writes_the_confusion_matrix_that_report_draws(trained, tmp_path, capsys):
+    recorded = np.load(trained / "confusion.npz")["counts"]
+    folder = tmp_path / "mistakes"
+    assert main(["evaluate", str(trained), "--batch-size", "500", "--confusion", str(folder)]) == 0
+    assert f"wrote {folder / 'confusion.png'}" in capsys.readouterr().out
+    with np.load(folder / "confusion.npz") as written:
+        np.testing.assert_array_equal(written["counts"], recorded)
+        assert "averaged (EMA) weights after 2 updates" in str(written["description"])
+    assert {file.name for file in folder.iterdir()} == {
+        "confusion.npz",
+        "confusion.png",
+        "top_confusions.csv",
+    }
+    (trained / "confusion.png").unlink()
+    assert main(["report", str(trained)]) == 0
+    assert "finished, 2 of 2 steps, epoch 1.00" in capsys.readouterr().out
+    assert (trained / "confusion.png").exists()
+
+
 def test_evaluate_without_a_run(tmp_path, capsys):
     assert main(["evaluate", str(tmp_path / "nothing")]) == 1
     assert "holds no finished checkpoint" in capsys.readouterr().err

@@ -131,6 +131,10 @@ def test_missing_truncated_and_doubled_shards(kind, written, opened):
     (path / f"train-00000-of-00001.{SUFFIX[kind]}").write_bytes(contents)
     with pytest.raises(DataSetError, match="more than one numbering"):
         opened(kind, path)
+    (path / f"train-00000-of-00001.{SUFFIX[kind]}").unlink()
+    (path / f"train-00001-of-00002 (copy).{SUFFIX[kind]}").write_bytes(contents)
+    with pytest.raises(DataSetError, match=r"is a copy of .*: remove one of them"):
+        opened(kind, path)
 
 
 @pytest.mark.parametrize("kind", SHARDED)

@@ -8,6 +8,7 @@ import pytest
 
 from configs import common
 from vig_jax.config import parse
+from vig_jax.data import DataSetError
 from vig_jax.layers.pixels import normalise
 from vig_jax.tasks.classification import (
     Classification,
@@ -28,6 +29,16 @@ class Lookup(nn.Module):
         if train:
             assert self.has_rng("dropout")
         return scale * images[:, 0, : self.classes, 0]
+
+
+class Constant(nn.Module):
+    """The same logits for every image."""
+
+    classes: int
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        return jnp.zeros((len(images), self.classes))
 
 
 def task(classes=8, **data):
@@ -65,11 +76,16 @@ def test_metrics_count_weighted_hits():
         "weight": jnp.array([1.0, 1.0, 1.0, 0.0]),  # the last row only fills the batch
     }
     params = {"scale": jnp.ones(())}
-    sums = {k: float(v) for k, v in jax.jit(task().evaluate)(params, batch).items()}
+    sums = jax.device_get(jax.jit(task().evaluate)(params, batch))
     assert sums["weight"] == 3
     metrics = task().metrics(sums)
     assert metrics["top1"] == pytest.approx(1 / 3)
     assert metrics["top5"] == pytest.approx(2 / 3)
+    assert {place: count for place, count in np.ndenumerate(sums["confusion"]) if count} == {
+        (0, 0): 1,
+        (4, 0): 1,
+        (5, 0): 1,
+    }
     log_z = np.log(np.sum(np.exp(ranks)))
     assert metrics["loss"] == pytest.approx(np.mean([log_z - 5, log_z - 1, log_z - 0]), rel=1e-5)
 
@@ -105,7 +121,7 @@ def test_f1_of_two_classes():
         "weight": jnp.array(weight),
     }
     sums = task(classes=2).evaluate({"scale": jnp.ones(())}, batch)
-    metrics = task(classes=2).metrics({k: float(v) for k, v in sums.items()})
+    metrics = task(classes=2).metrics(jax.device_get(sums))
     # Two found, two wrongly seen, one missed.
     assert metrics["f1"] == pytest.approx(4 / 7)
     assert metrics["top1"] == pytest.approx(3 / 6)
@@ -118,12 +134,38 @@ def test_f1_of_a_class_that_is_not_there():
         "weight": jnp.ones(1),
     }
     sums = task(classes=2).evaluate({"scale": jnp.ones(())}, batch)
-    assert task(classes=2).metrics({k: float(v) for k, v in sums.items()})["f1"] == 0
+    assert task(classes=2).metrics(jax.device_get(sums))["f1"] == 0
 
 
 def test_no_f1_of_more_classes():
-    sums = {"loss": 1.0, "top1": 1.0, "top5": 1.0, "weight": 2.0}
+    sums = {name: np.array(1.0) for name in ("loss", "top1", "top5", "weight")}
     assert task().metrics(sums).keys() == {"loss", "top1", "top5"}
+
+
+def test_nothing_decodable_is_an_error():
+    with pytest.raises(DataSetError, match="none of the images"):
+        task().metrics({name: np.array(0.0) for name in ("loss", "top1", "top5", "weight")})
+
+
+def test_pairs_of_very_many_classes_are_not_counted():
+    batch = {name: jax.ShapeDtypeStruct((2,), jnp.int32) for name in ("label", "weight")}
+    batch["image"] = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.uint8)
+    for classes, counted in ((2000, True), (2001, False)):
+        many = dataclasses.replace(task(), model=Constant(classes), num_classes=classes)
+        assert ("confusion" in jax.eval_shape(many.evaluate, {}, batch)) == counted
+
+
+def test_pixels_undo_the_normalisation():
+    """What `training_inputs` gives with everything turned off looks like the batch."""
+    config = parse(common.get_config()).data
+    plain = task(mixup_alpha=0.0, cutmix_alpha=0.0, mean=config.mean, std=config.std)
+    rng = np.random.default_rng(0)
+    batch = {"image": jnp.asarray(rng.integers(0, 256, (2, 8, 8, 3), np.uint8))}
+    batch["label"] = jnp.array([3, 1])
+    images, targets = plain.training_inputs(batch, jax.random.PRNGKey(0))
+    np.testing.assert_array_equal(plain.pixels(images), batch["image"])
+    np.testing.assert_allclose(targets[0, 3], 0.9 + 0.1 / 8, rtol=1e-6)
+    np.testing.assert_array_equal(plain.pixels(images + 100), 255)
 
 
 def test_loss_without_mixing_is_smoothed_cross_entropy():

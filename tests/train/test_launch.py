@@ -1,11 +1,16 @@
 """The door: options and their mistakes, in a process of its own as absl keeps global state."""
 
+import errno
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from configs import common
+from vig_jax.train import launch
 
 ROOT = Path(__file__).parents[2]
 
@@ -64,6 +69,34 @@ def test_mistakes_are_told_in_a_line(options, message, tmp_path):
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "full"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), True),
+        (OSError(errno.EACCES, "Permission denied"), False),
+        (ValueError("RESOURCE_EXHAUSTED: Failed writing: No space left on device [28]"), True),
+        (ValueError("shapes differ"), False),
+    ],
+)
+def test_a_full_disk_is_told_in_a_line(error, full, monkeypatch, capsys, tmp_path):
+    config = SimpleNamespace(value=common.get_config())
+    monkeypatch.setattr(launch, "_CONFIG", config)
+    monkeypatch.setattr(launch, "_WORKDIR", SimpleNamespace(value=str(tmp_path)))
+    monkeypatch.setattr(launch, "_DISTRIBUTED", SimpleNamespace(value=False))
+    monkeypatch.setattr(launch.config_flags, "get_config_filename", lambda flag: "configs/x.py")
+    monkeypatch.setattr(launch.flags, "FLAGS", {"config": None})
+
+    def run(config, workdir):
+        raise error
+
+    monkeypatch.setattr(launch, "run", run)
+    monkeypatch.setattr(launch.os, "_exit", sys.exit)
+    with pytest.raises(SystemExit if full else type(error)):
+        launch._train(["train.py"])
+    told = capsys.readouterr().err
+    assert (f"error: the disk of {tmp_path} is full" in told) == full
 
 
 def test_help():

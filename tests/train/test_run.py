@@ -3,21 +3,25 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import chex
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from vig_jax.config import to_dict
+from vig_jax.evaluation.confusion import Confusion
 from vig_jax.train import loop
 from vig_jax.train.checkpoint import CheckpointError, load_for_inference
 from vig_jax.train.experiment import Experiment
-from vig_jax.train.loop import run
+from vig_jax.train.loop import DataWorkerError, run
 from vig_jax.train.metrics import NonFiniteLossError
 from vig_jax.train.writers import RunLog
 
@@ -29,8 +33,9 @@ def lines(workdir):
 
 
 def numbers(workdir):
-    """All that is recorded but the speed."""
-    return [{k: v for k, v in r.items() if k != "train/img_per_s"} for r in lines(workdir)]
+    """All that is recorded but what depends on the clock."""
+    timed = ("train/img_per_s", "train/data_wait")
+    return [{k: v for k, v in r.items() if k not in timed} for r in lines(workdir)]
 
 
 def final(workdir):
@@ -82,7 +87,60 @@ def test_run_to_the_end(whole, tiny):
     config = tiny()
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, num_classes=2))
     assert stored["config"] == json.loads(json.dumps(to_dict(config)))
-    assert list((whole / "tensorboard").iterdir())
+    assert stored["total_steps"] == 12
+    (events,) = (whole / "tensorboard").iterdir()
+    assert b"first_batch" in events.read_bytes()
+    assert all(0 <= r["train/data_wait"] <= 1 for r in training if "train/data_wait" in r)
+    assert "train/data_wait" in training[-1]
+
+
+def test_pictures_of_a_run(whole):
+    for name in ("first_batch.png", "curves.png", "confusion.png", "top_confusions.csv"):
+        assert (whole / name).stat().st_size > 20
+    confusion = Confusion.load(whole)
+    last = lines(whole)[-1]
+    assert confusion.counts.sum(axis=1).tolist() == [5, 5]
+    assert np.trace(confusion.counts) / 10 == pytest.approx(last["eval/ema_top1"])
+    assert confusion.class_names == ("cat", "dog")
+    assert "averaged weights after 12 updates (epoch 3)" in confusion.description
+
+
+def test_waiting_for_data_is_measured_and_told_once(tiny, monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: now)
+    clock = loop._Clock(tiny(), 0)
+    for seconds, waiting, share in ((10.0, 0.9, 0.09), (1.0, 0.5, 0.5), (10.0, 2.5, 0.25)):
+        assert not clock.hint()  # neither of little waiting nor of a short look
+        with clock.waiting():
+            now += waiting
+        now += seconds - waiting
+        step = clock._since[0] + 5
+        speed = clock.speed(step)
+        assert speed["train/data_wait"] == pytest.approx(share)
+        assert speed["train/img_per_s"] == pytest.approx(5 * 8 / seconds)
+    hint = clock.hint()
+    assert "25% of the time" in hint
+    assert "config.data.workers=0" in hint
+    with clock.waiting():
+        now += 10.0
+    clock.speed(step + 1)
+    assert not clock.hint()
+
+
+def test_a_lost_worker_is_told_with_what_to_do(tiny, tmp_path, monkeypatch):
+    class Broken(Iterator):
+        def __next__(self):
+            raise RuntimeError("Worker process was terminated unexpectedly with exit code -9")
+
+        def __enter__(self):  # the loop closes what it opens
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+    monkeypatch.setattr(Experiment, "train_batches", lambda self, start: Broken())
+    with pytest.raises(DataWorkerError, match=r"exit code -9.*lower config\.data\.workers"):
+        run(tiny(), tmp_path)
 
 
 def test_finished_run_is_left_alone(whole, tiny):
@@ -183,6 +241,17 @@ def test_workdir_of_another_config(whole, tiny):
     with pytest.raises(CheckpointError, match=r"config\.optimizer\.base_lr: 0\.001 there, 0\.01"):
         run(tiny(optimizer__base_lr=0.01), whole)
     assert numbers(whole) == before
+
+
+def test_changed_images_are_not_gone_on_with(image_folder, tiny, tmp_path):
+    images = shutil.copytree(image_folder, tmp_path / "images")
+    changes = {"data__path": str(images), "train__epochs": 1, "train__eval_every_epochs": 0}
+    run(tiny(**changes), tmp_path / "run")
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    (images / "train" / "cat" / "0.png").rename(images / "train" / "cat" / "100.png")
+    with pytest.raises(CheckpointError, match=r"trained on other data .* new --workdir"):
+        run(tiny(**changes), tmp_path / "run")
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
 
 
 def test_batch_that_is_more_than_the_data(tiny, tmp_path):

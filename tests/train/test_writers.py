@@ -1,5 +1,11 @@
 import json
+import re
+import sys
 
+import numpy as np
+import tqdm
+
+from vig_jax.train import writers
 from vig_jax.train.calendar import Calendar
 from vig_jax.train.writers import RunLog
 
@@ -24,6 +30,49 @@ def test_lines_are_records(tmp_path, capsys):
     assert lines(tmp_path)[-1] == {"step": 4, "epoch": 1.0, "eval/top1": 0.5}
     assert "step 2/12, epoch 0.50" in capsys.readouterr().err
     assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_the_time_left_counts_from_the_first_update(tmp_path, monkeypatch, capsys):
+    """What comes before it, compilation, happens once."""
+    now = 0.0
+    monkeypatch.setattr(writers.time, "monotonic", lambda: now)
+    with RunLog(tmp_path, CALENDAR, start_step=2, evaluated=False) as log:
+        now = 1000.0
+        for step in range(3, 13):
+            log.advance()
+            log.write(step, {"train/loss": 1.0})
+            now += 6.0
+    told = capsys.readouterr().err.splitlines()
+    assert ["left" in line for line in told] == [False, *[True] * 8, False]
+    assert "step 4/12, epoch 1.00, 00:48 left" in told[1]  # 8 steps of 6 seconds
+
+
+def test_bars_of_run_and_epoch(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+
+    class Prompt(tqdm.tqdm):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options, mininterval=0)
+
+    monkeypatch.setattr(writers.tqdm, "tqdm", Prompt)
+    with RunLog(tmp_path, CALENDAR, start_step=2, evaluated=False) as log:
+        for step in range(3, 8):
+            log.advance()
+            log.write(step, {"train/loss": 0.25, "train/data_wait": 0.125})
+    shown = capsys.readouterr().err
+    assert re.search(r"run: +58%.* 7/12 \[", shown)
+    assert re.search(r"epoch 1/3: +100%.* 4/4 \[", shown)
+    assert re.search(r"epoch 2/3: +75%.* 3/4 \[", shown)
+    assert "loss 0.25  data_wait 0.125" in shown
+    assert "[step" not in shown  # no line for each
+
+
+def test_picture_goes_to_tensorboard(tmp_path):
+    with RunLog(tmp_path, CALENDAR, start_step=0, evaluated=False) as log:
+        log.picture("first_batch", np.zeros((4, 6, 3), np.uint8))
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    assert b"first_batch" in events.read_bytes()
+    assert b"IHDR" in events.read_bytes()
 
 
 def test_going_on_repeats_no_line(tmp_path):

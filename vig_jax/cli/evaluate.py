@@ -5,6 +5,7 @@ Of two classes, also F1 of the second.
   vig evaluate runs/fashion_mnist
   vig evaluate runs/vig_s --data-path /data/imagenet --batch-size 256
   vig evaluate --weights vig_s.pth --model vig_s --data-path /data/imagenet
+  vig evaluate runs/vig_s --confusion mistakes   # mistakes/confusion.png, top_confusions.csv, ...
 
 Images are PATH/val/CLASS/*.jpg; the labels are the places of the sorted folder names.
 """
@@ -37,6 +38,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--workers", type=int, help="decoding processes; 0: in this one")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers here")
+    parser.add_argument(
+        "--confusion",
+        type=Path,
+        metavar="FOLDER",
+        help="also write which classes are taken for which: confusion.npz, .png and a table of the "
+        "most frequent mistakes; in a run's folder `vig report` draws them again",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -67,14 +75,14 @@ def run(args: argparse.Namespace) -> int:
         progress.update(int(batch["weight"].sum()))
 
     with progress, eval_batches(source, data, batch_size=batch_size) as batches:
-        metrics = evaluate(
-            task,
+        sums = evaluate(
             make_eval_step(task, mesh=mesh),
             {"": restored.variables["params"]},
             batches,
             mesh,
             on_batch=on_batch,
-        )
+        )[""]
+    metrics = task.metrics(sums)
     print(f"{args.weights or args.run}: {restored.description}, {len(source)} images")
     f1 = f"  F1 {metrics['f1']:.4f}" if "f1" in metrics else ""
     print(
@@ -87,7 +95,29 @@ def run(args: argparse.Namespace) -> int:
         if args.weights:
             facts = {"weights": str(args.weights), "model": args.model, "ema": restored.ema}
         args.json.write_text(json.dumps(facts | metrics, indent=1) + "\n")
+    if args.confusion:
+        _write_confusion(sums, source.class_names, restored, args.confusion)
     return 0
+
+
+def _write_confusion(
+    sums: Mapping[str, np.ndarray], class_names: Sequence[str], restored: Any, folder: Path
+) -> None:
+    """Stores and draws which classes were taken for which."""
+    from vig_jax.evaluation.confusion import Confusion
+    from vig_jax.train.report import write_confusion
+
+    if "confusion" not in sums:
+        raise ValueError(
+            f"--confusion: {len(class_names):,} classes are too many to count all pairs of"
+        )
+    confusion = Confusion.of(
+        sums["confusion"], class_names, f"{restored.config.model.name}, {restored.description}"
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    confusion.save(folder)
+    for path in write_confusion(confusion, folder):
+        print(f"wrote {path}")
 
 
 def _check_classes(in_data: Sequence[str], restored: Any) -> None:

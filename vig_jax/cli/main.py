@@ -1,4 +1,4 @@
-"""`vig <train|evaluate|predict|convert|benchmark|data>`."""
+"""`vig <train|evaluate|predict|convert|report|benchmark|data>`."""
 
 import argparse
 import importlib
@@ -11,6 +11,7 @@ COMMANDS = {
     "evaluate": "top-1 and top-5 accuracy of a trained run or a weight file",
     "predict": "classify image files",
     "convert": "turn weight files into others, or into a checkpoint, and back",
+    "report": "draw a run's curves and confusion matrix, and sum it up",
     "benchmark": "images per second and memory of a model on this device",
     "data": "convert, inspect and time data sets; write the embedded photographs",
 }

@@ -29,6 +29,7 @@ _WORDS: dict[Part, tuple[str, ...]] = {
     "eval": ("val", "validation", "test"),
     "all": ("train",),
 }
+_COMPARED = 16_384  # bytes at each end of a shard, to tell copies
 _NUMBERED = re.compile(r"(.*)-(\d{4,})-of-(\d{4,})(-[0-9a-f]+)?$")
 
 
@@ -63,6 +64,7 @@ def find_shards(path: str | None, part: Part, suffix: str) -> list[Path]:
     if not found:
         raise DataSetError(_nothing_found(path, part, suffix))
     _check_numbering(found)
+    _check_copies(found)
     return found
 
 
@@ -130,6 +132,28 @@ def _check_numbering(files: Sequence[Path]) -> None:
                 f"{len(missing)} of the {total} shards {name}-*-of-{total:05} are missing in "
                 f"{files[0].parent}: number {shown}. Copy them, or convert again with --resume"
             )
+
+
+def _check_copies(files: Sequence[Path]) -> None:
+    """Refuses a shard that lies there twice, under two names."""
+    by_size: dict[int, list[Path]] = collections.defaultdict(list)
+    for file in files:
+        by_size[file.stat().st_size].append(file)
+    for size, alike in by_size.items():
+        if size == 0 or len(alike) == 1:  # empty ones are told elsewhere
+            continue
+        seen: dict[bytes, Path] = {}
+        for file in alike:
+            with file.open("rb") as opened:
+                ends = opened.read(_COMPARED)
+                opened.seek(max(0, size - _COMPARED))
+                ends += opened.read()
+            if ends in seen:
+                raise DataSetError(
+                    f"{file} is a copy of {seen[ends]}, so every image in it would come twice: "
+                    "remove one of them"
+                )
+            seen[ends] = file
 
 
 def home_of(files: Sequence[Path], path: str | None) -> Path:

@@ -11,6 +11,7 @@ from vig_jax.sharding.mesh import batch_sharded, place_batch, replicated, steps_
 from vig_jax.tasks.protocol import Batch, Params, Sums, Task
 
 EvalStep = Callable[[Params, Batch], Sums]
+HostSums = dict[str, np.ndarray]
 DEVICE_KEYS = ("image", "label", "weight")
 
 
@@ -25,26 +26,24 @@ def make_eval_step(task: Task, *, mesh: Mesh) -> EvalStep:
 
 
 def evaluate(
-    task: Task,
     eval_step: EvalStep,
     parameter_sets: Mapping[str, Params],
     batches: Iterable[Mapping[str, np.ndarray]],
     mesh: Mesh,
     *,
     on_batch: Callable[[Mapping[str, np.ndarray]], None],
-) -> dict[str, float]:
+) -> dict[str, HostSums]:
     """Evaluates several parameter sets on the same batches, each read once.
 
     Args:
-        task: gives the metrics.
         eval_step: from `make_eval_step`.
-        parameter_sets: parameters by the prefix of their metrics' names, e.g. "" and "ema_".
+        parameter_sets: parameters by a name, e.g. the prefix of their metrics.
         batches: one pass, this process's rows of each global batch.
         mesh: of the parameters.
         on_batch: called with each host batch before it is used; may raise to end the pass.
 
     Returns:
-        Metric values under prefixed names.
+        The sums over all batches, for `task.metrics`, by the names of the parameter sets.
     """
     totals: dict[str, Sums] = {}
     started: collections.deque[Sums] = collections.deque()
@@ -52,15 +51,11 @@ def evaluate(
     for batch in batches:
         on_batch(batch)
         placed = place_batch({key: batch[key] for key in DEVICE_KEYS}, mesh)
-        for prefix, params in parameter_sets.items():
+        for name, params in parameter_sets.items():
             sums = eval_step(params, placed)
-            before = totals.get(prefix)
-            totals[prefix] = sums if before is None else jax.tree.map(jax.lax.add, before, sums)
-            started.append(totals[prefix])
+            before = totals.get(name)
+            totals[name] = sums if before is None else jax.tree.map(jax.lax.add, before, sums)
+            started.append(totals[name])
             if len(started) > ahead:
                 jax.block_until_ready(started.popleft())
-    return {
-        prefix + name: value
-        for prefix, sums in jax.device_get(totals).items()
-        for name, value in task.metrics({k: float(v) for k, v in sums.items()}).items()
-    }
+    return jax.device_get(totals)

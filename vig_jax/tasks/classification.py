@@ -7,15 +7,19 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
 from vig_jax.config import DataConfig, ModelConfig, RunConfig
+from vig_jax.data import DataSetError
 from vig_jax.data.augment import color_jitter, erase, mean_color, rand_augment
 from vig_jax.data.mixup import mix_images, mix_targets
 from vig_jax.layers.pixels import normalise
 from vig_jax.models import create_model
 from vig_jax.tasks.losses import cross_entropy, soft_cross_entropy
 from vig_jax.tasks.protocol import Batch, Params, Sums
+
+_MOST_CONFUSABLE = 2000  # classes: the counts of all pairs take 16 MB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +43,18 @@ class Classification:
 
     def loss(self, params: Params, batch: Batch, key: jax.Array) -> Float[Array, ""]:
         """Mean cross-entropy against mixed, smoothed targets, in nats."""
-        augment_key, mix_key, model_key = jax.random.split(key, 3)
+        images, targets = self.training_inputs(batch, key)
+        model_key = jax.random.split(key, 3)[2]
+        logits: Any = self.model.apply(
+            {"params": params}, images, train=True, rngs={"dropout": model_key}
+        )
+        return jnp.mean(soft_cross_entropy(logits, targets))
+
+    def training_inputs(
+        self, batch: Batch, key: jax.Array
+    ) -> tuple[Float[Array, "B S S 3"], Float[Array, "B classes"]]:
+        """What the model sees in `loss`: augmented, normalised, mixed images and their targets."""
+        augment_key, mix_key, _ = jax.random.split(key, 3)
         images = augment(augment_key, batch["image"], self.data)
         images, lam = mix_images(
             mix_key,
@@ -48,16 +63,18 @@ class Classification:
             cutmix_alpha=self.data.cutmix_alpha,
             group=self.data.mixup_group,
         )
-        targets = mix_targets(batch["label"], lam, self.num_classes, self.label_smoothing)
-        logits: Any = self.model.apply(
-            {"params": params}, images, train=True, rngs={"dropout": model_key}
-        )
-        return jnp.mean(soft_cross_entropy(logits, targets))
+        return images, mix_targets(batch["label"], lam, self.num_classes, self.label_smoothing)
+
+    def pixels(self, images: Float[Array, "B S S 3"]) -> UInt8[Array, "B S S 3"]:
+        """Normalised images as they would look: what lies outside of [0, 255] is cut off."""
+        bright = images * jnp.asarray(self.data.std) + jnp.asarray(self.data.mean)
+        return jnp.round(255 * jnp.clip(bright, 0, 1)).astype(jnp.uint8)
 
     def evaluate(self, params: Params, batch: Batch) -> Sums:
         """Weighted sums of the loss and of the hits among the first 1 and 5 guesses.
 
-        Of two classes, also how often the second is found, wrongly seen and missed.
+        Of up to 2,000 classes also `confusion` [K, K]: how often each class (row) is taken for
+        each (column).
         """
         logits: Any = self.model.apply(
             {"params": params}, normalise(batch["image"], self.data.mean, self.data.std)
@@ -67,13 +84,9 @@ class Classification:
         hits = guesses == labels[:, None]
         losses = cross_entropy(logits, labels)
         counts = {}
-        if self.num_classes == 2:
-            seen, there = guesses[:, 0] == 1, labels == 1
-            counts = {
-                "true_positives": jnp.sum(weight * (seen & there)),
-                "false_positives": jnp.sum(weight * (seen & ~there)),
-                "false_negatives": jnp.sum(weight * (~seen & there)),
-            }
+        if self.num_classes <= _MOST_CONFUSABLE:
+            none = jnp.zeros((self.num_classes, self.num_classes))
+            counts = {"confusion": none.at[labels, guesses[:, 0]].add(weight)}
         return counts | {
             "loss": jnp.sum(weight * losses),
             "top1": jnp.sum(weight * hits[:, 0]),
@@ -81,16 +94,21 @@ class Classification:
             "weight": jnp.sum(weight),
         }
 
-    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
+    def metrics(self, sums: Mapping[str, np.ndarray]) -> dict[str, float]:
         """`loss` in nats, `top1` and `top5` as fractions; of two classes, `f1` of the second.
 
         F1 is 2 TP / (2 TP + FP + FN), and 0 where that class is neither seen nor there.
+
+        Raises:
+            DataSetError: nothing was evaluated.
         """
-        values = {name: sums[name] / sums["weight"] for name in ("loss", "top1", "top5")}
-        if "true_positives" in sums:
-            hits = 2 * sums["true_positives"]
-            slips = sums["false_positives"] + sums["false_negatives"]
-            values["f1"] = hits / (hits + slips) if hits + slips else 0.0
+        if not sums["weight"]:
+            raise DataSetError("none of the images to evaluate can be decoded")
+        values = {n: float(sums[n]) / float(sums["weight"]) for n in ("loss", "top1", "top5")}
+        if self.num_classes == 2:
+            (_, wrongly_seen), (missed, found) = sums["confusion"].tolist()
+            relevant = 2 * found + wrongly_seen + missed
+            values["f1"] = 2 * found / relevant if relevant else 0.0
         return values
 
 

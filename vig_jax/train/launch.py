@@ -5,6 +5,7 @@ options say is checked before anything is computed, and mistakes are told in a l
 traceback.
 """
 
+import errno
 import logging
 import os
 import re
@@ -23,7 +24,7 @@ from vig_jax.convert import WeightsError
 from vig_jax.data import DataSetError, TooManyBadImagesError
 from vig_jax.train.checkpoint import CheckpointError
 from vig_jax.train.experiment import SettingError
-from vig_jax.train.loop import run
+from vig_jax.train.loop import DataWorkerError, run
 from vig_jax.train.metrics import NonFiniteLossError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -123,8 +124,27 @@ def _train(argv: Sequence[str]) -> None:
         CheckpointError,
         WeightsError,
         NonFiniteLossError,
+        DataWorkerError,
     ) as error:
         _fail("\n".join([str(error), *getattr(error, "__notes__", [])]))
+    except (OSError, ValueError) as error:
+        if not _is_full_disk(error):
+            raise
+        print(
+            f"error: the disk of {workdir} is full ({str(error)[:200]}). Free some space: the same "
+            "command then goes on from the newest checkpoint. config.train.keep_checkpoints says "
+            "how many of them stay",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(2)  # at once: threads of libraries would try to write, and bury the reason
+
+
+def _is_full_disk(error: OSError | ValueError) -> bool:
+    """Whether no more can be written; TensorStore, which writes checkpoints, tells it in words."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return os.strerror(errno.ENOSPC) in str(error) or os.strerror(errno.EDQUOT) in str(error)
 
 
 def _config_roots(argv: Sequence[str]) -> list[str]:

@@ -13,9 +13,10 @@ So an interrupted run ends with the same parameters, bit for bit, as one that wa
 goes on with the same software on as many devices of the same kind.
 """
 
+import contextlib
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jax
@@ -24,18 +25,29 @@ import numpy as np
 from vig_jax.config import RunConfig, to_dict
 from vig_jax.convert.run_folder import CHECKPOINTS, finished
 from vig_jax.data import BadImages, Source
-from vig_jax.evaluation.accuracy import evaluate
+from vig_jax.data.workers import cpu_count
+from vig_jax.evaluation.accuracy import HostSums, evaluate
+from vig_jax.evaluation.confusion import Confusion
 from vig_jax.sharding.mesh import place_batch
 from vig_jax.train.calendar import Calendar
 from vig_jax.train.checkpoint import Checkpoints
 from vig_jax.train.compilation_cache import use_compilation_cache
 from vig_jax.train.experiment import Experiment
+from vig_jax.train.first_batch import FIRST_BATCH_FILE, draw_first_batch, model_inputs
 from vig_jax.train.imported import initial_params
 from vig_jax.train.metrics import DeviceMetrics, NonFiniteLossError
+from vig_jax.train.report import write_report
 from vig_jax.train.state import TrainState
 from vig_jax.train.stop import StopRequest
 from vig_jax.train.workdir import BAD_IMAGES_FILE, CONFIG_FILE, write_json
 from vig_jax.train.writers import RunLog
+
+_MUCH_WAITING = 0.1  # of the time, for data: worth a hint
+_LONG_ENOUGH = 5.0  # seconds between two log steps, to tell by
+
+
+class DataWorkerError(RuntimeError):
+    """A process that makes batches is gone."""
 
 
 def run(config: RunConfig, workdir: Path) -> dict[str, float]:
@@ -43,7 +55,9 @@ def run(config: RunConfig, workdir: Path) -> dict[str, float]:
 
     Args:
         config: the experiment.
-        workdir: made if absent. Gets config.json, metrics.jsonl, tensorboard/ and checkpoints/.
+        workdir: made if absent. Gets config.json, metrics.jsonl, tensorboard/ and checkpoints/;
+            first_batch.png when the run begins, confusion.npz with every evaluation, and at the
+            end what `vig report` draws.
 
     Returns:
         The newest evaluation's metrics, named as in metrics.jsonl; empty if there was none.
@@ -54,6 +68,8 @@ def run(config: RunConfig, workdir: Path) -> dict[str, float]:
         ValueError: a setting that cannot work.
         CheckpointError: the workdir belongs to another run.
         NonFiniteLossError: training diverged; the newest checkpoint is from before.
+        TooManyBadImagesError: more than config.data.max_bad_images images do not decode.
+        DataWorkerError: a process that makes batches is gone.
     """
     use_compilation_cache(config.train.compilation_cache)
     experiment = Experiment.of(config)
@@ -80,18 +96,23 @@ def run(config: RunConfig, workdir: Path) -> dict[str, float]:
             state = checkpoints.restore(saved, like, experiment.info, mesh)
         evaluated = start if results else None
         if jax.process_index() == 0:
-            names = experiment.info.class_names
-            write_json(workdir / CONFIG_FILE, {"config": to_dict(config), "class_names": names})
+            facts = {
+                "config": to_dict(config),
+                "class_names": experiment.info.class_names,
+                "total_steps": calendar.total,
+            }
+            write_json(workdir / CONFIG_FILE, facts)
         with (
             RunLog(workdir, calendar, start_step=start, evaluated=bool(results)) as log,
-            experiment.train_batches(start) as batches,
+            experiment.train_batches(start) as train_batches,
         ):
+            batches = _guarded(train_batches)
             log.say(_describe(experiment, state, start, workdir))
             if beginning:
                 log.say(beginning[1])
             bad_images = _bad_images(experiment.train_source, config, workdir)
             on_device = DeviceMetrics()
-            clock = _Clock(config.train.batch_size, start)
+            clock = _Clock(config, start)
             for step in range(start, calendar.total + 1):  # with `step` updates done
                 stopping = stop.agreed(step, calendar.log_every)
                 eval_due = calendar.eval_due(step) and step != evaluated and not stopping
@@ -105,6 +126,8 @@ def run(config: RunConfig, workdir: Path) -> dict[str, float]:
                         raise
                     if calendar.log_due(step):
                         log.write(step, metrics | clock.speed(step))
+                        if hint := clock.hint():
+                            log.say(hint)
                 if eval_due:
                     results = _evaluate(experiment, state, step, workdir, stop)
                     log.write(step, results)
@@ -115,9 +138,12 @@ def run(config: RunConfig, workdir: Path) -> dict[str, float]:
                     clock.restart(step)
                 if stopping or step == calendar.total:
                     break
-                batch = next(batches)
+                with clock.waiting():
+                    batch = next(batches)
                 bad_images.update(batch["bad"])
                 placed = place_batch({k: batch[k] for k in ("image", "label")}, mesh)
+                if step == 0:
+                    _show_first_batch(experiment, placed, state, workdir, log)
                 state, device_metrics = experiment.train_step(state, placed)
                 on_device.add(step + 1, device_metrics)
                 log.advance()
@@ -125,6 +151,8 @@ def run(config: RunConfig, workdir: Path) -> dict[str, float]:
                     jax.block_until_ready(device_metrics)
                     clock.restart(step + 1)
             checkpoints.wait()
+            if step == calendar.total and jax.process_index() == 0:
+                write_report(workdir)
             log.say(_farewell(step, calendar.total, stop, results))
     return results
 
@@ -136,20 +164,85 @@ class _StopMeanwhile(Exception):  # noqa: N818 - a way out, not an error
 class _Clock:
     """Speed of training since the last look, without the time spent otherwise."""
 
-    def __init__(self, batch_size: int, step: int) -> None:
-        self._batch_size = batch_size
+    def __init__(self, config: RunConfig, step: int) -> None:
+        self._config = config
+        self._hint = ""
+        self._hinted = False
         self.restart(step)
 
     def restart(self, step: int) -> None:
         self._since = (step, time.perf_counter())
+        self._waited = 0.0  # seconds
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around what waits for data."""
+        begin = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - begin
 
     def speed(self, step: int) -> dict[str, float]:
-        first, then = self._since
+        """Images per second, and the share of the time spent waiting for data.
+
+        The device is given work ahead, so waiting that it does not notice hardly counts: the loop
+        then waits for the device in turn.
+        """
+        (first, then), waited = self._since, self._waited
         self.restart(step)
         if step == first:  # just restarted: nothing to measure yet
             return {}
         seconds = self._since[1] - then
-        return {"train/img_per_s": (step - first) * self._batch_size / seconds}
+        share = waited / seconds
+        if share > _MUCH_WAITING and seconds > _LONG_ENOUGH:
+            self._hint = (
+                f"hint: {share:.0%} of the time was spent waiting for data. More workers "
+                f"(config.data.workers={self._config.data.workers}; this machine has {cpu_count()} "
+                "CPUs) or files that decode faster (`vig data convert --resize-short`) help; "
+                "`vig data benchmark` tells what an image costs, docs/data.md the rest"
+            )
+        images = (step - first) * self._config.train.batch_size
+        return {"train/img_per_s": images / seconds, "train/data_wait": share}
+
+    def hint(self) -> str:
+        """What to do if data is scarce; empty if it is not, or if that has been said."""
+        if self._hinted or not self._hint:
+            return ""
+        self._hinted = True
+        return self._hint
+
+
+def _guarded(batches: Iterator[Mapping[str, np.ndarray]]) -> Iterator[Mapping[str, np.ndarray]]:
+    """The batches; that a worker is gone is told with what to do about it."""
+    try:
+        yield from batches
+    except RuntimeError as error:
+        raise DataWorkerError(
+            f"no more batches: {error}. Exit code -9 mostly means that the machine ran out of "
+            "memory: lower config.data.workers, config.data.prefetch or config.train.batch_size. "
+            "The same command goes on from the newest checkpoint"
+        ) from error
+
+
+def _show_first_batch(
+    experiment: Experiment,
+    batch: Mapping[str, jax.Array],
+    state: TrainState,
+    workdir: Path,
+    log: RunLog,
+) -> None:
+    """Draws what the model is about to see."""
+    pixels, targets = model_inputs(
+        experiment.task,
+        batch,
+        state.key,
+        experiment.mesh,
+        accumulation_steps=experiment.config.train.accumulation_steps,
+    )
+    if jax.process_index() == 0:
+        path = workdir / FIRST_BATCH_FILE
+        sheet = draw_first_batch(pixels, targets, experiment.info.class_names, path)
+        log.picture("first_batch", sheet)
+        log.say(f"what the model sees: {path}")
 
 
 def _evaluate(
@@ -168,19 +261,40 @@ def _evaluate(
 
     try:
         with experiment.eval_batches() as batches:
-            results = evaluate(
-                experiment.task,
+            sums = evaluate(
                 experiment.eval_step,
                 parameter_sets,
-                batches,
+                _guarded(batches),
                 experiment.mesh,
                 on_batch=on_batch,
             )
     except _StopMeanwhile:
         return {}
+    results = {
+        prefix + name: value
+        for prefix, of_these in sums.items()
+        for name, value in experiment.task.metrics(of_these).items()
+    }
     if any(not math.isfinite(value) for value in results.values()):
         raise NonFiniteLossError(f"evaluation after update {step}: {results}")
+    if jax.process_index() == 0:
+        best = "eval/ema_" if "eval/ema_" in sums else "eval/"
+        _save_confusion(experiment, sums[best], step, workdir, averaged=best == "eval/ema_")
     return results
+
+
+def _save_confusion(
+    experiment: Experiment, sums: HostSums, step: int, workdir: Path, *, averaged: bool
+) -> None:
+    """Stores which classes were taken for which, if the task counts it."""
+    if "confusion" in sums:
+        epoch = step / experiment.calendar.steps_per_epoch
+        kind = "averaged weights" if averaged else "weights"
+        Confusion.of(
+            sums["confusion"],
+            experiment.info.class_names,
+            f"{experiment.config.model.name}, {kind} after {step:,} updates (epoch {epoch:.4g})",
+        ).save(workdir)
 
 
 def _bad_images(source: Source, config: RunConfig, workdir: Path) -> BadImages:

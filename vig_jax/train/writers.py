@@ -8,8 +8,10 @@ from pathlib import Path
 from types import TracebackType
 
 import jax
+import numpy as np
 import tensorboardX
 import tqdm
+from jaxtyping import UInt8
 
 from vig_jax.train.calendar import Calendar
 from vig_jax.train.workdir import METRICS_FILE, write_atomically
@@ -36,15 +38,10 @@ class RunLog:
             evaluated: whether the evaluation at `start_step` is done, too.
         """
         self._calendar = calendar
-        self._started = (start_step, time.monotonic())
+        self._start_step = start_step
+        self._started: float | None = None  # with the first update: it is compiled before
         self._active = jax.process_index() == 0
-        self._bar = tqdm.tqdm(
-            total=calendar.total,
-            initial=start_step,
-            unit="step",
-            dynamic_ncols=True,
-            disable=not (self._active and sys.stderr.isatty()),
-        )
+        self._bars = _Bars(calendar, start_step, shown=self._active and sys.stderr.isatty())
         if self._active:
             path = workdir / METRICS_FILE
             write_atomically(path, "".join(_lines_before(path, start_step, evaluated)))
@@ -62,14 +59,16 @@ class RunLog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._bar.close()
+        self._bars.close()
         if self._active:
             self._board.close()
             self._jsonl.close()
 
     def advance(self) -> None:
-        """Moves the progress bar one update on."""
-        self._bar.update()
+        """Moves the progress bars one update on."""
+        if self._started is None:
+            self._started = time.monotonic()
+        self._bars.advance()
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Records metrics of the run after `step` updates; nothing if there are none."""
@@ -81,23 +80,72 @@ class RunLog:
         for name, value in metrics.items():
             self._board.add_scalar(name, value, step)
         text = "  ".join(f"{name.removeprefix('train/')} {v:.4g}" for name, v in metrics.items())
-        if not self._bar.disable and all(name.startswith("train/") for name in metrics):
-            self._bar.set_postfix_str(text)
+        if self._bars.shown and all(name.startswith("train/") for name in metrics):
+            self._bars.tell(text)
         else:
             place = f"step {step}/{self._calendar.total}, epoch {epoch:.2f}"
             self.say(f"[{place}{self._time_left(step)}]  {text}")
 
-    def say(self, text: str) -> None:
-        """Lines on the console that do not tear the progress bar."""
+    def picture(self, name: str, pixels: UInt8[np.ndarray, "H W 3"]) -> None:
+        """Puts an image of the run's beginning into TensorBoard."""
         if self._active:
-            self._bar.write(text, file=sys.stderr)
+            self._board.add_image(name, pixels, 0, dataformats="HWC")
+
+    def say(self, text: str) -> None:
+        """Lines on the console that do not tear the progress bars."""
+        if self._active:
+            tqdm.tqdm.write(text, file=sys.stderr)
 
     def _time_left(self, step: int) -> str:
-        first, then = self._started
-        if step in (first, self._calendar.total):
+        steps = step - self._start_step - 1  # since then
+        if self._started is None or steps < 1 or step == self._calendar.total:
             return ""
-        left = (time.monotonic() - then) / (step - first) * (self._calendar.total - step)
+        left = (time.monotonic() - self._started) / steps * (self._calendar.total - step)
         return f", {tqdm.tqdm.format_interval(left)} left"
+
+
+class _Bars:
+    """On a terminal: the run and the epoch with their remaining times, and the newest metrics."""
+
+    def __init__(self, calendar: Calendar, start_step: int, *, shown: bool) -> None:
+        self.shown = shown
+        self._calendar = calendar
+        steps, total = calendar.steps_per_epoch, calendar.total
+        common = {"unit": "step", "dynamic_ncols": True, "disable": not shown}
+        self._run = tqdm.tqdm(total=total, initial=start_step, desc="run", position=0, **common)
+        self._epoch = tqdm.tqdm(
+            total=min(steps, total),
+            initial=start_step % steps,
+            desc=self._name_of_epoch(start_step),
+            position=1,
+            leave=False,
+            **common,
+        )
+        self._metrics = tqdm.tqdm(
+            bar_format="{desc}", position=2, leave=False, dynamic_ncols=True, disable=not shown
+        )
+
+    def advance(self) -> None:
+        if not self.shown:
+            return
+        if self._epoch.n == self._epoch.total:  # its time begins now, after the evaluation
+            self._epoch.set_description(self._name_of_epoch(self._run.n), refresh=False)
+            self._epoch.reset()
+        self._run.update()
+        self._epoch.update()
+
+    def tell(self, text: str) -> None:
+        self._metrics.set_description_str(text)
+
+    def close(self) -> None:
+        for bar in (self._metrics, self._epoch, self._run):
+            bar.close()
+
+    def _name_of_epoch(self, step: int) -> str:
+        """Of the one that comes after `step` updates."""
+        steps, total = self._calendar.steps_per_epoch, self._calendar.total
+        epochs = -(-total // steps)
+        return f"epoch {min(step // steps + 1, epochs)}/{epochs}"
 
 
 def _lines_before(path: Path, step: int, evaluated: bool) -> list[str]:
