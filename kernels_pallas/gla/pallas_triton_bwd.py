@@ -17,9 +17,11 @@ from kernels_pallas.gla.pallas_triton_chunk import (
     arrays_of,
     chunk_number,
     chunk_state_index,
+    count_arrays,
     dot,
     exact_gradients,
     exact_scores,
+    gate_bias,
     geometry_of,
     locate,
     log_decay_sums,
@@ -62,6 +64,7 @@ def _walk_back(
     before = scanned_before(geometry.chunk, reverse, itself=False)
     not_before = scanned_before(geometry.chunk, not reverse, itself=True)
     operand = geometry.operand
+    bias = gate_bias(geometry, place, log_decay_ref, interpreting=interpreting)
 
     def step(n, carry):
         grad_state, least = carry
@@ -71,7 +74,7 @@ def _walk_back(
         k = chunk.read(k_ref, "K").astype(jnp.float32)
         v = chunk.read(v_ref, "V")
         grad_out = chunk.read(grad_out_ref, "V")
-        log_decays = chunk.read_log_decays(log_decay_ref)
+        log_decays = chunk.read_log_decays(log_decay_ref, bias)
         state = kept(number)  # [K, V] before the chunk
         grad_chunk = Chunk(geometry, grad_place, number, interpreting)
         if add:  # early: it takes long
@@ -168,7 +171,7 @@ def _backward_kernel(
     """
     count = len(directions)
     q_ref, k_ref, v_ref, grad_out_ref, *log_decay_refs = operands_of(refs, views)
-    rest = list(refs[1 + max(index for index, _ in views) :])
+    rest = list(refs[count_arrays(views) :])
     states_ref = rest.pop(0)
     final_ref = rest.pop(0) if has_final else None
     if exact:
@@ -177,7 +180,7 @@ def _backward_kernel(
     else:
         least_ref = rest.pop()
     grad_initial_ref = rest.pop() if wants_initial else None
-    grads = operands_of(rest[-1 - max(index for index, _ in grad_views) :], grad_views)
+    grads = operands_of(rest[-count_arrays(grad_views) :], grad_views)
     sums_refs, grad_log_decay_refs = grads[:-count], grads[-count:]
 
     program = pallas_compat.program_id(0)
@@ -299,7 +302,7 @@ def backward(
         _backward_kernel,
         geometry=geometry,
         views=views,
-        grad_views=tuple((i, None) for i in range(3 * copies + len(directions))),
+        grad_views=tuple((i, None, None) for i in range(3 * copies + len(directions))),
         batch=spec.batch,
         directions=directions,
         apart=apart,
@@ -354,13 +357,13 @@ def backward_into(
         into: [B, T, E], consumed: gradients are written into its columns of the same places.
 
     Returns:
-        `into` with the columns of q, k and v written, and the gradient [B, T, F] of log-decays.
+        `into` with the columns of q, k and v written, and the gradient [B, T, F] of the gates.
     """
     geometry = geometry_of(spec, launch)
     if geometry.value_blocks > 1 or launch.apart:
         raise ValueError(f"one program must hold a head's values and both directions: {launch}")
     arrays, views = arrays_of([q, k, v, grad_out, *log_decays])
-    places = [(0, x.start) for x in (q, k, v)] + [(1, x.start) for x in log_decays]
+    places = [(0, x.start, None) for x in (q, k, v)] + [(1, x.start, None) for x in log_decays]
     kernel = functools.partial(
         _backward_kernel,
         geometry=geometry,

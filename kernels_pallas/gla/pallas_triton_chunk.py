@@ -30,32 +30,52 @@ class Columns(NamedTuple):
     """Columns of an array, or of a reference to one, [B, T, E]: head by head, from `start` on.
 
     Stands for an array [B, T, H, K or V]; kernels read and write such columns in place.
+
+    Attributes:
+        array: The array, or the reference.
+        start: The first column.
+        bias: [E], to be added to gates where they are read, or None.
     """
 
     array: Any
     start: int
+    bias: Any = None
 
 
 Operand = Any  # an array [B, T, H, K or V], or Columns
-# Of each operand its array's number, and where its columns start.
-Views = tuple[tuple[int, int | None], ...]
+# Of each operand the number of its array, where its columns start, and the number of its bias.
+Views = tuple[tuple[int, int | None, int | None], ...]
 
 
 def arrays_of(operands: Sequence[Operand]) -> tuple[list[Any], Views]:
     """The distinct arrays behind some operands, and how to find the operands in them."""
     arrays: list[Any] = []
+
+    def number(array: Any) -> int | None:
+        if array is None:
+            return None
+        if all(array is not known for known in arrays):
+            arrays.append(array)
+        return next(i for i, known in enumerate(arrays) if known is array)
+
     views = []
     for operand in operands:
-        array, start = operand if isinstance(operand, Columns) else (operand, None)
-        index = next((i for i, known in enumerate(arrays) if known is array), len(arrays))
-        arrays[index:] = [array] if index == len(arrays) else arrays[index:]
-        views.append((index, start))
+        array, start, bias = operand if isinstance(operand, Columns) else (operand, None, None)
+        views.append((number(array), start, number(bias)))
     return arrays, tuple(views)
 
 
 def operands_of(refs: Sequence[Any], views: Views) -> list[Operand]:
     """The operands that `arrays_of` took apart, in terms of references to the arrays."""
-    return [refs[i] if start is None else Columns(refs[i], start) for i, start in views]
+    return [
+        refs[i] if start is None else Columns(refs[i], start, None if bias is None else refs[bias])
+        for i, start, bias in views
+    ]
+
+
+def count_arrays(views: Views) -> int:
+    """How many arrays some operands have."""
+    return 1 + max(number for i, _, bias in views for number in (i, bias) if number is not None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -287,8 +307,8 @@ class Chunk:
         ref, index, mask = self._at(operand, axis)
         pallas_compat.store(ref, index, value, mask, interpreting=self._interpreting)
 
-    def read_log_decays(self, operand: Operand) -> LogDecays:
-        """The log-decays, or what the gates make of them.
+    def read_log_decays(self, operand: Operand, bias: Any) -> LogDecays:
+        """The log-decays, or what the gates, with `gate_bias`, make of them.
 
         Outside the array there is no decay, or that of a gate of zero: as keys and values are zero
         there and no token's state is asked for, it makes no difference.
@@ -300,6 +320,8 @@ class Chunk:
             return LogDecays(jnp.maximum(values, lowest), LOG2_E)
         # log2(sigmoid(x)), without overflow
         gates = values.astype(jnp.float32) * LOG2_E
+        if bias is not None:
+            gates = gates + bias
         small = pallas_compat.exp2(-jnp.abs(gates), interpreting=self._interpreting)
         values = jnp.minimum(gates, 0.0) - pallas_compat.log2(
             1.0 + small, interpreting=self._interpreting
@@ -312,6 +334,17 @@ class Chunk:
             return grad
         sigmoid = pallas_compat.exp2(log_decays.values, interpreting=self._interpreting)
         return grad * ((1.0 - sigmoid) * log_decays.unit)
+
+
+def gate_bias(geometry: Geometry, place: Place, operand: Operand, *, interpreting: bool) -> Any:
+    """The bias of a head's gates [1, K] as a power of two, or None; read once for all chunks."""
+    if not isinstance(operand, Columns) or operand.bias is None:
+        return None
+    keys = jnp.arange(geometry.key_block)[None, :]
+    index = (operand.start + place.head * geometry.key_width + keys,)
+    mask = keys < geometry.key_width if geometry.key_width != geometry.key_block else None
+    bias = pallas_compat.load(operand.bias, index, mask, interpreting=interpreting)
+    return bias.astype(jnp.float32) * LOG2_E
 
 
 def chunk_number(geometry: Geometry, place: Place, step: Any, reverse: bool) -> Any:
@@ -356,6 +389,7 @@ def state_step(
     geometry: Geometry,
     chunk: Chunk,
     refs: tuple[Any, Any, Any],
+    bias: Any,
     state: Any,
     *,
     reverse: bool,
@@ -372,7 +406,7 @@ def state_step(
     k_ref, v_ref, log_decay_ref = refs
     k = chunk.read(k_ref, "K").astype(jnp.float32)
     v = chunk.read(v_ref, "V")
-    log_decays = chunk.read_log_decays(log_decay_ref)
+    log_decays = chunk.read_log_decays(log_decay_ref, bias)
     if gradient:
         picked = scanned_before(geometry.chunk, reverse, itself=True)
         k = k * geometry.scale

@@ -17,8 +17,10 @@ from kernels_pallas.gla.pallas_triton_chunk import (
     arrays_of,
     chunk_number,
     chunk_state_index,
+    count_arrays,
     dot,
     exact_scores,
+    gate_bias,
     geometry_of,
     locate,
     log_decay_sums,
@@ -57,6 +59,7 @@ def _scan(
     exp2 = functools.partial(pallas_compat.exp2, interpreting=interpreting)
     q_ref, k_ref, v_ref, log_decay_ref = refs
     causal = scanned_before(geometry.chunk, reverse, itself=True)
+    bias = gate_bias(geometry, place, log_decay_ref, interpreting=interpreting)
 
     def step(n, carry):
         state, least = carry
@@ -65,7 +68,7 @@ def _scan(
         q = chunk.read(q_ref, "K").astype(jnp.float32)
         k = chunk.read(k_ref, "K").astype(jnp.float32)
         v = chunk.read(v_ref, "V")
-        log_decays = chunk.read_log_decays(log_decay_ref)
+        log_decays = chunk.read_log_decays(log_decay_ref, bias)
         if add:  # early: it takes long
             so_far = chunk.read(out_ref, "V")
         through = log_decay_sums(geometry, causal, log_decays)  # [C, K]
@@ -119,7 +122,7 @@ def _forward_kernel(
     """
     count = len(directions)
     q_ref, k_ref, v_ref, *log_decay_refs = operands_of(refs, views)
-    rest = list(refs[1 + max(index for index, _ in views) :])
+    rest = list(refs[count_arrays(views) :])
     initial_ref = rest.pop(0) if has_initial else None
     if exact:
         least_ref, *rest = rest
@@ -276,6 +279,7 @@ def _states_kernel(
 
     def run(number: int) -> None:
         reverse = directions[number]
+        bias = gate_bias(geometry, place, log_decay_refs[number], interpreting=interpreting)
 
         def step(n, carry):
             state, total = carry
@@ -284,6 +288,7 @@ def _states_kernel(
                 geometry,
                 Chunk(geometry, place, chunk_at, interpreting),
                 (k_ref, v_ref, log_decay_refs[number]),
+                bias,
                 state,
                 reverse=reverse,
                 gradient=gradient,

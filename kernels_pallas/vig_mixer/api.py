@@ -30,9 +30,11 @@ _DTYPES = ("float32", "bfloat16", "float64")
 
 
 def vig_mixer(
-    projected: Float[Array, "B T 3*D"],
+    projected: Float[Array, "B T E"],
     decay_logits: Float[Array, "B T D"],
     local: Float[Array, "B T D"],
+    gate_bias: Float[Array, " D"],
+    decay_bias: Float[Array, " D"],
     scan_scale: Float[Array, " V"],
     local_scale: Float[Array, " V"],
     *,
@@ -47,8 +49,8 @@ def vig_mixer(
 
     `projected` holds side by side, all heads of each, the queries (D/2 channels), the keys (D/2),
     the values (D) and the logits of the blending gate (D); `decay_logits` those of the decays of
-    the forward (D/2) and of the backward scan (D/2). With K = D / 2H and V = D / H channels per
-    head::
+    the forward (D/2) and of the backward scan (D/2), both without their biases. With K = D / 2H and
+    V = D / H channels per head, and logits that have their bias::
 
         o = bidirectional_gla(q, k, v, log_sigmoid(d_fwd) / normalizer, log_sigmoid(d_bwd) / ..)
         z = sigmoid(gate) * rms_norm(o, scan_scale) + (1 - sigmoid(gate)) * rms_norm(local, ..)
@@ -60,6 +62,8 @@ def vig_mixer(
         projected: Linear maps of `local`; float32, bfloat16 or float64.
         decay_logits: The same, type of `projected`.
         local: The local map, type of `projected`.
+        gate_bias: Added to the blending gate's logits.
+        decay_bias: Added to the decays' logits.
         scan_scale: Weights of the norm of the scan, shared by all heads.
         local_scale: Weights of the norm of the local map.
         heads: H; D must be a multiple of 2 H.
@@ -90,6 +94,8 @@ def vig_mixer(
     for name, array, shape in (
         ("decay_logits", decay_logits, (batch, tokens, width)),
         ("local", local, (batch, tokens, width)),
+        ("gate_bias", gate_bias, (width,)),
+        ("decay_bias", decay_bias, (width,)),
         ("scan_scale", scan_scale, (value_width,)),
         ("local_scale", local_scale, (value_width,)),
     ):
@@ -123,7 +129,7 @@ def vig_mixer(
     return dispatch(
         "vig_mixer",
         spec,
-        (projected, decay_logits, local, scan_scale, local_scale),
+        (projected, decay_logits, local, gate_bias, decay_bias, scan_scale, local_scale),
         implementation=implementation,
         table=_TABLE,
         order=IMPLEMENTATIONS,

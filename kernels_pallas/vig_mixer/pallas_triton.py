@@ -8,6 +8,7 @@ import functools
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kernels_pallas.gla import pallas_triton as gla
@@ -29,9 +30,11 @@ def supports(spec: MixerSpec) -> str | None:
 
 def vig_mixer(
     spec: MixerSpec,
-    projected: Float[Array, "B T 3*D"],
+    projected: Float[Array, "B T E"],
     decay_logits: Float[Array, "B T D"],
     local: Float[Array, "B T D"],
+    gate_bias: Float[Array, " D"],
+    decay_bias: Float[Array, " D"],
     scan_scale: Float[Array, " V"],
     local_scale: Float[Array, " V"],
     *,
@@ -40,7 +43,10 @@ def vig_mixer(
     """See `kernels_pallas.vig_mixer.api.vig_mixer`."""
     gla.check_device()
     call = _Call(spec, config or choose(spec.scan))
-    return _mix(call, projected, decay_logits, local, scan_scale, local_scale)
+    return _mix(
+        call,
+        _Inputs(projected, decay_logits, local, gate_bias, decay_bias, scan_scale, local_scale),
+    )
 
 
 class _Call(NamedTuple):
@@ -50,14 +56,22 @@ class _Call(NamedTuple):
     config: Config
 
 
-class _Residuals(NamedTuple):
-    """What the backward pass needs: the inputs, the scans' outputs, states before each chunk."""
+class _Inputs(NamedTuple):
+    """The operator's arrays."""
 
     projected: Any
     decay_logits: Any
     local: Any
+    gate_bias: Any
+    decay_bias: Any
     scan_scale: Any
     local_scale: Any
+
+
+class _Residuals(NamedTuple):
+    """What the backward pass needs: the inputs, the scans' outputs, states before each chunk."""
+
+    inputs: _Inputs
     scans: list[Any]
     states: Any
 
@@ -71,18 +85,18 @@ class _Parts(NamedTuple):
     decays: tuple[Columns, Columns]
 
 
-def _parts(spec: MixerSpec, projected: Any, decay_logits: Any) -> _Parts:
-    q, k, v = (Columns(projected, spec.starts[name]) for name in ("q", "k", "v"))
-    return _Parts(q, k, v, (Columns(decay_logits, 0), Columns(decay_logits, spec.width // 2)))
+def _parts(spec: MixerSpec, inputs: _Inputs) -> _Parts:
+    q, k, v = (Columns(inputs.projected, spec.starts[name]) for name in ("q", "k", "v"))
+    starts = (0, spec.width // 2)
+    decays = [Columns(inputs.decay_logits, start, inputs.decay_bias) for start in starts]
+    return _Parts(q, k, v, (decays[0], decays[1]))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _mix(
-    call: _Call, projected: Any, decay_logits: Any, local: Any, scan_scale: Any, local_scale: Any
-) -> Any:
-    parts = _parts(call.spec, projected, decay_logits)
+def _mix(call: _Call, inputs: _Inputs) -> Any:
+    parts = _parts(call.spec, inputs)
     scans, _ = _scan(call.spec, call.config.forward, parts, keeps_states=False)
-    return pallas_triton_blend.forward(call.spec, scans, projected, local, scan_scale, local_scale)
+    return _blend(call.spec, scans, inputs)
 
 
 def _scan(
@@ -106,32 +120,60 @@ def _scan(
     return outs, states
 
 
-def _mix_forward(
-    call: _Call, projected: Any, decay_logits: Any, local: Any, scan_scale: Any, local_scale: Any
-) -> tuple[Any, _Residuals]:
-    parts = _parts(call.spec, projected, decay_logits)
-    scans, states = _scan(call.spec, call.config.training, parts, keeps_states=True)
-    out = pallas_triton_blend.forward(call.spec, scans, projected, local, scan_scale, local_scale)
-    arrays = (projected, decay_logits, local, scan_scale, local_scale)
-    return out, _Residuals(*arrays, scans, states)
-
-
-def _mix_backward(call: _Call, residuals: _Residuals, grad: Any) -> tuple[Any, ...]:
-    spec, launch = call.spec, call.config.backward
-    projected, decay_logits, local, scan_scale, local_scale, scans, states = residuals
-    grad_scan, grad_local, grad_projected, *grad_scales = pallas_triton_blend.backward(
-        spec, scans, projected, local, scan_scale, local_scale, grad
+def _blend(spec: MixerSpec, scans: list[Any], inputs: _Inputs) -> Any:
+    return pallas_triton_blend.forward(
+        spec,
+        scans,
+        inputs.projected,
+        inputs.local,
+        inputs.gate_bias,
+        inputs.scan_scale,
+        inputs.local_scale,
     )
-    parts = _parts(spec, projected, decay_logits)
+
+
+def _mix_forward(call: _Call, inputs: _Inputs) -> tuple[Any, _Residuals]:
+    parts = _parts(call.spec, inputs)
+    scans, states = _scan(call.spec, call.config.training, parts, keeps_states=True)
+    return _blend(call.spec, scans, inputs), _Residuals(inputs, scans, states)
+
+
+def _mix_backward(call: _Call, residuals: _Residuals, grad: Any) -> tuple[_Inputs]:
+    spec, launch = call.spec, call.config.backward
+    inputs, scans, states = residuals
+    grad_scan, grad_local, grad_projected, *grad_scales = pallas_triton_blend.backward(
+        spec,
+        scans,
+        inputs.projected,
+        inputs.local,
+        inputs.gate_bias,
+        inputs.scan_scale,
+        inputs.local_scale,
+        grad,
+    )
+    parts = _parts(spec, inputs)
     final = None
     if launch.segments > 1:
         final, _ = pallas_triton_fwd.border_states(
             spec.scan, launch, _DIRECTIONS, parts.q, grad_scan, parts.decays, None, gradient=True
         )
-    grad_projected, grad_decay_logits = pallas_triton_bwd.backward_into(
+    grad_projected, grad_decays = pallas_triton_bwd.backward_into(
         spec.scan, launch, *parts, grad_scan, states, final, grad_projected
     )
-    return grad_projected, grad_decay_logits, grad_local, *grad_scales
+
+    def over_tokens(x: Any, like: Any) -> Any:
+        return jnp.sum(x.astype(jnp.float32), axis=(0, 1)).astype(like.dtype)
+
+    return (
+        _Inputs(
+            grad_projected,
+            grad_decays,
+            grad_local,
+            over_tokens(grad_projected[..., spec.starts["gate"] :], inputs.gate_bias),
+            over_tokens(grad_decays, inputs.decay_bias),
+            *grad_scales,
+        ),
+    )
 
 
 _mix.defvjp(_mix_forward, _mix_backward)

@@ -30,7 +30,8 @@ class _Rows:
         rows = pallas_compat.program_id(0) * count + jnp.arange(count)[:, None]
         self.columns = jnp.arange(_padded(spec))[None, :]
         token, head = rows // spec.heads, rows % spec.heads
-        gate = spec.starts["gate"] + head * spec.value_width + self.columns
+        self._head = head * spec.value_width + self.columns
+        gate = spec.starts["gate"] + self._head
         self._plain = (rows, self.columns)
         self._gate = (token, gate)
         mask = None
@@ -49,6 +50,12 @@ class _Rows:
         index = self._gate if gate else self._plain
         value = pallas_compat.load(ref, index, self._mask, interpreting=self._interpreting)
         return value.astype(jnp.float32)
+
+    def read_bias(self, ref: Any) -> Any:
+        """[rows, V] of a bias [D] in float32."""
+        index = (self._head,)
+        bias = pallas_compat.load(ref, index, self._mask, interpreting=self._interpreting)
+        return bias.astype(jnp.float32)
 
     def write(self, ref: Any, value: Any, *, gate: bool = False) -> None:
         """Stores [rows, V]."""
@@ -82,7 +89,7 @@ class _Blend(NamedTuple):
 
 
 def _blend(spec: MixerSpec, rows: _Rows, refs: Sequence[Any], interpreting: bool) -> _Blend:
-    *scan_refs, local_ref, projected_ref, scan_scale_ref, local_scale_ref = refs
+    *scan_refs, local_ref, projected_ref, gate_bias_ref, scan_scale_ref, local_scale_ref = refs
     sigmoid = functools.partial(pallas_compat.sigmoid, interpreting=interpreting)
 
     def normed(x, ref):
@@ -96,7 +103,7 @@ def _blend(spec: MixerSpec, rows: _Rows, refs: Sequence[Any], interpreting: bool
 
     parts = [rows.read(ref) for ref in scan_refs]
     local = rows.read(local_ref)
-    gate = sigmoid(rows.read(projected_ref, gate=True))
+    gate = sigmoid(rows.read(projected_ref, gate=True) + rows.read_bias(gate_bias_ref))
     scan = parts[0] + parts[1] if len(parts) > 1 else parts[0]
     scan_factor, scan_normed = normed(scan, scan_scale_ref)
     local_factor, local_normed = normed(local, local_scale_ref)
@@ -105,7 +112,7 @@ def _blend(spec: MixerSpec, rows: _Rows, refs: Sequence[Any], interpreting: bool
 
 
 def _forward_kernel(*refs: Any, spec: MixerSpec, interpreting: bool) -> None:
-    """Refs: scans, local map, projected, both scales; result."""
+    """Refs: scans, local map, projected, gate bias, both scales; result."""
     *inputs, out_ref = refs
     rows = _Rows(spec, _FORWARD_BLOCK, interpreting)
     out = _blend(spec, rows, inputs, interpreting).blended
@@ -119,6 +126,7 @@ def forward(
     scans: Sequence[Any],
     projected: Any,
     local: Any,
+    gate_bias: Any,
     scan_scale: Any,
     local_scale: Any,
 ) -> Any:
@@ -130,7 +138,7 @@ def forward(
         out_shape=[jax.ShapeDtypeStruct(_flat(spec), spec.dtype)],
         num_warps=_NUM_WARPS,
         num_stages=1,
-    )(*_inputs(spec, scans, projected, local, scan_scale, local_scale))
+    )(*_inputs(spec, scans, projected, local, gate_bias, scan_scale, local_scale))
     return out.reshape(local.shape)
 
 
@@ -139,18 +147,18 @@ def _flat(spec: MixerSpec) -> tuple[int, int]:
 
 
 def _inputs(
-    spec: MixerSpec, scans: Sequence[Any], projected: Any, local: Any, *scales: Any
+    spec: MixerSpec, scans: Sequence[Any], projected: Any, local: Any, *weights: Any
 ) -> list[Any]:
     flat = [x.reshape(_flat(spec)) for x in (*scans, local)]
-    return [*flat, projected.reshape(-1, projected.shape[2]), *scales]
+    return [*flat, projected.reshape(-1, projected.shape[2]), *weights]
 
 
 def _backward_kernel(*refs: Any, spec: MixerSpec, interpreting: bool) -> None:
     """Gradients of a program's rows.
 
-    Refs: scans, local map, projected, both scales, gradient of the result; gradients of the scans'
-    sum, of the local map, of projected (the gate's columns), and each program's part of those of
-    the scales.
+    Refs: scans, local map, projected, gate bias, both scales, gradient of the result; gradients of
+    the scans' sum, of the local map, of projected (the gate's columns), and each program's part of
+    those of the scales.
     """
     *inputs, grad_ref, grad_scan_ref, grad_local_ref, grad_projected_ref = refs[:-2]
     grad_scale_refs = refs[-2:]
@@ -199,6 +207,7 @@ def backward(
     scans: Sequence[Any],
     projected: Any,
     local: Any,
+    gate_bias: Any,
     scan_scale: Any,
     local_scale: Any,
     grad: Any,
@@ -219,7 +228,7 @@ def backward(
         num_warps=_NUM_WARPS,
         num_stages=1,
     )(
-        *_inputs(spec, scans, projected, local, scan_scale, local_scale),
+        *_inputs(spec, scans, projected, local, gate_bias, scan_scale, local_scale),
         grad.astype(spec.dtype).reshape(flat.shape),
     )
     grad_scales = [jnp.sum(x, axis=0)[: spec.value_width] for x in parts]

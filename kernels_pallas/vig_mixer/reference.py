@@ -19,16 +19,19 @@ def supports(spec: MixerSpec) -> str | None:
 
 def vig_mixer(
     spec: MixerSpec,
-    projected: Float[Array, "B T 3*D"],
+    projected: Float[Array, "B T E"],
     decay_logits: Float[Array, "B T D"],
     local: Float[Array, "B T D"],
+    gate_bias: Float[Array, " D"],
+    decay_bias: Float[Array, " D"],
     scan_scale: Float[Array, " V"],
     local_scale: Float[Array, " V"],
 ) -> Float[Array, "B T D"]:
     """See `kernels_pallas.vig_mixer.api.vig_mixer`."""
     wide = jnp.promote_types(spec.dtype, jnp.float32)
-    arrays = [x.astype(wide) for x in (projected, decay_logits, local, scan_scale, local_scale)]
-    return compose(spec, gla.bidirectional_gla, *arrays).astype(spec.dtype)
+    arrays = [x.astype(wide) for x in (projected, decay_logits, local)]
+    weights = [x.astype(wide) for x in (gate_bias, decay_bias, scan_scale, local_scale)]
+    return compose(spec, gla.bidirectional_gla, *arrays, *weights).astype(spec.dtype)
 
 
 def compose(
@@ -37,6 +40,8 @@ def compose(
     projected: Any,
     decay_logits: Any,
     local: Any,
+    gate_bias: Any,
+    decay_bias: Any,
     scan_scale: Any,
     local_scale: Any,
 ) -> Any:
@@ -51,13 +56,14 @@ def compose(
 
     wide = jnp.promote_types(projected.dtype, jnp.float32)
     q, k, v, gate = map(heads, jnp.split(projected, list(spec.starts.values())[1:], axis=-1))
-    decays = jax.nn.log_sigmoid(decay_logits.astype(wide)) / spec.gate_normalizer
+    decays = jax.nn.log_sigmoid(decay_logits.astype(wide) + decay_bias) / spec.gate_normalizer
     decays = [heads(x) for x in jnp.split(decays, 2, axis=-1)]
     scan_spec = dataclasses.replace(
         spec.scan, gate_normalizer=None, dtype=q.dtype, decay_dtype=decays[0].dtype
     )
     mixed = norm(scan(scan_spec, q, k, v, *decays), scan_scale)
     local = norm(heads(local), local_scale)
-    out = local + jax.nn.sigmoid(gate.astype(wide)) * (mixed - local)
+    gate = jax.nn.sigmoid(gate.astype(wide) + gate_bias.reshape(spec.heads, -1))
+    out = local + gate * (mixed - local)
     out = jax.nn.silu(out) if spec.activation else out
     return out.reshape(spec.batch, spec.tokens, spec.width).astype(projected.dtype)

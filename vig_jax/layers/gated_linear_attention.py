@@ -56,7 +56,7 @@ class GatedLinearAttention(nn.Module):
         self.dwconv = DepthwiseConv(activation, *dtypes)
         self.qkv_proj = LinearWeights(2 * self.features, self.kernel_init, self.param_dtype)
         self.gk_proj_down = dense(GATE_RANK, self.kernel_init, *dtypes)
-        self.gk_proj_up = dense(self.features, self.kernel_init, *dtypes, use_bias=True)
+        self.gk_proj_up = LinearWeights(self.features, self.kernel_init, self.param_dtype, True)
         self.g_proj = LinearWeights(self.features, self.kernel_init, self.param_dtype, True)
         self.g_norm = HeadScale(self.param_dtype)
         self.l_norm = HeadScale(self.param_dtype)
@@ -74,22 +74,24 @@ class GatedLinearAttention(nn.Module):
             activation="silu" if self.use_out_act else None,
             implementation=self.gla_implementation,
         )
-        z = over_batch(mixer, replicated=2)(
-            self._projected(s),
-            self.gk_proj_up(self.gk_proj_down(s)),
+        gate_kernel, gate_bias = self.g_proj(self.features)
+        decay_kernel, decay_bias = self.gk_proj_up(GATE_RANK)
+        z = over_batch(mixer, replicated=4)(
+            self._linear(s, *self.qkv_proj(self.features), gate_kernel),
+            self._linear(self.gk_proj_down(s), decay_kernel),
             s,
+            gate_bias,
+            decay_bias,
             self.g_norm(value_width),
             self.l_norm(value_width),
         )
         return self.o_proj(z).reshape(x.shape)
 
-    def _projected(self, s: Float[Array, "B T D"]) -> Float[Array, "B T 3*D"]:
-        """Queries, keys, values and the blending gate's logits, in one product."""
-        (qkv,), (gate, bias) = self.qkv_proj(self.features), self.g_proj(self.features)
-        kernel = jnp.concatenate([qkv, gate], axis=1)
-        bias = jnp.pad(bias, (qkv.shape[1], 0))
-        s, kernel, bias = nn.dtypes.promote_dtype(s, kernel, bias, dtype=self.dtype)
-        return jnp.dot(s, kernel, precision=precision(self.dtype)) + bias
+    def _linear(self, x: Float[Array, "B T X"], *kernels: Float[Array, "X Y"]) -> Array:
+        """One product for all kernels, their columns side by side."""
+        kernel = kernels[0] if len(kernels) == 1 else jnp.concatenate(kernels, axis=1)
+        x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
+        return jnp.dot(x, kernel, precision=precision(self.dtype))
 
 
 class HeadScale(nn.Module):
