@@ -1,19 +1,25 @@
-"""How fast one core reads, decodes and crops a data set's images, and how fast the loader is."""
+"""How fast the host makes images ready, the loader batches, and the device augments them."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
+from tqdm import tqdm
 
 from vig_jax.config import DataConfig
-from vig_jax.data import transforms
+from vig_jax.data import resize, transforms
 from vig_jax.data.inspection import spread
 from vig_jax.data.loader import train_batches
+from vig_jax.data.mixup import mix_images
 from vig_jax.data.source import Source
+from vig_jax.tasks.classification import augment
 
 _ROUNDS = 8
+_DISTINCT = 64  # images that fill the device's batch
 
 
 def host_stages(source: Source, data: DataConfig, images: int) -> dict[str, dict[str, float]]:
@@ -28,21 +34,23 @@ def host_stages(source: Source, data: DataConfig, images: int) -> dict[str, dict
         For "read", "decode", "crop and resize" and "all": CPU milliseconds per image, of the best
         round ("best") and of the middle one ("median").
     """
+    if data.resize != "pillow":
+        resize.why_not()  # compiles, now
     indices = np.random.default_rng(0).permutation(spread(len(source), images)).tolist()
     files = [source[index]["image"] for index in indices]
-    decoded = [transforms.decode(file) for file in files]
+    decoded = [transforms.load(file, data) for file in files]
 
     def crop(image: Any, number: int) -> Any:
         return transforms.train_image(image, data, np.random.default_rng(number))
 
     stages: dict[str, Callable[[int], Any]] = {
         "read": lambda i: source[indices[i]],
-        "decode": lambda i: transforms.decode(files[i]),
+        "decode": lambda i: transforms.load(files[i], data),
         "crop and resize": lambda i: crop(decoded[i], i),
-        "all": lambda i: crop(transforms.decode(source[indices[i]]["image"]), i),
+        "all": lambda i: crop(transforms.load(source[indices[i]]["image"], data), i),
     }
     times: dict[str, list[float]] = {name: [] for name in stages}
-    for _ in range(_ROUNDS):
+    for _ in tqdm(range(_ROUNDS), "host", unit="round", disable=None, leave=False):
         for name, stage in stages.items():
             begun = time.process_time()
             for number in range(len(indices)):
@@ -67,7 +75,55 @@ def loader_speed(source: Source, data: DataConfig, batch_size: int, seconds: flo
         for _ in range(2 * max(1, data.workers)):  # what was ready before the clock started
             next(batches)
         begun, count = time.monotonic(), 0
-        while (elapsed := time.monotonic() - begun) < seconds:
-            next(batches)
-            count += batch_size
+        with tqdm(desc="loader", unit="img", disable=None, leave=False) as bar:
+            while (elapsed := time.monotonic() - begun) < seconds:
+                next(batches)
+                count += batch_size
+                bar.update(batch_size)
     return count / elapsed
+
+
+def device_speed(source: Source, data: DataConfig, batch_size: int, seconds: float) -> float:
+    """Seconds that JAX's device takes to augment a batch; the median.
+
+    RandAugment or colour jitter, normalisation, erasing, mixup and CutMix as one program, as in
+    the training step, where XLA may join it to what comes after. The flip is the host's.
+
+    Args:
+        source: the training split; its images matter, a histogram more or less.
+        data: what to do, S and the group of mixing, which is lowered to fit the batch.
+        batch_size: even.
+        seconds: for about so long, after the compilation.
+    """
+    if batch_size < 2 or batch_size % 2:
+        raise ValueError(f"--device-batch {batch_size}: even, and at least 2")
+    rng = np.random.default_rng(0)
+    some = [
+        transforms.train_image(transforms.load(source[index]["image"], data), data, rng)
+        for index in spread(len(source), min(batch_size, _DISTINCT))
+    ]
+    images = jax.device_put(np.resize(np.stack(some), (batch_size, *some[0].shape)))
+    group = data.mixup_group if batch_size % data.mixup_group == 0 else batch_size
+
+    @jax.jit
+    def run(key: jax.Array, images: jax.Array) -> jax.Array:
+        augment_key, mix_key = jax.random.split(key)
+        mixed, _ = mix_images(
+            mix_key,
+            augment(augment_key, images, data),
+            mixup_alpha=data.mixup_alpha,
+            cutmix_alpha=data.cutmix_alpha,
+            group=group,
+        )
+        return mixed
+
+    fold = jax.jit(functools.partial(jax.random.fold_in, jax.random.key(0)))
+    jax.block_until_ready(run(fold(0), images))
+    times: list[float] = []
+    begun = time.monotonic()
+    while time.monotonic() - begun < seconds or len(times) < _ROUNDS:
+        key = jax.block_until_ready(fold(len(times)))
+        start = time.perf_counter()
+        jax.block_until_ready(run(key, images))
+        times.append(time.perf_counter() - start)
+    return float(np.median(times))
