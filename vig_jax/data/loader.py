@@ -332,7 +332,7 @@ def _start_worker(worker_index: int, worker_count: int) -> None:
 
 
 def _check(data: DataConfig, batch_size: int, process_index: int, process_count: int) -> None:
-    """Raises ValueError for settings that no batch can be made with."""
+    """Raises ValueError, or DataSetError, for settings that no batch can be made with."""
     if batch_size < 1 or batch_size % process_count:
         raise ValueError(
             f"config.train.batch_size={batch_size} must be a multiple of the "
@@ -355,4 +355,4 @@ def _check(data: DataConfig, batch_size: int, process_index: int, process_count:
             raise ValueError(f"config.data.{name}={getattr(data, name)} must be {wanted}")
     # Here, before workers are started: they find the compiled kernel in the cache.
     if data.resize != "pillow" and (reason := resize.why_not()) and data.resize == "numba":
-        raise ValueError(f"config.data.resize=numba, but {reason}; or set it to auto")
+        raise DataSetError(f"config.data.resize=numba, but {reason}; or set it to auto")

@@ -7,7 +7,6 @@ it agrees with the Pillow that is installed is tried before it is used.
 """
 
 import functools
-import importlib.util
 import inspect
 import logging
 from typing import Any
@@ -33,8 +32,12 @@ def why_not() -> str | None:
 
     The first call of a process takes a second, and some more where numba's cache is empty.
     """
-    if importlib.util.find_spec("numba") is None:
+    try:
+        import numba  # noqa: F401
+    except ModuleNotFoundError:
         return "numba is not installed (pip install -e '.[fast]')"
+    except ImportError as error:  # of versions that do not go together
+        return f"numba cannot be imported ({error})"
     noise = np.random.default_rng(0).integers(0, 256, (90, 70, 3), np.uint8)
     # Enlarging, reducing, and what Pillow begins with either axis.
     for box in ((0, 0, 70, 90), (3, 5, 20, 90), (1, 2, 65, 19), (8, 8, 16, 14)):
