@@ -121,13 +121,13 @@ class ArrayRecordSource:
 
 def _pixels(record: dict[str, Any], index: int) -> np.ndarray:
     """The image of a raw record, uint8 [h, w, 3]."""
-    shape = record.get("h"), record.get("w"), 3
+    height, width = record.get("h"), record.get("w")
     try:
-        return np.frombuffer(record["image"], np.uint8).reshape(shape)
+        return np.frombuffer(record["image"], np.uint8).reshape((height, width, 3))  # type: ignore[arg-type]
     except (TypeError, ValueError) as error:
         raise UnreadableRecordError(
             f"record {index} is raw, but its {len(record['image'])} bytes are not h x w x 3 of "
-            f"h={shape[0]}, w={shape[1]}"
+            f"h={height}, w={width}"
         ) from error
 
 
