@@ -248,7 +248,8 @@ def _benchmark(args: argparse.Namespace) -> int:
     if args.device_batch is not None:
         import jax
 
-        seconds = device_speed(source, data, args.device_batch, seconds=3.0)
+        augment = _augmentation(data, args.device_batch)
+        seconds = device_speed(source, data, augment, args.device_batch, seconds=3.0)
         device = jax.devices()[0].device_kind
         numbers["device"] = {
             "name": device,
@@ -263,6 +264,30 @@ def _benchmark(args: argparse.Namespace) -> int:
     if args.json:
         args.json.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
     return 0
+
+
+def _augmentation(data: Any, batch: int) -> Any:
+    """What the training step does to a batch: augment, then mix."""
+    import jax
+
+    from vig_jax.data.mixup import mix_images
+    from vig_jax.tasks.classification import augment
+
+    if batch < 2 or batch % 2:
+        raise ValueError(f"--device-batch {batch}: even, and at least 2")
+
+    def prepare(key: jax.Array, images: jax.Array) -> jax.Array:
+        augment_key, mix_key = jax.random.split(key)
+        mixed, _ = mix_images(
+            mix_key,
+            augment(augment_key, images, data),
+            mixup_alpha=data.mixup_alpha,
+            cutmix_alpha=data.cutmix_alpha,
+            group=data.mixup_group if batch % data.mixup_group == 0 else batch,
+        )
+        return mixed
+
+    return prepare
 
 
 def _print(split: str, about: dict[str, Any]) -> None:

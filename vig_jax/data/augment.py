@@ -53,10 +53,11 @@ _MOVES = ("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel")
 _JITTER_OPS = ("BrightnessIncreasing", "ContrastIncreasing", "ColorIncreasing")
 _APPLY_PROBABILITY = 0.5  # of each layer's operation
 _MAX_MAGNITUDE = 10.0
-# Images per turn of the loops over those that take an operation: of 256, a layer expects 43 moves
-# and 9 of each of the others, and what a turn has too many is computed in vain.
-_MOVES_AT_ONCE = 16
-_OTHERS_AT_ONCE = 8
+# A turn of the loops over the images that take an operation is on one in so many of the batch. A
+# layer expects one in 6 to be moved and one in 30 to take each of the others, so three turns and
+# one or two; what the last turn has too many is computed in vain.
+_MOVES_SHARE = 16
+_OTHERS_SHARE = 32
 _ERASE_AREA = (0.02, 1 / 3)  # share of the image
 _ERASE_ASPECT = (0.3, 1 / 0.3)  # height / width
 _ERASE_ATTEMPTS = 10
@@ -223,9 +224,9 @@ def _apply_ops(
 
     images = _recolour(ops, images)  # those that take none of the following
     moved = functools.reduce(jnp.logical_or, [ops.code == _CODE[name] for name in _MOVES])
-    images = _some(warp, moved, ops, images, _MOVES_AT_ONCE)
+    images = _some(warp, moved, ops, images, _MOVES_SHARE)
     for name, function in (("SharpnessIncreasing", _sharpness), ("Equalize", _equalize)):
-        images = _some(function, ops.code == _CODE[name], ops, images, _OTHERS_AT_ONCE)
+        images = _some(function, ops.code == _CODE[name], ops, images, _OTHERS_SHARE)
     return images
 
 
@@ -234,11 +235,11 @@ def _some(
     which: Bool[Array, "B"],
     ops: Op,
     images: UInt8[Array, "B H W 3"],
-    at_once: int,
+    share: int,
 ) -> UInt8[Array, "B H W 3"]:
     """Applies `function(op, image)` to the images of `which`, and to few others."""
     B = images.shape[0]
-    at_once = min(at_once, B)
+    at_once = -(-B // share)
     count = jnp.sum(which)
     # Theirs first, then others that fill up the last turn.
     rows = jnp.pad(jnp.argsort(~which), (0, -B % at_once))

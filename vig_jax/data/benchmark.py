@@ -14,9 +14,7 @@ from vig_jax.config import DataConfig
 from vig_jax.data import resize, transforms
 from vig_jax.data.inspection import spread
 from vig_jax.data.loader import train_batches
-from vig_jax.data.mixup import mix_images
 from vig_jax.data.source import Source
-from vig_jax.tasks.classification import augment
 
 _ROUNDS = 8
 _DISTINCT = 64  # images that fill the device's batch
@@ -83,40 +81,31 @@ def loader_speed(source: Source, data: DataConfig, batch_size: int, seconds: flo
     return count / elapsed
 
 
-def device_speed(source: Source, data: DataConfig, batch_size: int, seconds: float) -> float:
+def device_speed(
+    source: Source,
+    data: DataConfig,
+    augment: Callable[[jax.Array, jax.Array], jax.Array],
+    batch_size: int,
+    seconds: float,
+) -> float:
     """Seconds that JAX's device takes to augment a batch; the median.
 
-    RandAugment or colour jitter, normalisation, erasing, mixup and CutMix as one program, as in
-    the training step, where XLA may join it to what comes after. The flip is the host's.
-
     Args:
-        source: the training split; its images matter, a histogram more or less.
-        data: what to do, S and the group of mixing, which is lowered to fit the batch.
-        batch_size: even.
+        source: the training split.
+        data: crop and size of its images.
+        augment: of a key and a uint8 batch; compiled here as one program. In a training step XLA
+            may join it to what comes after.
+        batch_size: images.
         seconds: for about so long, after the compilation.
     """
-    if batch_size < 2 or batch_size % 2:
-        raise ValueError(f"--device-batch {batch_size}: even, and at least 2")
-    rng = np.random.default_rng(0)
     some = [
-        transforms.train_image(transforms.load(source[index]["image"], data), data, rng)
+        transforms.train_image(
+            transforms.load(source[index]["image"], data), data, np.random.default_rng(index)
+        )
         for index in spread(len(source), min(batch_size, _DISTINCT))
     ]
     images = jax.device_put(np.resize(np.stack(some), (batch_size, *some[0].shape)))
-    group = data.mixup_group if batch_size % data.mixup_group == 0 else batch_size
-
-    @jax.jit
-    def run(key: jax.Array, images: jax.Array) -> jax.Array:
-        augment_key, mix_key = jax.random.split(key)
-        mixed, _ = mix_images(
-            mix_key,
-            augment(augment_key, images, data),
-            mixup_alpha=data.mixup_alpha,
-            cutmix_alpha=data.cutmix_alpha,
-            group=group,
-        )
-        return mixed
-
+    run = jax.jit(augment)
     fold = jax.jit(functools.partial(jax.random.fold_in, jax.random.key(0)))
     jax.block_until_ready(run(fold(0), images))
     times: list[float] = []
