@@ -219,7 +219,7 @@ def _inspect(args: argparse.Namespace) -> int:
 
 def _benchmark(args: argparse.Namespace) -> int:
     from vig_jax.data import resize
-    from vig_jax.data.benchmark import device_speed, host_stages, loader_speed
+    from vig_jax.data.benchmark import host_stages, loader_speed
     from vig_jax.train.imported import published_config
 
     if args.images < 1:
@@ -248,8 +248,9 @@ def _benchmark(args: argparse.Namespace) -> int:
     if args.device_batch is not None:
         import jax
 
-        augment = _augmentation(data, args.device_batch)
-        seconds = device_speed(source, data, augment, args.device_batch, seconds=3.0)
+        from vig_jax.evaluation.augmentation import device_speed
+
+        seconds = device_speed(source, data, args.device_batch, seconds=3.0)
         device = jax.devices()[0].device_kind
         numbers["device"] = {
             "name": device,
@@ -264,30 +265,6 @@ def _benchmark(args: argparse.Namespace) -> int:
     if args.json:
         args.json.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
     return 0
-
-
-def _augmentation(data: Any, batch: int) -> Any:
-    """What the training step does to a batch: augment, then mix."""
-    import jax
-
-    from vig_jax.data.mixup import mix_images
-    from vig_jax.tasks.classification import augment
-
-    if batch < 2 or batch % 2:
-        raise ValueError(f"--device-batch {batch}: even, and at least 2")
-
-    def prepare(key: jax.Array, images: jax.Array) -> jax.Array:
-        augment_key, mix_key = jax.random.split(key)
-        mixed, _ = mix_images(
-            mix_key,
-            augment(augment_key, images, data),
-            mixup_alpha=data.mixup_alpha,
-            cutmix_alpha=data.cutmix_alpha,
-            group=data.mixup_group if batch % data.mixup_group == 0 else batch,
-        )
-        return mixed
-
-    return prepare
 
 
 def _print(split: str, about: dict[str, Any]) -> None:

@@ -1,12 +1,10 @@
-"""How fast the host makes images ready, the loader batches, and the device augments them."""
+"""How fast one core makes images ready for the device, and how fast the loader is."""
 
 import dataclasses
-import functools
 import time
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 from tqdm import tqdm
 
@@ -17,7 +15,6 @@ from vig_jax.data.loader import train_batches
 from vig_jax.data.source import Source
 
 _ROUNDS = 8
-_DISTINCT = 64  # images that fill the device's batch
 
 
 def host_stages(source: Source, data: DataConfig, images: int) -> dict[str, dict[str, float]]:
@@ -79,40 +76,3 @@ def loader_speed(source: Source, data: DataConfig, batch_size: int, seconds: flo
                 count += batch_size
                 bar.update(batch_size)
     return count / elapsed
-
-
-def device_speed(
-    source: Source,
-    data: DataConfig,
-    augment: Callable[[jax.Array, jax.Array], jax.Array],
-    batch_size: int,
-    seconds: float,
-) -> float:
-    """Seconds that JAX's device takes to augment a batch; the median.
-
-    Args:
-        source: the training split.
-        data: crop and size of its images.
-        augment: of a key and a uint8 batch; compiled here as one program. In a training step XLA
-            may join it to what comes after.
-        batch_size: images.
-        seconds: for about so long, after the compilation.
-    """
-    some = [
-        transforms.train_image(
-            transforms.load(source[index]["image"], data), data, np.random.default_rng(index)
-        )
-        for index in spread(len(source), min(batch_size, _DISTINCT))
-    ]
-    images = jax.device_put(np.resize(np.stack(some), (batch_size, *some[0].shape)))
-    run = jax.jit(augment)
-    fold = jax.jit(functools.partial(jax.random.fold_in, jax.random.key(0)))
-    jax.block_until_ready(run(fold(0), images))
-    times: list[float] = []
-    begun = time.monotonic()
-    while time.monotonic() - begun < seconds or len(times) < _ROUNDS:
-        key = jax.block_until_ready(fold(len(times)))
-        start = time.perf_counter()
-        jax.block_until_ready(run(key, images))
-        times.append(time.perf_counter() - start)
-    return float(np.median(times))
