@@ -53,6 +53,7 @@ def get_config() -> ConfigDict:
     config.data.mixup_alpha = 0.8  # 0: off
     config.data.cutmix_alpha = 1.0  # 0: off
     config.data.mixup_group = 128  # examples that share one draw
+    config.data.resize = "auto"  # or "pillow", "numba": the same pixels; auto: numba if installed
     config.data.workers = 8  # decoding processes; 0: in this process
     config.data.prefetch = 2  # batches ready per worker
     config.data.max_bad_images = 100  # stop above this many undecodable files

@@ -67,6 +67,8 @@ class DataConfig:
     rand_augment_std: float = 0.5  # of the strength
     color_jitter: float = 0.0  # without RandAugment: strength on brightness, contrast, saturation
     erase_probability: float = 0.0  # of random erasing, per image
+    # Who decodes and resizes on the host: the same pixels. "auto": the kernel if numba is there.
+    resize: Literal["auto", "pillow", "numba"] = "auto"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,21 +29,21 @@ class Tiling:
 
     Attributes:
         rows: Rows per program.
-        columns: Outputs per row at a time; twice as many columns of the product. 128 x 256 sums
-            are 128 registers of each of 256 threads: as many as fit, for what matrix units read
-            from the cache falls with the size of the tile.
-        depth: Input features per step of the product; 64 are the 128 bytes of a swizzled row.
+        columns: Outputs per row at a time; twice as many columns of the product. 128 x 128 sums
+            are 128 registers of each of 128 threads, and leave room for a second program per
+            multiprocessor, whose products go on while the first one's gates are computed.
+        depth: Input features per step of the product.
         span: Times `columns` that a program serves, one after the other.
         num_warps: Warps per program; each group of four takes a share of the rows.
         num_stages: Steps whose operands shared memory holds.
     """
 
     rows: int = 128
-    columns: int = 128
-    depth: int = 64
+    columns: int = 64
+    depth: int = 32
     span: int = 1
-    num_warps: int = 8
-    num_stages: int = 3
+    num_warps: int = 4
+    num_stages: int = 4
 
 
 def supports(spec: LinearSwigluSpec) -> str | None:
@@ -58,11 +58,10 @@ def supports(spec: LinearSwigluSpec) -> str | None:
 
 
 def choose(spec: LinearSwigluSpec) -> Tiling:
-    """The largest tile, smaller where much of it would be beyond the arrays."""
-    return Tiling(
-        columns=128 if spec.width > 64 else 64,
-        depth=64 if spec.features % 64 == 0 else 32,
-    )
+    """The fastest of those measured at the widths of ViG; long products want deep steps."""
+    if spec.features >= 512 and spec.features % 64 == 0:
+        return Tiling(depth=64, num_stages=3)
+    return Tiling()
 
 
 def _ceil_div(a: int, b: int) -> int:

@@ -64,14 +64,11 @@ def heuristic(spec: NormSpec) -> Config:
     # Rows that the warps hold side by side, a vector per thread and part.
     rows = max(1, num_warps * 32 * vector // columns)
     per_thread = -(-spec.width // columns) * vector
-    # Forward two rows per thread: more loads are on their way at once, and a scale serves both;
-    # but not where accesses are so narrow that their addresses fill the registers.
-    twice = per_thread <= 24 and spec.width % vector == 0
     # Backward scale, bias and sums for their gradients take registers too. With half a vector per
     # thread and part, 128 suffice for the most, and 16 warps run at once.
-    halve = spec.kind == "layer" and per_thread > 16 and rows > 1
+    halve = per_thread > 16 and rows > 1
     return Config(
-        forward=Tiling(2 * rows if twice else rows, columns, num_warps),
+        forward=Tiling(rows, columns, num_warps),
         # Four programs on each of an H200's 132 multiprocessors: sums of gradients stay in
         # registers over all their rows, and few partial sums are left to add.
         backward=Tiling(rows // 2 if halve else rows, columns, num_warps, 528),

@@ -97,11 +97,18 @@ def test_bad_images(photographs, tmp_path, capsys):
 def test_benchmark(photographs, tmp_path, capsys):
     file = tmp_path / "numbers.json"
     command = ["data", "benchmark", str(photographs), "--image-size", "16", "--images", "4"]
-    assert main([*command, "--json", str(file)]) == 0
-    assert "  crop and resize " in capsys.readouterr().out
-    stages = json.loads(file.read_text())["stages"]
-    assert list(stages) == ["read", "decode", "crop and resize", "all"]
-    assert all(0 < times["best"] <= times["median"] for times in stages.values())
+    assert main([*command, "--device-batch", "6", "--resize", "pillow", "--json", str(file)]) == 0
+    printed = capsys.readouterr().out
+    assert "by Pillow" in printed
+    assert "  crop and resize " in printed
+    assert "ms for 6 images of 16 x 16" in printed
+    numbers = json.loads(file.read_text())
+    assert numbers["resize"] == "pillow"
+    assert list(numbers["stages"]) == ["read", "decode", "crop and resize", "all"]
+    assert all(0 < times["best"] <= times["median"] for times in numbers["stages"].values())
+    device = numbers["device"]
+    assert device["images_per_second"] == pytest.approx(6e3 / device["milliseconds_per_batch"])
+    assert "loader" not in numbers
 
 
 @pytest.mark.parametrize(
@@ -109,7 +116,9 @@ def test_benchmark(photographs, tmp_path, capsys):
     [
         (["inspect", "absent"], "absent is no folder"),
         (["inspect", "fashion_mnist", "--sample", "0"], "--sample 0: at least 1"),
+        (["benchmark", "fashion_mnist", "--device-batch", "3"], "--device-batch 3: even"),
         (["convert", "absent", "out"], "absent is no folder"),
+        (["convert", "fashion_mnist", "out", "--raw", "--to", "tar"], "raw=True must be false"),
         (["convert", "fashion_mnist", "out", "--quality", "101"], "quality=101 must be 1 to 100"),
     ],
 )

@@ -109,6 +109,20 @@ def test_pixels_are_pillows(name, apply_op):
     assert np.mean(equal) >= 0.998
 
 
+@pytest.mark.parametrize("codes", [range(16), [3], [1], [10, 1, 15], [15]])
+def test_every_image_of_a_batch_gets_its_own_operation(codes, apply_op):
+    """More images than are worked on at once, in any mixture: all, several turns, none."""
+    images = np.stack([photo(48, 61, seed) for seed in range(37)])
+    code = np.resize(np.asarray(codes), 37)
+    argument = np.array([[*map(arguments, RAND_AUGMENT_OPS), [0]][c][0] for c in code], np.float32)
+    together = functools.partial(augment._apply_ops, fill=FILL)
+    mine = jax.jit(together)(Op(jnp.asarray(code), jnp.asarray(argument)), images)
+    for row in range(37):
+        op = Op(jnp.asarray(code[row]), jnp.asarray(argument[row]))
+        alone = apply_op(op, images[row : row + 1])[0]
+        np.testing.assert_array_equal(mine[row], alone, err_msg=f"row {row}, code {code[row]}")
+
+
 def test_autocontrast_rounds_as_pillow_does(apply_op):
     """Every span of values, among them those where float64 falls short of an integer."""
     low = np.arange(0, 250, 3)

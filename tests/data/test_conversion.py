@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.data.pictures import encoded, photo
-from vig_jax.data import DataSetError, conversion, open_source
+from vig_jax.data import DataSetError, array_record, conversion, open_source
 from vig_jax.data.conversion import (
     Options,
     TooManyErrorsError,
@@ -101,6 +101,42 @@ def test_resize(tmp_path, make_data):
     original = Image.fromarray(photo(90, 40)).resize((68, 30), Image.Resampling.BICUBIC)
     difference = np.asarray(decode(wide), int) - np.asarray(original, int)
     assert np.abs(difference).mean() < 4
+
+
+def test_raw_records_hold_the_pixels(sources, tmp_path):
+    out = tmp_path / "out"
+    info = convert(sources, out, Options(raw=True, resize_short=30, shuffle=False, shards=2))
+    assert verify(out) == 39
+    records = open_splits(str(out), "array_record")["train"]
+    for index in (0, 5, 31):
+        image = decode(sources["train"][index]["image"])
+        scale = 30 / min(image.size)
+        size = tuple(30 if side == min(image.size) else round(side * scale) for side in image.size)
+        expected = np.asarray(image.resize(size, Image.Resampling.BICUBIC))
+        np.testing.assert_array_equal(records[index]["image"], expected)
+        assert records[index]["label"] == sources["train"][index]["label"]
+    assert info["splits"]["train"]["shards"][0]["bytes"] > 16 * 30 * 30 * 3
+    # And back, as PNG: nothing is lost on the way.
+    convert({"train": records}, tmp_path / "back", Options(to="tar", shuffle=False))
+    back = open_splits(str(tmp_path / "back"), "tar")["train"]
+    np.testing.assert_array_equal(np.asarray(decode(back[5]["image"])), records[5]["image"])
+
+
+def test_raw_records_that_lie_about_their_size_are_unreadable(sources, tmp_path, monkeypatch):
+    pack = array_record.pack
+
+    def lying(image, label, key, size, raw):
+        return pack(image, label, key, (1, 2), raw)
+
+    monkeypatch.setattr(array_record, "pack", lying)
+    convert(sources, tmp_path / "out", Options(raw=True))
+    with pytest.raises(DataSetError, match=r"record 0 is raw, but its \d+ bytes are not h x w x 3"):
+        open_splits(str(tmp_path / "out"), "array_record")
+
+
+def test_only_array_record_holds_raw_pixels(sources, tmp_path):
+    with pytest.raises(ValueError, match="raw=True must be false but for array_record"):
+        convert(sources, tmp_path / "out", Options(to="tar", raw=True))
 
 
 def test_limit(sources, tmp_path):

@@ -33,13 +33,26 @@ def configure(parser: argparse.ArgumentParser) -> None:
     inspect.add_argument("--json", type=Path, metavar="FILE", help="write all of it there")
     inspect.add_argument("--sheet", type=Path, metavar="PNG", help="write pictures with classes")
     benchmark = commands.add_parser(
-        "benchmark", help="milliseconds per image of reading, decoding, cropping; loader speed"
+        "benchmark",
+        help="speed of the host's stages, of the loader and of the device's augmentation",
+        description="Times the training path: per image and core reading, decoding, crop and "
+        "resize and all three; with --workers the loader; with --device-batch the augmentation on "
+        "JAX's device, as the ImageNet configs have it.",
     )
     _describe_source(benchmark)
     benchmark.add_argument("--image-size", type=int, default=224, metavar="PIXELS", help="224")
     benchmark.add_argument("--images", type=int, default=128, metavar="N", help="to time (128)")
+    benchmark.add_argument(
+        "--resize",
+        choices=["auto", "pillow", "numba"],
+        default="auto",
+        help="as config.data.resize (auto)",
+    )
     benchmark.add_argument("--workers", type=int, metavar="N", help="time the loader with so many")
     benchmark.add_argument("--batch-size", type=int, default=64, metavar="N", help="then (64)")
+    benchmark.add_argument(
+        "--device-batch", type=int, metavar="N", help="time the augmentation of so many images"
+    )
     benchmark.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there")
 
 
@@ -73,6 +86,12 @@ def _configure_convert(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--resize-short", type=int, default=0, metavar="PIXELS", help="reduce larger images"
+    )
+    parser.add_argument(
+        "--raw",
+        action="store_true",
+        help="ArrayRecord of pixels: nothing to decode in training, 0.2 MB an image at "
+        "--resize-short 224",
     )
     parser.add_argument("--quality", type=int, default=95, help="of reduced JPEGs (95)")
     parser.add_argument(
@@ -152,6 +171,7 @@ def _convert(args: argparse.Namespace) -> int:
         seed=args.seed,
         limit=args.limit,
         decode=not args.no_decode,
+        raw=args.raw,
     )
     sources = _open(args)
     if len(sources) == 1 and args.val_fraction is None and "train" in sources:
@@ -198,6 +218,7 @@ def _inspect(args: argparse.Namespace) -> int:
 
 
 def _benchmark(args: argparse.Namespace) -> int:
+    from vig_jax.data import resize
     from vig_jax.data.benchmark import host_stages, loader_speed
     from vig_jax.train.imported import published_config
 
@@ -207,18 +228,40 @@ def _benchmark(args: argparse.Namespace) -> int:
         published_config("vig_t").data,
         image_size=args.image_size,
         workers=args.workers or 0,
+        resize=args.resize,
         max_bad_images=0,
     )
+    if args.resize == "numba" and (reason := resize.why_not()):
+        raise ValueError(f"--resize numba: {reason}")
     source = next(iter(_open(args).values()))
-    numbers: dict[str, Any] = {"stages": host_stages(source, data, args.images)}
-    print("CPU ms per image, one process     best  median  images/s")
+    by = "Pillow" if args.resize == "pillow" or resize.why_not() else "numba"
+    numbers: dict[str, Any] = {"resize": by.lower(), "stages": {}}
+    print(f"CPU ms per image, one process, by {by:<8} best  median  images/s")
+    numbers["stages"] = host_stages(source, data, args.images)
     for name, times in numbers["stages"].items():
         best = times["best"]
-        print(f"  {name:<28}{best:>8.3f}{times['median']:>8.3f}{1e3 / max(best, 1e-9):>10,.0f}")
+        print(f"  {name:<38}{best:>8.3f}{times['median']:>8.3f}{1e3 / max(best, 1e-9):>10,.0f}")
     if args.workers is not None:
         speed = loader_speed(source, data, args.batch_size, seconds=5.0)
         numbers["loader"] = {"workers": args.workers, "images_per_second": speed}
         print(f"loader with {args.workers} workers: {speed:,.0f} images/s")
+    if args.device_batch is not None:
+        import jax
+
+        from vig_jax.evaluation.augmentation import device_speed
+
+        seconds = device_speed(source, data, args.device_batch, seconds=3.0)
+        device = jax.devices()[0].device_kind
+        numbers["device"] = {
+            "name": device,
+            "batch": args.device_batch,
+            "milliseconds_per_batch": seconds * 1e3,
+            "images_per_second": args.device_batch / seconds,
+        }
+        print(
+            f"augmentation on {device}: {seconds * 1e3:,.3f} ms for {args.device_batch} images of "
+            f"{args.image_size} x {args.image_size}, {args.device_batch / seconds:,.0f} images/s"
+        )
     if args.json:
         args.json.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
     return 0

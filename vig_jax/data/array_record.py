@@ -1,7 +1,8 @@
 """ArrayRecord files: the fastest to shuffle, and few.
 
 A record is a msgpack map {image: the bytes of an image file, label: int, key: str, h, w: pixels};
-`image` and `label` are enough for reading. PATH/train-00000-of-00256.arrayrecord, ...; see
+`image` and `label` are enough for reading. With `raw` true, `image` is what was decoded: h x w x 3
+bytes of red, green and blue. PATH/train-00000-of-00256.arrayrecord, ...; see
 `vig_jax.data.shards`.
 """
 
@@ -27,19 +28,19 @@ from vig_jax.data.source import (
 SUFFIX = ".arrayrecord"
 
 
-def pack(image: bytes, label: int, key: str, size: tuple[int, int]) -> bytes:
+def pack(image: bytes, label: int, key: str, size: tuple[int, int], raw: bool = False) -> bytes:
     """A record.
 
     Args:
-        image: contents of an image file.
+        image: contents of an image file, or its pixels.
         label: its class.
         key: where it came from.
         size: width, height in pixels.
+        raw: it is the pixels.
     """
     width, height = size
-    return msgpack.packb(
-        {"image": image, "label": label, "key": key, "h": height, "w": width}, use_bin_type=True
-    )
+    record = {"image": image, "label": label, "key": key, "h": height, "w": width}
+    return msgpack.packb(record | ({"raw": True} if raw else {}), use_bin_type=True)
 
 
 class ArrayRecordSource:
@@ -84,7 +85,8 @@ class ArrayRecordSource:
                 f"record {index} of {self._files[0].parent} has label {label}, but there are "
                 f"{len(self.class_names)} class names (labels count from 0)"
             )
-        return {"image": record["image"], "label": label}
+        image = record["image"]
+        return {"image": _pixels(record, index) if record.get("raw") else image, "label": label}
 
     def labels(self) -> Int[np.ndarray, "n"]:
         """The label of every record. Reads them all."""
@@ -115,6 +117,18 @@ class ArrayRecordSource:
                 f"record {index} of {self._files[0].parent} is damaged: {error}"
             ) from error
         return _unpack(data, index)
+
+
+def _pixels(record: dict[str, Any], index: int) -> np.ndarray:
+    """The image of a raw record, uint8 [h, w, 3]."""
+    height, width = record.get("h"), record.get("w")
+    try:
+        return np.frombuffer(record["image"], np.uint8).reshape((height, width, 3))  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise UnreadableRecordError(
+            f"record {index} is raw, but its {len(record['image'])} bytes are not h x w x 3 of "
+            f"h={height}, w={width}"
+        ) from error
 
 
 def _unpack(data: bytes, index: int) -> dict[str, Any]:

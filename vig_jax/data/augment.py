@@ -8,17 +8,23 @@ operation gives what Pillow gives for the same argument, uint8 in and uint8 out.
 
 Row i of the batch draws from `fold_in(key, i)`: a global batch is augmented alike on any number of
 devices and processes.
+
+Every image takes one operation of fifteen, and what it does not take should not be computed. The
+operations that map values to values are a table of 256 values per image and channel, so eight of
+them are one pass over the batch, and saturation goes with it. The others need the neighbours
+(sharpness, the five moves) or a histogram (Equalize): the images that take one are collected and
+worked on some at a time, in a loop as long as there are such images.
 """
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
 
 from vig_jax.sharding.kernels import over_batch
 
@@ -43,10 +49,15 @@ RAND_AUGMENT_OPS = (
 
 _IDENTITY = len(RAND_AUGMENT_OPS)
 _CODE = {name: code for code, name in enumerate(RAND_AUGMENT_OPS)}
+_MOVES = ("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel")
 _JITTER_OPS = ("BrightnessIncreasing", "ContrastIncreasing", "ColorIncreasing")
 _APPLY_PROBABILITY = 0.5  # of each layer's operation
 _MAX_MAGNITUDE = 10.0
-_IMAGES_AT_ONCE = 32  # bounds the memory of the temporaries
+# A turn of the loops over the images that take an operation is on one in so many of the batch. A
+# layer expects one in 6 to be moved and one in 30 to take each of the others, so three turns and
+# one or two; what the last turn has too many is computed in vain.
+_MOVES_SHARE = 16
+_OTHERS_SHARE = 32
 _ERASE_AREA = (0.02, 1 / 3)  # share of the image
 _ERASE_ASPECT = (0.3, 1 / 0.3)  # height / width
 _ERASE_ATTEMPTS = 10
@@ -78,20 +89,18 @@ def rand_augment(
         magnitude_std: standard deviation of the strength, which is then clipped to 0..10.
         fill: colour of pixels from outside of the image.
     """
+    _, H, W, _ = images.shape
+    law = functools.partial(
+        draw_op, magnitude=magnitude, magnitude_std=magnitude_std, height=H, width=W
+    )
 
-    def one(key, image):
-        for layer_key in jax.random.split(key, layers):
-            op = draw_op(
-                layer_key,
-                magnitude=magnitude,
-                magnitude_std=magnitude_std,
-                height=image.shape[0],
-                width=image.shape[1],
-            )
-            image = apply_op(op, image, fill=fill)
-        return image
+    def augment(keys, images):
+        layer_keys = jax.vmap(lambda key: jax.random.split(key, layers))(keys)
+        for layer in range(layers):
+            images = _apply_ops(jax.vmap(law)(layer_keys[:, layer]), images, fill)
+        return images
 
-    return _each(one, key, images)
+    return over_batch(augment)(_row_keys(key, images.shape[0]), images)
 
 
 def color_jitter(
@@ -109,15 +118,18 @@ def color_jitter(
     """
     codes = jnp.array([_CODE[name] for name in _JITTER_OPS])
 
-    def one(key, image):
+    def draw(key):
         order_key, factor_key = jax.random.split(key)
         factors = jax.random.uniform(factor_key, (3,), minval=1 - strength, maxval=1 + strength)
-        for code, factor in zip(jax.random.permutation(order_key, codes), factors, strict=True):
-            lut = _curve(code, factor, image)
-            image = jnp.where(code == _CODE["ColorIncreasing"], _color(image, factor), lut)
-        return image
+        return Op(jax.random.permutation(order_key, codes), factors)
 
-    return _each(one, key, images)
+    def jitter(keys, images):
+        ops = jax.vmap(draw)(keys)  # [B, 3]
+        for i in range(len(_JITTER_OPS)):
+            images = _recolour(Op(ops.code[:, i], ops.argument[:, i]), images)
+        return images
+
+    return over_batch(jitter)(_row_keys(key, images.shape[0]), images)
 
 
 def erase(
@@ -198,82 +210,123 @@ def draw_op(
 def apply_op(
     op: Op, image: UInt8[Array, "H W 3"], *, fill: tuple[int, int, int]
 ) -> UInt8[Array, "H W 3"]:
-    """What Pillow makes of the image with this operation.
-
-    On a batch all kinds of operation are computed and one is selected.
-    """
-    is_op = {name: op.code == code for name, code in _CODE.items()}
-    result = _curve(op.code, op.argument, image)
-    result = jnp.where(is_op["ColorIncreasing"], _color(image, op.argument), result)
-    result = jnp.where(is_op["SharpnessIncreasing"], _sharpness(image, op.argument), result)
-    moved = functools.reduce(
-        jnp.logical_or,
-        [is_op[n] for n in ("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel")],
-    )
-    return jnp.where(moved, _warp(image, _matrix(op, image.shape), fill), result)
+    """What Pillow makes of the image with this operation."""
+    return _apply_ops(jax.tree.map(lambda x: x[None], op), image[None], fill)[0]
 
 
-def _each(function, key, images):
-    """Applies `function(key, image)` to every image, some at a time on each device."""
+def _apply_ops(
+    ops: Op, images: UInt8[Array, "B H W 3"], fill: tuple[int, int, int]
+) -> UInt8[Array, "B H W 3"]:
+    """One operation for each image."""
 
-    def some_at_a_time(keys, images):
-        return jax.lax.map(lambda xs: function(*xs), (keys, images), batch_size=_IMAGES_AT_ONCE)
+    def warp(op, image):
+        return _warp(image, _matrix(op, image.shape), fill)
 
-    return over_batch(some_at_a_time)(_row_keys(key, images.shape[0]), images)
+    images = _recolour(ops, images)  # those that take none of the following
+    moved = functools.reduce(jnp.logical_or, [ops.code == _CODE[name] for name in _MOVES])
+    images = _some(warp, moved, ops, images, _MOVES_SHARE)
+    for name, function in (("SharpnessIncreasing", _sharpness), ("Equalize", _equalize)):
+        images = _some(function, ops.code == _CODE[name], ops, images, _OTHERS_SHARE)
+    return images
+
+
+def _some(
+    function: Callable[[Op, Array], Array],
+    which: Bool[Array, "B"],
+    ops: Op,
+    images: UInt8[Array, "B H W 3"],
+    share: int,
+) -> UInt8[Array, "B H W 3"]:
+    """Applies `function(op, image)` to the images of `which`, and to few others."""
+    B = images.shape[0]
+    at_once = -(-B // share)
+    count = jnp.sum(which)
+    # Theirs first, then others that fill up the last turn.
+    rows = jnp.pad(jnp.argsort(~which), (0, -B % at_once))
+
+    def turn(i, images):
+        start = i * at_once
+        mine = jax.lax.dynamic_slice(rows, (start,), (at_once,))
+        op = jax.tree.map(lambda x: x[mine], ops)
+        changed = jax.vmap(function)(op, images[mine])
+        # Rows beyond the batch are not written; no two are equal.
+        number = start + jnp.arange(at_once)
+        target = jnp.where(number < count, mine, B + number)
+        return images.at[target].set(changed, mode="drop", unique_indices=True)
+
+    return jax.lax.fori_loop(0, -(-count // at_once), turn, images)
 
 
 def _row_keys(key: PRNGKeyArray, rows: int) -> Array:
     return jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(rows))
 
 
-def _curve(
-    code: Int[Array, ""], argument: Float[Array, ""], image: UInt8[Array, "H W 3"]
-) -> UInt8[Array, "H W 3"]:
-    """The operations that map values to values, per channel; others leave the image as it is."""
-    value = jnp.arange(256)
-    pixels = image.reshape(-1, 3)
-    N = pixels.shape[0]
-    histogram = _histogram(pixels)
+def _recolour(ops: Op, images: UInt8[Array, "B H W 3"]) -> UInt8[Array, "B H W 3"]:
+    """The operations that take a pixel alone; others leave the image as it is."""
+    B, H, W, _ = images.shape
+    N = H * W
+    gray = _gray(images)
+    mean = (2 * jnp.sum(gray, axis=(1, 2)) + N) // (2 * N)
+    low, high = jnp.min(images, axis=(1, 2)), jnp.max(images, axis=(1, 2))  # [B, 3]
+    tables = jax.vmap(_table)(ops, low.astype(jnp.int32), high.astype(jnp.int32), mean)
+    place = images.reshape(B, N, 3).astype(jnp.int32)
+    mapped = jnp.take_along_axis(tables, place, axis=1, mode="clip").reshape(images.shape)
+    factor = ops.argument[:, None, None, None]
+    saturated = _blend(gray[..., None], images, factor).astype(jnp.uint8)
+    is_color = (ops.code == _CODE["ColorIncreasing"])[:, None, None, None]
+    return jnp.where(is_color, saturated, mapped)
 
-    used = histogram > 0
-    low, high = jnp.argmax(used, axis=0), 255 - jnp.argmax(used[::-1], axis=0)  # [3]
+
+def _table(
+    op: Op, low: Int[Array, "3"], high: Int[Array, "3"], mean: Int[Array, ""]
+) -> UInt8[Array, "256 3"]:
+    """What becomes of every value, per channel.
+
+    Args:
+        op: one that maps values to values; of others the table changes nothing.
+        low: lowest value in the image, per channel.
+        high: highest.
+        mean: of the gray image, rounded.
+    """
+    value = jnp.arange(256)
     span = jnp.maximum(high - low, 1)
     one_less = jnp.asarray(_autocontrast_rounding())[low, high]  # [3, 32]
     one_less = jnp.unpackbits(one_less, axis=-1).T.astype(jnp.int32)  # [256, 3]
     stretched = jnp.clip((value[:, None] - low) * 255 // span - one_less, 0, 255)
-    contrasted = jnp.where(high > low, stretched, value[:, None])
-
-    step = (N - jnp.take_along_axis(histogram, high[None], axis=0)[0]) // 255
-    below = jnp.cumsum(histogram, axis=0) - histogram
-    equalised = jnp.minimum(255, (step // 2 + below) // jnp.maximum(step, 1))
-    equalised = jnp.where((step > 0) & (high > low), equalised, value[:, None])
-
-    whole = argument.astype(jnp.int32)
-    mean = (2 * jnp.sum(_gray(image)) + N) // (2 * N)
+    whole = op.argument.astype(jnp.int32)
     curves = {
         "Invert": 255 - value,
         "PosterizeIncreasing": value & ~((1 << (8 - whole)) - 1),
         "SolarizeIncreasing": jnp.where(value < whole, value, 255 - value),
         "SolarizeAdd": jnp.where(value < 128, jnp.minimum(255, value + whole), value),
-        "ContrastIncreasing": _blend(mean, value, argument),
-        "BrightnessIncreasing": _blend(0, value, argument),
+        "ContrastIncreasing": _blend(mean, value, op.argument),
+        "BrightnessIncreasing": _blend(0, value, op.argument),
     }
     table = {name: jnp.broadcast_to(curve[:, None], (256, 3)) for name, curve in curves.items()}
-    table |= {"AutoContrast": contrasted, "Equalize": equalised}
+    table["AutoContrast"] = jnp.where(high > low, stretched, value[:, None])
     identity = jnp.broadcast_to(value[:, None], (256, 3))
     names = [*RAND_AUGMENT_OPS, "Identity"]
-    lut = jnp.stack([table.get(name, identity) for name in names])[code].astype(jnp.uint8)
-    return jnp.take_along_axis(lut, pixels.astype(jnp.int32), axis=0).reshape(image.shape)
+    return jnp.stack([table.get(name, identity) for name in names])[op.code].astype(jnp.uint8)
+
+
+def _equalize(op: Op, image: UInt8[Array, "H W 3"]) -> UInt8[Array, "H W 3"]:
+    """Pillow's equalisation of each channel's histogram; an image of one value stays."""
+    del op
+    pixels = image.reshape(-1, 3)
+    N = pixels.shape[0]
+    histogram = _histogram(pixels)
+    used = histogram > 0
+    low, high = jnp.argmax(used, axis=0), 255 - jnp.argmax(used[::-1], axis=0)  # [3]
+    step = (N - jnp.take_along_axis(histogram, high[None], axis=0)[0]) // 255
+    below = jnp.cumsum(histogram, axis=0) - histogram
+    table = jnp.minimum(255, (step // 2 + below) // jnp.maximum(step, 1))
+    table = jnp.where((step > 0) & (high > low), table, jnp.arange(256)[:, None]).astype(jnp.uint8)
+    return jnp.take_along_axis(table, pixels.astype(jnp.int32), axis=0).reshape(image.shape)
 
 
 def _histogram(pixels: UInt8[Array, "N 3"]) -> Int[Array, "256 3"]:
-    """How often each value occurs; a product of one-hot digits to base 16 counts the pairs."""
-    digits = jnp.arange(16)
-    upper = (pixels[..., None] >> 4 == digits).astype(jnp.bfloat16)
-    lower = (pixels[..., None] & 15 == digits).astype(jnp.bfloat16)
-    # Ones and zeros are exact in bfloat16, and their sums up to 2**24 in float32.
-    pairs = jnp.einsum("ncu,ncl->ulc", upper, lower, preferred_element_type=jnp.float32)
-    return pairs.reshape(256, 3).astype(jnp.int32)
+    """How often each value occurs."""
+    return jnp.zeros((256, 3), jnp.int32).at[pixels.astype(jnp.int32), jnp.arange(3)].add(1)
 
 
 @functools.cache
@@ -292,27 +345,23 @@ def _autocontrast_rounding() -> UInt8[np.ndarray, "256 256 32"]:
     return np.packbits(valid & (pillow < wanted), axis=-1)
 
 
-def _color(image: UInt8[Array, "H W 3"], factor: Float[Array, ""]) -> UInt8[Array, "H W 3"]:
-    return _blend(_gray(image)[..., None], image, factor).astype(jnp.uint8)
-
-
-def _sharpness(image: UInt8[Array, "H W 3"], factor: Float[Array, ""]) -> UInt8[Array, "H W 3"]:
+def _sharpness(op: Op, image: UInt8[Array, "H W 3"]) -> UInt8[Array, "H W 3"]:
     """Blends with Pillow's SMOOTH filter, which leaves the border pixels alone."""
     H, W, _ = image.shape
     wide = image.astype(jnp.int32)
     around = sum(wide[1 + i : H - 1 + i, 1 + j : W - 1 + j] for i in (-1, 0, 1) for j in (-1, 0, 1))
     weighted = around + 4 * wide[1:-1, 1:-1]  # 13 in all
     smooth = wide.at[1:-1, 1:-1].set((2 * weighted + 13) // 26)
-    return _blend(smooth, image, factor).astype(jnp.uint8)
+    return _blend(smooth, image, op.argument).astype(jnp.uint8)
 
 
-def _gray(image: UInt8[Array, "H W 3"]) -> Int[Array, "H W"]:
+def _gray(image: UInt8[Array, "*B H W 3"]) -> Int[Array, "*B H W"]:
     """Pillow's luma."""
     red, green, blue = jnp.moveaxis(image.astype(jnp.int32), -1, 0)
     return (19595 * red + 38470 * green + 7471 * blue + 32768) >> 16
 
 
-def _blend(first: Array | int, second: Array, factor: Float[Array, ""]) -> Int[Array, "..."]:
+def _blend(first: Array | int, second: Array, factor: Array) -> Int[Array, "..."]:
     """Pillow's blend: from `first` at factor 0 to `second` at 1 and beyond, cut off below."""
     a, b = jnp.asarray(first, jnp.float32), second.astype(jnp.float32)
     return jnp.clip(a + factor * (b - a), 0, 255).astype(jnp.int32)

@@ -1,4 +1,4 @@
-"""How fast one core reads, decodes and crops a data set's images, and how fast the loader is."""
+"""How fast one core makes images ready for the device, and how fast the loader is."""
 
 import dataclasses
 import time
@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from vig_jax.config import DataConfig
-from vig_jax.data import transforms
+from vig_jax.data import resize, transforms
 from vig_jax.data.inspection import spread
 from vig_jax.data.loader import train_batches
 from vig_jax.data.source import Source
@@ -28,21 +29,23 @@ def host_stages(source: Source, data: DataConfig, images: int) -> dict[str, dict
         For "read", "decode", "crop and resize" and "all": CPU milliseconds per image, of the best
         round ("best") and of the middle one ("median").
     """
+    if data.resize != "pillow":
+        resize.why_not()  # compiles, now
     indices = np.random.default_rng(0).permutation(spread(len(source), images)).tolist()
     files = [source[index]["image"] for index in indices]
-    decoded = [transforms.decode(file) for file in files]
+    decoded = [transforms.load(file, data) for file in files]
 
     def crop(image: Any, number: int) -> Any:
         return transforms.train_image(image, data, np.random.default_rng(number))
 
     stages: dict[str, Callable[[int], Any]] = {
         "read": lambda i: source[indices[i]],
-        "decode": lambda i: transforms.decode(files[i]),
+        "decode": lambda i: transforms.load(files[i], data),
         "crop and resize": lambda i: crop(decoded[i], i),
-        "all": lambda i: crop(transforms.decode(source[indices[i]]["image"]), i),
+        "all": lambda i: crop(transforms.load(source[indices[i]]["image"], data), i),
     }
     times: dict[str, list[float]] = {name: [] for name in stages}
-    for _ in range(_ROUNDS):
+    for _ in tqdm(range(_ROUNDS), "host", unit="round", disable=None, leave=False):
         for name, stage in stages.items():
             begun = time.process_time()
             for number in range(len(indices)):
@@ -67,7 +70,9 @@ def loader_speed(source: Source, data: DataConfig, batch_size: int, seconds: flo
         for _ in range(2 * max(1, data.workers)):  # what was ready before the clock started
             next(batches)
         begun, count = time.monotonic(), 0
-        while (elapsed := time.monotonic() - begun) < seconds:
-            next(batches)
-            count += batch_size
+        with tqdm(desc="loader", unit="img", disable=None, leave=False) as bar:
+            while (elapsed := time.monotonic() - begun) < seconds:
+                next(batches)
+                count += batch_size
+                bar.update(batch_size)
     return count / elapsed

@@ -38,7 +38,7 @@ from vig_jax.data import shards, transforms
 from vig_jax.data.source import DataSetError, Source, Split
 from vig_jax.data.sources import FILES
 from vig_jax.data.workers import isolate
-from vig_jax.data.writers import SUFFIXES, WRITERS, Picture, class_folders
+from vig_jax.data.writers import RAW, SUFFIXES, WRITERS, Picture, class_folders
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +75,7 @@ class Options:
     seed: int = 0  # of the order
     limit: int | None = None  # images per split, the first of the order
     decode: bool = True  # False: images that are copied are not tried
+    raw: bool = False  # pixels instead of files: nothing to decode in training, and much to store
 
     def check(self) -> None:
         """Raises ValueError for settings out of range."""
@@ -89,6 +90,7 @@ class Options:
                 "4:4:4, 4:2:2 or 4:2:0",
             ),
             "seed": (0 <= self.seed < 2**32, "0 to 2**32 - 1"),
+            "raw": (not self.raw or self.to == "array_record", "false but for array_record"),
             "limit": (self.limit is None or self.limit >= 1, "at least 1"),
         }
         for name, (holds, wanted) in requirements.items():
@@ -310,16 +312,21 @@ def _picture(source: Source, index: int, options: Options) -> Picture:
     size = header.width, header.height
     extension = _EXTENSIONS.get(header.format, header.format.lower())
     short = options.resize_short
-    if short and min(size) > short:
+    reduced = 0 < short < min(size)
+    if reduced or options.raw:
         decoded = transforms.decode(image)
-        scale = short / min(size)
-        size = (
-            short if size[0] <= size[1] else round(size[0] * scale),
-            short if size[1] <= size[0] else round(size[1] * scale),
-        )
-        decoded = decoded.resize(size, Image.Resampling.BICUBIC)
-        image = _encode(decoded, "JPEG", quality=options.quality, subsampling=options.subsampling)
-        extension = "jpg"
+        if reduced:
+            scale = short / min(size)
+            size = (
+                short if size[0] <= size[1] else round(size[0] * scale),
+                short if size[1] <= size[0] else round(size[1] * scale),
+            )
+            decoded = decoded.resize(size, Image.Resampling.BICUBIC)
+        if options.raw:
+            image, extension = decoded.tobytes(), RAW
+        else:
+            settings = {"quality": options.quality, "subsampling": options.subsampling}
+            image, extension = _encode(decoded, "JPEG", **settings), "jpg"
     elif options.decode:
         transforms.decode(image)
     key = source.name_of(index)

@@ -25,7 +25,7 @@ from grain.multiprocessing import SharedMemoryArray
 from PIL import Image
 
 from vig_jax.config import DataConfig
-from vig_jax.data import transforms
+from vig_jax.data import resize, transforms
 from vig_jax.data.sources import DataSetError, Source
 from vig_jax.data.workers import cpu_count, isolate
 
@@ -189,7 +189,7 @@ class _TrainBatches:
         start = step_in_epoch * self.batch_size + first
         batch = _empty_batch(rows, self.data.image_size)
         for row, drawn in enumerate(order[start : start + rows].tolist()):
-            index, image, label = _next_decodable(self.source, drawn)
+            index, image, label = _next_decodable(self.source, drawn, self.data)
             position = step * self.batch_size + first + row
             rng = _generator(self.seed, _AUGMENT, position)
             batch["image"][row] = transforms.train_image(image, self.data, rng)
@@ -219,7 +219,7 @@ class _EvalBatches:
         for row, index in enumerate(range(start, min(start + rows, len(self.source)))):
             batch["index"][row] = index
             try:
-                image, batch["label"][row] = _read(self.source, index)
+                image, batch["label"][row] = _read(self.source, index, self.data)
             except transforms.UndecodableImageError:
                 batch["bad"][row] = index
                 continue
@@ -247,20 +247,22 @@ def _epoch_order(seed: int, epoch: int, length: int) -> np.ndarray:
     return _generator(seed, _SHUFFLE, epoch).permutation(length)
 
 
-def _read(source: Source, index: int) -> tuple[Image.Image, int]:
+def _read(source: Source, index: int, data: DataConfig) -> tuple[Image.Image | np.ndarray, int]:
     try:
         example = source[index]
     except OSError as error:
         raise transforms.UndecodableImageError(f"{type(error).__name__}: {error}") from error
-    return transforms.decode(example["image"]), example["label"]
+    return transforms.load(example["image"], data), example["label"]
 
 
-def _next_decodable(source: Source, drawn: int) -> tuple[int, Image.Image, int]:
+def _next_decodable(
+    source: Source, drawn: int, data: DataConfig
+) -> tuple[int, Image.Image | np.ndarray, int]:
     """The first of `drawn`, drawn + 1, ... (going round) that can be read: index, image, label."""
     attempts = min(_LONGEST_BAD_RUN, len(source))
     for index in range(drawn, drawn + attempts):
         try:
-            return index % len(source), *_read(source, index % len(source))
+            return index % len(source), *_read(source, index % len(source), data)
         except transforms.UndecodableImageError as error:
             reason = error
     raise DataSetError(
@@ -330,7 +332,7 @@ def _start_worker(worker_index: int, worker_count: int) -> None:
 
 
 def _check(data: DataConfig, batch_size: int, process_index: int, process_count: int) -> None:
-    """Raises ValueError for settings that no batch can be made with."""
+    """Raises ValueError, or DataSetError, for settings that no batch can be made with."""
     if batch_size < 1 or batch_size % process_count:
         raise ValueError(
             f"config.train.batch_size={batch_size} must be a multiple of the "
@@ -351,3 +353,6 @@ def _check(data: DataConfig, batch_size: int, process_index: int, process_count:
     for name, (holds, wanted) in requirements.items():
         if not holds:
             raise ValueError(f"config.data.{name}={getattr(data, name)} must be {wanted}")
+    # Here, before workers are started: they find the compiled kernel in the cache.
+    if data.resize != "pillow" and (reason := resize.why_not()) and data.resize == "numba":
+        raise DataSetError(f"config.data.resize=numba, but {reason}; or set it to auto")

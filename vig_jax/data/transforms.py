@@ -14,6 +14,8 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from vig_jax.config import DataConfig
+from vig_jax.data import resize
+from vig_jax.data.jpeg import decode_jpeg
 
 # What Pillow may take a file for. Others are no photographs, and some (EPS) start a program.
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
@@ -40,10 +42,7 @@ def decode(image: bytes | np.ndarray) -> Image.Image:
         ValueError: an array that is not uint8 [H, W, 3].
     """
     if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise ValueError(
-                f"an image array must be uint8 [H, W, 3]; this is {image.dtype} {image.shape}"
-            )
+        _check_array(image)
         return Image.fromarray(image)
     try:
         opened = Image.open(io.BytesIO(image), formats=_FORMATS)
@@ -52,6 +51,37 @@ def decode(image: bytes | np.ndarray) -> Image.Image:
     # Pillow's readers raise OSError, SyntaxError, ValueError, struct.error and more.
     except Exception as error:
         raise UndecodableImageError(f"{type(error).__name__}: {error}") from error
+
+
+def load(image: bytes | np.ndarray, data: DataConfig) -> Image.Image | UInt8[np.ndarray, "H W 3"]:
+    """Decodes for `train_image` and `eval_image`.
+
+    Args:
+        image: as for `decode`.
+        data: `resize` says whether the fast kernel may be used.
+
+    Returns:
+        The pixels that `decode` gives: for the kernel as an array, which need not be writable, and
+        for Pillow as its own image.
+
+    Raises:
+        UndecodableImageError: as `decode` does.
+        ValueError: as `decode` does.
+    """
+    if data.resize == "pillow" or resize.why_not():
+        return decode(image)
+    if isinstance(image, np.ndarray):
+        _check_array(image)
+        return image
+    pixels = decode_jpeg(image)
+    return np.asarray(decode(image)) if pixels is None else pixels
+
+
+def _check_array(image: np.ndarray) -> None:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(
+            f"an image array must be uint8 [H, W, 3]; this is {image.dtype} {image.shape}"
+        )
 
 
 class Header(NamedTuple):
@@ -91,12 +121,12 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def train_image(
-    image: Image.Image, data: DataConfig, rng: np.random.Generator
+    image: Image.Image | UInt8[np.ndarray, "H W 3"], data: DataConfig, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "S S 3"]:
     """Random crop by `data.crop`, then a horizontal flip with probability `data.hflip`.
 
     Args:
-        image: RGB, any size.
+        image: RGB, any size; an array is resized by `vig_jax.data.resize`.
         data: S is `data.image_size`.
         rng: consumed by the crop and the flip.
 
@@ -104,6 +134,12 @@ def train_image(
         The augmented image.
     """
     side = data.image_size
+    if isinstance(image, np.ndarray):
+        if data.crop == "random_resized":
+            height, width, _ = image.shape
+            box = random_resized_crop_box(width, height, data.crop_scale, data.crop_ratio, rng)
+            return resize.resize_box(image, box, side, side, flip=rng.random() < data.hflip)
+        image = Image.fromarray(image)
     if data.crop == "random_resized":
         box = random_resized_crop_box(
             image.width, image.height, data.crop_scale, data.crop_ratio, rng
@@ -121,13 +157,15 @@ def train_image(
     return np.asarray(image)
 
 
-def eval_image(image: Image.Image, data: DataConfig) -> UInt8[np.ndarray, "S S 3"]:
+def eval_image(
+    image: Image.Image | UInt8[np.ndarray, "H W 3"], data: DataConfig
+) -> UInt8[np.ndarray, "S S 3"]:
     """Resizes the shorter side to `int(image_size / crop_pct)` and takes the middle square.
 
     An image whose shorter side is right already is not resampled.
 
     Args:
-        image: RGB, any size.
+        image: RGB, any size; an array is resized by `vig_jax.data.resize`.
         data: S is `data.image_size`.
 
     Returns:
@@ -135,7 +173,7 @@ def eval_image(image: Image.Image, data: DataConfig) -> UInt8[np.ndarray, "S S 3
     """
     side = data.image_size
     short = int(side / data.crop_pct)
-    width, height = image.size
+    width, height = image.shape[1::-1] if isinstance(image, np.ndarray) else image.size
     if width <= height:
         new_width, new_height = short, int(short * height / width)
     else:
@@ -144,9 +182,13 @@ def eval_image(image: Image.Image, data: DataConfig) -> UInt8[np.ndarray, "S S 3
     top = round((new_height - side) / 2)
     if max(new_width, new_height) > _LONGEST_RESIZE * short:
         # A strip of 1 x 10,000 pixels would become gigabytes. Same result, but for rounding.
+        image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
         x, y = width / new_width, height / new_height
         box = (left * x, top * y, (left + side) * x, (top + side) * y)
         return np.asarray(image.resize((side, side), Image.Resampling.BICUBIC, box=box))
+    if isinstance(image, np.ndarray):
+        resized = resize.resize_box(image, (0, 0, width, height), new_width, new_height)
+        return resized[top : top + side, left : left + side]
     image = _resize(image, new_width, new_height)
     return np.asarray(image.crop((left, top, left + side, top + side)))
 

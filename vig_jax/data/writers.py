@@ -13,6 +13,7 @@ from array_record.python import array_record_module
 
 from vig_jax.data import array_record, parquet, tar
 
+RAW = "raw"  # the extension of pixels
 _ROWS_PER_GROUP = 32  # of a parquet file: reading one image reads so many
 
 
@@ -20,7 +21,7 @@ _ROWS_PER_GROUP = 32  # of a parquet file: reading one image reads so many
 class Picture:
     """An image on its way to a shard."""
 
-    image: bytes  # contents of an image file
+    image: bytes  # contents of an image file, or pixels (extension "raw", ArrayRecord only)
     label: int
     number: int  # its position in the source
     key: str  # its name in the source
@@ -40,7 +41,10 @@ class ShardWriter(Protocol):
 
 
 class ArrayRecordWriter:
-    """Records as `vig_jax.data.array_record` reads them; JPEGs would not compress further."""
+    """Records as `vig_jax.data.array_record` reads them; JPEGs would not compress further.
+
+    Pixels would, but reading them is to cost no more than copying.
+    """
 
     def __init__(self, path: Path, class_names: Sequence[str]):
         del class_names
@@ -48,7 +52,8 @@ class ArrayRecordWriter:
 
     def add(self, picture: Picture) -> None:
         size = picture.width, picture.height
-        self._writer.write(array_record.pack(picture.image, picture.label, picture.key, size))
+        raw = picture.extension == RAW
+        self._writer.write(array_record.pack(picture.image, picture.label, picture.key, size, raw))
 
     def close(self) -> None:
         self._writer.close()

@@ -47,6 +47,7 @@ FREE_KEYS = (
     "data.path",
     "data.workers",
     "data.prefetch",
+    "data.resize",
     "data.max_bad_images",
     "train.log_every_steps",
     "train.eval_every_epochs",
