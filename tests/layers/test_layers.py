@@ -6,10 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vig_jax.layers.locality import DepthwiseConv, _grouped_conv, _shifted_sum
+from vig_jax.layers.linear import conv
+from vig_jax.layers.locality import DepthwiseConv
 from vig_jax.layers.mlp import SwiGLU
-from vig_jax.layers.norm import RMSNorm
+from vig_jax.layers.norm import Residual, layer_norm, rms_norm
 from vig_jax.layers.pos_embed import bicubic_matrix, resize_pos_embed
+from vig_jax.layers.stem import PatchConv
 
 
 def normal(shape, seed=0):
@@ -17,34 +19,61 @@ def normal(shape, seed=0):
 
 
 def test_rms_norm():
-    x, scale = normal((2, 3, 8)), normal((8,), 1)
+    x, scale = normal((2, 3, 4, 8)), normal((8,), 1)
     expected = x / np.sqrt((x.astype(np.float64) ** 2).mean(-1, keepdims=True) + 1e-6) * scale
-    actual = RMSNorm().apply({"params": {"scale": scale}}, jnp.asarray(x))
+    same, actual = rms_norm(jnp.float32).apply({"params": {"scale": scale}}, Residual(jnp.array(x)))
+    np.testing.assert_array_equal(same, x)
     chex.assert_trees_all_close(actual, expected.astype(np.float32), rtol=1e-5)
 
 
 def test_rms_norm_of_tiny_bfloat16_values_uses_float32_statistics():
-    x = jnp.full((1, 8), 1e-9, jnp.bfloat16)
-    actual = RMSNorm().apply({"params": {"scale": jnp.ones(8)}}, x)
+    x = jnp.full((1, 1, 1, 8), 1e-9, jnp.bfloat16)
+    _, actual = rms_norm(jnp.float32).apply({"params": {"scale": jnp.ones(8)}}, Residual(x))
     assert actual.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.asarray(actual, np.float32), 1e-6, rtol=1e-2)
 
 
+@pytest.mark.parametrize("keep", [None, (0.0, 2.0)])
+def test_layer_norm_adds_the_branch_first(keep):
+    x, branch = normal((2, 3, 4, 8)), normal((2, 3, 4, 8), 1)
+    total = x + branch * (1 if keep is None else np.reshape(keep, (2, 1, 1, 1)))
+    centred = total - total.mean(-1, keepdims=True)
+    expected = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
+    factors = None if keep is None else jnp.asarray(keep)
+    stream = Residual(jnp.asarray(x), jnp.asarray(branch), factors)
+    variables = {"params": {"scale": jnp.ones(8), "bias": jnp.zeros(8)}}
+    added, actual = layer_norm(jnp.float32).apply(variables, stream)
+    np.testing.assert_allclose(added, total, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(stream.total(), total, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("activation", [None, "silu"])
 @pytest.mark.parametrize("size", [(4, 6), (1, 1), (1, 5), (2, 2)])
-def test_depthwise_conv_in_both_forms(size):
+def test_depthwise_conv(size, activation):
     x, kernel = normal((2, *size, 5)), normal((3, 3, 1, 5), 1)
     padded = np.pad(x.astype(np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
     expected = np.zeros(x.shape)
     for i, j in np.ndindex(3, 3):
         expected += padded[:, i : i + size[0], j : j + size[1]] * kernel[i, j, 0]
-    layer = DepthwiseConv()
-    x, kernel = jnp.asarray(x), jnp.asarray(kernel)
-    for actual in (
-        layer.apply({"params": {"kernel": kernel}}, x),
-        _shifted_sum(x, kernel),
-        _grouped_conv(x, kernel),
-    ):
-        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+    if activation:
+        expected = expected / (1 + np.exp(-expected))
+    layer = DepthwiseConv(activation)
+    actual = layer.apply({"params": {"kernel": jnp.asarray(kernel)}}, jnp.asarray(x))
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("stride", [8, 2])
+@pytest.mark.parametrize("size", [(32, 48), (7, 31), (33, 9)])
+def test_patch_conv_is_a_convolution(size, stride):
+    x = jnp.asarray(normal((2, *size, 3)))
+    expected_layer = conv(8, 3, stride + 1, stride, None, jnp.float32)
+    expected_variables = expected_layer.init(jax.random.key(0), x)
+    layer = PatchConv(8, stride)
+    variables = layer.init(jax.random.key(0), x)
+    chex.assert_trees_all_equal(variables, expected_variables)
+    expected = expected_layer.apply(variables, x)
+    np.testing.assert_allclose(layer.apply(variables, x), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_swiglu():

@@ -87,7 +87,7 @@ class GatedLinearAttention(nn.Module):
         )
         return self.o_proj(z).reshape(x.shape)
 
-    def _linear(self, x: Float[Array, "B T X"], *kernels: Float[Array, "X Y"]) -> Array:
+    def _linear(self, x: Float[Array, "B T X"], *kernels: Float[Array, "X _"]) -> Array:
         """One product for all kernels, their columns side by side."""
         kernel = kernels[0] if len(kernels) == 1 else jnp.concatenate(kernels, axis=1)
         x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
