@@ -11,9 +11,10 @@ from kernels_pallas.common import pallas_compat
 from kernels_pallas.gla.pallas_triton_chunk import (
     Chunk,
     Columns,
+    Gates,
     Geometry,
     Place,
-    Views,
+    View,
     arrays_of,
     chunk_number,
     chunk_state_index,
@@ -21,7 +22,7 @@ from kernels_pallas.gla.pallas_triton_chunk import (
     dot,
     exact_gradients,
     exact_scores,
-    gate_bias,
+    gate_weights,
     geometry_of,
     locate,
     log_decay_sums,
@@ -64,7 +65,7 @@ def _walk_back(
     before = scanned_before(geometry.chunk, reverse, itself=False)
     not_before = scanned_before(geometry.chunk, not reverse, itself=True)
     operand = geometry.operand
-    bias = gate_bias(geometry, place, log_decay_ref, interpreting=interpreting)
+    weights = gate_weights(geometry, place, log_decay_ref, interpreting=interpreting)
 
     def step(n, carry):
         grad_state, least = carry
@@ -74,7 +75,7 @@ def _walk_back(
         k = chunk.read(k_ref, "K").astype(jnp.float32)
         v = chunk.read(v_ref, "V")
         grad_out = chunk.read(grad_out_ref, "V")
-        log_decays = chunk.read_log_decays(log_decay_ref, bias)
+        log_decays = chunk.read_log_decays(log_decay_ref, weights)
         state = kept(number)  # [K, V] before the chunk
         grad_chunk = Chunk(geometry, grad_place, number, interpreting)
         if add:  # early: it takes long
@@ -151,8 +152,8 @@ def _walk_back(
 def _backward_kernel(
     *refs: Any,
     geometry: Geometry,
-    views: Views,
-    grad_views: Views,
+    views: tuple[View, ...],
+    grad_views: tuple[View, ...],
     batch: int,
     directions: tuple[bool, ...],
     apart: bool,
@@ -302,7 +303,7 @@ def backward(
         _backward_kernel,
         geometry=geometry,
         views=views,
-        grad_views=tuple((i, None, None) for i in range(3 * copies + len(directions))),
+        grad_views=tuple(range(3 * copies + len(directions))),
         batch=spec.batch,
         directions=directions,
         apart=apart,
@@ -336,34 +337,35 @@ def backward_into(
     q: Columns,
     k: Columns,
     v: Columns,
-    log_decays: Sequence[Columns],
+    log_decays: Sequence[Gates],
     grad_out: Any,
     states: Any,
     final: Any,
     into: Any,
 ) -> tuple[Any, Any]:
-    """Runs the backward kernel of both directions where the inputs are columns of two arrays.
+    """Runs the backward kernel of both directions where all inputs are columns of one array.
 
     Args:
         spec: The call; a program holds all values of a head.
         launch: Its tiling, both directions in one program.
         q: Columns of an array [B, T, E].
-        k: The same, of the same array.
-        v: The same, of the same array.
-        log_decays: Columns of another array [B, T, F], per direction.
+        k: The same.
+        v: The same.
+        log_decays: Gates that read their features there, with one kernel [rank, F], per direction.
         grad_out: Gradient of the output [B, T, H, V].
         states: States before each chunk, as the forward kernel keeps them.
         final: Gradients of the states at the end of segments, or None.
         into: [B, T, E], consumed: gradients are written into its columns of the same places.
 
     Returns:
-        `into` with the columns of q, k and v written, and the gradient [B, T, F] of the gates.
+        `into` with the columns of q, k and v written, and the gradient [B, T, F] of the logits.
     """
     geometry = geometry_of(spec, launch)
     if geometry.value_blocks > 1 or launch.apart:
         raise ValueError(f"one program must hold a head's values and both directions: {launch}")
     arrays, views = arrays_of([q, k, v, grad_out, *log_decays])
-    places = [(0, x.start, None) for x in (q, k, v)] + [(1, x.start, None) for x in log_decays]
+    places = [Columns(0, x.start) for x in (q, k, v)]
+    places += [Columns(1, gates.column) for gates in log_decays]
     kernel = functools.partial(
         _backward_kernel,
         geometry=geometry,
@@ -378,7 +380,7 @@ def backward_into(
     )
     inputs = [*arrays, states, *(() if final is None else (final,))]
     programs = spec.batch * spec.heads * launch.segments
-    decays = log_decays[0].array
-    outs = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (into, decays)]
+    logits = (*into.shape[:2], log_decays[0].kernel.shape[1])
+    outs = [jax.ShapeDtypeStruct(shape, into.dtype) for shape in (into.shape, logits)]
     grads = run_both_passes(kernel, "gla_backward", launch, programs, inputs, outs, into=[into])
     return grads[0], grads[1]

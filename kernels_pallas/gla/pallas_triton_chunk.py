@@ -30,52 +30,66 @@ class Columns(NamedTuple):
     """Columns of an array, or of a reference to one, [B, T, E]: head by head, from `start` on.
 
     Stands for an array [B, T, H, K or V]; kernels read and write such columns in place.
-
-    Attributes:
-        array: The array, or the reference.
-        start: The first column.
-        bias: [E], to be added to gates where they are read, or None.
     """
 
     array: Any
     start: int
-    bias: Any = None
 
 
-Operand = Any  # an array [B, T, H, K or V], or Columns
-# Of each operand the number of its array, where its columns start, and the number of its bias.
-Views = tuple[tuple[int, int | None, int | None], ...]
+class Gates(NamedTuple):
+    """Logits of decay gates [B, T, H, K], made where they are read: features times kernel + bias.
+
+    Attributes:
+        array: [B, T, E]; `rank` columns of it, from `start` on, are the features.
+        start: See there.
+        rank: See there.
+        kernel: [rank, F], of which the gates take the columns from `column` on, head by head.
+        bias: [F], the same.
+        column: See there.
+    """
+
+    array: Any
+    start: int
+    rank: int
+    kernel: Any
+    bias: Any
+    column: int
 
 
-def arrays_of(operands: Sequence[Operand]) -> tuple[list[Any], Views]:
+Operand = Any  # an array [B, T, H, K or V], Columns, or Gates for log-decays
+View = Any  # an operand with numbers in the place of its arrays
+_ARRAYS = {Columns: ("array",), Gates: ("array", "kernel", "bias")}
+
+
+def arrays_of(operands: Sequence[Operand]) -> tuple[list[Any], tuple[View, ...]]:
     """The distinct arrays behind some operands, and how to find the operands in them."""
     arrays: list[Any] = []
 
-    def number(array: Any) -> int | None:
-        if array is None:
-            return None
+    def number(array: Any) -> int:
         if all(array is not known for known in arrays):
             arrays.append(array)
         return next(i for i, known in enumerate(arrays) if known is array)
 
-    views = []
-    for operand in operands:
-        array, start, bias = operand if isinstance(operand, Columns) else (operand, None, None)
-        views.append((number(array), start, number(bias)))
-    return arrays, tuple(views)
+    return arrays, tuple(_with_arrays(number, operand) for operand in operands)
 
 
-def operands_of(refs: Sequence[Any], views: Views) -> list[Operand]:
+def operands_of(refs: Sequence[Any], views: Sequence[View]) -> list[Operand]:
     """The operands that `arrays_of` took apart, in terms of references to the arrays."""
-    return [
-        refs[i] if start is None else Columns(refs[i], start, None if bias is None else refs[bias])
-        for i, start, bias in views
-    ]
+    return [_with_arrays(lambda number: refs[number], view) for view in views]
 
 
-def count_arrays(views: Views) -> int:
+def count_arrays(views: Sequence[View]) -> int:
     """How many arrays some operands have."""
-    return 1 + max(number for i, _, bias in views for number in (i, bias) if number is not None)
+    numbers: list[int] = []
+    for view in views:
+        _with_arrays(numbers.append, view)
+    return 1 + max(numbers)
+
+
+def _with_arrays(change: Callable[[Any], Any], operand: Operand) -> Operand:
+    if type(operand) not in _ARRAYS:
+        return change(operand)
+    return operand._replace(**{x: change(getattr(operand, x)) for x in _ARRAYS[type(operand)]})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -278,6 +292,7 @@ class Chunk:
         inside = None
         if geometry.tokens % (geometry.chunk * geometry.segments):
             inside = self._rows < geometry.tokens
+        self._inside = inside
         self._columns = {"K": (keys, geometry.key_width), "V": (values, geometry.value_width)}
         self._mask = {}
         for axis, (columns, width) in self._columns.items():
@@ -307,25 +322,31 @@ class Chunk:
         ref, index, mask = self._at(operand, axis)
         pallas_compat.store(ref, index, value, mask, interpreting=self._interpreting)
 
-    def read_log_decays(self, operand: Operand, bias: Any) -> LogDecays:
-        """The log-decays, or what the gates, with `gate_bias`, make of them.
+    def read_log_decays(self, operand: Operand, weights: Any) -> LogDecays:
+        """The log-decays, or what the gates, with `gate_weights`, make of them.
 
-        Outside the array there is no decay, or that of a gate of zero: as keys and values are zero
+        Outside the array there is no decay, or that of the gates' bias: as keys and values are zero
         there and no token's state is asked for, it makes no difference.
         """
-        values = self.read(operand, "K")
-        normalizer = self._geometry.gate_normalizer
-        if normalizer is None:
+        if not isinstance(operand, Gates):
+            values = self.read(operand, "K")
             lowest = jnp.array(LOWEST_LOG_DECAY, values.dtype)
             return LogDecays(jnp.maximum(values, lowest), LOG2_E)
+        features = jnp.arange(weights.kernel.shape[0])[None, :]
+        mask = None if self._inside is None else self._inside
+        if operand.rank != features.shape[1]:
+            mask = features < operand.rank if mask is None else mask & (features < operand.rank)
+        if mask is not None:
+            mask = jnp.broadcast_to(mask, (self._geometry.chunk, features.shape[1]))
+        index = (self._place.image, self._rows, operand.start + features)
+        x = pallas_compat.load(operand.array, index, mask, interpreting=self._interpreting)
         # log2(sigmoid(x)), without overflow
-        gates = values.astype(jnp.float32) * LOG2_E
-        if bias is not None:
-            gates = gates + bias
+        gates = dot(self._geometry, x, weights.kernel) * LOG2_E + weights.bias
         small = pallas_compat.exp2(-jnp.abs(gates), interpreting=self._interpreting)
         values = jnp.minimum(gates, 0.0) - pallas_compat.log2(
             1.0 + small, interpreting=self._interpreting
         )
+        normalizer = self._geometry.gate_normalizer
         return LogDecays(jnp.maximum(values, LOWEST_LOG2_SIGMOID), 1 / normalizer)
 
     def gate_gradient(self, log_decays: LogDecays, grad: Any) -> Any:
@@ -336,15 +357,31 @@ class Chunk:
         return grad * ((1.0 - sigmoid) * log_decays.unit)
 
 
-def gate_bias(geometry: Geometry, place: Place, operand: Operand, *, interpreting: bool) -> Any:
-    """The bias of a head's gates [1, K] as a power of two, or None; read once for all chunks."""
-    if not isinstance(operand, Columns) or operand.bias is None:
+class GateWeights(NamedTuple):
+    """What makes a head's gates of features: kernel [rank, K], and bias [1, K] times log2(e)."""
+
+    kernel: Any
+    bias: Any
+
+
+def gate_weights(
+    geometry: Geometry, place: Place, operand: Operand, *, interpreting: bool
+) -> GateWeights | None:
+    """A head's weights, read once for all chunks; None for log-decays as they are."""
+    if not isinstance(operand, Gates):
         return None
+    load = functools.partial(pallas_compat.load, interpreting=interpreting)
+    rank = max(16, _power_of_two(operand.rank))
+    features = jnp.arange(rank)[:, None]
     keys = jnp.arange(geometry.key_block)[None, :]
-    index = (operand.start + place.head * geometry.key_width + keys,)
-    mask = keys < geometry.key_width if geometry.key_width != geometry.key_block else None
-    bias = pallas_compat.load(operand.bias, index, mask, interpreting=interpreting)
-    return bias.astype(jnp.float32) * LOG2_E
+    columns = operand.column + place.head * geometry.key_width + keys
+    padded = geometry.key_width != geometry.key_block
+    mask = None
+    if padded or rank != operand.rank:
+        mask = (features < operand.rank) & (keys < geometry.key_width)
+    kernel = load(operand.kernel, (features, columns), mask)
+    bias = load(operand.bias, (columns,), keys < geometry.key_width if padded else None)
+    return GateWeights(kernel, bias.astype(jnp.float32) * LOG2_E)
 
 
 def chunk_number(geometry: Geometry, place: Place, step: Any, reverse: bool) -> Any:
@@ -389,7 +426,7 @@ def state_step(
     geometry: Geometry,
     chunk: Chunk,
     refs: tuple[Any, Any, Any],
-    bias: Any,
+    weights: GateWeights | None,
     state: Any,
     *,
     reverse: bool,
@@ -406,7 +443,7 @@ def state_step(
     k_ref, v_ref, log_decay_ref = refs
     k = chunk.read(k_ref, "K").astype(jnp.float32)
     v = chunk.read(v_ref, "V")
-    log_decays = chunk.read_log_decays(log_decay_ref, bias)
+    log_decays = chunk.read_log_decays(log_decay_ref, weights)
     if gradient:
         picked = scanned_before(geometry.chunk, reverse, itself=True)
         k = k * geometry.scale

@@ -13,14 +13,14 @@ from kernels_pallas.gla.pallas_triton_chunk import (
     Geometry,
     Operand,
     Place,
-    Views,
+    View,
     arrays_of,
     chunk_number,
     chunk_state_index,
     count_arrays,
     dot,
     exact_scores,
-    gate_bias,
+    gate_weights,
     geometry_of,
     locate,
     log_decay_sums,
@@ -59,7 +59,7 @@ def _scan(
     exp2 = functools.partial(pallas_compat.exp2, interpreting=interpreting)
     q_ref, k_ref, v_ref, log_decay_ref = refs
     causal = scanned_before(geometry.chunk, reverse, itself=True)
-    bias = gate_bias(geometry, place, log_decay_ref, interpreting=interpreting)
+    weights = gate_weights(geometry, place, log_decay_ref, interpreting=interpreting)
 
     def step(n, carry):
         state, least = carry
@@ -68,7 +68,7 @@ def _scan(
         q = chunk.read(q_ref, "K").astype(jnp.float32)
         k = chunk.read(k_ref, "K").astype(jnp.float32)
         v = chunk.read(v_ref, "V")
-        log_decays = chunk.read_log_decays(log_decay_ref, bias)
+        log_decays = chunk.read_log_decays(log_decay_ref, weights)
         if add:  # early: it takes long
             so_far = chunk.read(out_ref, "V")
         through = log_decay_sums(geometry, causal, log_decays)  # [C, K]
@@ -101,7 +101,7 @@ def _scan(
 def _forward_kernel(
     *refs: Any,
     geometry: Geometry,
-    views: Views,
+    views: tuple[View, ...],
     directions: tuple[bool, ...],
     apart: bool,
     has_initial: bool,
@@ -258,7 +258,7 @@ def forward(
 def _states_kernel(
     *refs: Any,
     geometry: Geometry,
-    views: Views,
+    views: tuple[View, ...],
     directions: tuple[bool, ...],
     gradient: bool,
     interpreting: bool,
@@ -279,7 +279,7 @@ def _states_kernel(
 
     def run(number: int) -> None:
         reverse = directions[number]
-        bias = gate_bias(geometry, place, log_decay_refs[number], interpreting=interpreting)
+        weights = gate_weights(geometry, place, log_decay_refs[number], interpreting=interpreting)
 
         def step(n, carry):
             state, total = carry
@@ -288,7 +288,7 @@ def _states_kernel(
                 geometry,
                 Chunk(geometry, place, chunk_at, interpreting),
                 (k_ref, v_ref, log_decay_refs[number]),
-                bias,
+                weights,
                 state,
                 reverse=reverse,
                 gradient=gradient,

@@ -31,9 +31,9 @@ _DTYPES = ("float32", "bfloat16", "float64")
 
 def vig_mixer(
     projected: Float[Array, "B T E"],
-    decay_logits: Float[Array, "B T D"],
     local: Float[Array, "B T D"],
     gate_bias: Float[Array, " D"],
+    decay_kernel: Float[Array, "R D"],
     decay_bias: Float[Array, " D"],
     scan_scale: Float[Array, " V"],
     local_scale: Float[Array, " V"],
@@ -48,21 +48,22 @@ def vig_mixer(
     """Bidirectional gated linear attention, blended with the local map it was projected from.
 
     `projected` holds side by side, all heads of each, the queries (D/2 channels), the keys (D/2),
-    the values (D) and the logits of the blending gate (D); `decay_logits` those of the decays of
-    the forward (D/2) and of the backward scan (D/2), both without their biases. With K = D / 2H and
-    V = D / H channels per head, and logits that have their bias::
+    the values (D), the logits of the blending gate (D), and R features that the decays are made
+    from. With K = D / 2H and V = D / H channels per head::
 
+        d_fwd, d_bwd = split(features @ decay_kernel + decay_bias)
         o = bidirectional_gla(q, k, v, log_sigmoid(d_fwd) / normalizer, log_sigmoid(d_bwd) / ..)
-        z = sigmoid(gate) * rms_norm(o, scan_scale) + (1 - sigmoid(gate)) * rms_norm(local, ..)
+        g = sigmoid(gate + gate_bias)
+        z = g * rms_norm(o, scan_scale) + (1 - g) * rms_norm(local, local_scale)
 
     with norms over the channels of a head. Nothing is copied out of `projected`, and its gradient
     is made in one piece. Differentiable in every array.
 
     Args:
         projected: Linear maps of `local`; float32, bfloat16 or float64.
-        decay_logits: The same, type of `projected`.
         local: The local map, type of `projected`.
         gate_bias: Added to the blending gate's logits.
+        decay_kernel: Makes the decays' logits of the features, type of `projected`.
         decay_bias: Added to the decays' logits.
         scan_scale: Weights of the norm of the scan, shared by all heads.
         local_scale: Weights of the norm of the local map.
@@ -84,16 +85,18 @@ def vig_mixer(
     Source: "ViG: Linear-complexity Visual Sequence Learning with Gated Linear Attention", AAAI
     2025, section 3; hustvl/ViG `classification/models/vig.py`.
     """
-    if projected.ndim != 3 or 0 in projected.shape[1:] or projected.shape[2] % 3:
-        raise ValueError(f"projected must have shape [B, T, 3 D], got {projected.shape}")
-    batch, tokens, columns = projected.shape
-    width = columns // 3
+    if local.ndim != 3 or 0 in local.shape[1:]:
+        raise ValueError(f"local must have shape [B, T, D], got {local.shape}")
+    if decay_kernel.ndim != 2 or 0 in decay_kernel.shape:
+        raise ValueError(f"decay_kernel must have shape [R, D], got {decay_kernel.shape}")
+    batch, tokens, width = local.shape
+    rank = decay_kernel.shape[0]
     if heads < 1 or width % (2 * heads):
         raise ValueError(f"width {width} must be a multiple of 2 * heads ({2 * heads})")
     value_width = width // heads
     for name, array, shape in (
-        ("decay_logits", decay_logits, (batch, tokens, width)),
-        ("local", local, (batch, tokens, width)),
+        ("projected", projected, (batch, tokens, 3 * width + rank)),
+        ("decay_kernel", decay_kernel, (rank, width)),
         ("gate_bias", gate_bias, (width,)),
         ("decay_bias", decay_bias, (width,)),
         ("scan_scale", scan_scale, (value_width,)),
@@ -101,10 +104,10 @@ def vig_mixer(
     ):
         if array.shape != shape:
             raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
-    types = [x.dtype for x in (projected, decay_logits, local)]
+    types = [x.dtype for x in (projected, local, decay_kernel)]
     if types[0].name not in _DTYPES or len(set(types)) > 1:
         raise TypeError(
-            f"projected, decay_logits and local must be of one type out of {', '.join(_DTYPES)}, "
+            f"projected, local and decay_kernel must be of one type out of {', '.join(_DTYPES)}, "
             f"got {', '.join(map(str, types))}: cast"
         )
     if not 0 < gate_normalizer <= 256:
@@ -120,6 +123,7 @@ def vig_mixer(
         tokens=tokens,
         heads=heads,
         width=width,
+        rank=rank,
         dtype=jnp.dtype(projected.dtype),
         scale=float(scale),
         gate_normalizer=float(gate_normalizer),
@@ -129,7 +133,7 @@ def vig_mixer(
     return dispatch(
         "vig_mixer",
         spec,
-        (projected, decay_logits, local, gate_bias, decay_bias, scan_scale, local_scale),
+        (projected, local, gate_bias, decay_kernel, decay_bias, scan_scale, local_scale),
         implementation=implementation,
         table=_TABLE,
         order=IMPLEMENTATIONS,

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from kernels_pallas.gla import pallas_triton as gla
 from kernels_pallas.gla import pallas_triton_bwd, pallas_triton_fwd
-from kernels_pallas.gla.pallas_triton_chunk import Columns
+from kernels_pallas.gla.pallas_triton_chunk import Columns, Gates
 from kernels_pallas.gla.pallas_triton_config import Config, Launch, choose
 from kernels_pallas.vig_mixer import pallas_triton_blend
 from kernels_pallas.vig_mixer.spec import MixerSpec
@@ -31,9 +31,9 @@ def supports(spec: MixerSpec) -> str | None:
 def vig_mixer(
     spec: MixerSpec,
     projected: Float[Array, "B T E"],
-    decay_logits: Float[Array, "B T D"],
     local: Float[Array, "B T D"],
     gate_bias: Float[Array, " D"],
+    decay_kernel: Float[Array, "R D"],
     decay_bias: Float[Array, " D"],
     scan_scale: Float[Array, " V"],
     local_scale: Float[Array, " V"],
@@ -43,10 +43,8 @@ def vig_mixer(
     """See `kernels_pallas.vig_mixer.api.vig_mixer`."""
     gla.check_device()
     call = _Call(spec, config or choose(spec.scan))
-    return _mix(
-        call,
-        _Inputs(projected, decay_logits, local, gate_bias, decay_bias, scan_scale, local_scale),
-    )
+    weights = (gate_bias, decay_kernel, decay_bias, scan_scale, local_scale)
+    return _mix(call, _Inputs(projected, local, *weights))
 
 
 class _Call(NamedTuple):
@@ -60,9 +58,9 @@ class _Inputs(NamedTuple):
     """The operator's arrays."""
 
     projected: Any
-    decay_logits: Any
     local: Any
     gate_bias: Any
+    decay_kernel: Any
     decay_bias: Any
     scan_scale: Any
     local_scale: Any
@@ -82,14 +80,23 @@ class _Parts(NamedTuple):
     q: Columns
     k: Columns
     v: Columns
-    decays: tuple[Columns, Columns]
+    decays: tuple[Gates, Gates]
 
 
 def _parts(spec: MixerSpec, inputs: _Inputs) -> _Parts:
     q, k, v = (Columns(inputs.projected, spec.starts[name]) for name in ("q", "k", "v"))
-    starts = (0, spec.width // 2)
-    decays = [Columns(inputs.decay_logits, start, inputs.decay_bias) for start in starts]
-    return _Parts(q, k, v, (decays[0], decays[1]))
+    forward, backward = (
+        Gates(
+            inputs.projected,
+            spec.starts["decay"],
+            spec.rank,
+            inputs.decay_kernel,
+            inputs.decay_bias,
+            column,
+        )
+        for column in (0, spec.width // 2)
+    )
+    return _Parts(q, k, v, (forward, backward))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -157,20 +164,30 @@ def _mix_backward(call: _Call, residuals: _Residuals, grad: Any) -> tuple[_Input
         final, _ = pallas_triton_fwd.border_states(
             spec.scan, launch, _DIRECTIONS, parts.q, grad_scan, parts.decays, None, gradient=True
         )
-    grad_projected, grad_decays = pallas_triton_bwd.backward_into(
+    grad_projected, grad_logits = pallas_triton_bwd.backward_into(
         spec.scan, launch, *parts, grad_scan, states, final, grad_projected
     )
 
     def over_tokens(x: Any, like: Any) -> Any:
         return jnp.sum(x.astype(jnp.float32), axis=(0, 1)).astype(like.dtype)
 
+    dot = functools.partial(
+        jax.lax.dot_general,
+        precision=spec.scan.dot_precision,
+        preferred_element_type=jnp.float32,
+    )
+    features = inputs.projected[..., spec.starts["decay"] :]
+    grad_features = dot(grad_logits, inputs.decay_kernel, (((2,), (1,)), ((), ())))
+    grad_kernel = dot(features, grad_logits, (((0, 1), (0, 1)), ((), ())))
+    grad_gate = grad_projected[..., spec.starts["gate"] : spec.starts["decay"]]
+    columns = grad_features.astype(spec.dtype)
     return (
         _Inputs(
-            grad_projected,
-            grad_decays,
+            grad_projected.at[..., spec.starts["decay"] :].set(columns),
             grad_local,
-            over_tokens(grad_projected[..., spec.starts["gate"] :], inputs.gate_bias),
-            over_tokens(grad_decays, inputs.decay_bias),
+            over_tokens(grad_gate, inputs.gate_bias),
+            grad_kernel.astype(spec.dtype),
+            over_tokens(grad_logits, inputs.decay_bias),
             *grad_scales,
         ),
     )

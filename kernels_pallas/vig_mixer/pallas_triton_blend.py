@@ -22,7 +22,7 @@ _NUM_WARPS = 4
 
 
 class _Rows:
-    """The rows of one program in arrays [B * T * H, V] and in columns of [B * T, 3 D]."""
+    """The rows of one program in arrays [B * T * H, V] and in columns of [B * T, 3 D + R]."""
 
     def __init__(self, spec: MixerSpec, block: int, interpreting: bool):
         self._interpreting = interpreting

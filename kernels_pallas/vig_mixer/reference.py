@@ -20,17 +20,19 @@ def supports(spec: MixerSpec) -> str | None:
 def vig_mixer(
     spec: MixerSpec,
     projected: Float[Array, "B T E"],
-    decay_logits: Float[Array, "B T D"],
     local: Float[Array, "B T D"],
     gate_bias: Float[Array, " D"],
+    decay_kernel: Float[Array, "R D"],
     decay_bias: Float[Array, " D"],
     scan_scale: Float[Array, " V"],
     local_scale: Float[Array, " V"],
 ) -> Float[Array, "B T D"]:
     """See `kernels_pallas.vig_mixer.api.vig_mixer`."""
     wide = jnp.promote_types(spec.dtype, jnp.float32)
-    arrays = [x.astype(wide) for x in (projected, decay_logits, local)]
-    weights = [x.astype(wide) for x in (gate_bias, decay_bias, scan_scale, local_scale)]
+    arrays = [x.astype(wide) for x in (projected, local)]
+    weights = [
+        x.astype(wide) for x in (gate_bias, decay_kernel, decay_bias, scan_scale, local_scale)
+    ]
     return compose(spec, gla.bidirectional_gla, *arrays, *weights).astype(spec.dtype)
 
 
@@ -38,9 +40,9 @@ def compose(
     spec: MixerSpec,
     scan: Callable[..., Any],
     projected: Any,
-    decay_logits: Any,
     local: Any,
     gate_bias: Any,
+    decay_kernel: Any,
     decay_bias: Any,
     scan_scale: Any,
     local_scale: Any,
@@ -55,8 +57,11 @@ def compose(
         return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + spec.epsilon) * scale
 
     wide = jnp.promote_types(projected.dtype, jnp.float32)
-    q, k, v, gate = map(heads, jnp.split(projected, list(spec.starts.values())[1:], axis=-1))
-    decays = jax.nn.log_sigmoid(decay_logits.astype(wide) + decay_bias) / spec.gate_normalizer
+    *parts, features = jnp.split(projected, list(spec.starts.values())[1:], axis=-1)
+    q, k, v, gate = map(heads, parts)
+    precision = spec.scan.dot_precision
+    logits = jnp.dot(features, decay_kernel.astype(features.dtype), precision=precision)
+    decays = jax.nn.log_sigmoid(logits.astype(wide) + decay_bias) / spec.gate_normalizer
     decays = [heads(x) for x in jnp.split(decays, 2, axis=-1)]
     scan_spec = dataclasses.replace(
         spec.scan, gate_normalizer=None, dtype=q.dtype, decay_dtype=decays[0].dtype

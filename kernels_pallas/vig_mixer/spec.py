@@ -16,6 +16,7 @@ class MixerSpec:
         tokens: Tokens T.
         heads: Heads H.
         width: Model width D; a head has D / 2H key and D / H value channels.
+        rank: Features R that the decays' logits are made from.
         dtype: Type of `projected`, `local` and the result.
         scale: Factor on the queries.
         gate_normalizer: Log-decays are log_sigmoid(logit) / gate_normalizer.
@@ -27,6 +28,7 @@ class MixerSpec:
     tokens: int
     heads: int
     width: int
+    rank: int
     dtype: np.dtype
     scale: float
     gate_normalizer: float
@@ -40,9 +42,10 @@ class MixerSpec:
 
     @property
     def starts(self) -> dict[str, int]:
-        """The first column in `projected` [B, T, 3 D] of each of its parts."""
+        """The first column in `projected` [B, T, 3 D + R] of each of its parts."""
         half = self.width // 2
-        return dict(zip(("q", "k", "v", "gate"), (0, half, 2 * half, 4 * half), strict=True))
+        names = ("q", "k", "v", "gate", "decay")
+        return dict(zip(names, (0, half, 2 * half, 4 * half, 6 * half), strict=True))
 
     @property
     def scan(self) -> GlaSpec:

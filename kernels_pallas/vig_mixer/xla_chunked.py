@@ -15,13 +15,13 @@ def supports(spec: MixerSpec) -> str | None:
 def vig_mixer(
     spec: MixerSpec,
     projected: Float[Array, "B T E"],
-    decay_logits: Float[Array, "B T D"],
     local: Float[Array, "B T D"],
     gate_bias: Float[Array, " D"],
+    decay_kernel: Float[Array, "R D"],
     decay_bias: Float[Array, " D"],
     scan_scale: Float[Array, " V"],
     local_scale: Float[Array, " V"],
 ) -> Float[Array, "B T D"]:
     """See `kernels_pallas.vig_mixer.api.vig_mixer`."""
-    arrays = (projected, decay_logits, local, gate_bias, decay_bias, scan_scale, local_scale)
-    return compose(spec, gla.bidirectional_gla, *arrays)
+    weights = (gate_bias, decay_kernel, decay_bias, scan_scale, local_scale)
+    return compose(spec, gla.bidirectional_gla, projected, local, *weights)

@@ -55,7 +55,7 @@ class GatedLinearAttention(nn.Module):
         activation = "silu" if self.use_act_in_conv else None
         self.dwconv = DepthwiseConv(activation, *dtypes)
         self.qkv_proj = LinearWeights(2 * self.features, self.kernel_init, self.param_dtype)
-        self.gk_proj_down = dense(GATE_RANK, self.kernel_init, *dtypes)
+        self.gk_proj_down = LinearWeights(GATE_RANK, self.kernel_init, self.param_dtype)
         self.gk_proj_up = LinearWeights(self.features, self.kernel_init, self.param_dtype, True)
         self.g_proj = LinearWeights(self.features, self.kernel_init, self.param_dtype, True)
         self.g_norm = HeadScale(self.param_dtype)
@@ -74,24 +74,21 @@ class GatedLinearAttention(nn.Module):
             activation="silu" if self.use_out_act else None,
             implementation=self.gla_implementation,
         )
-        gate_kernel, gate_bias = self.g_proj(self.features)
+        (qkv,), (down,) = self.qkv_proj(self.features), self.gk_proj_down(self.features)
+        gate, gate_bias = self.g_proj(self.features)
         decay_kernel, decay_bias = self.gk_proj_up(GATE_RANK)
-        z = over_batch(mixer, replicated=4)(
-            self._linear(s, *self.qkv_proj(self.features), gate_kernel),
-            self._linear(self.gk_proj_down(s), decay_kernel),
+        merged = jnp.concatenate([qkv, gate, down], axis=1)
+        s, merged, decay_kernel = nn.dtypes.promote_dtype(s, merged, decay_kernel, dtype=self.dtype)
+        z = over_batch(mixer, replicated=5)(
+            jnp.dot(s, merged, precision=precision(self.dtype)),
             s,
             gate_bias,
+            decay_kernel,
             decay_bias,
             self.g_norm(value_width),
             self.l_norm(value_width),
         )
         return self.o_proj(z).reshape(x.shape)
-
-    def _linear(self, x: Float[Array, "B T X"], *kernels: Float[Array, "X _"]) -> Array:
-        """One product for all kernels, their columns side by side."""
-        kernel = kernels[0] if len(kernels) == 1 else jnp.concatenate(kernels, axis=1)
-        x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
-        return jnp.dot(x, kernel, precision=precision(self.dtype))
 
 
 class HeadScale(nn.Module):
