@@ -3,7 +3,9 @@
 import functools
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from kernels_pallas import vig_mixer
@@ -87,7 +89,9 @@ class GatedLinearAttention(nn.Module):
         )
         return self.o_proj(z).reshape(x.shape)
 
-    def _linear(self, x: Float[Array, "B T X"], *kernels: Float[Array, "X _"]) -> Array:
+    def _linear(
+        self, x: Float[Array, "B T X"], *kernels: Float[jax.Array | np.ndarray, "X _"]
+    ) -> Array:
         """One product for all kernels, their columns side by side."""
         kernel = kernels[0] if len(kernels) == 1 else jnp.concatenate(kernels, axis=1)
         x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
@@ -100,5 +104,5 @@ class HeadScale(nn.Module):
     param_dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, width: int) -> Float[Array, " V"]:
+    def __call__(self, width: int) -> Float[jax.Array | np.ndarray, " V"]:
         return self.param("scale", nn.initializers.ones, (width,), self.param_dtype)
