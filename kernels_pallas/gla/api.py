@@ -56,6 +56,7 @@ def gla(
     initial_state: Float[Array, "B H K V"] | None = None,
     reverse: bool = False,
     return_final_state: bool = False,
+    min_log_decay: float | None = None,
     implementation: str | Sequence[str] | None = None,
 ) -> Float[Array, "B T H V"] | tuple[Float[Array, "B T H V"], Float[Array, "B H K V"]]:
     """Gated linear attention along the tokens, in one direction.
@@ -80,6 +81,9 @@ def gla(
         initial_state: State before the first scanned token; zero if None.
         reverse: Scan from the last token to the first: S_t is made from S_{t+1}.
         return_final_state: Also return the state after the last scanned token.
+        min_log_decay: A promise, a Python number: no log-decay is below it. Implementations may
+            then leave out what only strong decays need; if it is broken, results are wrong. Checked
+            where KERNELS_PALLAS_CHECK_DECAY=1 checks.
         implementation: None for the best one on the platform the program is lowered for, a name
             out of `kernels_pallas.IMPLEMENTATIONS`, or several names to try in order.
 
@@ -95,7 +99,8 @@ def gla(
     Source: "Gated Linear Attention Transformers with Hardware-Efficient Training", ICML 2024.
     """
     q, k, v, log_decay = _arrays({"q": q, "k": k, "v": v, "log_decay": log_decay})
-    _check_shapes(q, k, v, {"log_decay": log_decay})
+    least = _least(min_log_decay)
+    _check_shapes(q, k, v, {"log_decay": log_decay}, least)
     if initial_state is not None:
         (initial_state,) = _arrays({"initial_state": initial_state})
         _check_state(q, v, initial_state)
@@ -107,6 +112,7 @@ def gla(
         reverse=_flag("reverse", reverse),
         has_initial_state=initial_state is not None,
         return_final_state=_flag("return_final_state", return_final_state),
+        min_log_decay=least,
     )
     out, state = dispatch(
         "gla",
@@ -127,6 +133,7 @@ def bidirectional_gla(
     log_decay_bwd: Float[Array, "B T H K"],
     *,
     scale: float | None = None,
+    min_log_decay: float | None = None,
     implementation: str | Sequence[str] | None = None,
 ) -> Float[Array, "B T H V"]:
     """Gated linear attention in both directions at once, each with decays of its own.
@@ -141,6 +148,7 @@ def bidirectional_gla(
         log_decay_fwd: Log-decays of the scan from first to last token, as in `gla`.
         log_decay_bwd: Log-decays of the scan from last to first token, type of log_decay_fwd.
         scale: As in `gla`.
+        min_log_decay: As in `gla`, for both directions.
         implementation: As in `gla`.
 
     Returns:
@@ -156,8 +164,9 @@ def bidirectional_gla(
     named |= {"log_decay_fwd": log_decay_fwd, "log_decay_bwd": log_decay_bwd}
     q, k, v, log_decay_fwd, log_decay_bwd = _arrays(named)
     log_decays = {"log_decay_fwd": log_decay_fwd, "log_decay_bwd": log_decay_bwd}
-    _check_shapes(q, k, v, log_decays)
-    spec = _spec(q, v, log_decay_fwd, scale, bidirectional=True)
+    least = _least(min_log_decay)
+    _check_shapes(q, k, v, log_decays, least)
+    spec = _spec(q, v, log_decay_fwd, scale, bidirectional=True, min_log_decay=least)
     return dispatch(
         "bidirectional_gla",
         spec,
@@ -186,8 +195,24 @@ def _flag(name: str, value: Any) -> bool:
     return bool(value)
 
 
+def _least(min_log_decay: Any) -> float | None:
+    if min_log_decay is None:
+        return None
+    if not isinstance(min_log_decay, numbers.Real):
+        raise TypeError(
+            f"min_log_decay must be a Python number or None, got {type(min_log_decay).__name__}"
+        )
+    if not min_log_decay <= 0:
+        raise ValueError(f"min_log_decay must be at most 0, got {min_log_decay}")
+    return float(min_log_decay)
+
+
 def _check_shapes(
-    q: jax.Array, k: jax.Array, v: jax.Array, log_decays: Mapping[str, jax.Array]
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    log_decays: Mapping[str, jax.Array],
+    least: float | None,
 ) -> None:
     for name, array in {"q": q, "k": k, "v": v, **log_decays}.items():
         if array.ndim != 4:
@@ -224,6 +249,10 @@ def _check_shapes(
                     f"{float(jnp.max(array))}); pass logarithms of decay factors, "
                     "e.g. log_sigmoid(x)"
                 )
+            if not isinstance(array, jax.core.Tracer) and least is not None:
+                lowest = float(jnp.min(array))
+                if lowest < least:
+                    raise ValueError(f"{name} goes down to {lowest}, below min_log_decay={least}")
 
 
 def _check_state(q: jax.Array, v: jax.Array, initial_state: jax.Array) -> None:
@@ -246,6 +275,7 @@ def _spec(
     bidirectional: bool = False,
     has_initial_state: bool = False,
     return_final_state: bool = False,
+    min_log_decay: float | None = None,
 ) -> GlaSpec:
     batch, tokens, heads, key_width = q.shape
     if scale is None:
@@ -265,4 +295,5 @@ def _spec(
         bidirectional=bidirectional,
         has_initial_state=has_initial_state,
         return_final_state=return_final_state,
+        min_log_decay=min_log_decay,
     )

@@ -312,7 +312,7 @@ def backward(
         starts_empty=not spec.has_initial_state,
     )
     inputs = [*arrays, states, *(() if final is None else (final,))]
-    results = run_both_passes(kernel, "gla_backward", launch, programs, inputs, outs)
+    results = run_both_passes(kernel, "gla_backward", geometry, launch, programs, inputs, outs)
     grad_initial = results.pop() if wants_initial else None
 
     def over_blocks(parts, dtype):
@@ -382,5 +382,7 @@ def backward_into(
     programs = spec.batch * spec.heads * launch.segments
     logits = (*into.shape[:2], log_decays[0].kernel.shape[1])
     outs = [jax.ShapeDtypeStruct(shape, into.dtype) for shape in (into.shape, logits)]
-    grads = run_both_passes(kernel, "gla_backward", launch, programs, inputs, outs, into=[into])
+    grads = run_both_passes(
+        kernel, "gla_backward", geometry, launch, programs, inputs, outs, into=[into]
+    )
     return grads[0], grads[1]

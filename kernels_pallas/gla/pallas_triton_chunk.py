@@ -108,6 +108,7 @@ class Geometry:
         scale: Factor on the queries.
         gate_normalizer: Log-decays are given as x, for log_sigmoid(x) / gate_normalizer; None if
             they are given as they are.
+        strong_decays: A chunk may decay by more than the fast form of the scores is right for.
         exact_dtype: The inputs are float32: nothing may be rounded to less.
     """
 
@@ -121,6 +122,7 @@ class Geometry:
     segments: int
     scale: float
     gate_normalizer: float | None
+    strong_decays: bool
     exact_dtype: bool
 
     @property
@@ -139,16 +141,23 @@ class Geometry:
 
     @property
     def mildest_total(self) -> float:
-        """The least sum of log-decays over a chunk for which exp(-sum) may be a factor.
+        """See `_mildest_total`."""
+        return _mildest_total(self.exact_dtype)
 
-        The exponents of bfloat16 and float32 leave room for keys, values and sums of them beside
-        exp(60); for float32 results the error of exp, which grows with its argument, decides.
-        """
-        return -20.0 if self.exact_dtype else -60.0
+
+def _mildest_total(exact_dtype: bool) -> float:
+    """The least sum of log-decays over a chunk for which exp(-sum) may be a factor.
+
+    The exponents of bfloat16 and float32 leave room for keys, values and sums of them beside
+    exp(60); for float32 results the error of exp, which grows with its argument, decides.
+    """
+    return -20.0 if exact_dtype else -60.0
 
 
 def geometry_of(spec: GlaSpec, launch: Launch) -> Geometry:
     """Static facts of a launch for a call."""
+    exact_dtype = spec.dtype == jnp.float32
+    promised = -math.inf if spec.min_log_decay is None else spec.min_log_decay * launch.chunk
     return Geometry(
         tokens=spec.tokens,
         heads=spec.heads,
@@ -160,7 +169,8 @@ def geometry_of(spec: GlaSpec, launch: Launch) -> Geometry:
         segments=launch.segments,
         scale=spec.scale,
         gate_normalizer=spec.gate_normalizer,
-        exact_dtype=spec.dtype == jnp.float32,
+        strong_decays=promised < _mildest_total(exact_dtype),
+        exact_dtype=exact_dtype,
     )
 
 
@@ -495,6 +505,7 @@ def exact_gradients(
 def run_both_passes(
     kernel: Callable[..., None],
     name: str,
+    geometry: Geometry,
     launch: Launch,
     programs: int,
     inputs: Sequence[Any],
@@ -503,10 +514,13 @@ def run_both_passes(
 ) -> list[Any]:
     """Launches a kernel, then once more for the programs that met decays too strong for it.
 
+    Not a second time if it is promised that there are none.
+
     Args:
         kernel: Takes `exact`; its last output is the least chunk decay that each program met,
             which the exact pass reads after its inputs, before the outputs it may overwrite.
         name: Of the first launch; the second is `<name>_strong_decays`.
+        geometry: Of the call.
         launch: Tiling of both.
         programs: Size of the grid.
         inputs: Arrays of the first pass.
@@ -526,6 +540,8 @@ def run_both_passes(
         num_stages=launch.num_stages,
         aliases={len(inputs) + i: i for i in range(len(into))},
     )(*inputs, *into)
+    if not geometry.strong_decays:
+        return list(results)
     results = pallas_compat.triton_call(
         functools.partial(kernel, exact=True),
         name=f"{name}_strong_decays",

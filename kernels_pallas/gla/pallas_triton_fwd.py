@@ -249,7 +249,7 @@ def forward(
         wants_final=wants_final,
         keeps_states=keeps_states,
     )
-    results = run_both_passes(kernel, "gla_forward", launch, programs, inputs, outs)
+    results = run_both_passes(kernel, "gla_forward", geometry, launch, programs, inputs, outs)
     states = results.pop() if keeps_states else None
     final = results.pop() if wants_final else None
     return results, final, states

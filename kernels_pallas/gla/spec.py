@@ -24,6 +24,7 @@ class GlaSpec:
         bidirectional: Both scans are wanted, summed; then `reverse` is False and there is no state.
         has_initial_state: The scan starts from a given state.
         return_final_state: The state after the last scanned token is wanted.
+        min_log_decay: A promise that no log-decay is below it, or None.
         gate_normalizer: Decays are given by gates x, as log_sigmoid(x) / gate_normalizer; None if
             log-decays themselves are given, as the public operators have it.
     """
@@ -40,6 +41,7 @@ class GlaSpec:
     bidirectional: bool = False
     has_initial_state: bool = False
     return_final_state: bool = False
+    min_log_decay: float | None = None
     gate_normalizer: float | None = None
 
     @property

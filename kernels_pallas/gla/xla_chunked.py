@@ -116,7 +116,11 @@ def _group(
     # The checkpoints keep a branch's intermediates from being carried, as zeros, by the other one.
     factored, halved = (_remat(functools.partial(scores, way)) for way in (_factored, _halved))
     mild = functools.reduce(jnp.logical_and, [jnp.all(x >= _MILD) for x in log_decays.values()])
-    parts, within = jax.lax.cond(mild, factored, halved, spec.scale * q, k, log_decays)
+    arrays = (spec.scale * q, k, log_decays)
+    if spec.min_log_decay is not None and spec.min_log_decay >= _MILD:
+        parts, within = factored(*arrays)
+    else:
+        parts, within = jax.lax.cond(mild, factored, halved, *arrays)
 
     def step(state, chunk):
         decay, update = chunk

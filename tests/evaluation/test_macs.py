@@ -15,11 +15,17 @@ PLAIN = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_head
 def traced_macs(jaxpr, in_scan=False):
     """Multiplications in products, convolutions and, inside a scan, of states [B, H, K, V]."""
     total = 0
+    # Zeros that fill up the rows of a product, as the stem's have them, are nobody's operation.
+    filled = {
+        equation.outvars[0]: equation.invars[0].aval.shape
+        for equation in jaxpr.eqns
+        if equation.params.get("name") == "_pad"
+    }
     for equation in jaxpr.eqns:
         name, params, out = equation.primitive.name, equation.params, equation.outvars[0].aval
         if name == "dot_general":
             (contracted, _), _ = params["dimension_numbers"]
-            left = equation.invars[0].aval.shape
+            left = filled.get(equation.invars[0], equation.invars[0].aval.shape)
             total += out.size * int(np.prod([left[axis] for axis in contracted]))
         elif name == "conv_general_dilated":
             height, width, per_group, _ = equation.invars[1].aval.shape

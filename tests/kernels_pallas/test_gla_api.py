@@ -97,3 +97,20 @@ def test_positive_decays_are_checked_on_demand(inputs, monkeypatch):
 def test_numpy_arguments(inputs):
     out = gla(*(np.asarray(x) for x in inputs[:4]))
     assert rms_relative_error(out, gla(*inputs[:4])) == 0.0
+
+
+def test_a_promise_of_mild_decays_changes_nothing_that_keeps_it():
+    inputs = random_inputs(0, batch=1, tokens=40, heads=2, key_width=4, value_width=8, gates="mild")
+    for implementation in ("xla_chunked", "reference"):
+        run = functools.partial(bidirectional_gla, implementation=implementation)
+        expected = run(*inputs[:5])
+        np.testing.assert_allclose(run(*inputs[:5], min_log_decay=-1.0), expected, rtol=1e-6)
+
+
+def test_a_broken_promise_is_told_where_values_are_checked(monkeypatch):
+    inputs = random_inputs(0, batch=1, tokens=9, heads=1, key_width=4, value_width=4, gates="mild")
+    with pytest.raises(ValueError, match="at most 0"):
+        bidirectional_gla(*inputs[:5], min_log_decay=0.5)
+    monkeypatch.setenv("KERNELS_PALLAS_CHECK_DECAY", "1")
+    with pytest.raises(ValueError, match="below min_log_decay"):
+        bidirectional_gla(*inputs[:5], min_log_decay=-0.01)

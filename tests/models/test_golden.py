@@ -1,6 +1,5 @@
 """Logits, inner features and gradients against upstream's, float32 and float64."""
 
-import functools
 from pathlib import Path
 
 import chex
@@ -13,6 +12,7 @@ from flax import traverse_util
 import vig_jax
 from tests import golden
 from vig_jax.convert import upstream
+from vig_jax.layers import gated_linear_attention
 
 FOLDER = Path(__file__).parent / "golden"
 PLAIN = ("plain_t", "plain_s", "plain_x", "plain_eps", "plain_fmt")
@@ -143,78 +143,95 @@ def check_digests(gradients, arrays, tolerance):
         np.testing.assert_allclose(np.linalg.norm(gradient), expected[1], rtol=tolerance)
 
 
-# Our module path (as captured) to upstream's; outputs of one image.
-FEATURES = {
-    "patch_embed": "patch_embed",
-    "blocks_0/attn/dwconv": None,  # before the activation; upstream stores it after
-    "blocks_0/attn/qkv_proj": "blocks.0.attn.qkv_proj",
-    "blocks_0/attn/gk_proj_up": "blocks.0.attn.gk_proj",
-    "blocks_0/attn/l_norm": "blocks.0.attn.l_norm",
-    "blocks_0/attn/g_norm": "blocks.0.attn.g_norm",
-    "blocks_0/attn/g_proj": "blocks.0.attn.g_proj",
-    "blocks_0/attn/o_proj": "blocks.0.attn.o_proj",
-    "blocks_0/attn": "blocks.0.attn",
-    "blocks_0/mlp": "blocks.0.mlp",
-    "blocks_0": "blocks.0",
-    "blocks_1": "blocks.1",
-    "norm": "norm",
-}
+# Modules of ours whose outputs upstream has under the same names, if it has them.
+BLOCK_MODULES = ("attn", "attn/o_proj", "mlp")
+
+
+def features_of(model, variables, images, monkeypatch):
+    """What modules return by their paths, what the first mixers make by block, and the maps."""
+    mixer = gated_linear_attention.vig_mixer
+
+    def run(variables, images):
+        mixers = []
+
+        def spy(projected, decay_logits, local, gate_bias, decay_bias, *scales, **options):
+            def blend(gate_bias, **changed):
+                arrays = (projected, decay_logits, local, gate_bias, decay_bias, *scales)
+                return mixer(*arrays, **(options | changed))
+
+            width = local.shape[-1]
+            shut = jnp.full_like(gate_bias, -1e9)
+            mixers.append(
+                {
+                    "in_proj": jnp.swapaxes(local, 1, 2),  # upstream's are channels first
+                    "qkv_proj": projected[..., : 2 * width],
+                    "g_proj": projected[..., 2 * width :] + gate_bias,
+                    "gk_proj": decay_logits + decay_bias,
+                    "l_norm": blend(shut, activation=None),
+                    "g_norm": blend(-shut, activation=None),
+                    "o_proj.in": blend(gate_bias),
+                }
+            )
+            return mixers[-1]["o_proj.in"]
+
+        monkeypatch.setattr(gated_linear_attention, "vig_mixer", spy)
+        maps, state = model.apply(variables, images, method="features", capture_intermediates=True)
+        captured = {
+            "/".join(path[:-1]): value[0]
+            for path, value in traverse_util.flatten_dict(state["intermediates"]).items()
+        }
+        return captured, mixers, maps
+
+    return jax.jit(run)(variables, images)
+
+
+def check_features(ours, arrays, tolerance):
+    for theirs, value in ours.items():
+        expected = arrays[f"feat64.{theirs}"]
+        value = np.asarray(value).reshape(expected.shape)
+        assert golden.relative_error(value, expected) < tolerance, theirs
 
 
 @pytest.mark.parametrize("name", [n for n in PLAIN if n not in ("plain_x", "plain_eps")])
-def test_inner_features(name, dtype):
+def test_inner_features(name, dtype, monkeypatch):
     model, variables, case, arrays = build(name, UPSTREAM_EVAL, dtype)
     images = jnp.asarray(golden.images(name, "native", case["images"]["native"])[:1], dtype)
-    apply = jax.jit(functools.partial(model.apply, capture_intermediates=True))
-    _, state = apply(variables, images)
-    seen = 0
-    for ours, theirs in FEATURES.items():
-        expected = arrays.get(f"feat64.{theirs}")
-        if expected is None:
-            continue
-        value = state["intermediates"]
-        for part in ours.split("/"):
-            value = value[part]
-        actual = np.asarray(value["__call__"][0])
-        assert golden.relative_error(actual.reshape(expected.shape), expected) < 2 * LOGITS[dtype]
-        seen += 1
-    assert seen >= 8
+    captured, mixers, maps = features_of(model, variables, images, monkeypatch)
+    ours = {"patch_embed": captured["patch_embed"], "norm": maps[0]}
+    for i in range(model.depth):
+        ours[f"blocks.{i}"] = captured[f"blocks_{i}"].total()
+        for path in BLOCK_MODULES:
+            ours[f"blocks.{i}.{path.replace('/', '.')}"] = captured[f"blocks_{i}/{path}"]
+        for piece, value in mixers[i].items():
+            ours[f"blocks.{i}.attn.{piece}"] = value
+    ours = {theirs: value for theirs, value in ours.items() if f"feat64.{theirs}" in arrays}
+    assert len(ours) >= 13
+    check_features(ours, arrays, 2 * LOGITS[dtype])
 
 
-# Below a stage's block, our module to upstream's.
-MIXER_FEATURES = {
-    "attn/qkv_proj": "op.qkv_proj",
-    "attn/gk_proj_up": "op.gk_proj",
-    "attn/g_proj": "op.g_proj",
-    "attn/g_norm": "op.g_norm",
-    "attn/l_norm": "op.l_norm",
-    "attn/o_proj": "op.o_proj",
-    "attn/dwconv": "op.in_proj",
-}
-
-
-def test_inner_features_of_the_hierarchical_model():
+def test_inner_features_of_the_hierarchical_model(monkeypatch):
     with jax.enable_x64(True):
         model, variables, case, arrays = build("hier_a", 0.5, "float64")
         images = jnp.asarray(golden.images("hier_a", "native", case["images"]["native"])[:1])
-        apply = functools.partial(model.apply, method="features", capture_intermediates=True)
-        maps, state = jax.jit(apply)(variables, images.astype(jnp.float64))
-    captured = {
-        "/".join(path[:-1]): value[0]
-        for path, value in traverse_util.flatten_dict(state["intermediates"]).items()
-    }
-    ours = {"patch_embed": captured["patch_embed"]}
+        images = images.astype(jnp.float64)
+        captured, mixers, maps = features_of(model, variables, images, monkeypatch)
+
+    def channels_first(x):
+        return np.moveaxis(np.asarray(x), -1, 1)
+
+    ours = {"patch_embed": channels_first(captured["patch_embed"])}
     for stage, depth in enumerate(model.depths):
         last = f"layers.{stage}.blocks.{depth - 1}"
-        ours[last] = maps[stage]  # upstream's "layers.<stage>" is the map after downsampling
-        ours[f"layers.{stage}"] = captured[f"downsample_{stage}"] if stage < 3 else maps[3]
-        ours[f"{last}.op"] = captured[f"stages_{stage}/blocks_{depth - 1}/attn"]
-    for path, theirs in MIXER_FEATURES.items():
-        ours[f"layers.3.blocks.0.{theirs}"] = captured[f"stages_3/blocks_0/{path}"]
-    for theirs, value in ours.items():
-        expected = arrays[f"feat64.{theirs}"]
-        actual = np.asarray(value)
-        if actual.ndim == 4 and "norm" not in theirs and expected.ndim == 4:
-            actual = np.moveaxis(actual, -1, 1)  # upstream's maps are channels first
-        error = golden.relative_error(actual.reshape(expected.shape), expected)
-        assert error < LOGITS["float64"], theirs
+        ours[last] = channels_first(maps[stage])
+        # Upstream's "layers.<stage>" is the map after downsampling.
+        after = captured[f"downsample_{stage}"] if stage < 3 else maps[3]
+        ours[f"layers.{stage}"] = channels_first(after)
+        attended = captured[f"stages_{stage}/blocks_{depth - 1}/attn"]
+        ours[f"{last}.op"] = channels_first(attended)
+    first = "layers.3.blocks.0.op"
+    ours[f"{first}.o_proj"] = captured["stages_3/blocks_0/attn/o_proj"]
+    projections = ("qkv_proj", "g_proj", "gk_proj")  # convolutions there
+    for piece, value in mixers[sum(model.depths[:3])].items():
+        is_map = piece in projections
+        ours[f"{first}.{piece}"] = channels_first(value) if is_map else value
+    check_features(ours, arrays, LOGITS["float64"])

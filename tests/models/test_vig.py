@@ -1,8 +1,8 @@
 """Initialisers, drop path, smallest and unfit images of the plain models."""
 
+import functools
 from pathlib import Path
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +11,9 @@ import pytest
 import vig_jax
 from tests import golden
 from vig_jax.convert import upstream
+from vig_jax.layers.block import Block
+from vig_jax.layers.drop_path import DropPath
+from vig_jax.layers.norm import Residual, layer_norm
 
 FOLDER = Path(__file__).parent / "golden"
 SMALL = {"img_size": 64, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 5}
@@ -43,16 +46,40 @@ def test_initialisers_match_upstream():
 
 
 def test_drop_path_drops_whole_samples_and_keeps_the_mean():
-    from vig_jax.layers.drop_path import DropPath
-
     layer = DropPath(0.25)
-    x = jnp.ones((4000, 3, 2))
-    dropped = layer.apply({}, x, True, rngs={"dropout": jax.random.key(1)})
-    values = np.unique(np.asarray(dropped))
-    np.testing.assert_allclose(values, [0.0, 1 / 0.75], rtol=1e-6)
-    assert np.all(np.ptp(np.asarray(dropped), axis=(1, 2)) == 0)
-    assert abs(float(dropped.mean()) - 1.0) < 0.04
-    chex.assert_trees_all_equal(layer.apply({}, x, False), x)
+    keep = layer.apply({}, 4000, True, rngs={"dropout": jax.random.key(1)})
+    assert keep.shape == (4000,)
+    np.testing.assert_allclose(np.unique(keep), [0.0, 1 / 0.75], rtol=1e-6)
+    assert abs(float(keep.mean()) - 1.0) < 0.04
+    assert layer.apply({}, 4000, False) is None
+    assert DropPath(0.0).apply({}, 4000, True) is None
+
+
+def test_the_branches_of_a_block_are_dropped_one_by_one():
+    """A block in training is its evaluation with each branch of each sample times its factor."""
+    sizes = {"features": 8, "num_heads": 2, "mlp_hidden": 16}
+    block = Block(**sizes, drop_path=0.5, norm=functools.partial(layer_norm, jnp.float32))
+    x = jax.random.normal(jax.random.key(3), (16, 2, 3, 8))
+
+    def run(x):
+        variables = block.init(jax.random.key(0), Residual(x), False)
+        rngs = {"dropout": jax.random.key(1)}
+        apply = functools.partial(block.apply, variables, capture_intermediates=True)
+        stream, trained = apply(Residual(x), True, rngs=rngs)
+        evaluated = apply(Residual(x), False)[1]
+        middle, normed = trained["intermediates"]["mlp_norm"]["__call__"][0]
+        attention = evaluated["intermediates"]["attn"]["__call__"][0]
+        factors = [trained["intermediates"][f"{name}_drop"] for name in ("attn", "mlp")]
+        factors = [x["__call__"][0] for x in factors]
+        mlp = block.bind(variables).mlp(normed)
+        return factors, middle - x, attention, stream.total() - middle, mlp
+
+    (attn_keep, mlp_keep), *branches = jax.tree.map(np.asarray, jax.jit(run)(x))
+    assert set(attn_keep) == set(mlp_keep) == {0.0, 2.0}
+    assert (attn_keep != mlp_keep).any()
+    for keep, (trained, whole) in ((attn_keep, branches[:2]), (mlp_keep, branches[2:])):
+        expected = keep[:, None, None, None] * whole
+        np.testing.assert_allclose(trained, expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def train(*options, cache=None):
         # What only the model finds.
         (
             ["--config=configs/fashion_mnist.py", "--config.model.gla_implementation=pallas"],
-            "error: bidirectional_gla: unknown implementation 'pallas'; did you mean",
+            "error: vig_mixer: unknown implementation 'pallas'; did you mean",
         ),
         (
             ["--config=configs/fashion_mnist.py", "--config.model.drop_path_rate=1.0"],

@@ -3,7 +3,9 @@
 import functools
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from kernels_pallas import vig_mixer
@@ -97,5 +99,5 @@ class HeadScale(nn.Module):
     param_dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, width: int) -> Float[Array, " V"]:
+    def __call__(self, width: int) -> Float[jax.Array | np.ndarray, " V"]:
         return self.param("scale", nn.initializers.ones, (width,), self.param_dtype)

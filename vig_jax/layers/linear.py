@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Dtype = Any
 Initializer = jax.nn.initializers.Initializer
@@ -61,7 +62,7 @@ class LinearWeights(nn.Module):
     use_bias: bool = False
 
     @nn.compact
-    def __call__(self, in_features: int) -> tuple[jax.Array, ...]:
+    def __call__(self, in_features: int) -> tuple[jax.Array | np.ndarray, ...]:
         """The kernel [in_features, features], and with `use_bias` the bias [features]."""
         shape = (in_features, self.features)
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
 
 from vig_jax.sharding.mesh import DATA_AXIS
@@ -18,7 +20,8 @@ def over_batch(function: Callable[..., Any], *, replicated: int = 0) -> Callable
     device, or if the devices cannot share the batch equally, the function is called as it is.
 
     Args:
-        function: positional arrays in, arrays out, rows of the leading axis independent.
+        function: positional arrays in, arrays out, rows of the leading axis independent. NumPy's
+            arrays, which parameters may be, reach it as JAX's.
         replicated: so many of the last arguments are weights, whole on every device.
 
     Returns:
@@ -26,7 +29,8 @@ def over_batch(function: Callable[..., Any], *, replicated: int = 0) -> Callable
     """
 
     @functools.wraps(function)
-    def mapped(*arrays: jax.Array) -> Any:
+    def mapped(*given: jax.Array | np.ndarray) -> Any:
+        arrays = [jnp.asarray(x) for x in given]
         mesh = jax.sharding.get_abstract_mesh()
         shards = 1 if mesh.empty else mesh.shape.get(DATA_AXIS, 1)
         if shards == 1 or arrays[0].shape[0] % shards:
