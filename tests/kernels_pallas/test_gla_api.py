@@ -1,5 +1,6 @@
 """What the public operators refuse, and what they say."""
 
+import functools
 import inspect
 
 import jax
