@@ -1,7 +1,8 @@
 """Finds the fastest tilings on the GPU at hand: `python -m kernels_pallas.common.tuning --help`.
 
-Every candidate of every workload is timed forward, and forward + backward; the winners are written
-to `tuning_data/<device>/pallas_triton.json`, from where calls of the same shape take them.
+Every candidate of every workload is timed forward, and forward + backward, by itself and as part of
+`vig_mixer`; the winners are written to `tuning_data/<device>/pallas_triton.json`, from where calls
+of the same shape take them.
 """
 
 import argparse
@@ -32,6 +33,8 @@ from kernels_pallas.gla.pallas_triton_config import (
 )
 from kernels_pallas.gla.spec import GlaSpec
 from kernels_pallas.gla.workloads import WORKLOADS, Workload
+from kernels_pallas.vig_mixer import pallas_triton as mixer
+from kernels_pallas.vig_mixer.spec import MixerSpec
 
 _INPUT_SETS = 2  # more bytes than the cache holds, so that memory is read
 
@@ -51,16 +54,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     path = options.out or TUNING_DATA / device / "pallas_triton.json"
     known = json.loads(path.read_text()) if path.exists() else []
     on_gpu = [name for name in WORKLOADS if name.startswith(("vig_", "lm_"))]
-    for name in options.workload or on_gpu:
-        spec = _spec(WORKLOADS[name])
+    todo = [(name, spec) for name in options.workload or on_gpu for spec in _specs(WORKLOADS[name])]
+    for name, spec in todo:
+        label = name if spec.gate_normalizer is None else f"{name} in vig_mixer"
         times = functools.partial(_times, spec, options.calls, options.samples)
         best = heuristic(spec)
         ranked = times(_forward_candidates(spec), backward=False)
-        print(f"{name} forward: {_told(ranked, lambda config: [config.forward])}", flush=True)
+        print(f"{label} forward: {_told(ranked, lambda config: [config.forward])}", flush=True)
         best = dataclasses.replace(best, forward=ranked[0][1].forward)
         ranked = times(_training_candidates(spec, best), backward=True)
         print(
-            f"{name} forward + backward: "
+            f"{label} forward + backward: "
             f"{_told(ranked, lambda config: [config.training, config.backward])}",
             flush=True,
         )
@@ -71,9 +75,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _spec(workload: Workload) -> GlaSpec:
+def _specs(workload: Workload) -> list[GlaSpec]:
+    """The operator by itself, and where ViG has such heads, in the mixer."""
     bfloat16 = jnp.dtype(jnp.bfloat16)
-    return GlaSpec(
+    spec = GlaSpec(
         batch=workload.batch,
         tokens=workload.tokens,
         heads=workload.heads,
@@ -83,6 +88,22 @@ def _spec(workload: Workload) -> GlaSpec:
         decay_dtype=bfloat16,
         scale=workload.key_width**-0.5,
         bidirectional=workload.op == "bidirectional_gla",
+    )
+    return [spec, dataclasses.replace(spec, gate_normalizer=16.0)] if spec.bidirectional else [spec]
+
+
+def _mixer_spec(spec: GlaSpec) -> MixerSpec:
+    return MixerSpec(
+        batch=spec.batch,
+        tokens=spec.tokens,
+        heads=spec.heads,
+        width=spec.heads * spec.value_width,
+        rank=16,
+        dtype=spec.dtype,
+        scale=spec.scale,
+        gate_normalizer=16.0,
+        epsilon=1e-6,
+        activation=None,
     )
 
 
@@ -115,6 +136,8 @@ def _training_candidates(spec: GlaSpec, best: Config) -> list[Config]:
     ways: tuple[tuple[bool, bool], ...] = ((False, False),)
     if spec.bidirectional:
         ways = ((False, False), (False, True), (True, True))
+    if spec.gate_normalizer is not None:  # its gradients have one place each
+        ways = ((False, False), (True, False))
     return [
         Config(
             best.forward,
@@ -154,6 +177,8 @@ def _times(
 
 def _run(spec: GlaSpec, config: Config, backward: bool) -> Callable[..., Any]:
     def forward(*arguments):
+        if spec.gate_normalizer is not None:
+            return mixer.vig_mixer(_mixer_spec(spec), *arguments, config=config)
         if spec.bidirectional:
             return pallas_triton.bidirectional_gla(spec, *arguments, config=config)
         q, k, v, log_decay, _ = arguments
@@ -177,7 +202,9 @@ def _sample(run: Callable[..., Any], sets: Sequence[tuple[Any, ...]], calls: int
 
 
 def _inputs(spec: GlaSpec, seed: int) -> tuple[Any, ...]:
-    """q, k, v, log-decays and a cotangent, drawn on the device."""
+    """Arguments and a cotangent, drawn on the device."""
+    if spec.gate_normalizer is not None:
+        return _mixer_inputs(_mixer_spec(spec), seed)
     keys = (spec.batch, spec.tokens, spec.heads, spec.key_width)
     values = (*keys[:3], spec.value_width)
 
@@ -192,6 +219,29 @@ def _inputs(spec: GlaSpec, seed: int) -> tuple[Any, ...]:
             normal(parts[2], values),
             *(decay.astype(spec.decay_dtype) for decay in decays),
             normal(parts[5], values),
+        )
+
+    return jax.block_until_ready(draw(jax.random.key(seed)))
+
+
+def _mixer_inputs(spec: MixerSpec, seed: int) -> tuple[Any, ...]:
+    @jax.jit
+    def draw(key):
+        tokens = (spec.batch, spec.tokens)
+        shapes: tuple[tuple[tuple[int, ...], Any], ...] = (
+            ((*tokens, 3 * spec.width + spec.rank), spec.dtype),
+            ((*tokens, spec.width), spec.dtype),
+            ((spec.width,), jnp.float32),
+            ((spec.rank, spec.width), spec.dtype),
+            ((spec.width,), jnp.float32),
+            ((spec.value_width,), jnp.float32),
+            ((spec.value_width,), jnp.float32),
+            ((*tokens, spec.width), spec.dtype),
+        )
+        keys = jax.random.split(key, len(shapes))
+        return tuple(
+            jax.random.normal(key, shape, dtype)
+            for key, (shape, dtype) in zip(keys, shapes, strict=True)
         )
 
     return jax.block_until_ready(draw(jax.random.key(seed)))

@@ -34,9 +34,11 @@ WORKLOADS: dict[str, Workload] = {
         Workload("vig_s_224", 256, 196, 6, 32, 64),
         Workload("vig_b_224", 256, 196, 12, 32, 64),
         Workload("vig_t_1024", 16, 4096, 3, 32, 64),
+        Workload("vig_t_1024_batch8", 8, 4096, 3, 32, 64),
         Workload("vig_t_2048", 2, 16384, 3, 32, 64),
         # Four stages of 56, 28, 14 and 7 tokens a side; ViG-H-S has the shapes of ViG-H-T.
         Workload("vig_h_t_224_stage1", 64, 3136, 3, 16, 32),
+        Workload("vig_h_t_224_stage1_batch256", 256, 3136, 3, 16, 32),
         Workload("vig_h_t_224_stage2", 256, 784, 6, 16, 32),
         Workload("vig_h_t_224_stage3", 256, 196, 12, 16, 32),
         Workload("vig_h_t_224_stage4", 256, 49, 24, 16, 32),
