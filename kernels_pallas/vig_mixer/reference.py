@@ -50,7 +50,7 @@ def compose(
     """The mixer in terms of a bidirectional scan, in the type of `projected`."""
 
     def heads(x):
-        return x.reshape(spec.batch, spec.tokens, spec.heads, -1)
+        return x.reshape(*x.shape[:2], spec.heads, x.shape[2] // spec.heads)
 
     def norm(x, scale):
         x = x.astype(wide)

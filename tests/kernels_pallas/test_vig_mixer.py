@@ -1,0 +1,404 @@
+"""The mixer: every implementation against the definition in float64, and its CUDA kernels."""
+
+import functools
+import re
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kernels_pallas import bidirectional_gla, vig_mixer
+from kernels_pallas.gla.pallas_triton_config import Config, Launch, heuristic
+from kernels_pallas.testing import TOLERANCES, interpret, rms_relative_error
+from kernels_pallas.vig_mixer import IMPLEMENTATIONS, pallas_triton
+from kernels_pallas.vig_mixer.spec import MixerSpec
+
+NAME = "pallas_triton"
+on_gpu = pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs a CUDA GPU")
+
+
+class Inputs(NamedTuple):
+    """The operator's arrays."""
+
+    projected: Any
+    decay_logits: Any
+    local: Any
+    gate_bias: Any
+    decay_bias: Any
+    scan_scale: Any
+    local_scale: Any
+
+
+def make(shape, dtype, *, strength=1.0):
+    """Arrays and a cotangent for `shape` B, T, H, V; decay logits of `strength`, both signs."""
+    batch, tokens, heads, value_width = shape
+    width = heads * value_width
+    generator = np.random.default_rng(tokens)
+
+    def normal(*shape, dtype=dtype, mean=0.0, deviation=1.0):
+        return jnp.asarray(mean + deviation * generator.standard_normal(shape), dtype)
+
+    wide = "float64" if dtype == "float64" else "float32"
+    inputs = Inputs(
+        projected=normal(batch, tokens, 3 * width),
+        decay_logits=normal(batch, tokens, width, deviation=strength),
+        local=normal(batch, tokens, width),
+        gate_bias=normal(width, dtype=wide),
+        decay_bias=normal(width, dtype=wide),
+        scan_scale=normal(value_width, dtype=wide, mean=1.0, deviation=0.3),
+        local_scale=normal(value_width, dtype=wide, mean=1.0, deviation=0.3),
+    )
+    return inputs, normal(batch, tokens, width)
+
+
+def spec_of(shape, dtype, activation=None):
+    batch, tokens, heads, value_width = shape
+    return MixerSpec(
+        batch=batch,
+        tokens=tokens,
+        heads=heads,
+        width=heads * value_width,
+        dtype=jnp.dtype(dtype),
+        scale=(value_width // 2) ** -0.5,
+        gate_normalizer=16.0,
+        epsilon=1e-6,
+        activation=activation,
+    )
+
+
+def with_gradients(run):
+    """The result and the gradients of all seven arrays."""
+
+    def call(inputs, cotangent):
+        out, pullback = jax.vjp(run, *inputs)
+        return out, *pullback(cotangent)
+
+    return jax.jit(call)
+
+
+def check(run, inputs, cotangent, heads, activation):
+    """Result alone, result with gradients, and gradients, against the definition in float64."""
+    tolerance = TOLERANCES[inputs.projected.dtype.name]
+    actual = with_gradients(run)(inputs, cotangent)
+    alone = jax.jit(run)(*inputs)
+    for mine, given in zip((alone, *actual), (cotangent, cotangent, *inputs), strict=True):
+        assert mine.dtype == given.dtype
+    with jax.enable_x64(True):
+        reference = functools.partial(
+            vig_mixer, heads=heads, activation=activation, implementation="reference"
+        )
+        wide = [jnp.asarray(np.asarray(x, np.float64)) for x in (*inputs, cotangent)]
+        expected = with_gradients(reference)(wide[:-1], wide[-1])
+        assert expected[0].dtype == jnp.float64
+        expected = [np.asarray(x) for x in expected]
+    for what, mine in (("alone", alone), ("with gradients", actual[0])):
+        error = rms_relative_error(mine, expected[0])
+        assert error <= tolerance.forward, f"result {what}: {error:.2e}"
+    for name, mine, theirs in zip(Inputs._fields, actual[1:], expected[1:], strict=True):
+        error = rms_relative_error(mine, theirs)
+        assert error <= tolerance.gradient, f"gradient of {name}: {error:.2e}"
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["xla_chunked", "reference"])
+@pytest.mark.parametrize(
+    ("shape", "activation", "strength"),
+    [((2, 37, 2, 16), None, 1.0), ((1, 70, 1, 24), "silu", 3000.0)],
+    ids=["plain", "silu-strong"],
+)
+def test_against_float64(name, shape, activation, strength, dtype):
+    with jax.enable_x64(dtype == "float64"):
+        inputs, cotangent = make(shape, dtype, strength=strength)
+        options = {"heads": shape[2], "activation": activation}
+        run = functools.partial(vig_mixer, implementation=name, **options)
+        check(run, inputs, cotangent, **options)
+
+
+@pytest.mark.parametrize("activation", [None, "silu"])
+def test_the_definition_is_the_sum_of_its_parts(activation):
+    batch, tokens, heads, value_width = 2, 11, 3, 8
+    options = {"scale": 0.3, "gate_normalizer": 5.0, "epsilon": 1e-2, "activation": activation}
+    with jax.enable_x64(True):
+        inputs, _ = make((batch, tokens, heads, value_width), "float64")
+        actual = vig_mixer(*inputs, heads=heads, implementation="reference", **options)
+        projected, logits, local, gate_bias, decay_bias, *scales = map(np.asarray, inputs)
+
+        def split(x):
+            return x.reshape(batch, tokens, heads, -1)
+
+        half = heads * value_width // 2
+        q, k, v, gate = np.split(projected, [half, 2 * half, 4 * half], axis=-1)
+        decays = -np.logaddexp(0, -(logits + decay_bias)) / 5.0
+        scan = bidirectional_gla(
+            *(jnp.asarray(split(x)) for x in (q, k, v, decays[..., :half], decays[..., half:])),
+            scale=0.3,
+            implementation="reference",
+        )
+        scan = np.asarray(scan)
+
+    def norm(x, scale):
+        return x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + 1e-2) * scale
+
+    gate = split(1 / (1 + np.exp(-(gate + gate_bias))))
+    expected = gate * norm(scan, scales[0]) + (1 - gate) * norm(split(local), scales[1])
+    expected = expected / (1 + np.exp(-expected)) if activation else expected
+    error = rms_relative_error(actual, expected.reshape(local.shape))
+    assert error <= TOLERANCES["float64"].forward
+
+
+def uniform(*, chunk=16, segments=1, apart=False):
+    """A tiling; the backward pass always has the directions together."""
+    together = Launch(chunk=chunk, segments=segments)
+    launch = Launch(chunk=chunk, segments=segments, apart=apart)
+    return Config(forward=launch, training=launch, backward=together)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "activation", "strength", "config"),
+    [
+        ("bfloat16", (1, 37, 2, 16), "silu", 1.0, None),
+        ("bfloat16", (2, 17, 1, 24), None, 3000.0, None),
+        ("float32", (1, 19, 3, 24), "silu", 1.0, None),
+        ("float32", (1, 33, 1, 64), None, 3000.0, None),
+        ("float32", (1, 1, 1, 2), None, 1.0, None),
+        ("bfloat16", (1, 41, 2, 16), None, 1.0, {"segments": 2, "apart": True}),
+        ("float32", (1, 50, 1, 16), "silu", 3000.0, {"segments": 2}),
+        ("float32", (1, 40, 1, 24), None, 1.0, {}),
+        ("bfloat16", (1, 40, 1, 16), "silu", 1.0, {"chunk": 32, "apart": True}),
+    ],
+    ids=str,
+)
+def test_interpreted_kernels(dtype, shape, activation, strength, config):
+    """`config` None is the heuristic's: the directions apart."""
+    inputs, cotangent = make(shape, dtype, strength=strength)
+    spec = spec_of(shape, dtype, activation)
+    config = None if config is None else uniform(**config)
+    with interpret():
+        run = functools.partial(pallas_triton.vig_mixer, spec, config=config)
+        check(run, inputs, cotangent, shape[2], activation)
+
+
+def test_the_default():
+    inputs, cotangent = make((2, 20, 2, 8), "float32")
+    check(functools.partial(vig_mixer, heads=2), inputs, cotangent, 2, None)
+
+
+def test_weights_of_the_narrow_type():
+    """A model whose parameters are bfloat16 too gets gradients of that type."""
+    inputs, cotangent = make((1, 33, 2, 16), "bfloat16")
+    inputs = Inputs(*(x.astype("bfloat16") for x in inputs))
+    with interpret():
+        run = functools.partial(pallas_triton.vig_mixer, spec_of((1, 33, 2, 16), "bfloat16"))
+        check(run, inputs, cotangent, 2, None)
+
+
+def test_under_vmap_and_checkpoint():
+    inputs, cotangent = make((2, 20, 2, 8), "float32")
+    run = functools.partial(vig_mixer, heads=2)
+    expected = with_gradients(run)(inputs, cotangent)
+    again = with_gradients(jax.checkpoint(run))(inputs, cotangent)
+    stacked = jax.tree.map(lambda x: jnp.stack([x, -x]), (inputs, cotangent))
+    mapped = jax.jit(jax.vmap(with_gradients(run)))(*stacked)
+    negative = with_gradients(run)(*jax.tree.map(jnp.negative, (inputs, cotangent)))
+    for one, same, both, other in zip(expected, again, mapped, negative, strict=True):
+        for mine, theirs in ((same, one), (both[0], one), (both[1], other)):
+            assert rms_relative_error(mine, theirs) <= TOLERANCES["float32"].forward
+
+
+def shapes_of(shape, dtype):
+    batch, tokens, heads, value_width = shape
+    width = heads * value_width
+    arrays = [jax.ShapeDtypeStruct((batch, tokens, n * width), dtype) for n in (3, 1, 1)]
+    weights = [jax.ShapeDtypeStruct((n,), jnp.float32) for n in 2 * [width] + 2 * [value_width]]
+    return Inputs(*arrays, *weights), arrays[1]
+
+
+def lowered(run, *arguments):
+    return jax.jit(run).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        *((256, 196, heads, 64) for heads in (3, 6, 12)),  # ViG-T, ViG-S, ViG-B
+        (2, 4096, 3, 64),
+        *((256, 56**2 // 4**stage, 3 * 2**stage, 32) for stage in range(4)),  # ViG-H-T
+        (3, 17, 1, 24),
+    ],
+    ids=str,
+)
+def test_lowers_for_cuda(shape, dtype):
+    run = functools.partial(vig_mixer, heads=shape[2], activation="silu", implementation=NAME)
+    inputs, cotangent = shapes_of(shape, dtype)
+    assert "vig_mixer" in lowered(with_gradients(run), inputs, cotangent)
+
+
+def test_maps_over_images_lower_for_cuda():
+    run = functools.partial(vig_mixer, heads=2, implementation=NAME)
+    stacked = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((3, *x.shape), x.dtype), shapes_of((2, 17, 2, 16), "float32")
+    )
+    assert "vig_mixer" in lowered(jax.vmap(with_gradients(run)), *stacked)
+    assert "vig_mixer" in lowered(with_gradients(jax.checkpoint(jax.vmap(run))), *stacked)
+
+
+@pytest.mark.skipif(jax.__version_info__ > (0, 10, 2), reason="later lowerings hide the names")
+def test_a_forward_pass_launches_no_kernel_for_gradients():
+    def kernels(run, *arguments):
+        return sorted(re.findall(r'name = "((?:gla|vig_mixer)_\w+)"', lowered(run, *arguments)))
+
+    inputs, cotangent = shapes_of((2, 196, 6, 64), "bfloat16")
+    run = functools.partial(vig_mixer, heads=6, implementation=NAME)
+    forward = ["gla_forward", "gla_forward_strong_decays", "vig_mixer_blend"]
+    assert kernels(run, *inputs) == forward
+    backward = ["gla_backward", "gla_backward_strong_decays", "vig_mixer_blend_backward"]
+    assert kernels(with_gradients(run), inputs, cotangent) == sorted(forward + backward)
+
+
+def test_projections_are_neither_sliced_nor_copied():
+    """Outside of the kernels nothing touches an array of tokens, and gradients are not joined."""
+    inputs, cotangent = shapes_of((2, 196, 6, 64), "bfloat16")
+
+    def text(implementation, gradients):
+        run = functools.partial(vig_mixer, heads=6, implementation=implementation)
+        return (
+            lowered(with_gradients(run), inputs, cotangent) if gradients else lowered(run, *inputs)
+        )
+
+    touched = r"stablehlo\.(?:slice|concatenate|transpose|convert|pad|add)\b.*196"
+    joined = r"stablehlo\.(?:concatenate|pad)\b.*196"
+    for name, expected in ((NAME, False), ("xla_chunked", True)):
+        assert bool(re.search(touched, text(name, gradients=False))) == expected
+        assert bool(re.search(joined, text(name, gradients=True))) == expected
+
+
+def test_the_default_takes_the_kernels_on_cuda_only():
+    inputs, _ = shapes_of((2, 40, 2, 16), "bfloat16")
+    traced = jax.jit(functools.partial(vig_mixer, heads=2)).trace(*inputs)
+    assert "vig_mixer_blend" in traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert "vig_mixer_blend" not in traced.lower(lowering_platforms=("cpu",)).as_text()
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "reason"),
+    [
+        ((1, 9, 1, 66), "float32", "value width per head must be at most 64"),
+        ((1, 9, 2, 8), "float64", "must be bfloat16 or float32"),
+        ((0, 9, 2, 8), "float32", "nothing to launch"),
+    ],
+)
+def test_what_the_kernels_do_not_serve_falls_through(shape, dtype, reason):
+    with jax.enable_x64(dtype == "float64"):
+        inputs, _ = make(shape, dtype)
+        with pytest.raises(NotImplementedError, match=reason):
+            vig_mixer(*inputs, heads=shape[2], implementation=NAME)
+        assert vig_mixer(*inputs, heads=shape[2]).shape == inputs.local.shape
+
+
+def test_the_heuristic_has_one_array_for_all_gradients():
+    for shape in ((256, 196, 6, 64), (1, 4096, 3, 64), (256, 49, 24, 32), (1, 1, 1, 2)):
+        config = heuristic(spec_of(shape, "bfloat16").scan)
+        assert config.forward.apart
+        assert not config.backward.apart
+
+
+def test_a_tiling_whose_gradients_need_two_arrays_is_refused():
+    inputs, cotangent = make((1, 17, 1, 16), "float32")
+    launch = Launch(apart=True)
+    spec = spec_of((1, 17, 1, 16), "float32")
+    config = Config(launch, launch, launch)
+    run = with_gradients(functools.partial(pallas_triton.vig_mixer, spec, config=config))
+    with interpret(), pytest.raises(ValueError, match="both directions"):
+        run(inputs, cotangent)
+
+
+@pytest.mark.parametrize(
+    ("changed", "options", "error", "told"),
+    [
+        ({"projected": np.ones((9, 24))}, {}, ValueError, r"\[B, T, 3 D\], got \(9, 24\)"),
+        ({"projected": np.ones((1, 9, 25))}, {}, ValueError, r"\[B, T, 3 D\], got \(1, 9, 25\)"),
+        ({"projected": np.ones((1, 0, 24))}, {}, ValueError, r"\[B, T, 3 D\], got \(1, 0, 24\)"),
+        ({"decay_logits": np.ones((1, 8, 8))}, {}, ValueError, r"decay_logits must .*\(1, 9, 8\)"),
+        ({"local": np.ones((1, 9, 2, 4))}, {}, ValueError, r"local must have shape \(1, 9, 8\)"),
+        ({"gate_bias": np.ones(4)}, {}, ValueError, r"gate_bias must have shape \(8,\), got \(4,"),
+        ({"decay_bias": np.ones(9)}, {}, ValueError, r"decay_bias must have shape \(8,\)"),
+        ({"scan_scale": np.ones(8)}, {}, ValueError, r"scan_scale must have shape \(4,\)"),
+        ({"local_scale": np.ones((1, 4))}, {}, ValueError, r"local_scale must have shape \(4,\)"),
+        ({"local": np.ones((1, 9, 8), "float16")}, {}, TypeError, "of one type .* float16: cast"),
+        ({}, {"heads": 3}, ValueError, r"width 8 must be a multiple of 2 \* heads \(6\)"),
+        ({}, {"heads": 0}, ValueError, "multiple of"),
+        ({}, {"gate_normalizer": 0}, ValueError, r"gate_normalizer must be in \(0, 256\], got 0"),
+        ({}, {"gate_normalizer": 257.0}, ValueError, "gate_normalizer must be in"),
+        ({}, {"activation": "gelu"}, ValueError, "activation must be \"silu\" or None, got 'gelu'"),
+        ({}, {"scale": jnp.ones(())}, TypeError, "scale must be a Python number or None"),
+        ({}, {"implementation": "triton"}, ValueError, "did you mean 'pallas_triton'"),
+    ],
+    ids=str,
+)
+def test_errors(unchecked, changed, options, error, told):
+    inputs, _ = make((1, 9, 2, 4), "float32")
+    changed = {
+        name: jnp.asarray(x, x.dtype if x.dtype == "float16" else "float32")
+        for name, x in changed.items()
+    }
+    with pytest.raises(error, match=told):
+        vig_mixer(*inputs._replace(**changed), **({"heads": 2} | options))
+
+
+def test_it_is_known_by_its_names():
+    assert IMPLEMENTATIONS == (NAME, "xla_chunked", "reference")
+
+
+GPU_CASES = [
+    ("bfloat16", (8, 196, 6, 64), None, 1.0),  # ViG-S
+    ("bfloat16", (8, 196, 6, 64), "silu", 3000.0),
+    ("float32", (4, 196, 6, 64), None, 1.0),
+    ("bfloat16", (2, 4096, 3, 64), None, 1.0),  # ViG-T at 1024 x 1024
+    *(("bfloat16", (4, 56**2 // 4**i, 3 * 2**i, 32), None, 1.0) for i in range(4)),  # ViG-H
+    ("float32", (2, 784, 6, 32), "silu", 1.0),
+    ("bfloat16", (3, 197, 2, 24), "silu", 1.0),
+    ("float32", (3, 61, 5, 10), None, 3000.0),
+    ("bfloat16", (1, 1, 1, 2), None, 1.0),
+]
+
+
+@on_gpu
+@pytest.mark.gpu
+@pytest.mark.parametrize(("dtype", "shape", "activation", "strength"), GPU_CASES, ids=str)
+def test_on_a_gpu(dtype, shape, activation, strength):
+    inputs, cotangent = make(shape, dtype, strength=strength)
+    options = {"heads": shape[2], "activation": activation}
+    run = functools.partial(vig_mixer, implementation=NAME, **options)
+    check(run, inputs, cotangent, **options)
+
+
+@on_gpu
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "options", [{}, {"segments": 3, "apart": True}, {"chunk": 32, "segments": 2}], ids=str
+)
+def test_tilings_on_a_gpu(options):
+    config = uniform(**options)
+    shape = (2, 197, 2, 64)
+    inputs, cotangent = make(shape, "bfloat16", strength=100.0)
+    run = functools.partial(pallas_triton.vig_mixer, spec_of(shape, "bfloat16"), config=config)
+    check(run, inputs, cotangent, shape[2], None)
+
+
+@on_gpu
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", [(8, 196, 6, 64), (4, 784, 6, 32), (3, 77, 2, 24)], ids=str)
+def test_transformations_on_a_gpu(shape):
+    inputs, cotangent = make(shape, "bfloat16")
+    run = functools.partial(vig_mixer, heads=shape[2], implementation=NAME)
+    expected = with_gradients(run)(inputs, cotangent)
+    for again in (run, jax.checkpoint(run)):
+        results = with_gradients(again)(inputs, cotangent)
+        jax.tree.map(np.testing.assert_array_equal, results, expected)
+    stacked = jax.tree.map(lambda x: jnp.stack([x, -x]), (inputs, cotangent))
+    mapped = jax.jit(jax.vmap(with_gradients(run)))(*stacked)
+    for mine, theirs in zip(mapped, expected, strict=True):
+        np.testing.assert_array_equal(mine[0], theirs)
