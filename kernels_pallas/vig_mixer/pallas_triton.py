@@ -67,10 +67,10 @@ class _Inputs(NamedTuple):
 
 
 class _Residuals(NamedTuple):
-    """What the backward pass needs: the inputs, the scans' outputs, states before each chunk."""
+    """What the backward pass needs: the inputs, the scans' sum, states before each chunk."""
 
     inputs: _Inputs
-    scans: list[Any]
+    scan: Any
     states: Any
 
 
@@ -103,7 +103,7 @@ def _parts(spec: MixerSpec, inputs: _Inputs) -> _Parts:
 def _mix(call: _Call, inputs: _Inputs) -> Any:
     parts = _parts(call.spec, inputs)
     scans, _ = _scan(call.spec, call.config.forward, parts, keeps_states=False)
-    return _blend(call.spec, scans, inputs)
+    return _blend(call.spec, scans, inputs, keeps_sum=False)[0]
 
 
 def _scan(
@@ -127,7 +127,9 @@ def _scan(
     return outs, states
 
 
-def _blend(spec: MixerSpec, scans: list[Any], inputs: _Inputs) -> Any:
+def _blend(
+    spec: MixerSpec, scans: list[Any], inputs: _Inputs, *, keeps_sum: bool
+) -> tuple[Any, Any]:
     return pallas_triton_blend.forward(
         spec,
         scans,
@@ -136,21 +138,23 @@ def _blend(spec: MixerSpec, scans: list[Any], inputs: _Inputs) -> Any:
         inputs.gate_bias,
         inputs.scan_scale,
         inputs.local_scale,
+        keeps_sum=keeps_sum,
     )
 
 
 def _mix_forward(call: _Call, inputs: _Inputs) -> tuple[Any, _Residuals]:
     parts = _parts(call.spec, inputs)
     scans, states = _scan(call.spec, call.config.training, parts, keeps_states=True)
-    return _blend(call.spec, scans, inputs), _Residuals(inputs, scans, states)
+    out, scan = _blend(call.spec, scans, inputs, keeps_sum=True)
+    return out, _Residuals(inputs, scan, states)
 
 
 def _mix_backward(call: _Call, residuals: _Residuals, grad: Any) -> tuple[_Inputs]:
     spec, launch = call.spec, call.config.backward
-    inputs, scans, states = residuals
+    inputs, scan, states = residuals
     grad_scan, grad_local, grad_projected, *grad_scales = pallas_triton_blend.backward(
         spec,
-        scans,
+        scan,
         inputs.projected,
         inputs.local,
         inputs.gate_bias,

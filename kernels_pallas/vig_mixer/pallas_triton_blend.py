@@ -111,11 +111,17 @@ def _blend(spec: MixerSpec, rows: _Rows, refs: Sequence[Any], interpreting: bool
     return _Blend(scan, scan_factor, scan_normed, local, local_factor, local_normed, gate, blended)
 
 
-def _forward_kernel(*refs: Any, spec: MixerSpec, interpreting: bool) -> None:
-    """Refs: scans, local map, projected, gate bias, both scales; result."""
+def _forward_kernel(*refs: Any, spec: MixerSpec, keeps_sum: bool, interpreting: bool) -> None:
+    """Refs: scans, local map, projected, gate bias, both scales; result, perhaps the scans' sum."""
+    sum_ref = None
+    if keeps_sum:
+        *refs, sum_ref = refs
     *inputs, out_ref = refs
     rows = _Rows(spec, _FORWARD_BLOCK, interpreting)
-    out = _blend(spec, rows, inputs, interpreting).blended
+    blend = _blend(spec, rows, inputs, interpreting)
+    if keeps_sum:
+        rows.write(sum_ref, blend.scan)
+    out = blend.blended
     if spec.activation:
         out = out * pallas_compat.sigmoid(out, interpreting=interpreting)
     rows.write(out_ref, out)
@@ -129,17 +135,25 @@ def forward(
     gate_bias: Any,
     scan_scale: Any,
     local_scale: Any,
-) -> Any:
-    """The blend [B, T, D] of the scans' sum, each [B, T, H, V], with the local map."""
-    (out,) = pallas_compat.triton_call(
-        functools.partial(_forward_kernel, spec=spec),
+    *,
+    keeps_sum: bool,
+) -> tuple[Any, Any]:
+    """The blend [B, T, D] of the scans' sum with the local map.
+
+    With `keeps_sum` also the sum [B, T, H, V], which takes the memory of the first scan, consumed.
+    """
+    keeps_sum = keeps_sum and len(scans) > 1
+    outs = pallas_compat.triton_call(
+        functools.partial(_forward_kernel, spec=spec, keeps_sum=keeps_sum),
         name="vig_mixer_blend",
         programs=_programs(spec, _FORWARD_BLOCK),
-        out_shape=[jax.ShapeDtypeStruct(_flat(spec), spec.dtype)],
+        out_shape=[jax.ShapeDtypeStruct(_flat(spec), spec.dtype)] * (1 + keeps_sum),
         num_warps=_NUM_WARPS,
         num_stages=1,
+        aliases={0: 1} if keeps_sum else None,
     )(*_inputs(spec, scans, projected, local, gate_bias, scan_scale, local_scale))
-    return out.reshape(local.shape)
+    total = outs[1].reshape(scans[0].shape) if keeps_sum else scans[0]
+    return outs[0].reshape(local.shape), total
 
 
 def _flat(spec: MixerSpec) -> tuple[int, int]:
@@ -156,8 +170,8 @@ def _inputs(
 def _backward_kernel(*refs: Any, spec: MixerSpec, interpreting: bool) -> None:
     """Gradients of a program's rows.
 
-    Refs: scans, local map, projected, gate bias, both scales, gradient of the result; gradients of
-    the scans' sum, of the local map, of projected (the gate's columns), and each program's part of
+    Refs: scans' sum, local map, projected, gate bias, both scales, gradient of the result; gradients
+    of the sum, of the local map, of projected (the gate's columns), and each program's part of
     those of the scales.
     """
     *inputs, grad_ref, grad_scan_ref, grad_local_ref, grad_projected_ref = refs[:-2]
@@ -204,7 +218,7 @@ def _backward_kernel(*refs: Any, spec: MixerSpec, interpreting: bool) -> None:
 
 def backward(
     spec: MixerSpec,
-    scans: Sequence[Any],
+    scan: Any,
     projected: Any,
     local: Any,
     gate_bias: Any,
@@ -212,7 +226,7 @@ def backward(
     local_scale: Any,
     grad: Any,
 ) -> tuple[Any, Any, Any, Any, Any]:
-    """Gradients of the scans' sum [B, T, H, V], of the local map, of projected, of both scales.
+    """Gradients of the scans' sum `scan` [B, T, H, V], the local map, projected, and both scales.
 
     Of the gradient of `projected` only the columns of the gate are written; the rest is undefined.
     """
@@ -228,12 +242,12 @@ def backward(
         num_warps=_NUM_WARPS,
         num_stages=1,
     )(
-        *_inputs(spec, scans, projected, local, gate_bias, scan_scale, local_scale),
+        *_inputs(spec, [scan], projected, local, gate_bias, scan_scale, local_scale),
         grad.astype(spec.dtype).reshape(flat.shape),
     )
     grad_scales = [jnp.sum(x, axis=0)[: spec.value_width] for x in parts]
     return (
-        grad_scan.reshape(scans[0].shape),
+        grad_scan.reshape(scan.shape),
         grad_local.reshape(local.shape),
         grad_projected.reshape(projected.shape),
         grad_scales[0].astype(scan_scale.dtype),
