@@ -170,9 +170,9 @@ def _inputs(
 def _backward_kernel(*refs: Any, spec: MixerSpec, interpreting: bool) -> None:
     """Gradients of a program's rows.
 
-    Refs: scans' sum, local map, projected, gate bias, both scales, gradient of the result; gradients
-    of the sum, of the local map, of projected (the gate's columns), and each program's part of
-    those of the scales.
+    Refs: the scans' sum, local map, projected, gate bias, both scales, gradient of the result;
+    gradients of the sum, of the local map, of projected (the gate's columns), and each program's
+    part of those of the scales.
     """
     *inputs, grad_ref, grad_scan_ref, grad_local_ref, grad_projected_ref = refs[:-2]
     grad_scale_refs = refs[-2:]
