@@ -26,7 +26,7 @@ _TABLE = {
 IMPLEMENTATIONS: tuple[str, ...] = tuple(_TABLE)
 """Names accepted by `implementation=`, best first."""
 
-_DTYPES = ("float32", "bfloat16", "float64")
+_DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 def vig_mixer(
@@ -60,7 +60,7 @@ def vig_mixer(
     is made in one piece. Differentiable in every array.
 
     Args:
-        projected: Linear maps of `local`; float32, bfloat16 or float64.
+        projected: Linear maps of `local`; float32, bfloat16, float16 or float64.
         local: The local map, type of `projected`.
         gate_bias: Added to the blending gate's logits.
         decay_kernel: Makes the decays' logits of the features, type of `projected`.

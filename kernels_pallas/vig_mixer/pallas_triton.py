@@ -187,7 +187,7 @@ def _mix_backward(call: _Call, residuals: _Residuals, grad: Any) -> tuple[_Input
     columns = grad_features.astype(spec.dtype)
     return (
         _Inputs(
-            grad_projected.at[..., spec.starts["decay"] :].set(columns),
+            jax.lax.dynamic_update_slice(grad_projected, columns, (0, 0, spec.starts["decay"])),
             grad_local,
             over_tokens(grad_gate, inputs.gate_bias),
             grad_kernel.astype(spec.dtype),

@@ -23,15 +23,15 @@ class Inputs(NamedTuple):
     """The operator's arrays."""
 
     projected: Any
-    decay_logits: Any
     local: Any
     gate_bias: Any
+    decay_kernel: Any
     decay_bias: Any
     scan_scale: Any
     local_scale: Any
 
 
-def make(shape, dtype, *, strength=1.0):
+def make(shape, dtype, *, strength=1.0, rank=16):
     """Arrays and a cotangent for `shape` B, T, H, V; decay logits of `strength`, both signs."""
     batch, tokens, heads, value_width = shape
     width = heads * value_width
@@ -42,10 +42,10 @@ def make(shape, dtype, *, strength=1.0):
 
     wide = "float64" if dtype == "float64" else "float32"
     inputs = Inputs(
-        projected=normal(batch, tokens, 3 * width),
-        decay_logits=normal(batch, tokens, width, deviation=strength),
+        projected=normal(batch, tokens, 3 * width + rank),
         local=normal(batch, tokens, width),
         gate_bias=normal(width, dtype=wide),
+        decay_kernel=normal(rank, width, deviation=strength / rank**0.5),
         decay_bias=normal(width, dtype=wide),
         scan_scale=normal(value_width, dtype=wide, mean=1.0, deviation=0.3),
         local_scale=normal(value_width, dtype=wide, mean=1.0, deviation=0.3),
@@ -53,13 +53,14 @@ def make(shape, dtype, *, strength=1.0):
     return inputs, normal(batch, tokens, width)
 
 
-def spec_of(shape, dtype, activation=None):
+def spec_of(shape, dtype, activation=None, rank=16):
     batch, tokens, heads, value_width = shape
     return MixerSpec(
         batch=batch,
         tokens=tokens,
         heads=heads,
         width=heads * value_width,
+        rank=rank,
         dtype=jnp.dtype(dtype),
         scale=(value_width // 2) ** -0.5,
         gate_normalizer=16.0,
@@ -101,6 +102,15 @@ def check(run, inputs, cotangent, heads, activation):
         assert error <= tolerance.gradient, f"gradient of {name}: {error:.2e}"
 
 
+@pytest.mark.parametrize("rank", [5, 20])
+def test_interpreted_kernels_of_other_ranks(rank):
+    shape = (1, 21, 1, 16)
+    inputs, cotangent = make(shape, "float32", rank=rank)
+    with interpret():
+        run = functools.partial(pallas_triton.vig_mixer, spec_of(shape, "float32", rank=rank))
+        check(run, inputs, cotangent, 1, None)
+
+
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
 @pytest.mark.parametrize("name", ["xla_chunked", "reference"])
 @pytest.mark.parametrize(
@@ -123,14 +133,15 @@ def test_the_definition_is_the_sum_of_its_parts(activation):
     with jax.enable_x64(True):
         inputs, _ = make((batch, tokens, heads, value_width), "float64")
         actual = vig_mixer(*inputs, heads=heads, implementation="reference", **options)
-        projected, logits, local, gate_bias, decay_bias, *scales = map(np.asarray, inputs)
+        projected, local, gate_bias, kernel, decay_bias, *scales = map(np.asarray, inputs)
 
         def split(x):
             return x.reshape(batch, tokens, heads, -1)
 
         half = heads * value_width // 2
-        q, k, v, gate = np.split(projected, [half, 2 * half, 4 * half], axis=-1)
-        decays = -np.logaddexp(0, -(logits + decay_bias)) / 5.0
+        starts = [half, 2 * half, 4 * half, 6 * half]
+        q, k, v, gate, features = np.split(projected, starts, axis=-1)
+        decays = -np.logaddexp(0, -(features @ kernel + decay_bias)) / 5.0
         scan = bidirectional_gla(
             *(jnp.asarray(split(x)) for x in (q, k, v, decays[..., :half], decays[..., half:])),
             scale=0.3,
@@ -210,9 +221,12 @@ def test_under_vmap_and_checkpoint():
 def shapes_of(shape, dtype):
     batch, tokens, heads, value_width = shape
     width = heads * value_width
-    arrays = [jax.ShapeDtypeStruct((batch, tokens, n * width), dtype) for n in (3, 1, 1)]
-    weights = [jax.ShapeDtypeStruct((n,), jnp.float32) for n in 2 * [width] + 2 * [value_width]]
-    return Inputs(*arrays, *weights), arrays[1]
+    projected, local = (
+        jax.ShapeDtypeStruct((batch, tokens, n), dtype) for n in (3 * width + 16, width)
+    )
+    bias, scale = (jax.ShapeDtypeStruct((n,), jnp.float32) for n in (width, value_width))
+    kernel = jax.ShapeDtypeStruct((16, width), dtype)
+    return Inputs(projected, local, bias, kernel, bias, scale, scale), local
 
 
 def lowered(run, *arguments):
@@ -318,16 +332,22 @@ def test_a_tiling_whose_gradients_need_two_arrays_is_refused():
 @pytest.mark.parametrize(
     ("changed", "options", "error", "told"),
     [
-        ({"projected": np.ones((9, 24))}, {}, ValueError, r"\[B, T, 3 D\], got \(9, 24\)"),
-        ({"projected": np.ones((1, 9, 25))}, {}, ValueError, r"\[B, T, 3 D\], got \(1, 9, 25\)"),
-        ({"projected": np.ones((1, 0, 24))}, {}, ValueError, r"\[B, T, 3 D\], got \(1, 0, 24\)"),
-        ({"decay_logits": np.ones((1, 8, 8))}, {}, ValueError, r"decay_logits must .*\(1, 9, 8\)"),
-        ({"local": np.ones((1, 9, 2, 4))}, {}, ValueError, r"local must have shape \(1, 9, 8\)"),
+        ({"projected": np.ones((9, 40))}, {}, ValueError, r"projected must .*\(1, 9, 40\), got"),
+        ({"projected": np.ones((1, 9, 24))}, {}, ValueError, r"projected must .*\(1, 9, 40\)"),
+        ({"decay_kernel": np.ones((16, 9))}, {}, ValueError, r"decay_kernel must .*\(16, 8\)"),
+        ({"decay_kernel": np.ones(8)}, {}, ValueError, r"\[R, D\], got \(8,\)"),
+        ({"local": np.ones((1, 9, 2, 4))}, {}, ValueError, r"local must have shape \[B, T, D\]"),
+        ({"local": np.ones((1, 0, 8))}, {}, ValueError, r"\[B, T, D\], got \(1, 0, 8\)"),
         ({"gate_bias": np.ones(4)}, {}, ValueError, r"gate_bias must have shape \(8,\), got \(4,"),
         ({"decay_bias": np.ones(9)}, {}, ValueError, r"decay_bias must have shape \(8,\)"),
         ({"scan_scale": np.ones(8)}, {}, ValueError, r"scan_scale must have shape \(4,\)"),
         ({"local_scale": np.ones((1, 4))}, {}, ValueError, r"local_scale must have shape \(4,\)"),
-        ({"local": np.ones((1, 9, 8), "float16")}, {}, TypeError, "of one type .* float16: cast"),
+        (
+            {"local": np.ones((1, 9, 8), "float16")},
+            {},
+            TypeError,
+            "of one type .* float16, float32: cast",
+        ),
         ({}, {"heads": 3}, ValueError, r"width 8 must be a multiple of 2 \* heads \(6\)"),
         ({}, {"heads": 0}, ValueError, "multiple of"),
         ({}, {"gate_normalizer": 0}, ValueError, r"gate_normalizer must be in \(0, 256\], got 0"),
