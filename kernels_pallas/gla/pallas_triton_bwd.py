@@ -59,6 +59,7 @@ def _walk_back(
     the least chunk decay met, as the forward kernel does.
     """
     exp2 = functools.partial(pallas_compat.exp2, interpreting=interpreting)
+    widen = functools.partial(pallas_compat.widen, interpreting=interpreting)
     q_ref, k_ref, v_ref, log_decay_ref, grad_out_ref = refs
     grad_q_ref, grad_k_ref, grad_v_ref, grad_log_decay_ref = grad_refs
     causal = scanned_before(geometry.chunk, reverse, itself=True)
@@ -120,15 +121,13 @@ def _walk_back(
             grad_scores_t = jnp.where(not_before, dot(geometry, v, grad_out.T), 0.0)
             q_within = dot(geometry, grad_scores.astype(operand), k_out)
             k_within = dot(geometry, grad_scores_t.astype(operand), q_in)
-            within = q_in.astype(jnp.float32) * q_within - k_out.astype(jnp.float32) * k_within
+            within = widen(q_in) * q_within - widen(k_out) * k_within
             grad_q = q_factor * (q_across + q_within)
             grad_k = k_factor * (k_across + k_within)
         # Every pair of tokens that a decay lies between, and none that cancels: see README.md.
         grad_log_decay = jnp.sum(state.astype(jnp.float32) * decayed, axis=1)[None, :]
-        grad_log_decay += row_sums(
-            geometry, not_before, within + q_in.astype(jnp.float32) * q_across, 2
-        )
-        grad_log_decay += row_sums(geometry, before, k_out.astype(jnp.float32) * k_across, 1)
+        grad_log_decay += row_sums(geometry, not_before, within + widen(q_in) * q_across, 2)
+        grad_log_decay += row_sums(geometry, before, widen(k_out) * k_across, 1)
 
         if starts_empty:  # the first decay has nothing to act on
             rows = number * geometry.chunk + jnp.arange(geometry.chunk)[:, None]

@@ -65,8 +65,8 @@ def _scan(
         state, least = carry
         number = chunk_number(geometry, place, n, reverse)
         chunk = Chunk(geometry, place, number, interpreting)
-        q = chunk.read(q_ref, "K").astype(jnp.float32)
-        k = chunk.read(k_ref, "K").astype(jnp.float32)
+        q = pallas_compat.widen(chunk.read(q_ref, "K"), interpreting=interpreting)
+        k = pallas_compat.widen(chunk.read(k_ref, "K"), interpreting=interpreting)
         v = chunk.read(v_ref, "V")
         log_decays = chunk.read_log_decays(log_decay_ref, weights)
         if add:  # early: it takes long
