@@ -5,6 +5,7 @@ from kernels_pallas.gla import IMPLEMENTATIONS, bidirectional_gla, gla
 from kernels_pallas.linear_swiglu import linear_swiglu
 from kernels_pallas.norm import norm_act, residual_norm
 from kernels_pallas.swiglu import swiglu
+from kernels_pallas.swiglu_mlp import swiglu_mlp
 from kernels_pallas.vig_mixer import vig_mixer
 
 __all__ = [
@@ -16,5 +17,6 @@ __all__ = [
     "norm_act",
     "residual_norm",
     "swiglu",
+    "swiglu_mlp",
     "vig_mixer",
 ]

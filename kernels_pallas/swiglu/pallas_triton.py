@@ -77,7 +77,8 @@ def _gate_forward(call: _Call, x: Any) -> tuple[Any, Any]:
 
 
 def _gate_backward(call: _Call, x: Any, grad_out: Any) -> tuple[Any]:
-    return (_backward(call, x, grad_out),)
+    [grad_x] = _backward(call, x, grad_out)
+    return (grad_x,)
 
 
 _gate.defvjp(_gate_forward, _gate_backward)
@@ -130,32 +131,54 @@ def _backward_kernel(
     x_ref: Any,
     grad_out_ref: Any,
     grad_x_ref: Any,
+    out_ref: Any = None,
     *,
     spec: SwigluSpec,
     block: int,
     interpreting: bool,
 ) -> None:
-    """Refs: x [N, 2I], gradient of the output [N, I]; gradient of x [N, 2I]."""
+    """Refs: x [N, 2I], gradient of the output [N, I]; gradient of x [N, 2I], maybe output [N, I].
+
+    Outputs may be the inputs' memory: what a program writes, it alone has read, and before.
+    """
     load = functools.partial(pallas_compat.load, interpreting=interpreting)
-    store = functools.partial(pallas_compat.store, grad_x_ref, interpreting=interpreting)
+    store = functools.partial(pallas_compat.store, interpreting=interpreting)
     rows, columns, mask = _place(spec, block)
     gate = load(x_ref, (rows, columns), mask).astype(jnp.float32)
     y = load(x_ref, (rows, columns + spec.width), mask).astype(jnp.float32)
     grad_out = load(grad_out_ref, (rows, columns), mask).astype(jnp.float32)
     sigmoid = pallas_compat.sigmoid(gate, interpreting=interpreting)
     silu = gate * sigmoid
-    store((rows, columns), grad_out * y * (sigmoid + silu * (1.0 - sigmoid)), mask)
-    store((rows, columns + spec.width), grad_out * silu, mask)
+    grad_gate = grad_out * y * (sigmoid + silu * (1.0 - sigmoid))
+    store(grad_x_ref, (rows, columns), grad_gate, mask)
+    store(grad_x_ref, (rows, columns + spec.width), grad_out * silu, mask)
+    if out_ref is not None:
+        store(out_ref, (rows, columns), silu * y, mask)
 
 
-def _backward(call: _Call, x: Any, grad_out: Any) -> Any:
+def _backward(call: _Call, x: Any, grad_out: Any, *, with_output: bool = False) -> Any:
     spec, tiling = call.spec, call.backward
-    [grad_x] = pallas_compat.triton_call(
+    outputs = [x, grad_out] if with_output else [x]
+    return pallas_compat.triton_call(
         functools.partial(_backward_kernel, spec=spec, block=tiling.block),
-        name="swiglu_backward",
+        name="swiglu_backward_and_output" if with_output else "swiglu_backward",
         programs=_programs(spec, tiling.block),
-        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype)],
+        out_shape=[jax.ShapeDtypeStruct(like.shape, like.dtype) for like in outputs],
         num_warps=tiling.num_warps,
         num_stages=1,
+        # XLA copies an input that is needed afterwards; in a training step neither is.
+        aliases={0: 0, 1: 1} if with_output else None,
     )(x, grad_out)
-    return grad_x
+
+
+def backward_and_output(
+    spec: SwigluSpec,
+    x: Float[Array, "N X"],
+    grad_out: Float[Array, "N I"],
+    *,
+    tiling: Tiling = Tiling(),
+) -> tuple[Float[Array, "N X"], Float[Array, "N I"]]:
+    """The gradient of x, and the output again, for those who have kept x alone: one pass."""
+    call = _Call(spec, forward=tiling, backward=tiling)
+    grad_x, out = _backward(call, x, grad_out, with_output=True)
+    return grad_x, out

@@ -4,8 +4,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kernels_pallas import linear_swiglu
-from vig_jax.layers.linear import Dtype, LinearWeights, dense, normal_002
+from kernels_pallas import swiglu_mlp
+from vig_jax.layers.linear import Dtype, LinearWeights, normal_002
 from vig_jax.sharding.kernels import over_batch
 
 
@@ -30,9 +30,9 @@ class SwiGLU(nn.Module):
 
     def setup(self) -> None:
         self.gate_proj = LinearWeights(2 * self.hidden, normal_002, self.param_dtype)
-        self.down_proj = dense(self.features, normal_002, self.dtype, self.param_dtype)
+        self.down_proj = LinearWeights(self.features, normal_002, self.param_dtype)
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-        (kernel,) = self.gate_proj(x.shape[-1])
-        x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
-        return self.down_proj(over_batch(linear_swiglu, replicated=1)(x, kernel))
+        (kernel,), (down_kernel,) = self.gate_proj(x.shape[-1]), self.down_proj(self.hidden)
+        arrays = nn.dtypes.promote_dtype(x, kernel, down_kernel, dtype=self.dtype)
+        return over_batch(swiglu_mlp, replicated=2)(*arrays)

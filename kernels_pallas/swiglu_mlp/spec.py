@@ -1,0 +1,37 @@
+"""The static facts of one call of the SwiGLU MLP."""
+
+import dataclasses
+
+import numpy as np
+
+from kernels_pallas.linear_swiglu.spec import LinearSwigluSpec
+from kernels_pallas.swiglu.spec import SwigluSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class SwigluMlpSpec:
+    """Everything an implementation may look at to decide whether it can serve a call.
+
+    Attributes:
+        rows: Rows N of the input, all leading axes together.
+        features: Width D of the input.
+        width: Width I between the two linear maps.
+        out_features: Width of the output.
+        dtype: Type of input, weights and output.
+    """
+
+    rows: int
+    features: int
+    width: int
+    out_features: int
+    dtype: np.dtype
+
+    @property
+    def linear_swiglu(self) -> LinearSwigluSpec:
+        """The first linear map with the gate."""
+        return LinearSwigluSpec(self.rows, self.features, self.width, self.dtype)
+
+    @property
+    def swiglu(self) -> SwigluSpec:
+        """The gate alone."""
+        return SwigluSpec(self.rows, self.width, self.dtype)
