@@ -35,7 +35,7 @@ def swiglu_mlp(
 
 
 class _Residuals(NamedTuple):
-    """What the backward pass is given; no array is as large as product but product."""
+    """What the backward pass is given: the gate's output is not among it."""
 
     x: Any
     product: Any

@@ -48,11 +48,11 @@ def expected_from(*arrays):
     grad_hidden = grad_out @ down_kernel.T
     grad_gate = grad_hidden * y * sigmoid * (1 + gate * (1 - sigmoid))
     grad = np.concatenate([grad_gate, grad_hidden * gate * sigmoid], axis=-1)
-    x, rows, hidden, grad_out = (
+    x, flat, hidden, grad_out = (
         array.reshape(-1, array.shape[-1]) for array in (x, grad, hidden, grad_out)
     )
     out = (hidden @ down_kernel).reshape(arrays[3].shape)
-    return out, grad @ kernel.T, x.T @ rows, hidden.T @ grad_out
+    return out, grad @ kernel.T, x.T @ flat, hidden.T @ grad_out
 
 
 def check(run, arrays):
@@ -140,12 +140,13 @@ def test_lowers_for_cuda(shape):
 
 
 @pytest.mark.skipif(jax.__version_info__ > (0, 10, 2), reason="later lowerings hide the names")
-def test_the_product_stays_inside_unless_a_derivative_needs_it():
+@pytest.mark.parametrize("implementation", [NAME, None])
+def test_the_product_stays_inside_unless_a_derivative_needs_it(implementation):
     def kernels(run, *arguments):
         return sorted(re.findall(r'name = "(\w*swiglu\w*)"', lowered(run, *arguments)))
 
     arguments = arguments_of((2, 196), 192, 512, 192)
-    run = functools.partial(swiglu_mlp, implementation=NAME)
+    run = functools.partial(swiglu_mlp, implementation=implementation)
     assert kernels(run, *arguments[:3]) == ["linear_swiglu"]
     gradients = kernels(with_gradients(run), *arguments)
     assert gradients == ["swiglu_backward_and_output", "swiglu_forward"]
