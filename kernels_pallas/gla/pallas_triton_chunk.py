@@ -357,6 +357,7 @@ class Chunk:
             1.0 + small, interpreting=self._interpreting
         )
         normalizer = self._geometry.gate_normalizer
+        assert normalizer is not None, "gates come with it"
         return LogDecays(jnp.maximum(values, LOWEST_LOG2_SIGMOID), 1 / normalizer)
 
     def gate_gradient(self, log_decays: LogDecays, grad: Any) -> Any:

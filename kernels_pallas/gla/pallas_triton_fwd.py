@@ -226,8 +226,8 @@ def forward(
     copies = len(directions) if launch.apart else 1
     rows = spec.batch * spec.heads * launch.segments
     programs = rows * geometry.value_blocks * copies
-    shape = (spec.batch, spec.tokens, spec.heads, spec.value_width)
-    outs = [jax.ShapeDtypeStruct(shape, spec.dtype)] * copies
+    out = (spec.batch, spec.tokens, spec.heads, spec.value_width)
+    outs = [jax.ShapeDtypeStruct(out, spec.dtype)] * copies
     if wants_final:
         outs.append(
             jax.ShapeDtypeStruct(
@@ -271,8 +271,8 @@ def _states_kernel(
     the segment's decay. With `gradient`, queries stand for keys and output gradients for values,
     and it is the gradient of the state at the segment's start.
     """
-    *refs, states_ref, decays_ref = refs
-    k_ref, v_ref, *log_decay_refs = operands_of(refs, views)
+    *inputs, states_ref, decays_ref = refs
+    k_ref, v_ref, *log_decay_refs = operands_of(inputs, views)
     program = pallas_compat.program_id(0)
     which = program % len(directions)
     place = locate(geometry, program // len(directions))

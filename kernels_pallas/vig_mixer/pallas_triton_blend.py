@@ -113,14 +113,11 @@ def _blend(spec: MixerSpec, rows: _Rows, refs: Sequence[Any], interpreting: bool
 
 def _forward_kernel(*refs: Any, spec: MixerSpec, keeps_sum: bool, interpreting: bool) -> None:
     """Refs: scans, local map, projected, gate bias, both scales; result, perhaps the scans' sum."""
-    sum_ref = None
-    if keeps_sum:
-        *refs, sum_ref = refs
-    *inputs, out_ref = refs
+    *inputs, out_ref = refs[:-1] if keeps_sum else refs
     rows = _Rows(spec, _FORWARD_BLOCK, interpreting)
     blend = _blend(spec, rows, inputs, interpreting)
     if keeps_sum:
-        rows.write(sum_ref, blend.scan)
+        rows.write(refs[-1], blend.scan)
     out = blend.blended
     if spec.activation:
         out = out * pallas_compat.sigmoid(out, interpreting=interpreting)

@@ -61,8 +61,8 @@ def compose(
     q, k, v, gate = map(heads, parts)
     precision = spec.scan.dot_precision
     logits = jnp.dot(features, decay_kernel.astype(features.dtype), precision=precision)
-    decays = jax.nn.log_sigmoid(logits.astype(wide) + decay_bias) / spec.gate_normalizer
-    decays = [heads(x) for x in jnp.split(decays, 2, axis=-1)]
+    log_decays = jax.nn.log_sigmoid(logits.astype(wide) + decay_bias) / spec.gate_normalizer
+    decays = [heads(x) for x in jnp.split(log_decays, 2, axis=-1)]
     scan_spec = dataclasses.replace(
         spec.scan, gate_normalizer=None, dtype=q.dtype, decay_dtype=decays[0].dtype
     )
