@@ -51,9 +51,7 @@ def arrays_of(operands: Sequence[Operand]) -> tuple[list[Any], Views]:
     """The distinct arrays behind some operands, and how to find the operands in them."""
     arrays: list[Any] = []
 
-    def number(array: Any) -> int | None:
-        if array is None:
-            return None
+    def number(array: Any) -> int:
         if all(array is not known for known in arrays):
             arrays.append(array)
         return next(i for i, known in enumerate(arrays) if known is array)
@@ -61,7 +59,7 @@ def arrays_of(operands: Sequence[Operand]) -> tuple[list[Any], Views]:
     views = []
     for operand in operands:
         array, start, bias = operand if isinstance(operand, Columns) else (operand, None, None)
-        views.append((number(array), start, number(bias)))
+        views.append((number(array), start, None if bias is None else number(bias)))
     return arrays, tuple(views)
 
 

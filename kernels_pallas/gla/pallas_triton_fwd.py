@@ -235,8 +235,8 @@ def forward(
             )
         )
     if keeps_states:
-        shape = (len(directions), rows, geometry.chunks, *padded_state_shape(geometry))
-        outs.append(jax.ShapeDtypeStruct(shape, geometry.operand))
+        states_shape = (len(directions), rows, geometry.chunks, *padded_state_shape(geometry))
+        outs.append(jax.ShapeDtypeStruct(states_shape, geometry.operand))
     arrays, views = arrays_of([q, k, v, *log_decays])
     inputs = [*arrays, *(() if initial is None else (initial,))]
     kernel = functools.partial(
@@ -271,8 +271,8 @@ def _states_kernel(
     the segment's decay. With `gradient`, queries stand for keys and output gradients for values,
     and it is the gradient of the state at the segment's start.
     """
-    *refs, states_ref, decays_ref = refs
-    k_ref, v_ref, *log_decay_refs = operands_of(refs, views)
+    *inputs, states_ref, decays_ref = refs
+    k_ref, v_ref, *log_decay_refs = operands_of(inputs, views)
     program = pallas_compat.program_id(0)
     which = program % len(directions)
     place = locate(geometry, program // len(directions))

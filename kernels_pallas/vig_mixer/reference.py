@@ -56,8 +56,8 @@ def compose(
 
     wide = jnp.promote_types(projected.dtype, jnp.float32)
     q, k, v, gate = map(heads, jnp.split(projected, list(spec.starts.values())[1:], axis=-1))
-    decays = jax.nn.log_sigmoid(decay_logits.astype(wide) + decay_bias) / spec.gate_normalizer
-    decays = [heads(x) for x in jnp.split(decays, 2, axis=-1)]
+    both = jax.nn.log_sigmoid(decay_logits.astype(wide) + decay_bias) / spec.gate_normalizer
+    decays = [heads(x) for x in jnp.split(both, 2, axis=-1)]
     scan_spec = dataclasses.replace(
         spec.scan, gate_normalizer=None, dtype=q.dtype, decay_dtype=decays[0].dtype
     )
