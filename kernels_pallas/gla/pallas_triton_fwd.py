@@ -235,8 +235,8 @@ def forward(
             )
         )
     if keeps_states:
-        shape = (len(directions), rows, geometry.chunks, *padded_state_shape(geometry))
-        outs.append(jax.ShapeDtypeStruct(shape, geometry.operand))
+        states_shape = (len(directions), rows, geometry.chunks, *padded_state_shape(geometry))
+        outs.append(jax.ShapeDtypeStruct(states_shape, geometry.operand))
     arrays, views = arrays_of([q, k, v, *log_decays])
     inputs = [*arrays, *(() if initial is None else (initial,))]
     kernel = functools.partial(

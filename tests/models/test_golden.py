@@ -154,18 +154,19 @@ def features_of(model, variables, images, monkeypatch):
     def run(variables, images):
         mixers = []
 
-        def spy(projected, decay_logits, local, gate_bias, decay_bias, *scales, **options):
+        def spy(projected, local, gate_bias, decay_kernel, decay_bias, *scales, **options):
             def blend(gate_bias, **changed):
-                arrays = (projected, decay_logits, local, gate_bias, decay_bias, *scales)
+                arrays = (projected, local, gate_bias, decay_kernel, decay_bias, *scales)
                 return mixer(*arrays, **(options | changed))
 
             width = local.shape[-1]
+            decay_logits = jnp.dot(projected[..., 3 * width :], decay_kernel, precision="highest")
             shut = jnp.full_like(gate_bias, -1e9)
             mixers.append(
                 {
                     "in_proj": jnp.swapaxes(local, 1, 2),  # upstream's are channels first
                     "qkv_proj": projected[..., : 2 * width],
-                    "g_proj": projected[..., 2 * width :] + gate_bias,
+                    "g_proj": projected[..., 2 * width : 3 * width] + gate_bias,
                     "gk_proj": decay_logits + decay_bias,
                     "l_norm": blend(shut, activation=None),
                     "g_norm": blend(-shut, activation=None),
