@@ -29,11 +29,14 @@ class Tiling:
         rows: Rows of positions of a program, a power of two.
         across: Positions of a row of a program, a power of two.
         num_warps: Warps per program.
+        columns_first: A warp loads all columns of few positions, else lanes load the same column of
+            neighbouring positions, which makes columns constants of the program.
     """
 
     rows: int
     across: int
     num_warps: int = 4
+    columns_first: bool = False
 
 
 def heuristic(spec: ConvPatchesSpec) -> Tiling:
@@ -45,7 +48,10 @@ def heuristic(spec: ConvPatchesSpec) -> Tiling:
     _, w = spec.positions
     across = min(16, w & -w) if w % 4 == 0 else min(16, _power_of_two(w))
     rows = max(1, 4096 // (across * _block_columns(spec)))
-    return Tiling(min(rows, _power_of_two(spec.positions[0])), across)
+    # Positions further apart than a sector of 32 bytes share none of what lanes load at a time.
+    columns_first = spec.stride * spec.channels * spec.dtype.itemsize > 32
+    rows = min(rows, _power_of_two(spec.positions[0]))
+    return Tiling(rows, across, columns_first=columns_first)
 
 
 def supports(spec: ConvPatchesSpec) -> str | None:
@@ -118,6 +124,10 @@ def _kernel(
     width = _block_columns(spec)
     program = pallas_compat.program_id(0)
     counts = _programs(spec, tiling)
+    # The compiler lays lanes along the first axis.
+    by_column, by_position = (slice(None), None), (None, slice(None))
+    if not tiling.columns_first:
+        by_column, by_position = by_position, by_column
     columns = lax.rem(program, counts[3]) * width + jnp.arange(width)
     program = lax.div(program, counts[3])
     x = lax.rem(program, counts[2]) * tiling.across
@@ -129,7 +139,7 @@ def _kernel(
     row, column = lax.div(under, size), lax.rem(under, size)
     offsets = (row * spec.width + column) * channels + lax.rem(columns, channels)
     leaves = _bits(row == 0, row == size - 1, column == 0, column == size - 1)
-    leaves = jnp.where(columns < spec.taken, leaves, 16)[None, :] | 32
+    leaves = jnp.where(columns < spec.taken, leaves, 16)[by_column] | 32
 
     block = jnp.arange(tiling.rows * tiling.across)
     y, x = y + lax.div(block, tiling.across), x + lax.rem(block, tiling.across)
@@ -139,23 +149,23 @@ def _kernel(
     if h % tiling.rows or w % tiling.across:
         inside = (y < h) & (x < w)
         touches = jnp.where(inside, touches, 32)
-        inside = inside[:, None]
+        inside = inside[by_position]
     if spec.columns % width:
-        real = jnp.broadcast_to((columns < spec.columns)[None, :], (block.size, width))
+        real = (columns < spec.columns)[by_column]
         inside = real if inside is None else inside & real
     starts = ((y * stride - 1) * spec.width + x * stride - 1) * channels
 
     value = pallas_compat.load(
         images_ref,
-        (image, starts[:, None] + offsets[None, :]),
-        (touches[:, None] & leaves) == 0,
+        (image, starts[by_position] + offsets[by_column]),
+        (touches[by_position] & leaves) == 0,
         interpreting=interpreting,
     )
     if inside is not None:
         inside = jnp.broadcast_to(inside, value.shape)
     pallas_compat.store(
         out_ref,
-        (image, (y * w + x)[:, None], columns[None, :]),
+        (image, (y * w + x)[by_position], columns[by_column]),
         value,
         inside,
         interpreting=interpreting,

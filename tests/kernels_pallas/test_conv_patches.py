@@ -77,7 +77,7 @@ def test_formula(name, shape, size, stride, columns, dtype):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("tiling", [None, Tiling(2, 2, 1)])
+@pytest.mark.parametrize("tiling", [None, Tiling(2, 2, 1), Tiling(2, 2, 1, True)])
 @pytest.mark.parametrize(("shape", "size", "stride", "columns"), CASES)
 def test_interpreted_kernel(shape, size, stride, columns, tiling, dtype):
     images = make(shape, dtype)
