@@ -61,9 +61,8 @@ def supports(spec: ConvPatchesSpec) -> str | None:
     if spec.batch == 0:
         return "there is nothing to launch for no images"
     h, w = spec.positions
-    # Indices are those of a program's block, which may stick out of the map.
-    inputs = (spec.height + 64 * spec.stride) * (spec.width + 64 * spec.stride) * spec.channels
-    if max(inputs, (h + 64) * (w + 64) * spec.columns) >= 2**31:
+    # Indices of what is masked may overflow, they are not used.
+    if max(spec.height * spec.width * spec.channels, h * w * spec.columns) >= 2**31:
         return f"images of {spec.height}x{spec.width} are beyond its 32-bit indices"
     return None
 
@@ -125,9 +124,8 @@ def _kernel(
     program = pallas_compat.program_id(0)
     counts = _programs(spec, tiling)
     # The compiler lays lanes along the first axis.
-    by_column, by_position = (slice(None), None), (None, slice(None))
-    if not tiling.columns_first:
-        by_column, by_position = by_position, by_column
+    axes: list[Any] = [(slice(None), None), (None, slice(None))]
+    by_column, by_position = axes if tiling.columns_first else reversed(axes)
     columns = lax.rem(program, counts[3]) * width + jnp.arange(width)
     program = lax.div(program, counts[3])
     x = lax.rem(program, counts[2]) * tiling.across
