@@ -1,11 +1,15 @@
 """Overlapping convolutions between images and tokens and between stages."""
 
+import functools
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from kernels_pallas import conv_patches
 from vig_jax.layers.linear import Dtype, conv, precision, torch_conv, uniform_bias
 from vig_jax.layers.norm import Residual, layer_norm
+from vig_jax.sharding.kernels import over_batch
 
 
 class PatchConv(nn.Module):
@@ -28,39 +32,11 @@ class PatchConv(nn.Module):
         bias_init = uniform_bias(channels * size**2)
         bias = self.param("bias", bias_init, (self.features,), self.param_dtype)
         images, kernel, bias = nn.dtypes.promote_dtype(images, kernel, bias, dtype=self.dtype)
-        columns = _under_kernel(images, self.stride)
-        rows = (kernel[1:, 1:], kernel[0, 1:], kernel[1:, 0], kernel[0, 0])
-        matrix = jnp.concatenate([x.reshape(-1, self.features) for x in rows])
-        # Products want rows of whole 16-byte pieces.
-        missing = -matrix.shape[0] % 32
-        columns = jnp.pad(columns, ((0, 0), (0, 0), (0, 0), (0, missing)))
-        matrix = jnp.pad(matrix, ((0, missing), (0, 0)))
+        under = functools.partial(conv_patches, kernel_size=size, stride=self.stride)
+        columns = over_batch(under)(images)
+        matrix = kernel.reshape(-1, self.features)
+        matrix = jnp.pad(matrix, ((0, columns.shape[-1] - matrix.shape[0]), (0, 0)))
         return jnp.dot(columns, matrix, precision=precision(self.dtype)) + bias
-
-
-def _under_kernel(images: Array, stride: int) -> Array:
-    """The pixels under each position of a kernel of stride + 1: [B, h, w, (stride + 1)**2 * C].
-
-    A block of stride x stride pixels, the row above it, the column to its left, and the pixel at
-    their corner; outside of the image they are zero.
-    """
-    batch, height, width, channels = images.shape
-    h, w = (height + 1) // stride, (width + 1) // stride
-    below, right = (max(0, stride * n - size) for n, size in ((h, height), (w, width)))
-    padded = jnp.pad(images, ((0, 0), (1, below), (1, right), (0, 0)))
-    padded = padded[:, : stride * h + 1, : stride * w + 1]
-    block = padded[:, 1:, 1:].reshape(batch, h, stride, w, stride, channels)
-    above = padded[:, :-1:stride, 1:].reshape(batch, h, w, stride * channels)
-    left = padded[:, 1:, :-1:stride].reshape(batch, h, stride, w, channels)
-    return jnp.concatenate(
-        [
-            block.transpose(0, 1, 3, 2, 4, 5).reshape(batch, h, w, stride**2 * channels),
-            above,
-            left.transpose(0, 1, 3, 2, 4).reshape(batch, h, w, stride * channels),
-            padded[:, :-1:stride, :-1:stride],
-        ],
-        axis=-1,
-    )
 
 
 class ConvStem(nn.Module):

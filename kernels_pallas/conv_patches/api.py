@@ -1,0 +1,104 @@
+"""The public operator: what it means, what it accepts, and who computes it."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from kernels_pallas.common.dispatch import Implementation, dispatch
+from kernels_pallas.conv_patches import pallas_triton, reference, xla
+from kernels_pallas.conv_patches.spec import ConvPatchesSpec
+
+# Best first: `implementation=None` takes the first that serves the call on the platform.
+_MODULES = {"pallas_triton": pallas_triton, "xla": xla, "reference": reference}
+_PLATFORMS: dict[str, tuple[str, ...]] = {"pallas_triton": ("cuda",)}
+
+IMPLEMENTATIONS: tuple[str, ...] = tuple(_MODULES)
+"""Names accepted by `implementation=`, best first."""
+
+# Compiled by spec: a call outside of jit compiles once, and a model's equal layers trace once.
+_TABLE = {
+    name: Implementation(
+        name,
+        module.supports,
+        jax.jit(module.conv_patches, static_argnums=0),
+        _PLATFORMS.get(name),
+    )
+    for name, module in _MODULES.items()
+}
+
+_DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+def conv_patches(
+    images: Float[Array, "B H W C"],
+    *,
+    kernel_size: int,
+    stride: int,
+    columns: int | None = None,
+    implementation: str | Sequence[str] | None = None,
+) -> Float[Array, "B h w X"]:
+    """The pixels under each position of a square convolution kernel, side by side.
+
+    With zeros outside of the image::
+
+        out[y, x, (i * kernel_size + j) * C + c] = image[y * stride + i - 1, x * stride + j - 1, c]
+
+    so that a convolution of zero padding 1 is the product of these with `kernel.reshape(-1, D)`
+    for a kernel in Flax's layout (HWIO). Behind the real columns are zeros: products want rows of
+    whole 16-byte pieces. Differentiable.
+
+    Args:
+        images: float32, bfloat16, float16 or float64.
+        kernel_size: Rows and columns of the kernel, at most those of the image and 2.
+        stride: From one position to the next, at least 1.
+        columns: Columns X of the output, at least kernel_size**2 * C; None rounds that up to a
+            multiple of 32.
+        implementation: None for the best one on the platform the program is lowered for, a name
+            out of `kernels_pallas.conv_patches.IMPLEMENTATIONS`, or several to try in order.
+
+    Returns:
+        An array of h = (H + 2 - kernel_size) // stride + 1 rows and w columns of positions, in the
+        type of the images.
+
+    Raises:
+        TypeError: The images are not an array, or of a type not listed above.
+        ValueError: The images have not four axes, the kernel does not fit into them, there are too
+            few columns, the stride is not positive, or an implementation is unknown.
+        NotImplementedError: The implementation asked for cannot serve this call.
+    """
+    if not isinstance(images, jax.Array | np.ndarray):
+        raise TypeError(f"images must be a JAX or numpy array, got {type(images).__name__}")
+    images = jnp.asarray(images)
+    if images.dtype.name not in _DTYPES:
+        raise TypeError(f"images must be one of {', '.join(_DTYPES)}, got {images.dtype}: cast")
+    if images.ndim != 4 or 0 in images.shape[1:]:
+        raise ValueError(
+            "images must have four axes [batch, rows, columns, channels], all but the first of at "
+            f"least 1, got shape {images.shape}"
+        )
+    batch, height, width, channels = images.shape
+    if not 1 <= kernel_size <= min(height, width) + 2:
+        raise ValueError(
+            f"kernel_size must be from 1 to {min(height, width) + 2}, the smaller side of images "
+            f"of {height}x{width} with their padding, got {kernel_size}"
+        )
+    if stride < 1:
+        raise ValueError(f"stride must be at least 1, got {stride}")
+    least = kernel_size**2 * channels
+    if columns is None:
+        columns = -(-least // 32) * 32
+    if columns < least:
+        raise ValueError(
+            f"columns must be at least {least} = kernel_size**2 * channels, got {columns}"
+        )
+    return dispatch(
+        "conv_patches",
+        ConvPatchesSpec(batch, height, width, channels, kernel_size, stride, columns, images.dtype),
+        (images,),
+        implementation=implementation,
+        table=_TABLE,
+        order=IMPLEMENTATIONS,
+    )

@@ -1,0 +1,26 @@
+"""The pixels under a kernel, one position of the kernel's own after the other: the definition."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from kernels_pallas.conv_patches.spec import ConvPatchesSpec
+
+
+def supports(spec: ConvPatchesSpec) -> str | None:
+    """Serves every call."""
+    return None
+
+
+def conv_patches(spec: ConvPatchesSpec, images: Float[Array, "B H W C"]) -> Float[Array, "B h w X"]:
+    """See `kernels_pallas.conv_patches.api.conv_patches`."""
+    padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    h, w = spec.positions
+    out = jnp.zeros((spec.batch, h, w, spec.columns), spec.dtype)
+    for row in range(spec.kernel_size):
+        for column in range(spec.kernel_size):
+            rows = slice(row, row + (h - 1) * spec.stride + 1, spec.stride)
+            columns = slice(column, column + (w - 1) * spec.stride + 1, spec.stride)
+            first = (row * spec.kernel_size + column) * spec.channels
+            pixels = padded[:, rows, columns]
+            out = out.at[..., first : first + spec.channels].set(pixels)
+    return out

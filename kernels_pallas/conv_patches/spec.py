@@ -1,0 +1,43 @@
+"""The static facts of one call, known before any array value is."""
+
+import dataclasses
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvPatchesSpec:
+    """Everything an implementation may look at to decide whether it can serve a call.
+
+    Attributes:
+        batch: Images B.
+        height: Rows of pixels H.
+        width: Columns of pixels W.
+        channels: Numbers per pixel C.
+        kernel_size: Rows and columns of the convolution's kernel.
+        stride: Pixels from one position of the kernel to the next.
+        columns: Numbers per position in the output, zeros behind the real ones among them.
+        dtype: Type of images and output.
+    """
+
+    batch: int
+    height: int
+    width: int
+    channels: int
+    kernel_size: int
+    stride: int
+    columns: int
+    dtype: np.dtype
+
+    @property
+    def positions(self) -> tuple[int, int]:
+        """Rows h and columns w of positions of the kernel."""
+        h, w = (
+            (side + 2 - self.kernel_size) // self.stride + 1 for side in (self.height, self.width)
+        )
+        return h, w
+
+    @property
+    def taken(self) -> int:
+        """Numbers under the kernel, the columns that are not only padding."""
+        return self.kernel_size**2 * self.channels

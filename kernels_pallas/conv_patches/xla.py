@@ -1,0 +1,33 @@
+"""The pixels under a kernel in plain XLA: slices and reshapes of rows of pixels."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from kernels_pallas.conv_patches.spec import ConvPatchesSpec
+
+
+def supports(spec: ConvPatchesSpec) -> str | None:
+    """Serves every call."""
+    return None
+
+
+def conv_patches(spec: ConvPatchesSpec, images: Float[Array, "B H W C"]) -> Float[Array, "B h w X"]:
+    """See `kernels_pallas.conv_patches.api.conv_patches`."""
+    h, w = spec.positions
+    size, stride = spec.kernel_size, spec.stride
+    # A row of the kernel covers neighbouring numbers of a row of pixels: those between its position
+    # and the next, which a reshape sets apart, then those between the next and the one after it.
+    step, run = stride * spec.channels, size * spec.channels
+    overlaps = range(-(-run // step))
+    right = max(0, (w + len(overlaps) - 1) * stride - spec.width - 1)
+    padded = jnp.pad(images, ((0, 0), (1, 1), (1, right), (0, 0)))
+    padded = padded.reshape(*padded.shape[:2], padded.shape[2] * spec.channels)
+    pieces = [
+        padded[:, i : i + (h - 1) * stride + 1 : stride, j * step : (j + w) * step].reshape(
+            spec.batch, h, w, step
+        )[..., : run - j * step]
+        for i in range(size)
+        for j in overlaps
+    ]
+    zeros = jnp.zeros((spec.batch, h, w, spec.columns - spec.taken), spec.dtype)
+    return jnp.concatenate([*pieces, zeros], axis=-1)
