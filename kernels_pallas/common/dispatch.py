@@ -37,6 +37,31 @@ class Implementation:
     platforms: tuple[str, ...] | None = None
 
 
+# What only lowers for some platforms, by the name of the implementation.
+_PLATFORMS: Mapping[str, tuple[str, ...]] = {"pallas_triton": ("cuda",)}
+
+
+def compiled(modules: Mapping[str, Any], op: str) -> dict[str, Implementation]:
+    """The implementations of an operator, one per module, best first.
+
+    They are compiled by spec: a call outside of jit compiles once, and a model's equal layers trace
+    once.
+
+    Args:
+        modules: By name; each has `supports` and a function called `op`, spec first.
+        op: The operator's name.
+    """
+    return {
+        name: Implementation(
+            name,
+            module.supports,
+            jax.jit(getattr(module, op), static_argnums=0),
+            _PLATFORMS.get(name),
+        )
+        for name, module in modules.items()
+    }
+
+
 def dispatch(
     op: str,
     spec: Any,

@@ -15,8 +15,6 @@ from kernels_pallas.common import pallas_compat
 from kernels_pallas.depthwise_conv.pallas_triton_config import Tiling
 from kernels_pallas.depthwise_conv.spec import DepthwiseConvSpec
 
-_LOG2_E = 1.4426950408889634
-
 
 class _Tile:
     """Columns [P] by channels [C] of a band; P pads to a power of two what images do not fill."""
@@ -140,11 +138,6 @@ def _rows(spec: DepthwiseConvSpec, tiling: Tiling) -> int:
     return min(spec.height, tiling.rows)
 
 
-def _sigmoid(x: Any, interpreting: bool) -> Any:
-    exp = pallas_compat.exp2(-_LOG2_E * x, interpreting=interpreting)
-    return pallas_compat.reciprocal(1.0 + exp, interpreting=interpreting)
-
-
 def _locate(spec: DepthwiseConvSpec, tiling: Tiling) -> tuple[Any, Any, Any]:
     """Strip, band and channel block; neighbouring programs share pixels."""
     program = pallas_compat.program_id(0)
@@ -173,7 +166,7 @@ def _convolution_kernel(
 
     def finish(row: int, out: Any) -> None:
         if spec.activation == "silu":
-            gate = _sigmoid(out, interpreting)
+            gate = pallas_compat.sigmoid(out, interpreting=interpreting)
             out = grads[0][row] * (gate + out * gate * (1.0 - gate)) if grads else out * gate
         tile.write(out_ref, row, out)
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from kernels_pallas.common.dispatch import Implementation, dispatch
+from kernels_pallas.common.dispatch import compiled, dispatch
 from kernels_pallas.gla import pallas_triton, reference, xla_chunked
 from kernels_pallas.gla.spec import GlaSpec
 
@@ -20,27 +20,12 @@ _MODULES = {
     "xla_chunked": xla_chunked,
     "reference": reference,
 }
-_PLATFORMS: dict[str, tuple[str, ...]] = {"pallas_triton": ("cuda",)}
 
 IMPLEMENTATIONS: tuple[str, ...] = tuple(_MODULES)
 """Names accepted by `implementation=`, best first."""
 
-
-def _table(op: str) -> dict[str, Implementation]:
-    # Compiled by spec: a call outside of jit compiles once, and a model's equal layers trace once.
-    return {
-        name: Implementation(
-            name,
-            module.supports,
-            jax.jit(getattr(module, op), static_argnums=0),
-            _PLATFORMS.get(name),
-        )
-        for name, module in _MODULES.items()
-    }
-
-
-_GLA = _table("gla")
-_BIDIRECTIONAL_GLA = _table("bidirectional_gla")
+_GLA = compiled(_MODULES, "gla")
+_BIDIRECTIONAL_GLA = compiled(_MODULES, "bidirectional_gla")
 
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 _CHECK_DECAY_VARIABLE = "KERNELS_PALLAS_CHECK_DECAY"

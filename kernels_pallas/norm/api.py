@@ -10,33 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from kernels_pallas.common.dispatch import Implementation, dispatch
+from kernels_pallas.common.dispatch import compiled, dispatch
 from kernels_pallas.norm import pallas_triton, xla
 from kernels_pallas.norm.spec import ACTIVATIONS, KINDS, NormSpec
 
 # Best first: `implementation=None` takes the first that serves the call on the platform.
 _MODULES = {"pallas_triton": pallas_triton, "xla": xla}
-_PLATFORMS: dict[str, tuple[str, ...]] = {"pallas_triton": ("cuda",)}
 
 IMPLEMENTATIONS: tuple[str, ...] = tuple(_MODULES)
 """Names accepted by `implementation=`, best first."""
 
-
-def _table(op: str) -> dict[str, Implementation]:
-    # Compiled by spec: a call outside of jit compiles once, and a model's equal layers trace once.
-    return {
-        name: Implementation(
-            name,
-            module.supports,
-            jax.jit(getattr(module, op), static_argnums=0),
-            _PLATFORMS.get(name),
-        )
-        for name, module in _MODULES.items()
-    }
-
-
-_NORM_ACT = _table("norm_act")
-_RESIDUAL_NORM = _table("residual_norm")
+_NORM_ACT = compiled(_MODULES, "norm_act")
+_RESIDUAL_NORM = compiled(_MODULES, "residual_norm")
 
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 

@@ -46,7 +46,7 @@ def activate(name: str | None, x: Any, dtype: np.dtype, *, interpreting: bool) -
     if name is None:
         return x
     if name == "silu":
-        return x * _sigmoid(x, interpreting)
+        return x * pallas_compat.sigmoid(x, interpreting=interpreting)
     tail, _ = _normal_tail(x, dtype, interpreting)
     return jnp.maximum(x, 0.0) - jnp.abs(x) * tail
 
@@ -56,15 +56,10 @@ def activation_slope(name: str | None, x: Any, dtype: np.dtype, *, interpreting:
     if name is None:
         return 1.0
     if name == "silu":
-        sigmoid = _sigmoid(x, interpreting)
+        sigmoid = pallas_compat.sigmoid(x, interpreting=interpreting)
         return sigmoid * (1.0 + x * (1.0 - sigmoid))
     tail, bell = _normal_tail(x, dtype, interpreting)
     return jnp.where(x > 0.0, 1.0 - tail, tail) + x * (bell * (1 / math.sqrt(2 * math.pi)))
-
-
-def _sigmoid(x: Any, interpreting: bool) -> Any:
-    power = pallas_compat.exp2(x * -_LOG2_E, interpreting=interpreting)
-    return pallas_compat.reciprocal(1.0 + power, interpreting=interpreting)
 
 
 def _normal_tail(x: Any, dtype: np.dtype, interpreting: bool) -> tuple[Any, Any]:

@@ -8,27 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from kernels_pallas.common.dispatch import Implementation, dispatch
+from kernels_pallas.common.dispatch import compiled, dispatch
 from kernels_pallas.swiglu import pallas_triton, reference, xla
 from kernels_pallas.swiglu.spec import SwigluSpec
 
 # Best first: `implementation=None` takes the first that serves the call on the platform.
 _MODULES = {"pallas_triton": pallas_triton, "xla": xla, "reference": reference}
-_PLATFORMS: dict[str, tuple[str, ...]] = {"pallas_triton": ("cuda",)}
 
 IMPLEMENTATIONS: tuple[str, ...] = tuple(_MODULES)
 """Names accepted by `implementation=`, best first."""
 
-# Compiled by spec: a call outside of jit compiles once, and a model's equal layers trace once.
-_TABLE = {
-    name: Implementation(
-        name,
-        module.supports,
-        jax.jit(module.swiglu, static_argnums=0),
-        _PLATFORMS.get(name),
-    )
-    for name, module in _MODULES.items()
-}
+_TABLE = compiled(_MODULES, "swiglu")
 
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 

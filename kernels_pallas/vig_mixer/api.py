@@ -3,28 +3,20 @@
 import numbers
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kernels_pallas.common.dispatch import Implementation, dispatch
+from kernels_pallas.common.dispatch import compiled, dispatch
 from kernels_pallas.vig_mixer import pallas_triton, reference, xla_chunked
 from kernels_pallas.vig_mixer.spec import MixerSpec
 
 # Best first: `implementation=None` takes the first that serves the call on the platform.
-_TABLE = {
-    name: Implementation(
-        name, module.supports, jax.jit(module.vig_mixer, static_argnums=0), platforms
-    )
-    for name, module, platforms in (
-        ("pallas_triton", pallas_triton, ("cuda",)),
-        ("xla_chunked", xla_chunked, None),
-        ("reference", reference, None),
-    )
-}
+_MODULES = {"pallas_triton": pallas_triton, "xla_chunked": xla_chunked, "reference": reference}
 
-IMPLEMENTATIONS: tuple[str, ...] = tuple(_TABLE)
+IMPLEMENTATIONS: tuple[str, ...] = tuple(_MODULES)
 """Names accepted by `implementation=`, best first."""
+
+_TABLE = compiled(_MODULES, "vig_mixer")
 
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 
