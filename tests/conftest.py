@@ -1,9 +1,12 @@
 """Array shapes and types of every annotated function are checked while the tests run."""
 
+import gc
 import os
 import shutil
+import sys
 from importlib.metadata import version
 
+import jaxlib.triton.dialect
 import jaxtyping
 import pytest
 
@@ -21,6 +24,12 @@ if shutil.which("nvidia-smi") is None:
             os.environ.get("XLA_FLAGS", ""),  # what is given counts more: it comes last
         )
     )
+
+# Tracing makes many small objects that live: by default they are searched again and again.
+gc.set_threshold(100_000, 20, 100)
+
+# MLIR looks under this name, in vain and without remembering it, for every operation it makes.
+sys.modules.setdefault("jaxlib.mlir.dialects.tt", jaxlib.triton.dialect)
 
 jaxtyping.install_import_hook(["kernels_pallas", "vig_jax"], "beartype.beartype")
 
