@@ -1,12 +1,12 @@
 """Array shapes and types of every annotated function are checked while the tests run."""
 
 import gc
+import importlib
 import os
 import shutil
 import sys
 from importlib.metadata import version
 
-import jaxlib.triton.dialect
 import jaxtyping
 import pytest
 
@@ -28,8 +28,12 @@ if shutil.which("nvidia-smi") is None:
 # Tracing makes many small objects that live: by default they are searched again and again.
 gc.set_threshold(100_000, 20, 100)
 
-# MLIR looks under this name, in vain and without remembering it, for every operation it makes.
-sys.modules.setdefault("jaxlib.mlir.dialects.tt", jaxlib.triton.dialect)
+# MLIR looks under this name, in vain and without remembering it, for every Triton operation it
+# makes: a third of the time of lowering. Seen with JAX 0.10 alone.
+if version("jax") < "0.11":
+    sys.modules.setdefault(
+        "jaxlib.mlir.dialects.tt", importlib.import_module("jaxlib.triton.dialect")
+    )
 
 jaxtyping.install_import_hook(["kernels_pallas", "vig_jax"], "beartype.beartype")
 
