@@ -29,7 +29,7 @@ if shutil.which("nvidia-smi") is None:
 gc.set_threshold(100_000, 20, 100)
 
 # MLIR looks under this name, in vain and without remembering it, for every Triton operation it
-# makes: a third of the time of lowering. Seen with JAX 0.10 alone.
+# makes. Seen with JAX 0.10 alone.
 if version("jax") < "0.11":
     sys.modules.setdefault(
         "jaxlib.mlir.dialects.tt", importlib.import_module("jaxlib.triton.dialect")
