@@ -1,7 +1,10 @@
 """Array shapes and types of every annotated function are checked while the tests run."""
 
+import gc
+import importlib
 import os
 import shutil
+import sys
 from importlib.metadata import version
 
 import jaxtyping
@@ -20,6 +23,16 @@ if shutil.which("nvidia-smi") is None:
             "--xla_cpu_parallel_codegen_split_count=1",
             os.environ.get("XLA_FLAGS", ""),  # what is given counts more: it comes last
         )
+    )
+
+# Tracing makes many small objects that live: by default they are searched again and again.
+gc.set_threshold(100_000, 20, 100)
+
+# MLIR looks under this name, in vain and without remembering it, for every Triton operation it
+# makes. Seen with JAX 0.10 alone.
+if version("jax") < "0.11":
+    sys.modules.setdefault(
+        "jaxlib.mlir.dialects.tt", importlib.import_module("jaxlib.triton.dialect")
     )
 
 jaxtyping.install_import_hook(["kernels_pallas", "vig_jax"], "beartype.beartype")

@@ -84,9 +84,16 @@ def check(run, arguments, activation):
         assert error <= most, f"{name} is off by {error:.2e} > {most:.0e}"
 
 
-@activations
-@dtypes
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(
+    ("shape", "dtype", "activation"),
+    [
+        *((shape, "float32", "silu") for shape in SHAPES),
+        *((shape, "bfloat16", None) for shape in SHAPES),
+        (SHAPES[0], "bfloat16", "silu"),
+        (SHAPES[0], "float32", None),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("implementation", ["xla", "reference"])
 def test_against_float64(implementation, shape, dtype, activation):
     run = functools.partial(depthwise_conv, activation=activation, implementation=implementation)

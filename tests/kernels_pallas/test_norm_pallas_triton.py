@@ -195,16 +195,17 @@ def both_ways(shape, dtype, *, activation=None, kind="layer"):
     return run, (jax.ShapeDtypeStruct(shape, dtype), vector, vector, keep)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize(
-    ("shape", "activation"),
+    ("shape", "activation", "dtype"),
     [
-        ((256, 14, 14, 384), None),
-        ((256, 112, 112, 48), "gelu"),
-        ((16, 28, 28, 192), "silu"),
-        ((2, 7, 7, 1024), None),
-        ((3, 1), "gelu"),
-        ((3, 2051), None),
+        ((256, 14, 14, 384), None, "bfloat16"),
+        ((256, 112, 112, 48), "gelu", "bfloat16"),
+        ((256, 112, 112, 48), "gelu", "float32"),
+        ((16, 28, 28, 192), "silu", "bfloat16"),
+        ((2, 7, 7, 1024), None, "float32"),
+        ((3, 1), "gelu", "bfloat16"),
+        ((3, 2051), None, "bfloat16"),
+        ((3, 2051), None, "float32"),
     ],
 )
 def test_lowers_for_cuda(shape, activation, dtype):

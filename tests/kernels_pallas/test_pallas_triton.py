@@ -172,11 +172,16 @@ def shapes(batch, tokens, heads, key_width, value_width, dtype, decay_dtype):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "decay_dtype"),
-    [("bfloat16", "bfloat16"), ("bfloat16", "float32"), ("float32", "float32")],
-)
-@pytest.mark.parametrize(
-    "shape", [(2, 196, 6, 32, 64), (1, 17, 3, 24, 40), (1, 1, 1, 1, 256), (1, 70, 2, 256, 100)]
+    ("shape", "dtype", "decay_dtype"),
+    [
+        ((2, 196, 6, 32, 64), "bfloat16", "bfloat16"),
+        ((2, 196, 6, 32, 64), "bfloat16", "float32"),
+        ((2, 196, 6, 32, 64), "float32", "float32"),
+        ((1, 17, 3, 24, 40), "float32", "float32"),
+        ((1, 1, 1, 1, 256), "bfloat16", "bfloat16"),
+        ((1, 70, 2, 256, 100), "bfloat16", "float32"),
+        ((1, 70, 2, 256, 100), "float32", "float32"),
+    ],
 )
 def test_lowers_for_cuda(shape, dtype, decay_dtype):
     arguments = shapes(*shape, dtype, decay_dtype)

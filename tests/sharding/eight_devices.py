@@ -1,5 +1,7 @@
 """Run by test_mesh.py in a process with eight simulated devices."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ from jax.sharding import AxisType, PartitionSpec
 from configs import common
 from vig_jax.config import parse
 from vig_jax.sharding.kernels import over_batch
-from vig_jax.sharding.mesh import DATA_AXIS, check_batch_size, make_mesh, place_batch
+from vig_jax.sharding.mesh import DATA_AXIS, check_batch_size, make_mesh, place_batch, replicated
 from vig_jax.tasks.classification import make_task
 from vig_jax.train.optimizer import make_optimizer
 from vig_jax.train.state import init_state
@@ -25,6 +27,16 @@ def tiny_config(**data):
     return parse(values)
 
 
+@functools.cache
+def initial_state():
+    """In numpy, as steps consume what they are given."""
+    config = tiny_config()
+    optimizer = make_optimizer(config.optimizer, lambda step: 1e-2)
+    return jax.device_get(
+        jax.jit(lambda: init_state(make_task(config), optimizer, seed=0, ema=True))()
+    )
+
+
 def losses(mesh, parts=1, updates=3, **data):
     """Some updates on the mesh, drop path and mixing included."""
     config = tiny_config(**data)
@@ -32,7 +44,7 @@ def losses(mesh, parts=1, updates=3, **data):
     optimizer = make_optimizer(config.optimizer, lambda step: 1e-2)
     generator = np.random.default_rng(0)
     with jax.set_mesh(mesh):
-        state = jax.jit(lambda: init_state(task, optimizer, seed=0, ema=True))()
+        state = jax.device_put(initial_state(), replicated(mesh))
         step = make_train_step(
             task,
             optimizer,
