@@ -101,7 +101,7 @@ def residual_norm(
         kind: As in `norm_act`.
         epsilon: As in `norm_act`.
         keep: A factor on the branch for each index of the first axis, such as drop path's 0 or
-            1 / (1 - rate); 1 if None.
+            1 / (1 - rate); 1 if None. What is dropped by a 0 may be anything, NaN too.
         implementation: As in `norm_act`.
 
     Returns:

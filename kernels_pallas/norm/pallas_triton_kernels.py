@@ -123,7 +123,7 @@ def _forward_kernel(
         wide_scale, wide_bias = rows.widened(scale), rows.widened(bias)
         if branch is not None:
             if keep is not None:
-                branch = [part * keep for part in branch]
+                branch = [jnp.where(keep == 0.0, 0.0, part * keep) for part in branch]
             total = [(a + b).astype(spec.dtype) for a, b in zip(x, branch, strict=True)]
             rows.write(ref["total"], total)
             x = [part.astype(jnp.float32) for part in total]

@@ -50,6 +50,7 @@ def residual_norm(
     wide = branch.astype(spec.wide)
     if keep is not None:
         factor = jax.lax.stop_gradient(keep).astype(spec.wide)
-        wide = wide * factor.reshape(-1, *(1,) * (x.ndim - 1))
+        factor = factor.reshape(-1, *(1,) * (x.ndim - 1))
+        wide = jnp.where(factor == 0, 0, wide * factor)
     total = (x.astype(spec.wide) + wide).astype(x.dtype)
     return total, norm_act(spec, total, scale, bias)

@@ -11,7 +11,7 @@ import pytest
 
 import kernels_pallas
 from kernels_pallas import norm_act, residual_norm
-from kernels_pallas.testing import TOLERANCES, rms_relative_error
+from kernels_pallas.testing import TOLERANCES, interpret, rms_relative_error
 
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 
@@ -75,6 +75,17 @@ def test_as_flax():
     expected = layer.apply({"params": {"scale": scale, "bias": bias}}, x)
     y = norm_act(x, scale, bias, kind="layer", epsilon=1e-5)
     assert rms_relative_error(y, expected) <= 1e-6
+
+
+@pytest.mark.parametrize("implementation", ["xla", "pallas_triton"])
+def test_what_is_dropped_may_be_anything(implementation):
+    x, scale = draw(0, 2, 3, 8), draw(1, 8)
+    branch = jnp.asarray(draw(2, 2, 3, 8)).at[0].set(jnp.nan)
+    options = {"kind": "rms", "epsilon": 1e-6, "keep": jnp.asarray([0.0, 2.0])}
+    with interpret():
+        total, y = residual_norm(x, branch, scale, implementation=implementation, **options)
+    np.testing.assert_array_equal(total[0], x[0])
+    assert np.isfinite(y).all()
 
 
 def test_no_gradient_for_keep():

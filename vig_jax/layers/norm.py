@@ -34,7 +34,8 @@ class Residual(NamedTuple):
         if self.keep is None:
             return self.x + self.branch
         keep = self.keep[:, None, None, None]
-        return (self.x + keep * self.branch).astype(self.x.dtype)
+        kept = jnp.where(keep == 0, 0, keep * self.branch)
+        return (self.x + kept).astype(self.x.dtype)
 
 
 class Norm(nn.Module):
