@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jax.extend.core import Primitive
@@ -156,6 +157,15 @@ def store(ref: Any, index: tuple[Any, ...], value: Any, mask: Any, *, interpreti
         ref[...] = array.at[index].set(value, mode="drop")
     else:
         plgpu.store(ref.at[index], value, mask=mask)
+
+
+def divide(x: Any, by: int) -> tuple[Any, Any]:
+    """Quotient and rest of integers, none of them negative, in their type.
+
+    Python's operators take several instructions more, for negative numbers.
+    """
+    divisor = np.array(by, x.dtype)
+    return jax.lax.div(x, divisor), jax.lax.rem(x, divisor)
 
 
 def barrier(*, interpreting: bool) -> None:

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float
 
 from kernels_pallas.common import pallas_compat
@@ -126,21 +125,21 @@ def _kernel(
     # The compiler lays lanes along the first axis.
     axes: list[Any] = [(slice(None), None), (None, slice(None))]
     by_column, by_position = axes if tiling.columns_first else reversed(axes)
-    columns = lax.rem(program, counts[3]) * width + jnp.arange(width)
-    program = lax.div(program, counts[3])
-    x = lax.rem(program, counts[2]) * tiling.across
-    program = lax.div(program, counts[2])
-    y = lax.rem(program, counts[1]) * tiling.rows
-    image = lax.div(program, counts[1])
+    program, column = pallas_compat.divide(program, counts[3])
+    columns = column * width + jnp.arange(width, dtype=jnp.int32)
+    program, x = pallas_compat.divide(program, counts[2])
+    image, y = pallas_compat.divide(program, counts[1])
+    x, y = x * tiling.across, y * tiling.rows
 
-    under = lax.div(columns, channels)
-    row, column = lax.div(under, size), lax.rem(under, size)
-    offsets = (row * spec.width + column) * channels + lax.rem(columns, channels)
+    under, channel = pallas_compat.divide(columns, channels)
+    row, column = pallas_compat.divide(under, size)
+    offsets = (row * spec.width + column) * channels + channel
     leaves = _bits(row == 0, row == size - 1, column == 0, column == size - 1)
     leaves = jnp.where(columns < spec.taken, leaves, 16)[by_column] | 32
 
-    block = jnp.arange(tiling.rows * tiling.across)
-    y, x = y + lax.div(block, tiling.across), x + lax.rem(block, tiling.across)
+    block = jnp.arange(tiling.rows * tiling.across, dtype=jnp.int32)
+    down, right = pallas_compat.divide(block, tiling.across)
+    y, x = y + down, x + right
     ends = [(n - 1) * stride + size == side + 2 for n, side in ((h, spec.height), (w, spec.width))]
     touches = _bits(y == 0, (y == h - 1) & ends[0], x == 0, (x == w - 1) & ends[1]) | 16
     inside = None

@@ -134,11 +134,12 @@ def _fused_kernel(
     steps = _ceil_div(spec.features, tiling.depth)
     spans = _spans(spec, tiling)
     program = pallas_compat.program_id(0)
-    rows = lax.div(program, spans) * tiling.rows + jnp.arange(tiling.rows)[:, None]
-    first = lax.rem(program, spans) * tiling.span
+    block, first = pallas_compat.divide(program, spans)
+    rows = block * tiling.rows + jnp.arange(tiling.rows)[:, None]
+    first = first * tiling.span
     inside = None if spec.rows % tiling.rows == 0 else rows < spec.rows
     half = jnp.arange(2 * tiling.columns)[None, :]
-    half, column = lax.div(half, tiling.columns), lax.rem(half, tiling.columns)
+    half, column = pallas_compat.divide(half, tiling.columns)
 
     def add_product(tile: Any, step: Any, total: Any) -> Any:
         features = step * tiling.depth + jnp.arange(tiling.depth)
@@ -175,7 +176,8 @@ def _fused_kernel(
 
     def walk(n: Any, total: Any) -> Any:
         # One loop for all tiles: the next one's loads are under way while this one is finished.
-        tile, step = first + lax.div(n, steps), lax.rem(n, steps)
+        tile, step = pallas_compat.divide(n, steps)
+        tile = first + tile
         total = add_product(tile, step, total)
         last = step == steps - 1
         pallas_compat.when(last)(functools.partial(finish, tile, total))

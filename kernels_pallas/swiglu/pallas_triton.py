@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float
 
 from kernels_pallas.common import pallas_compat
@@ -92,10 +91,12 @@ def _place(spec: SwigluSpec, block: int) -> tuple[Any, Any, Any]:
     width is a multiple of a power of two, and divides once per access.
     """
     program = pallas_compat.program_id(0)
-    outputs = lax.rem(program, spec.width) * block + jnp.arange(block)
-    rows = lax.div(program, spec.width) * block + lax.div(outputs, spec.width)
+    period, place = pallas_compat.divide(program, spec.width)
+    outputs = place * block + jnp.arange(block, dtype=jnp.int32)
+    further, columns = pallas_compat.divide(outputs, spec.width)
+    rows = period * block + further
     mask = None if spec.rows * spec.width % block == 0 else rows < spec.rows
-    return rows, lax.rem(outputs, spec.width), mask
+    return rows, columns, mask
 
 
 def _programs(spec: SwigluSpec, block: int) -> int:

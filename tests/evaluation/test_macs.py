@@ -24,9 +24,10 @@ def traced_macs(jaxpr, in_scan=False):
     for equation in jaxpr.eqns:
         name, params, out = equation.primitive.name, equation.params, equation.outvars[0].aval
         if name == "dot_general":
-            (contracted, _), _ = params["dimension_numbers"]
-            left = filled.get(equation.invars[0], equation.invars[0].aval.shape)
-            total += out.size * int(np.prod([left[axis] for axis in contracted]))
+            axes, _ = params["dimension_numbers"]
+            left, right = (filled.get(x, x.aval.shape) for x in equation.invars)
+            pairs = zip(*axes, strict=True)
+            total += out.size * int(np.prod([min(left[i], right[j]) for i, j in pairs]))
         elif name == "conv_general_dilated":
             height, width, per_group, _ = equation.invars[1].aval.shape
             total += out.size * height * width * per_group
