@@ -2,11 +2,9 @@
 
 from collections.abc import Sequence
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
+from kernels_pallas.common.arrays import checked_array
 from kernels_pallas.common.dispatch import compiled, dispatch
 from kernels_pallas.conv_patches import pallas_triton, reference, xla
 from kernels_pallas.conv_patches.spec import ConvPatchesSpec
@@ -18,8 +16,6 @@ IMPLEMENTATIONS: tuple[str, ...] = tuple(_MODULES)
 """Names accepted by `implementation=`, best first."""
 
 _TABLE = compiled(_MODULES, "conv_patches")
-
-_DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 def conv_patches(
@@ -59,11 +55,7 @@ def conv_patches(
             few columns, the stride is not positive, or an implementation is unknown.
         NotImplementedError: The implementation asked for cannot serve this call.
     """
-    if not isinstance(images, jax.Array | np.ndarray):
-        raise TypeError(f"images must be a JAX or numpy array, got {type(images).__name__}")
-    images = jnp.asarray(images)
-    if images.dtype.name not in _DTYPES:
-        raise TypeError(f"images must be one of {', '.join(_DTYPES)}, got {images.dtype}: cast")
+    images = checked_array("images", images)
     if images.ndim != 4 or 0 in images.shape[1:]:
         raise ValueError(
             "images must have four axes [batch, rows, columns, channels], all but the first of at "

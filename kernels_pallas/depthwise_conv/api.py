@@ -1,13 +1,10 @@
 """The public operator: what it means, what it accepts, and who computes it."""
 
 from collections.abc import Sequence
-from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
+from kernels_pallas.common.arrays import checked_array
 from kernels_pallas.common.dispatch import compiled, dispatch
 from kernels_pallas.depthwise_conv import pallas_triton, reference, xla
 from kernels_pallas.depthwise_conv.spec import DepthwiseConvSpec
@@ -19,8 +16,6 @@ IMPLEMENTATIONS: tuple[str, ...] = tuple(_MODULES)
 """Names accepted by `implementation=`, best first."""
 
 _TABLE = compiled(_MODULES, "depthwise_conv")
-
-_DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 def depthwise_conv(
@@ -54,7 +49,7 @@ def depthwise_conv(
         ValueError: Shapes do not fit together; the activation or an implementation is unknown.
         NotImplementedError: The implementation asked for cannot serve this call.
     """
-    x, kernel = _array("x", x), _array("kernel", kernel)
+    x, kernel = checked_array("x", x), checked_array("kernel", kernel)
     if x.ndim != 4 or 0 in x.shape[1:]:
         raise ValueError(
             "x must have four axes [batch, rows, columns, channels], all but the first of at least "
@@ -78,12 +73,3 @@ def depthwise_conv(
         table=_TABLE,
         order=IMPLEMENTATIONS,
     )
-
-
-def _array(name: str, value: Any) -> jax.Array:
-    if not isinstance(value, jax.Array | np.ndarray):
-        raise TypeError(f"{name} must be a JAX or numpy array, got {type(value).__name__}")
-    array = jnp.asarray(value)
-    if array.dtype.name not in _DTYPES:
-        raise TypeError(f"{name} must be one of {', '.join(_DTYPES)}, got {array.dtype}")
-    return array

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from kernels_pallas.common.arrays import checked_array
 from kernels_pallas.common.dispatch import compiled, dispatch
 from kernels_pallas.gla import pallas_triton, reference, xla_chunked
 from kernels_pallas.gla.spec import GlaSpec
@@ -27,7 +28,6 @@ IMPLEMENTATIONS: tuple[str, ...] = tuple(_MODULES)
 _GLA = compiled(_MODULES, "gla")
 _BIDIRECTIONAL_GLA = compiled(_MODULES, "bidirectional_gla")
 
-_DTYPES = ("float32", "bfloat16", "float16", "float64")
 _CHECK_DECAY_VARIABLE = "KERNELS_PALLAS_CHECK_DECAY"
 
 
@@ -163,15 +163,7 @@ def bidirectional_gla(
 
 
 def _arrays(named: Mapping[str, Any]) -> list[jax.Array]:
-    arrays = []
-    for name, value in named.items():
-        if not isinstance(value, jax.Array | np.ndarray):
-            raise TypeError(f"{name} must be a JAX or numpy array, got {type(value).__name__}")
-        array = jnp.asarray(value)
-        if array.dtype.name not in _DTYPES:
-            raise TypeError(f"{name} must be one of {', '.join(_DTYPES)}, got {array.dtype}")
-        arrays.append(array)
-    return arrays
+    return [checked_array(name, value) for name, value in named.items()]
 
 
 def _flag(name: str, value: Any) -> bool:

@@ -3,11 +3,9 @@
 import math
 from collections.abc import Sequence
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
+from kernels_pallas.common.arrays import checked_array
 from kernels_pallas.common.dispatch import compiled, dispatch
 from kernels_pallas.linear_swiglu import pallas_triton, reference, xla
 from kernels_pallas.linear_swiglu.spec import LinearSwigluSpec
@@ -19,8 +17,6 @@ IMPLEMENTATIONS: tuple[str, ...] = tuple(_MODULES)
 """Names accepted by `implementation=`, best first."""
 
 _TABLE = compiled(_MODULES, "linear_swiglu")
-
-_DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 def linear_swiglu(
@@ -50,7 +46,7 @@ def linear_swiglu(
 
     Source: Shazeer, "GLU Variants Improve Transformer", 2020.
     """
-    x, kernel = _array("x", x), _array("kernel", kernel)
+    x, kernel = checked_array("x", x), checked_array("kernel", kernel)
     if kernel.dtype != x.dtype:
         raise TypeError(f"kernel must have the type of x, {x.dtype}, got {kernel.dtype}: cast")
     if x.ndim == 0 or x.shape[-1] == 0:
@@ -77,12 +73,3 @@ def linear_swiglu(
         table=_TABLE,
         order=IMPLEMENTATIONS,
     )
-
-
-def _array(name: str, value: jax.Array | np.ndarray) -> jax.Array:
-    if not isinstance(value, jax.Array | np.ndarray):
-        raise TypeError(f"{name} must be a JAX or numpy array, got {type(value).__name__}")
-    array = jnp.asarray(value)
-    if array.dtype.name not in _DTYPES:
-        raise TypeError(f"{name} must be one of {', '.join(_DTYPES)}, got {array.dtype}: cast")
-    return array

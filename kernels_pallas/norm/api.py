@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
+from kernels_pallas.common.arrays import checked_array
 from kernels_pallas.common.dispatch import compiled, dispatch
 from kernels_pallas.norm import pallas_triton, xla
 from kernels_pallas.norm.spec import ACTIVATIONS, KINDS, NormSpec
@@ -22,8 +21,6 @@ IMPLEMENTATIONS: tuple[str, ...] = tuple(_MODULES)
 
 _NORM_ACT = compiled(_MODULES, "norm_act")
 _RESIDUAL_NORM = compiled(_MODULES, "residual_norm")
-
-_DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 def norm_act(
@@ -64,7 +61,7 @@ def norm_act(
         ValueError: Shapes do not fit together, or a name is unknown.
         NotImplementedError: The implementation asked for cannot serve this call.
     """
-    x, scale, bias = _array("x", x), _array("scale", scale), _optional("bias", bias)
+    x, scale, bias = checked_array("x", x), checked_array("scale", scale), _optional("bias", bias)
     spec = _spec(x, scale, bias, kind, epsilon, activation=activation)
     return dispatch(
         "norm_act",
@@ -110,7 +107,11 @@ def residual_norm(
     Raises:
         TypeError, ValueError, NotImplementedError: As in `norm_act`.
     """
-    x, branch, scale = _array("x", x), _array("branch", branch), _array("scale", scale)
+    x, branch, scale = (
+        checked_array("x", x),
+        checked_array("branch", branch),
+        checked_array("scale", scale),
+    )
     bias, keep = _optional("bias", bias), _optional("keep", keep)
     if branch.shape != x.shape:
         raise ValueError(f"branch must have the shape of x, {x.shape}, got {branch.shape}")
@@ -133,17 +134,8 @@ def residual_norm(
     )
 
 
-def _array(name: str, value: Any) -> jax.Array:
-    if not isinstance(value, jax.Array | np.ndarray):
-        raise TypeError(f"{name} must be a JAX or numpy array, got {type(value).__name__}")
-    array = jnp.asarray(value)
-    if array.dtype.name not in _DTYPES:
-        raise TypeError(f"{name} must be one of {', '.join(_DTYPES)}, got {array.dtype}")
-    return array
-
-
 def _optional(name: str, value: Any) -> jax.Array | None:
-    return None if value is None else _array(name, value)
+    return None if value is None else checked_array(name, value)
 
 
 def _spec(

@@ -3,11 +3,9 @@
 import math
 from collections.abc import Sequence
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
+from kernels_pallas.common.arrays import checked_array
 from kernels_pallas.common.dispatch import compiled, dispatch
 from kernels_pallas.swiglu import pallas_triton, reference, xla
 from kernels_pallas.swiglu.spec import SwigluSpec
@@ -19,8 +17,6 @@ IMPLEMENTATIONS: tuple[str, ...] = tuple(_MODULES)
 """Names accepted by `implementation=`, best first."""
 
 _TABLE = compiled(_MODULES, "swiglu")
-
-_DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 def swiglu(
@@ -49,11 +45,7 @@ def swiglu(
 
     Source: Shazeer, "GLU Variants Improve Transformer", 2020.
     """
-    if not isinstance(x, jax.Array | np.ndarray):
-        raise TypeError(f"x must be a JAX or numpy array, got {type(x).__name__}")
-    x = jnp.asarray(x)
-    if x.dtype.name not in _DTYPES:
-        raise TypeError(f"x must be one of {', '.join(_DTYPES)}, got {x.dtype}: cast")
+    x = checked_array("x", x)
     if x.ndim == 0 or x.shape[-1] == 0 or x.shape[-1] % 2:
         raise ValueError(
             f"x must be [..., gate | y] with a last axis of even size, at least 2, got {x.shape}"

@@ -3,11 +3,9 @@
 import math
 from collections.abc import Sequence
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
+from kernels_pallas.common.arrays import checked_array
 from kernels_pallas.common.dispatch import compiled, dispatch
 from kernels_pallas.swiglu_mlp import pallas_triton, reference, xla
 from kernels_pallas.swiglu_mlp.spec import SwigluMlpSpec
@@ -19,8 +17,6 @@ IMPLEMENTATIONS: tuple[str, ...] = tuple(_MODULES)
 """Names accepted by `implementation=`, best first."""
 
 _TABLE = compiled(_MODULES, "swiglu_mlp")
-
-_DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 def swiglu_mlp(
@@ -53,7 +49,7 @@ def swiglu_mlp(
     Source: Shazeer, "GLU Variants Improve Transformer", 2020.
     """
     x, kernel, down_kernel = (
-        _array(name, value)
+        checked_array(name, value)
         for name, value in (("x", x), ("kernel", kernel), ("down_kernel", down_kernel))
     )
     for name, weights in (("kernel", kernel), ("down_kernel", down_kernel)):
@@ -90,12 +86,3 @@ def swiglu_mlp(
         table=_TABLE,
         order=IMPLEMENTATIONS,
     )
-
-
-def _array(name: str, value: jax.Array | np.ndarray) -> jax.Array:
-    if not isinstance(value, jax.Array | np.ndarray):
-        raise TypeError(f"{name} must be a JAX or numpy array, got {type(value).__name__}")
-    array = jnp.asarray(value)
-    if array.dtype.name not in _DTYPES:
-        raise TypeError(f"{name} must be one of {', '.join(_DTYPES)}, got {array.dtype}: cast")
-    return array

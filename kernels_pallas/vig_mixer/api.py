@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from kernels_pallas.common.arrays import DTYPES
 from kernels_pallas.common.dispatch import compiled, dispatch
 from kernels_pallas.vig_mixer import pallas_triton, reference, xla_chunked
 from kernels_pallas.vig_mixer.spec import MixerSpec
@@ -17,8 +18,6 @@ IMPLEMENTATIONS: tuple[str, ...] = tuple(_MODULES)
 """Names accepted by `implementation=`, best first."""
 
 _TABLE = compiled(_MODULES, "vig_mixer")
-
-_DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 def vig_mixer(
@@ -97,9 +96,9 @@ def vig_mixer(
         if array.shape != shape:
             raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
     types = [x.dtype for x in (projected, local, decay_kernel)]
-    if types[0].name not in _DTYPES or len(set(types)) > 1:
+    if types[0].name not in DTYPES or len(set(types)) > 1:
         raise TypeError(
-            f"projected, local and decay_kernel must be of one type out of {', '.join(_DTYPES)}, "
+            f"projected, local and decay_kernel must be of one type out of {', '.join(DTYPES)}, "
             f"got {', '.join(map(str, types))}: cast"
         )
     if not 0 < gate_normalizer <= 256:
