@@ -24,6 +24,7 @@ def conv_patches(
     kernel_size: int,
     stride: int,
     columns: int | None = None,
+    ones: bool = False,
     implementation: str | Sequence[str] | None = None,
 ) -> Float[Array, "B h w X"]:
     """The pixels under each position of a square convolution kernel, side by side.
@@ -34,14 +35,16 @@ def conv_patches(
 
     so that a convolution of zero padding 1 is the product of these with `kernel.reshape(-1, D)`
     for a kernel in Flax's layout (HWIO). Behind the real columns are zeros: products want rows of
-    whole 16-byte pieces. Differentiable.
+    whole 16-byte pieces. With `ones` the first of these is 1: its weights in the product are a
+    bias. Differentiable.
 
     Args:
         images: float32, bfloat16, float16 or float64.
         kernel_size: Rows and columns of the kernel, at most those of the image and 2.
         stride: From one position to the next, at least 1.
-        columns: Columns X of the output, at least kernel_size**2 * C; None rounds that up to a
-            multiple of 32.
+        columns: Columns X of the output, at least kernel_size**2 * C, with `ones` one more; None
+            rounds that up to a multiple of 32.
+        ones: Whether the first column behind the real ones is 1.
         implementation: None for the best one on the platform the program is lowered for, a name
             out of `kernels_pallas.conv_patches.IMPLEMENTATIONS`, or several to try in order.
 
@@ -69,16 +72,19 @@ def conv_patches(
         )
     if stride < 1:
         raise ValueError(f"stride must be at least 1, got {stride}")
-    least = kernel_size**2 * channels
+    least = kernel_size**2 * channels + ones
     if columns is None:
         columns = -(-least // 32) * 32
     if columns < least:
         raise ValueError(
-            f"columns must be at least {least} = kernel_size**2 * channels, got {columns}"
+            f"columns must be at least {least} = kernel_size**2 * channels{' + 1' * ones}, "
+            f"got {columns}"
         )
     return dispatch(
         "conv_patches",
-        ConvPatchesSpec(batch, height, width, channels, kernel_size, stride, columns, images.dtype),
+        ConvPatchesSpec(
+            batch, height, width, channels, kernel_size, stride, columns, images.dtype, ones
+        ),
         (images,),
         implementation=implementation,
         table=_TABLE,

@@ -95,8 +95,8 @@ def _patches_forward(call: _Call, images: Any) -> tuple[Any, None]:
 
 
 def _patches_backward(call: _Call, _: None, grad_out: Any) -> tuple[Any]:
-    """The operator is linear, its transpose rarely wanted: XLA's will do."""
-    spec = call.spec
+    """The pixels' part is linear, its transpose rarely wanted: XLA's will do."""
+    spec = dataclasses.replace(call.spec, ones=False)
     shape = (spec.batch, spec.height, spec.width, spec.channels)
     images = jax.ShapeDtypeStruct(shape, spec.dtype)
     transpose = jax.linear_transpose(functools.partial(xla.conv_patches, spec), images)
@@ -158,6 +158,8 @@ def _kernel(
         (touches[by_position] & leaves) == 0,
         interpreting=interpreting,
     )
+    if spec.ones:
+        value = jnp.where((columns == spec.taken)[by_column], jnp.ones((), value.dtype), value)
     if inside is not None:
         inside = jnp.broadcast_to(inside, value.shape)
     pallas_compat.store(

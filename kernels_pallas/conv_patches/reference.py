@@ -23,4 +23,4 @@ def conv_patches(spec: ConvPatchesSpec, images: Float[Array, "B H W C"]) -> Floa
             first = (row * spec.kernel_size + column) * spec.channels
             pixels = padded[:, rows, columns]
             out = out.at[..., first : first + spec.channels].set(pixels)
-    return out
+    return out.at[..., spec.taken].set(1) if spec.ones else out

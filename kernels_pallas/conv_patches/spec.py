@@ -18,6 +18,7 @@ class ConvPatchesSpec:
         stride: Pixels from one position of the kernel to the next.
         columns: Numbers per position in the output, zeros behind the real ones among them.
         dtype: Type of images and output.
+        ones: Whether the first column behind the real ones is 1, not 0.
     """
 
     batch: int
@@ -28,6 +29,7 @@ class ConvPatchesSpec:
     stride: int
     columns: int
     dtype: np.dtype
+    ones: bool = False
 
     @property
     def positions(self) -> tuple[int, int]:
@@ -39,5 +41,5 @@ class ConvPatchesSpec:
 
     @property
     def taken(self) -> int:
-        """Numbers under the kernel, the columns that are not only padding."""
+        """Numbers under the kernel, the columns that are pixels."""
         return self.kernel_size**2 * self.channels

@@ -29,5 +29,6 @@ def conv_patches(spec: ConvPatchesSpec, images: Float[Array, "B H W C"]) -> Floa
         for i in range(size)
         for j in overlaps
     ]
-    zeros = jnp.zeros((spec.batch, h, w, spec.columns - spec.taken), spec.dtype)
-    return jnp.concatenate([*pieces, zeros], axis=-1)
+    behind = (jnp.arange(spec.taken, spec.columns) == spec.taken) & spec.ones
+    behind = jnp.broadcast_to(behind.astype(spec.dtype), (spec.batch, h, w, behind.size))
+    return jnp.concatenate([*pieces, behind], axis=-1)

@@ -32,7 +32,7 @@ def make(shape, dtype):
     return jnp.asarray(np.random.default_rng(shape[1]).standard_normal(shape), dtype)
 
 
-def expected_from(images, size, stride, columns):
+def expected_from(images, size, stride, columns, ones=False):
     """Every number by itself, and the place it came from."""
     images = np.asarray(images, np.float64)
     padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
@@ -42,6 +42,8 @@ def expected_from(images, size, stride, columns):
     for y, x in np.ndindex(h, w):
         patch = padded[:, y * stride : y * stride + size, x * stride : x * stride + size]
         out[:, y, x, :least] = patch.reshape(images.shape[0], -1)
+    if ones:
+        out[..., least] = 1
     return out
 
 
@@ -53,9 +55,9 @@ def gradient_from(shape, grad_out, size, stride):
     return grad[:, 1:-1, 1:-1]
 
 
-def check(run, images, size, stride, columns=None):
+def check(run, images, size, stride, columns=None, ones=False):
     """Outputs to the bit, gradients within the tolerance."""
-    expected = expected_from(images, size, stride, columns)
+    expected = expected_from(images, size, stride, columns, ones)
     out, pullback = jax.vjp(jax.jit(run), images)
     assert out.dtype == images.dtype
     np.testing.assert_array_equal(np.asarray(out, np.float64), expected)
@@ -90,6 +92,21 @@ def test_interpreted_kernel(shape, size, stride, columns, tiling, dtype):
 
 def lowered(run, *arguments):
     return jax.jit(run).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@pytest.mark.parametrize(("shape", "size", "stride", "columns"), CASES[:-1])
+def test_ones(name, shape, size, stride, columns):
+    run = functools.partial(
+        conv_patches,
+        kernel_size=size,
+        stride=stride,
+        columns=columns,
+        ones=True,
+        implementation=name,
+    )
+    with interpret():
+        check(run, make(shape, "bfloat16"), size, stride, columns, ones=True)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -143,6 +160,12 @@ def test_a_gpu_that_is_not_served_is_told(monkeypatch):
         (np.ones((1, 4, 9, 3), np.float32), {"kernel_size": 7}, ValueError, "from 1 to 6"),
         (np.ones((1, 4, 4, 3), np.float32), {"stride": 0}, ValueError, "at least 1, got 0"),
         (np.ones((1, 4, 4, 3), np.float32), {"columns": 26}, ValueError, "at least 27"),
+        (
+            np.ones((1, 4, 4, 3), np.float32),
+            {"columns": 27, "ones": True},
+            ValueError,
+            r"at least 28 = kernel_size\*\*2 \* channels \+ 1, got 27",
+        ),
     ],
 )
 def test_errors(unchecked, images, options, error, told):
@@ -158,7 +181,8 @@ def test_errors(unchecked, images, options, error, told):
 )
 def test_on_a_gpu(shape, size, stride, columns, dtype):
     images = make((min(shape[0], 16), *shape[1:]), dtype)
-    run = functools.partial(
-        conv_patches, kernel_size=size, stride=stride, columns=columns, implementation=NAME
-    )
-    check(run, images, size, stride, columns)
+    options = {"kernel_size": size, "stride": stride, "columns": columns, "implementation": NAME}
+    check(functools.partial(conv_patches, **options), images, size, stride, columns)
+    if shape == VIG[0][0]:
+        run = functools.partial(conv_patches, **options, ones=True)
+        check(run, images, size, stride, columns, ones=True)

@@ -16,7 +16,8 @@ class PatchConv(nn.Module):
     """A biased convolution of padding 1, its kernel one larger than its stride, as a product.
 
     A convolution of three channels keeps GPUs busy with padding them; here the pixels under each
-    position of the kernel are laid out side by side once. The parameters are those of `nn.Conv`.
+    position of the kernel are laid out side by side once, and behind them a one, which brings the
+    bias. The parameters are those of `nn.Conv`.
     """
 
     features: int
@@ -32,11 +33,11 @@ class PatchConv(nn.Module):
         bias_init = uniform_bias(channels * size**2)
         bias = self.param("bias", bias_init, (self.features,), self.param_dtype)
         images, kernel, bias = nn.dtypes.promote_dtype(images, kernel, bias, dtype=self.dtype)
-        under = functools.partial(conv_patches, kernel_size=size, stride=self.stride)
+        under = functools.partial(conv_patches, kernel_size=size, stride=self.stride, ones=True)
         columns = over_batch(under)(images)
-        matrix = kernel.reshape(-1, self.features)
-        matrix = jnp.pad(matrix, ((0, columns.shape[-1] - matrix.shape[0]), (0, 0)))
-        return jnp.dot(columns, matrix, precision=precision(self.dtype)) + bias
+        matrix = jnp.concatenate([kernel.reshape(-1, self.features), bias[None]])
+        matrix = jnp.pad(matrix, ((0, columns.shape[-1] - len(matrix)), (0, 0)))
+        return jnp.dot(columns, matrix, precision=precision(self.dtype))
 
 
 class ConvStem(nn.Module):
