@@ -248,9 +248,15 @@ def test_changed_images_are_not_gone_on_with(image_folder, tiny, tmp_path):
     changes = {"data__path": str(images), "train__epochs": 1, "train__eval_every_epochs": 0}
     run(tiny(**changes), tmp_path / "run")
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
-    (images / "train" / "cat" / "0.png").rename(images / "train" / "cat" / "100.png")
-    with pytest.raises(CheckpointError, match=r"trained on other data .* new --workdir"):
-        run(tiny(**changes), tmp_path / "run")
+    for split, message in (
+        ("train", r"trained on other data .* new --workdir"),
+        ("val", r"evaluated on other images .* new --workdir.*`vig evaluate"),
+    ):
+        image, away = images / split / "cat" / "0.png", images / split / "cat" / "100.png"
+        image.rename(away)
+        with pytest.raises(CheckpointError, match=message):
+            run(tiny(**changes), tmp_path / "run")
+        away.rename(image)
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
 
 

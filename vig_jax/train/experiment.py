@@ -99,7 +99,12 @@ class Experiment:
             config=config,
             train_source=train_source,
             eval_source=eval_source,
-            info=RunInfo(config, tuple(train_source.class_names), train_source.fingerprint()),
+            info=RunInfo(
+                config,
+                tuple(train_source.class_names),
+                train_source.fingerprint(),
+                eval_source.fingerprint(),
+            ),
             mesh=mesh,
             calendar=calendar,
             task=task,

@@ -2,7 +2,7 @@
 
 A run is a pure function of its config and data. Going on after a break restores, in this order:
 
-1. the config and the data fingerprint, which must be those of the checkpoint;
+1. the config and the data's fingerprints, which must be those of the checkpoint;
 2. the state (parameters, averages, optimizer, step, random key), onto whatever devices there are;
 3. the log files, cut back to the restored step;
 4. the data, by its position alone: batch n and the draws of update n depend on (seed, n).
