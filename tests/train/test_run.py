@@ -105,6 +105,24 @@ def test_pictures_of_a_run(whole):
     assert "averaged weights after 12 updates (epoch 3)" in confusion.description
 
 
+def test_few_evaluation_images_are_decoded_once(tiny, monkeypatch):
+    experiment = Experiment.of(tiny())
+    with experiment.eval_batches() as batches:
+        next(batches)
+    assert not experiment.decoded  # that was not all
+    with experiment.eval_batches() as batches:
+        first = list(batches)
+    with monkeypatch.context() as patch, experiment.eval_batches() as batches:
+        patch.setattr(type(experiment.eval_source), "__getitem__", None)
+        chex.assert_trees_all_equal(list(batches), first)
+    assert sum(batch["weight"].sum() for batch in first) == len(experiment.eval_source)
+    monkeypatch.setattr("vig_jax.train.experiment._KEPT_BYTES", 10 * 16 * 16 * 3 - 1)
+    experiment = Experiment.of(tiny())
+    with experiment.eval_batches() as batches:
+        chex.assert_trees_all_equal(list(batches), first)
+    assert not experiment.decoded
+
+
 def test_waiting_for_data_is_measured_and_told_once(tiny, monkeypatch):
     now = 0.0
     monkeypatch.setattr(loop.time, "perf_counter", lambda: now)
