@@ -144,6 +144,8 @@ def run(config: RunConfig, workdir: Path) -> dict[str, float]:
                 placed = place_batch({k: batch[k] for k in ("image", "label")}, mesh)
                 if step == 0:
                     _show_first_batch(experiment, placed, state, workdir, log)
+                if step == start:
+                    log.say("compiling the update, or reading it from the cache ...")
                 state, device_metrics = experiment.train_step(state, placed)
                 on_device.add(step + 1, device_metrics)
                 log.advance()
