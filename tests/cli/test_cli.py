@@ -3,6 +3,7 @@
 import csv
 import functools
 import json
+import logging
 
 import numpy as np
 import pytest
@@ -47,6 +48,13 @@ def test_unknown_command(capsys):
     with pytest.raises(SystemExit):
         main(["evalute"])
     assert "evaluate" in capsys.readouterr().err
+
+
+def test_log_lines_are_plain(capsys, monkeypatch):
+    monkeypatch.setattr(logging.root, "handlers", [logging.StreamHandler()])
+    main(["report", "nowhere"])
+    logging.getLogger("vig_jax").info("a word")
+    assert capsys.readouterr().err.splitlines()[-1] == "a word"
 
 
 def test_evaluate(trained, tmp_path, capsys):

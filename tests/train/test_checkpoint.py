@@ -94,6 +94,7 @@ def test_goes_on_from_before_there_were_some_settings(tmp_path, experiment):
     stored = json.loads(path.read_text())
     del stored["config"]["train"]["accumulation_steps"], stored["config"]["train"]["steps"]
     del stored["config"]["optimizer"]["layer_decay"], stored["config"]["optimizer"]["freeze"]
+    del stored["eval_fingerprint"]
     path.write_text(json.dumps(stored))
     assert int(restore(tmp_path, experiment).step) == 1
 
@@ -178,11 +179,15 @@ def test_free_settings_may_change(tmp_path, experiment, tiny):
     assert int(restore(tmp_path, other).step) == 1
 
 
-def test_other_data_are_refused(tmp_path, experiment):
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("data_fingerprint", "other data"), ("eval_fingerprint", "evaluated on other images")],
+)
+def test_other_data_are_refused(tmp_path, experiment, name, message):
     save(tmp_path, experiment, {1: None})
-    info = dataclasses.replace(experiment.info, data_fingerprint="other")
+    info = dataclasses.replace(experiment.info, **{name: "changed"})
     assert isinstance(info, RunInfo)
-    with pytest.raises(CheckpointError, match=r"other data .*now\s+other"):
+    with pytest.raises(CheckpointError, match=rf"{message} .*now\s+changed"):
         restore(tmp_path, experiment, info)
 
 

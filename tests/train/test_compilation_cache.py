@@ -33,9 +33,17 @@ def test_a_second_start_compiles_nothing(image_folder, tmp_path):
     command.append("--config.train.compilation_cache=~/cache")
     entries = []
     for name in ("first", "second"):
-        subprocess.run(
-            [*command, f"--workdir={tmp_path / name}"], cwd=ROOT, env=environment, check=True
+        done = subprocess.run(
+            [*command, f"--workdir={tmp_path / name}"],
+            cwd=ROOT,
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=True,
         )
+        told = done.stderr.splitlines()
+        assert "conv_patches: using xla" in told  # with nothing before it
+        assert "compiling the update, or reading it from the cache ..." in told
         entries.append({path.name for path in cache.iterdir()})
     assert any("train_step" in name for name in entries[0])
     assert entries[0] == entries[1]

@@ -72,6 +72,7 @@ def test_position_embedding_is_made_for_the_size_of_the_images(weights, tiny):
     [
         {"data__image_size": 224, "model__img_size": None},  # as published: nothing to say
         {
+            "data__image_size": 32,
             "model__name": "vig_h_t",  # has no position embedding
             "model__img_size": None,
             "model__patch_size": None,
@@ -98,6 +99,7 @@ def test_size_is_left_unset_where_it_says_nothing(tiny, changes):
         ({"train__epochs": 0}, "how long is the run"),
         ({"optimizer__warmup_steps": 7}, "warmup_epochs=1.0 and config.optimizer.warmup_steps=7"),
         ({"data__mixup_group": 3}, "mixup_group=3 must be even"),
+        ({"data__image_size": 2}, "2x2 pixels; .* needs at least 3"),
     ],
 )
 def test_settings_that_cannot_be(tiny, changes, message):

@@ -105,6 +105,24 @@ def test_pictures_of_a_run(whole):
     assert "averaged weights after 12 updates (epoch 3)" in confusion.description
 
 
+def test_few_evaluation_images_are_decoded_once(tiny, monkeypatch):
+    experiment = Experiment.of(tiny())
+    with experiment.eval_batches() as batches:
+        next(batches)
+    assert not experiment.decoded  # that was not all
+    with experiment.eval_batches() as batches:
+        first = list(batches)
+    with monkeypatch.context() as patch, experiment.eval_batches() as batches:
+        patch.setattr(type(experiment.eval_source), "__getitem__", None)
+        chex.assert_trees_all_equal(list(batches), first)
+    assert sum(batch["weight"].sum() for batch in first) == len(experiment.eval_source)
+    monkeypatch.setattr("vig_jax.train.experiment._KEPT_BYTES", 10 * 16 * 16 * 3 - 1)
+    experiment = Experiment.of(tiny())
+    with experiment.eval_batches() as batches:
+        chex.assert_trees_all_equal(list(batches), first)
+    assert not experiment.decoded
+
+
 def test_waiting_for_data_is_measured_and_told_once(tiny, monkeypatch):
     now = 0.0
     monkeypatch.setattr(loop.time, "perf_counter", lambda: now)
@@ -248,9 +266,15 @@ def test_changed_images_are_not_gone_on_with(image_folder, tiny, tmp_path):
     changes = {"data__path": str(images), "train__epochs": 1, "train__eval_every_epochs": 0}
     run(tiny(**changes), tmp_path / "run")
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
-    (images / "train" / "cat" / "0.png").rename(images / "train" / "cat" / "100.png")
-    with pytest.raises(CheckpointError, match=r"trained on other data .* new --workdir"):
-        run(tiny(**changes), tmp_path / "run")
+    for split, message in (
+        ("train", r"trained on other data .* new --workdir"),
+        ("val", r"evaluated on other images .* new --workdir.*`vig evaluate"),
+    ):
+        image, away = images / split / "cat" / "0.png", images / split / "cat" / "100.png"
+        image.rename(away)
+        with pytest.raises(CheckpointError, match=message):
+            run(tiny(**changes), tmp_path / "run")
+        away.rename(image)
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
 
 

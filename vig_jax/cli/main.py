@@ -30,7 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("command", choices=COMMANDS, help=argparse.SUPPRESS)
     name = parser.parse_args(argv[:1]).command
-    logging.basicConfig(format="%(message)s")
+    logging.basicConfig()
+    for handler in logging.root.handlers:  # importing JAX has made one, with names and levels
+        if type(handler) is logging.StreamHandler:
+            handler.setFormatter(logging.Formatter("%(message)s"))
     logging.getLogger("vig_jax").setLevel(logging.INFO)  # Orbax tells of every file it reads
     command = importlib.import_module(f"vig_jax.cli.{name}")  # only what the command needs
     if name == "train":

@@ -4,11 +4,12 @@
 """
 
 from vig_jax.data.bad_images import BadImages, TooManyBadImagesError
-from vig_jax.data.loader import BatchIterator, eval_batches, steps_per_epoch, train_batches
+from vig_jax.data.loader import Batch, BatchIterator, eval_batches, steps_per_epoch, train_batches
 from vig_jax.data.sources import DataSetError, Source, open_source
 
 __all__ = [
     "BadImages",
+    "Batch",
     "BatchIterator",
     "DataSetError",
     "Source",

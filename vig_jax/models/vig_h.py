@@ -21,6 +21,8 @@ from vig_jax.models.backbone import (
     mean_pool,
 )
 
+_STRIDE = 32  # of the last stage
+
 
 class Stage(nn.Module):
     """Blocks at one resolution and width.
@@ -157,12 +159,12 @@ class ViGH(nn.Module):
         """Class logits, float32 or wider.
 
         Args:
-            images: normalised pixels of any size, square or not; odd sizes round up at every
-                halving.
+            images: normalised pixels, at least 32 on either side, square or not; odd sizes round
+                up at every halving.
             train: drop path on; needs `rngs={"dropout": key}`.
 
         Raises:
-            ValueError: the images are not [B, H, W, 3] floats.
+            ValueError: the images are not [B, H, W, 3] floats or too small for four stages.
         """
         streams = self._stages(images, train)
         if self.is_initializing():
@@ -181,6 +183,11 @@ class ViGH(nn.Module):
     def _stages(self, images: jax.Array, train: bool) -> list[Residual]:
         """What the stages end with; a map that is read more than once is added up once."""
         check_images(images)
+        if min(images.shape[1:3]) < _STRIDE:
+            raise ValueError(
+                f"images are {images.shape[1]}x{images.shape[2]} pixels; a model of four stages "
+                f"needs at least {_STRIDE} on either side"
+            )
         streams = [self.stages[0](self.patch_embed(images), train)]
         for downsample, stage in zip(self.downsample, self.stages[1:], strict=True):
             streams[-1] = Residual(streams[-1].total())

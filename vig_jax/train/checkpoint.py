@@ -4,8 +4,8 @@ A workdir holds `checkpoints/<step>/`, written whole or not at all, with the ite
 
 - `params`, `ema_params` (if averaged): parameter trees;
 - `training`: optimizer state, step and random key;
-- `run`: JSON of the resolved config, class names, data fingerprint, seed, data position and
-  evaluation results.
+- `run`: JSON of the resolved config, class names, fingerprints of the data, seed, data position
+  and evaluation results.
 
 Weights converted from elsewhere have no `training`; their `run` says where they come from.
 
@@ -67,7 +67,8 @@ class RunInfo:
 
     config: RunConfig  # resolved
     class_names: tuple[str, ...]
-    data_fingerprint: str
+    data_fingerprint: str  # of the images to train on
+    eval_fingerprint: str  # of those to evaluate
 
     def to_json(self, step: int, metrics: Mapping[str, float]) -> dict[str, Any]:
         """The `run` item of the checkpoint at `step`, with its evaluation results if any."""
@@ -75,6 +76,7 @@ class RunInfo:
             "config": to_dict(self.config),
             "class_names": list(self.class_names),
             "data_fingerprint": self.data_fingerprint,
+            "eval_fingerprint": self.eval_fingerprint,
             "seed": self.config.seed,
             "data_position": step,  # global batches consumed; with the seed, all there is to it
             "metrics": dict(metrics),
@@ -298,6 +300,15 @@ def _check_same_run(stored: Mapping[str, Any], info: RunInfo, where: Path) -> No
             f"{where} was trained on other data (fingerprint {stored['data_fingerprint']}, now "
             f"{info.data_fingerprint}): point config.data.path at the same images, or start in "
             "a new --workdir"
+        )
+    # Older checkpoints do not have it.
+    evaluated = stored.get("eval_fingerprint", info.eval_fingerprint)
+    if evaluated != info.eval_fingerprint:
+        raise CheckpointError(
+            f"{where} was evaluated on other images (fingerprint {evaluated}, now "
+            f"{info.eval_fingerprint}), so its results and those to come could not be compared: "
+            "put the validation images back as they were, or start in a new --workdir. "
+            "`vig evaluate RUN --data-path DIR` evaluates the run on others"
         )
 
 

@@ -193,7 +193,7 @@ def _save_checkpoint(
     names = some.class_names or tuple(
         f"class {label}" for label in range(some.config.model.num_classes or 0)
     )
-    info = RunInfo(some.config, names, data_fingerprint="")
+    info = RunInfo(some.config, names, data_fingerprint="", eval_fingerprint="")
     origin = {item: one.restored.description for item, one in sources.items()}
     headline = make_task(some.config).headline
     with Checkpoints(workdir, keep=1, headline=headline) as checkpoints:

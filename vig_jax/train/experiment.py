@@ -1,7 +1,8 @@
 """A config made into the parts that the loop moves."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ from jax.sharding import Mesh
 
 from vig_jax.config import DataConfig, RunConfig
 from vig_jax.data import (
+    Batch,
     BatchIterator,
     DataSetError,
     Source,
@@ -30,6 +32,8 @@ from vig_jax.train.schedule import warmup_cosine
 from vig_jax.train.state import TrainState, init_state
 from vig_jax.train.step import TrainStep, check_accumulation, make_train_step
 
+_KEPT_BYTES = 2**28  # of decoded evaluation images, in this process
+
 
 class SettingError(ValueError):
     """A setting that cannot work, as only data set, model or devices can tell."""
@@ -49,6 +53,7 @@ class Experiment:
     new_state: Callable[[], TrainState]
     train_step: TrainStep
     eval_step: EvalStep
+    decoded: list[Batch] = dataclasses.field(default_factory=list)  # if they are few, see below
 
     @classmethod
     def of(cls, config: RunConfig) -> "Experiment":
@@ -99,7 +104,12 @@ class Experiment:
             config=config,
             train_source=train_source,
             eval_source=eval_source,
-            info=RunInfo(config, tuple(train_source.class_names), train_source.fingerprint()),
+            info=RunInfo(
+                config,
+                tuple(train_source.class_names),
+                train_source.fingerprint(),
+                eval_source.fingerprint(),
+            ),
             mesh=mesh,
             calendar=calendar,
             task=task,
@@ -138,15 +148,34 @@ class Experiment:
             process_count=jax.process_count(),
         )
 
-    def eval_batches(self) -> BatchIterator:
-        """This process's rows of one pass over the evaluation images."""
-        return eval_batches(
+    @contextlib.contextmanager
+    def eval_batches(self) -> Iterator[Iterator[Batch]]:
+        """This process's rows of one pass over the evaluation images.
+
+        If they are few, later passes take them from memory: to start workers for them, again and
+        again, would take longer than the evaluation.
+        """
+        if self.decoded:
+            yield iter(self.decoded)
+            return
+        with eval_batches(
             self.eval_source,
             self.config.data,
             batch_size=self.config.train.batch_size,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
-        )
+        ) as batches:
+            own = len(self.eval_source) / jax.process_count()
+            few = own * self.config.data.image_size**2 * 3 <= _KEPT_BYTES
+            yield self._keeping(batches) if few else batches
+
+    def _keeping(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The same batches; those of a pass that comes to its end are kept."""
+        some = []
+        for batch in batches:
+            some.append(batch)
+            yield batch
+        self.decoded.extend(some)
 
 
 def _resolve(config: RunConfig, source: Source) -> RunConfig:

@@ -17,6 +17,7 @@ from typing import NoReturn
 
 import jax
 from absl import app, flags
+from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from vig_jax.config import parse
@@ -95,6 +96,8 @@ def _unknown_setting(message: str, argv: Sequence[str]) -> str:
 def _train(argv: Sequence[str]) -> None:
     for library in ("absl", "jax"):  # Orbax, through absl, tells of every file it writes
         logging.getLogger(library).setLevel(logging.WARNING)
+    # absl would begin each line with time, thread and file.
+    absl_logging.get_absl_handler().setFormatter(logging.Formatter("%(message)s"))
     if len(argv) > 1:
         _fail(f"{' '.join(argv[1:])!r} is no option; settings are given as --config.KEY=VALUE")
     try:

@@ -2,7 +2,7 @@
 
 A run is a pure function of its config and data. Going on after a break restores, in this order:
 
-1. the config and the data fingerprint, which must be those of the checkpoint;
+1. the config and the data's fingerprints, which must be those of the checkpoint;
 2. the state (parameters, averages, optimizer, step, random key), onto whatever devices there are;
 3. the log files, cut back to the restored step;
 4. the data, by its position alone: batch n and the draws of update n depend on (seed, n).
@@ -144,6 +144,8 @@ def run(config: RunConfig, workdir: Path) -> dict[str, float]:
                 placed = place_batch({k: batch[k] for k in ("image", "label")}, mesh)
                 if step == 0:
                     _show_first_batch(experiment, placed, state, workdir, log)
+                if step == start:
+                    log.say("compiling the update, or reading it from the cache ...")
                 state, device_metrics = experiment.train_step(state, placed)
                 on_device.add(step + 1, device_metrics)
                 log.advance()
