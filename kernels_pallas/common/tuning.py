@@ -99,6 +99,7 @@ def _mixer_spec(spec: GlaSpec) -> MixerSpec:
         heads=spec.heads,
         width=spec.heads * spec.value_width,
         rank=16,
+        out_features=spec.heads * spec.value_width,
         dtype=spec.dtype,
         scale=spec.scale,
         gate_normalizer=16.0,
@@ -236,7 +237,8 @@ def _mixer_inputs(spec: MixerSpec, seed: int) -> tuple[Any, ...]:
             ((spec.width,), jnp.float32),
             ((spec.value_width,), jnp.float32),
             ((spec.value_width,), jnp.float32),
-            ((*tokens, spec.width), spec.dtype),
+            ((spec.width, spec.out_features), spec.dtype),
+            ((*tokens, spec.out_features), spec.dtype),
         )
         keys = jax.random.split(key, len(shapes))
         return tuple(

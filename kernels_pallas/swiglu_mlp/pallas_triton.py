@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from kernels_pallas.common.products import weight_gradient
 from kernels_pallas.linear_swiglu import pallas_triton as linear_swiglu_kernels
 from kernels_pallas.swiglu import pallas_triton as swiglu_kernels
 from kernels_pallas.swiglu_mlp.spec import SwigluMlpSpec
@@ -64,15 +65,7 @@ def _mlp_backward(
     grad_hidden = jnp.matmul(grad_out, down_kernel.T)
     grad_product, hidden = swiglu_kernels.backward_and_output(spec.swiglu, product, grad_hidden)
     grad_x = jnp.matmul(grad_product, kernel.T)
-    return grad_x, _weight_gradient(x, grad_product), _weight_gradient(hidden, grad_out)
+    return grad_x, weight_gradient(x, grad_product), weight_gradient(hidden, grad_out)
 
 
 _mlp.defvjp(_mlp_forward, _mlp_backward)
-
-
-def _weight_gradient(x: Any, grad: Any) -> Any:
-    """x^T grad for x [N, D] and grad [N, E]; float32 until the sum over all rows is complete.
-
-    Weights kept in float32 get it so: XLA drops the rounding where a conversion back follows.
-    """
-    return jnp.matmul(x.T, grad, preferred_element_type=jnp.float32).astype(x.dtype)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kernels_pallas.common.arrays import DTYPES
+from kernels_pallas.common.arrays import checked_array
 from kernels_pallas.common.dispatch import compiled, dispatch
 from kernels_pallas.vig_mixer import pallas_triton, reference, xla_chunked
 from kernels_pallas.vig_mixer.spec import MixerSpec
@@ -28,6 +28,7 @@ def vig_mixer(
     decay_bias: Float[Array, " D"],
     scan_scale: Float[Array, " V"],
     local_scale: Float[Array, " V"],
+    out_kernel: Float[Array, "D O"],
     *,
     heads: int,
     scale: float | None = None,
@@ -35,8 +36,8 @@ def vig_mixer(
     epsilon: float = 1e-6,
     activation: str | None = None,
     implementation: str | Sequence[str] | None = None,
-) -> Float[Array, "B T D"]:
-    """Bidirectional gated linear attention, blended with the local map it was projected from.
+) -> Float[Array, "B T O"]:
+    """Bidirectional gated linear attention, blended with the local map and projected.
 
     `projected` holds side by side, all heads of each, the queries (D/2 channels), the keys (D/2),
     the values (D), the logits of the blending gate (D), and R features that the decays are made
@@ -46,9 +47,11 @@ def vig_mixer(
         o = bidirectional_gla(q, k, v, log_sigmoid(d_fwd) / normalizer, log_sigmoid(d_bwd) / ..)
         g = sigmoid(gate + gate_bias)
         z = g * rms_norm(o, scan_scale) + (1 - g) * rms_norm(local, local_scale)
+        out = z @ out_kernel
 
-    with norms over the channels of a head. Nothing is copied out of `projected`, and its gradient
-    is made in one piece. Differentiable in every array.
+    with norms over the channels of a head. On CUDA GPUs nothing is copied out of `projected`, its
+    gradient is made in one piece, and the backward pass computes z again instead of being given it.
+    Differentiable in every array.
 
     Args:
         projected: Linear maps of `local`; float32, bfloat16, float16 or float64.
@@ -58,24 +61,42 @@ def vig_mixer(
         decay_bias: Added to the decays' logits.
         scan_scale: Weights of the norm of the scan, shared by all heads.
         local_scale: Weights of the norm of the local map.
+        out_kernel: Weights of the output's linear map, type of `projected`.
         heads: H; D must be a multiple of 2 H.
         scale: Factor on the queries, a Python number; K**-0.5 if None.
         gate_normalizer: Divides the log-sigmoid, above 0 and at most 256.
         epsilon: Of both norms.
-        activation: "silu" for z * sigmoid(z), or None.
+        activation: "silu" for z * sigmoid(z) in the place of z, or None.
         implementation: As in `kernels_pallas.gla`.
 
     Returns:
-        z in the type of `projected`.
+        An array as wide as out_kernel, type of `projected`.
 
     Raises:
-        TypeError: An array has a type not listed above, or not the type of `projected`.
+        TypeError: An argument is not an array, or of a type not listed above, or not of that of
+            `projected`.
         ValueError: Shapes do not fit together, or a setting is out of its range.
         NotImplementedError: The implementation asked for cannot serve this call.
 
     Source: "ViG: Linear-complexity Visual Sequence Learning with Gated Linear Attention", AAAI
     2025, section 3; hustvl/ViG `classification/models/vig.py`.
     """
+    arrays = tuple(
+        checked_array(name, value)
+        for name, value in (
+            ("projected", projected),
+            ("local", local),
+            ("gate_bias", gate_bias),
+            ("decay_kernel", decay_kernel),
+            ("decay_bias", decay_bias),
+            ("scan_scale", scan_scale),
+            ("local_scale", local_scale),
+            ("out_kernel", out_kernel),
+        )
+    )
+    projected, local, gate_bias, decay_kernel, decay_bias, scan_scale, local_scale, out_kernel = (
+        arrays
+    )
     if local.ndim != 3 or 0 in local.shape[1:]:
         raise ValueError(f"local must have shape [B, T, D], got {local.shape}")
     if decay_kernel.ndim != 2 or 0 in decay_kernel.shape:
@@ -95,10 +116,15 @@ def vig_mixer(
     ):
         if array.shape != shape:
             raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
-    types = [x.dtype for x in (projected, local, decay_kernel)]
-    if types[0].name not in DTYPES or len(set(types)) > 1:
+    if out_kernel.ndim != 2 or out_kernel.shape[0] != width or out_kernel.shape[1] == 0:
+        raise ValueError(
+            f"out_kernel must have shape [D, O] for the D = {width} channels of local, "
+            f"got {out_kernel.shape}"
+        )
+    types = [x.dtype for x in (projected, local, decay_kernel, out_kernel)]
+    if len(set(types)) > 1:
         raise TypeError(
-            f"projected, local and decay_kernel must be of one type out of {', '.join(DTYPES)}, "
+            "projected, local, decay_kernel and out_kernel must be of one type, "
             f"got {', '.join(map(str, types))}: cast"
         )
     if not 0 < gate_normalizer <= 256:
@@ -115,6 +141,7 @@ def vig_mixer(
         heads=heads,
         width=width,
         rank=rank,
+        out_features=out_kernel.shape[1],
         dtype=jnp.dtype(projected.dtype),
         scale=float(scale),
         gate_normalizer=float(gate_normalizer),
@@ -124,7 +151,7 @@ def vig_mixer(
     return dispatch(
         "vig_mixer",
         spec,
-        (projected, local, gate_bias, decay_kernel, decay_bias, scan_scale, local_scale),
+        arrays,
         implementation=implementation,
         table=_TABLE,
         order=IMPLEMENTATIONS,

@@ -1,4 +1,4 @@
-"""The mixer in Pallas kernels for CUDA GPUs: the scan's own, then the blend's.
+"""The mixer in Pallas kernels for CUDA GPUs: the scan's own, the blend's, then XLA's product.
 
 Each direction of the scan has programs and an output of its own where nothing is differentiated;
 the blend adds them. README.md tells what is saved.
@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from kernels_pallas.common.products import weight_gradient
 from kernels_pallas.gla import pallas_triton as gla
 from kernels_pallas.gla import pallas_triton_bwd, pallas_triton_fwd
 from kernels_pallas.gla.pallas_triton_chunk import Columns, Gates
@@ -37,13 +38,14 @@ def vig_mixer(
     decay_bias: Float[Array, " D"],
     scan_scale: Float[Array, " V"],
     local_scale: Float[Array, " V"],
+    out_kernel: Float[Array, "D O"],
     *,
     config: Config | None = None,
-) -> Float[Array, "B T D"]:
+) -> Float[Array, "B T O"]:
     """See `kernels_pallas.vig_mixer.api.vig_mixer`."""
     gla.check_device()
     call = _Call(spec, config or choose(spec.scan))
-    weights = (gate_bias, decay_kernel, decay_bias, scan_scale, local_scale)
+    weights = (gate_bias, decay_kernel, decay_bias, scan_scale, local_scale, out_kernel)
     return _mix(call, _Inputs(projected, local, *weights))
 
 
@@ -64,10 +66,11 @@ class _Inputs(NamedTuple):
     decay_bias: Any
     scan_scale: Any
     local_scale: Any
+    out_kernel: Any
 
 
 class _Residuals(NamedTuple):
-    """What the backward pass needs: the inputs, the scans' sum, states before each chunk."""
+    """What the backward pass is given: the blend is not among it, it is made of the scans' sum."""
 
     inputs: _Inputs
     scan: Any
@@ -103,7 +106,7 @@ def _parts(spec: MixerSpec, inputs: _Inputs) -> _Parts:
 def _mix(call: _Call, inputs: _Inputs) -> Any:
     parts = _parts(call.spec, inputs)
     scans, _ = _scan(call.spec, call.config.forward, parts, keeps_states=False)
-    return _blend(call.spec, scans, inputs, keeps_sum=False)[0]
+    return _output(call.spec, scans, inputs, keeps_sum=False)[0]
 
 
 def _scan(
@@ -127,10 +130,11 @@ def _scan(
     return outs, states
 
 
-def _blend(
+def _output(
     spec: MixerSpec, scans: list[Any], inputs: _Inputs, *, keeps_sum: bool
 ) -> tuple[Any, Any]:
-    return pallas_triton_blend.forward(
+    """The result [B, T, O] and the scans' sum [B, T, H, V]."""
+    blend, scan = pallas_triton_blend.forward(
         spec,
         scans,
         inputs.projected,
@@ -140,19 +144,22 @@ def _blend(
         inputs.local_scale,
         keeps_sum=keeps_sum,
     )
+    return jnp.matmul(blend, inputs.out_kernel, precision=spec.scan.dot_precision), scan
 
 
 def _mix_forward(call: _Call, inputs: _Inputs) -> tuple[Any, _Residuals]:
     parts = _parts(call.spec, inputs)
     scans, states = _scan(call.spec, call.config.training, parts, keeps_states=True)
-    out, scan = _blend(call.spec, scans, inputs, keeps_sum=True)
+    out, scan = _output(call.spec, scans, inputs, keeps_sum=True)
     return out, _Residuals(inputs, scan, states)
 
 
 def _mix_backward(call: _Call, residuals: _Residuals, grad: Any) -> tuple[_Inputs]:
     spec, launch = call.spec, call.config.backward
     inputs, scan, states = residuals
-    grad_scan, grad_local, grad_projected, *grad_scales = pallas_triton_blend.backward(
+    precision = spec.scan.dot_precision
+    grad_blend = jnp.matmul(grad, inputs.out_kernel.T, precision=precision)
+    blend, grad_scan, grad_local, grad_projected, *grad_scales = pallas_triton_blend.backward(
         spec,
         scan,
         inputs.projected,
@@ -160,7 +167,7 @@ def _mix_backward(call: _Call, residuals: _Residuals, grad: Any) -> tuple[_Input
         inputs.gate_bias,
         inputs.scan_scale,
         inputs.local_scale,
-        grad,
+        grad_blend,
     )
     parts = _parts(spec, inputs)
     final = None
@@ -175,24 +182,21 @@ def _mix_backward(call: _Call, residuals: _Residuals, grad: Any) -> tuple[_Input
     def over_tokens(x: Any, like: Any) -> Any:
         return jnp.sum(x.astype(jnp.float32), axis=(0, 1)).astype(like.dtype)
 
-    dot = functools.partial(
-        jax.lax.dot_general,
-        precision=spec.scan.dot_precision,
-        preferred_element_type=jnp.float32,
-    )
     features = inputs.projected[..., spec.starts["decay"] :]
-    grad_features = dot(grad_logits, inputs.decay_kernel, (((2,), (1,)), ((), ())))
-    grad_kernel = dot(features, grad_logits, (((0, 1), (0, 1)), ((), ())))
+    grad_features = jnp.matmul(grad_logits, inputs.decay_kernel.T, precision=precision)
     grad_gate = grad_projected[..., spec.starts["gate"] : spec.starts["decay"]]
-    columns = grad_features.astype(spec.dtype)
     return (
         _Inputs(
-            jax.lax.dynamic_update_slice(grad_projected, columns, (0, 0, spec.starts["decay"])),
+            jax.lax.dynamic_update_slice(
+                grad_projected, grad_features, (0, 0, spec.starts["decay"])
+            ),
             grad_local,
             over_tokens(grad_gate, inputs.gate_bias),
-            grad_kernel.astype(spec.dtype),
+            weight_gradient(features, grad_logits, precision),
             over_tokens(grad_logits, inputs.decay_bias),
-            *grad_scales,
+            grad_scales[0],
+            grad_scales[1],
+            weight_gradient(blend, grad, precision),
         ),
     )
 

@@ -168,17 +168,21 @@ def _backward_kernel(*refs: Any, spec: MixerSpec, interpreting: bool) -> None:
     """Gradients of a program's rows.
 
     Refs: the scans' sum, local map, projected, gate bias, both scales, gradient of the result;
+    the result, which may be the sum's memory: what a program writes, it alone has read, and before;
     gradients of the sum, of the local map, of projected (the gate's columns), and each program's
     part of those of the scales.
     """
-    *inputs, grad_ref, grad_scan_ref, grad_local_ref, grad_projected_ref = refs[:-2]
+    *inputs, grad_ref, out_ref, grad_scan_ref, grad_local_ref, grad_projected_ref = refs[:-2]
     grad_scale_refs = refs[-2:]
     rows = _Rows(spec, _BACKWARD_BLOCK, interpreting)
     grad = rows.read(grad_ref)
     x = _blend(spec, rows, inputs, interpreting)
+    out = x.blended
     if spec.activation:
-        share = pallas_compat.sigmoid(x.blended, interpreting=interpreting)
-        grad = grad * share * (1.0 + x.blended * (1.0 - share))
+        share = pallas_compat.sigmoid(out, interpreting=interpreting)
+        grad = grad * share * (1.0 + out * (1.0 - share))
+        out = out * share
+    rows.write(out_ref, out)
     grad_gate = grad * (x.scan_normed - x.local_normed) * x.gate * (1.0 - x.gate)
     rows.write(grad_projected_ref, grad_gate, gate=True)
     for value, factor, normed, grad_normed, scale_ref, grad_out_ref, grad_scale_ref in (
@@ -222,28 +226,33 @@ def backward(
     scan_scale: Any,
     local_scale: Any,
     grad: Any,
-) -> tuple[Any, Any, Any, Any, Any]:
-    """Gradients of the scans' sum `scan` [B, T, H, V], the local map, projected, and both scales.
+) -> tuple[Any, Any, Any, Any, Any, Any]:
+    """The blend [B, T, D] again, and gradients of what it was made of.
 
-    Of the gradient of `projected` only the columns of the gate are written; the rest is undefined.
+    The blend takes the memory of the scans' sum `scan` [B, T, H, V], consumed. Gradients are those
+    of the sum, the local map, projected, and both scales. Of the gradient of `projected` only the
+    columns of the gate are written; the rest is undefined.
     """
     programs, padded = _programs(spec, _BACKWARD_BLOCK), _padded(spec)
     flat = jax.ShapeDtypeStruct(_flat(spec), spec.dtype)
     columns = jax.ShapeDtypeStruct((spec.batch * spec.tokens, projected.shape[2]), spec.dtype)
     part = jax.ShapeDtypeStruct((programs, padded), jnp.float32)
-    grad_scan, grad_local, grad_projected, *parts = pallas_compat.triton_call(
+    out, grad_scan, grad_local, grad_projected, *parts = pallas_compat.triton_call(
         functools.partial(_backward_kernel, spec=spec),
         name="vig_mixer_blend_backward",
         programs=programs,
-        out_shape=[flat, flat, columns, part, part],
+        out_shape=[flat, flat, flat, columns, part, part],
         num_warps=_NUM_WARPS,
         num_stages=1,
+        # XLA copies an input that is needed afterwards; in a training step it is not.
+        aliases={0: 0},
     )(
         *_inputs(spec, [scan], projected, local, gate_bias, scan_scale, local_scale),
         grad.astype(spec.dtype).reshape(flat.shape),
     )
     grad_scales = [jnp.sum(x, axis=0)[: spec.value_width] for x in parts]
     return (
+        out.reshape(local.shape),
         grad_scan.reshape(scan.shape),
         grad_local.reshape(local.shape),
         grad_projected.reshape(projected.shape),

@@ -26,14 +26,13 @@ def vig_mixer(
     decay_bias: Float[Array, " D"],
     scan_scale: Float[Array, " V"],
     local_scale: Float[Array, " V"],
-) -> Float[Array, "B T D"]:
+    out_kernel: Float[Array, "D O"],
+) -> Float[Array, "B T O"]:
     """See `kernels_pallas.vig_mixer.api.vig_mixer`."""
     wide = jnp.promote_types(spec.dtype, jnp.float32)
-    arrays = [x.astype(wide) for x in (projected, local)]
-    weights = [
-        x.astype(wide) for x in (gate_bias, decay_kernel, decay_bias, scan_scale, local_scale)
-    ]
-    return compose(spec, gla.bidirectional_gla, *arrays, *weights).astype(spec.dtype)
+    weights = (gate_bias, decay_kernel, decay_bias, scan_scale, local_scale, out_kernel)
+    arrays = [x.astype(wide) for x in (projected, local, *weights)]
+    return compose(spec, gla.bidirectional_gla, *arrays).astype(spec.dtype)
 
 
 def compose(
@@ -46,6 +45,7 @@ def compose(
     decay_bias: Any,
     scan_scale: Any,
     local_scale: Any,
+    out_kernel: Any,
 ) -> Any:
     """The mixer in terms of a bidirectional scan, in the type of `projected`."""
 
@@ -71,4 +71,5 @@ def compose(
     gate = jax.nn.sigmoid(gate.astype(wide) + gate_bias.reshape(spec.heads, -1))
     out = local + gate * (mixed - local)
     out = jax.nn.silu(out) if spec.activation else out
-    return out.reshape(spec.batch, spec.tokens, spec.width).astype(projected.dtype)
+    out = out.reshape(spec.batch, spec.tokens, spec.width).astype(projected.dtype)
+    return jnp.dot(out, out_kernel, precision=scan_spec.dot_precision)

@@ -17,11 +17,12 @@ class MixerSpec:
         heads: Heads H.
         width: Model width D; a head has D / 2H key and D / H value channels.
         rank: Features R that the decays' logits are made from.
-        dtype: Type of `projected`, `local` and the result.
+        out_features: Width O of the result.
+        dtype: Type of `projected`, `local`, both kernels and the result.
         scale: Factor on the queries.
         gate_normalizer: Log-decays are log_sigmoid(logit) / gate_normalizer.
         epsilon: Of both norms.
-        activation: "silu" or None, on the result.
+        activation: "silu" or None, on the blend.
     """
 
     batch: int
@@ -29,6 +30,7 @@ class MixerSpec:
     heads: int
     width: int
     rank: int
+    out_features: int
     dtype: np.dtype
     scale: float
     gate_normalizer: float
@@ -37,7 +39,7 @@ class MixerSpec:
 
     @property
     def value_width(self) -> int:
-        """V, channels per head of values, local map and result."""
+        """V, channels per head of values, local map and blend."""
         return self.width // self.heads
 
     @property

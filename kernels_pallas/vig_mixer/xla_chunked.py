@@ -21,7 +21,8 @@ def vig_mixer(
     decay_bias: Float[Array, " D"],
     scan_scale: Float[Array, " V"],
     local_scale: Float[Array, " V"],
-) -> Float[Array, "B T D"]:
+    out_kernel: Float[Array, "D O"],
+) -> Float[Array, "B T O"]:
     """See `kernels_pallas.vig_mixer.api.vig_mixer`."""
-    weights = (gate_bias, decay_kernel, decay_bias, scan_scale, local_scale)
+    weights = (gate_bias, decay_kernel, decay_bias, scan_scale, local_scale, out_kernel)
     return compose(spec, gla.bidirectional_gla, projected, local, *weights)

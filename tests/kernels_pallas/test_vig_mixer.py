@@ -12,7 +12,7 @@ import pytest
 from kernels_pallas import bidirectional_gla, vig_mixer
 from kernels_pallas.gla.pallas_triton_config import Config, Launch, heuristic
 from kernels_pallas.testing import TOLERANCES, interpret, rms_relative_error
-from kernels_pallas.vig_mixer import IMPLEMENTATIONS, pallas_triton
+from kernels_pallas.vig_mixer import IMPLEMENTATIONS, pallas_triton, pallas_triton_blend
 from kernels_pallas.vig_mixer.spec import MixerSpec
 
 NAME = "pallas_triton"
@@ -29,6 +29,12 @@ class Inputs(NamedTuple):
     decay_bias: Any
     scan_scale: Any
     local_scale: Any
+    out_kernel: Any
+
+
+def outputs_of(width):
+    """O, other than D."""
+    return width + 8
 
 
 def make(shape, dtype, *, strength=1.0, rank=16):
@@ -49,8 +55,9 @@ def make(shape, dtype, *, strength=1.0, rank=16):
         decay_bias=normal(width, dtype=wide),
         scan_scale=normal(value_width, dtype=wide, mean=1.0, deviation=0.3),
         local_scale=normal(value_width, dtype=wide, mean=1.0, deviation=0.3),
+        out_kernel=normal(width, outputs_of(width), deviation=width**-0.5),
     )
-    return inputs, normal(batch, tokens, width)
+    return inputs, normal(batch, tokens, outputs_of(width))
 
 
 def spec_of(shape, dtype, activation=None, rank=16):
@@ -61,6 +68,7 @@ def spec_of(shape, dtype, activation=None, rank=16):
         heads=heads,
         width=heads * value_width,
         rank=rank,
+        out_features=outputs_of(heads * value_width),
         dtype=jnp.dtype(dtype),
         scale=(value_width // 2) ** -0.5,
         gate_normalizer=16.0,
@@ -70,7 +78,7 @@ def spec_of(shape, dtype, activation=None, rank=16):
 
 
 def with_gradients(run):
-    """The result and the gradients of all seven arrays."""
+    """The result and the gradients of all arrays."""
 
     def call(inputs, cotangent):
         out, pullback = jax.vjp(run, *inputs)
@@ -124,7 +132,9 @@ def test_the_definition_is_the_sum_of_its_parts(activation):
     with jax.enable_x64(True):
         inputs, _ = make((batch, tokens, heads, value_width), "float64")
         actual = vig_mixer(*inputs, heads=heads, implementation="reference", **options)
-        projected, local, gate_bias, kernel, decay_bias, *scales = map(np.asarray, inputs)
+        projected, local, gate_bias, kernel, decay_bias, *scales, out_kernel = map(
+            np.asarray, inputs
+        )
 
         def split(x):
             return x.reshape(batch, tokens, heads, -1)
@@ -146,7 +156,7 @@ def test_the_definition_is_the_sum_of_its_parts(activation):
     gate = split(1 / (1 + np.exp(-(gate + gate_bias))))
     expected = gate * norm(scan, scales[0]) + (1 - gate) * norm(split(local), scales[1])
     expected = expected / (1 + np.exp(-expected)) if activation else expected
-    error = rms_relative_error(actual, expected.reshape(local.shape))
+    error = rms_relative_error(actual, expected.reshape(local.shape) @ out_kernel)
     assert error <= TOLERANCES["float64"].forward
 
 
@@ -179,6 +189,20 @@ def test_interpreted_kernels(dtype, shape, rank, activation, strength, config):
     with interpret():
         run = functools.partial(pallas_triton.vig_mixer, spec, config=config)
         check(run, inputs, cotangent, shape[2], activation)
+
+
+@pytest.mark.parametrize("activation", [None, "silu"])
+@pytest.mark.parametrize("shape", [(2, 17, 2, 16), (1, 70, 3, 24)], ids=str)
+def test_the_blend_is_written_again_as_it_was(shape, activation):
+    """The gradient of `out_kernel` belongs to the very values that it was applied to."""
+    inputs, _ = make(shape, "bfloat16")
+    arrays = (inputs.projected, inputs.local, inputs.gate_bias, *inputs[5:7])
+    scan = jnp.asarray(np.random.default_rng(0).standard_normal(shape), "bfloat16")
+    spec = spec_of(shape, "bfloat16", activation)
+    with interpret():
+        expected, _ = pallas_triton_blend.forward(spec, [scan], *arrays, keeps_sum=True)
+        again, *_ = pallas_triton_blend.backward(spec, scan, *arrays, inputs.local)
+    np.testing.assert_array_equal(again, expected)
 
 
 def test_the_default():
@@ -215,8 +239,23 @@ def shapes_of(shape, dtype):
         jax.ShapeDtypeStruct((batch, tokens, n), dtype) for n in (3 * width + 16, width)
     )
     bias, scale = (jax.ShapeDtypeStruct((n,), jnp.float32) for n in (width, value_width))
-    kernel = jax.ShapeDtypeStruct((16, width), dtype)
-    return Inputs(projected, local, bias, kernel, bias, scale, scale), local
+    kernel, out_kernel = (
+        jax.ShapeDtypeStruct(shape, dtype) for shape in ((16, width), (width, outputs_of(width)))
+    )
+    cotangent = jax.ShapeDtypeStruct((batch, tokens, outputs_of(width)), dtype)
+    return Inputs(projected, local, bias, kernel, bias, scale, scale, out_kernel), cotangent
+
+
+def test_no_blend_is_kept():
+    """What is given, which others keep too, the scans' sum, and the states before each chunk."""
+    batch, tokens, heads, value_width = shape = 2, 24, 2, 32
+    inputs, _ = shapes_of(shape, "bfloat16")
+    run = functools.partial(vig_mixer, heads=heads, implementation=NAME)
+    kept = jax.eval_shape(lambda *arrays: jax.vjp(run, *arrays)[1], *inputs)
+    chunks = 2
+    states = 2 * batch * heads * chunks * (value_width // 2) * value_width
+    sizes = [*(x.size for x in inputs), batch * tokens * heads * value_width, states]
+    assert sorted(x.size for x in jax.tree.leaves(kept)) == sorted(sizes)
 
 
 def lowered(run, *arguments):
@@ -297,10 +336,10 @@ def test_the_default_takes_the_kernels_on_cuda_only():
 )
 def test_what_the_kernels_do_not_serve_falls_through(shape, dtype, reason):
     with jax.enable_x64(dtype == "float64"):
-        inputs, _ = make(shape, dtype)
+        inputs, cotangent = make(shape, dtype)
         with pytest.raises(NotImplementedError, match=reason):
             vig_mixer(*inputs, heads=shape[2], implementation=NAME)
-        assert vig_mixer(*inputs, heads=shape[2]).shape == inputs.local.shape
+        assert vig_mixer(*inputs, heads=shape[2]).shape == cotangent.shape
 
 
 def test_the_heuristic_has_one_array_for_all_gradients():
@@ -337,8 +376,13 @@ def test_a_tiling_whose_gradients_need_two_arrays_is_refused():
             {"local": np.ones((1, 9, 8), "float16")},
             {},
             TypeError,
-            "of one type .* float16, float32: cast",
+            "of one type, got float32, float16, float32, float32: cast",
         ),
+        ({"out_kernel": np.ones((9, 8))}, {}, ValueError, r"\[D, O\] for the D = 8 .*\(9, 8\)"),
+        ({"out_kernel": np.ones(8)}, {}, ValueError, r"out_kernel must have shape \[D, O\]"),
+        ({"out_kernel": np.ones((8, 0))}, {}, ValueError, r"\[D, O\] .* got \(8, 0\)"),
+        ({"out_kernel": np.ones((8, 8), "float16")}, {}, TypeError, "out_kernel must be of one"),
+        ({"gate_bias": np.ones(8, "int32")}, {}, TypeError, "gate_bias must be one of .*int32"),
         ({}, {"heads": 3}, ValueError, r"width 8 must be a multiple of 2 \* heads \(6\)"),
         ({}, {"heads": 0}, ValueError, "multiple of"),
         ({}, {"gate_normalizer": 0}, ValueError, r"gate_normalizer must be in \(0, 256\], got 0"),
@@ -352,7 +396,7 @@ def test_a_tiling_whose_gradients_need_two_arrays_is_refused():
 def test_errors(unchecked, changed, options, error, told):
     inputs, _ = make((1, 9, 2, 4), "float32")
     changed = {
-        name: jnp.asarray(x, x.dtype if x.dtype == "float16" else "float32")
+        name: jnp.asarray(x, "float32" if x.dtype == "float64" else x.dtype)
         for name, x in changed.items()
     }
     with pytest.raises(error, match=told):
@@ -404,6 +448,10 @@ def test_tilings_on_a_gpu(options):
 @pytest.mark.parametrize("shape", [(8, 196, 6, 64), (4, 784, 6, 32), (3, 77, 2, 24)], ids=str)
 def test_transformations_on_a_gpu(shape):
     inputs, cotangent = make(shape, "bfloat16")
+    # XLA's products with it are exact in whatever order it adds: so the kernels' bits are seen.
+    width = inputs.local.shape[2]
+    inputs = inputs._replace(out_kernel=jnp.eye(width, dtype="bfloat16"))
+    cotangent = cotangent[..., :width]
     run = functools.partial(vig_mixer, heads=shape[2], implementation=NAME)
     expected = with_gradients(run)(inputs, cotangent)
     for again in (run, jax.checkpoint(run)):
@@ -415,9 +463,19 @@ def test_transformations_on_a_gpu(shape):
     np.testing.assert_array_equal(out, expected[0])
     theirs = Inputs(*expected[1:])
     np.testing.assert_array_equal(grads.local, theirs.local)
-    kernels_own = 3 * inputs.local.shape[2]  # the rest, and sums over tokens, are XLA's products
+    kernels_own = 3 * width  # the rest, and sums over tokens, are XLA's products
     np.testing.assert_array_equal(
         grads.projected[..., :kernels_own], theirs.projected[..., :kernels_own]
     )
     for mine, other in zip(grads, theirs, strict=True):
         assert rms_relative_error(mine, other) <= TOLERANCES["bfloat16"].forward
+
+
+@on_gpu
+@pytest.mark.gpu
+def test_what_is_kept_can_be_used_again():
+    """The kernel of the backward pass writes where its input is: not into that kept for long."""
+    inputs, cotangent = make((8, 196, 6, 64), "bfloat16")
+    _, pullback = jax.vjp(functools.partial(vig_mixer, heads=6, implementation=NAME), *inputs)
+    for first, second in zip(pullback(cotangent), pullback(cotangent), strict=True):
+        np.testing.assert_array_equal(first, second)

@@ -25,7 +25,7 @@ def calls(dtype):
     mixed = (shape(*TOKENS, 3 * 32 + 16), shape(*TOKENS, 32), weights(32), shape(16, 32))
     return {
         "bidirectional_gla": ({}, (keys, keys, values, keys, keys)),
-        "vig_mixer": ({"heads": 2}, (*mixed, weights(32), weights(16), weights(16))),
+        "vig_mixer": ({"heads": 2}, (*mixed, weights(32), weights(16), weights(16), shape(32, 32))),
         "norm_act": ({"kind": "layer", "epsilon": 1e-5, "activation": "gelu"}, (x, weights(32))),
         "residual_norm": ({"kind": "rms", "epsilon": 1e-5}, (x, x, weights(32))),
         "depthwise_conv": ({"activation": "silu"}, (x, shape(3, 3, 1, 32))),

@@ -13,7 +13,6 @@ from vig_jax.layers.linear import (
     Dtype,
     Initializer,
     LinearWeights,
-    dense,
     precision,
     xavier_mixer,
 )
@@ -53,16 +52,15 @@ class GatedLinearAttention(nn.Module):
     param_dtype: Dtype = jnp.float32
 
     def setup(self) -> None:
-        dtypes = self.dtype, self.param_dtype
         activation = "silu" if self.use_act_in_conv else None
-        self.dwconv = DepthwiseConv(activation, *dtypes)
+        self.dwconv = DepthwiseConv(activation, self.dtype, self.param_dtype)
         self.qkv_proj = LinearWeights(2 * self.features, self.kernel_init, self.param_dtype)
         self.gk_proj_down = LinearWeights(GATE_RANK, self.kernel_init, self.param_dtype)
         self.gk_proj_up = LinearWeights(self.features, self.kernel_init, self.param_dtype, True)
         self.g_proj = LinearWeights(self.features, self.kernel_init, self.param_dtype, True)
         self.g_norm = HeadScale(self.param_dtype)
         self.l_norm = HeadScale(self.param_dtype)
-        self.o_proj = dense(self.features, self.kernel_init, *dtypes)
+        self.o_proj = LinearWeights(self.features, self.kernel_init, self.param_dtype)
 
     def __call__(self, x: Float[Array, "B h w D"]) -> Float[Array, "B h w D"]:
         s = self.dwconv(x).reshape(x.shape[0], -1, self.features)
@@ -80,8 +78,11 @@ class GatedLinearAttention(nn.Module):
         gate, gate_bias = self.g_proj(self.features)
         decay_kernel, decay_bias = self.gk_proj_up(GATE_RANK)
         merged = jnp.concatenate([qkv, gate, down], axis=1)
-        s, merged, decay_kernel = nn.dtypes.promote_dtype(s, merged, decay_kernel, dtype=self.dtype)
-        z = over_batch(mixer, replicated=5)(
+        (out_kernel,) = self.o_proj(self.features)
+        s, merged, decay_kernel, out_kernel = nn.dtypes.promote_dtype(
+            s, merged, decay_kernel, out_kernel, dtype=self.dtype
+        )
+        out = over_batch(mixer, replicated=6)(
             jnp.dot(s, merged, precision=precision(self.dtype)),
             s,
             gate_bias,
@@ -89,8 +90,9 @@ class GatedLinearAttention(nn.Module):
             decay_bias,
             self.g_norm(value_width),
             self.l_norm(value_width),
+            out_kernel,
         )
-        return self.o_proj(z).reshape(x.shape)
+        return out.reshape(x.shape)
 
 
 class HeadScale(nn.Module):

@@ -34,18 +34,10 @@ def precision(dtype: Dtype) -> jax.lax.Precision | None:
     return None if narrow else jax.lax.Precision.HIGHEST
 
 
-def dense(
-    features: int,
-    kernel_init: Initializer,
-    dtype: Dtype,
-    param_dtype: Dtype,
-    *,
-    use_bias: bool = False,
-) -> nn.Dense:
-    """A linear map over the last axis, `[..., D] -> [..., features]`, bias starting at 0."""
+def dense(features: int, kernel_init: Initializer, dtype: Dtype, param_dtype: Dtype) -> nn.Dense:
+    """A biased linear map over the last axis, `[..., D] -> [..., features]`, bias starting at 0."""
     return nn.Dense(
         features,
-        use_bias=use_bias,
         kernel_init=kernel_init,
         dtype=dtype,
         param_dtype=param_dtype,
@@ -54,7 +46,7 @@ def dense(
 
 
 class LinearWeights(nn.Module):
-    """The parameters of `dense` without the product, for layers that merge or fuse it."""
+    """The parameters of a linear map without the product, for layers that merge or fuse it."""
 
     features: int
     kernel_init: Initializer

@@ -107,7 +107,7 @@ class ViG(nn.Module):
         ]
         self.norm = rms_norm(self.param_dtype)
         # The head is small: float32 logits cost nothing.
-        self.head = dense(self.num_classes, normal_002, None, self.param_dtype, use_bias=True)
+        self.head = dense(self.num_classes, normal_002, None, self.param_dtype)
 
     def __call__(
         self, images: Float[Array, "B H W 3"], train: bool = False

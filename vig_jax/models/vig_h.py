@@ -151,7 +151,7 @@ class ViGH(nn.Module):
         self.out_norm = [layer_norm(self.param_dtype) for _ in range(4 if self.out_norms else 0)]
         self.norm = layer_norm(self.param_dtype)
         # The head is small: float32 logits cost nothing.
-        self.head = dense(self.num_classes, normal_002, None, self.param_dtype, use_bias=True)
+        self.head = dense(self.num_classes, normal_002, None, self.param_dtype)
 
     def __call__(
         self, images: Float[Array, "B H W 3"], train: bool = False
