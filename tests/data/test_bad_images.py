@@ -86,7 +86,7 @@ def test_none_may_be_allowed(source):
 
 
 SIDE = 60
-GOOD = photo(SIDE, SIDE)  # smooth: what is decoded and resized must come close to it
+GOOD = photo(SIDE, SIDE)  # what is decoded must come close to it
 
 
 def _rotated():
