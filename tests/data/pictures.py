@@ -1,23 +1,28 @@
-"""Pictures that the tests make up."""
+"""Pictures for the tests: windows of the photographs in `photos/`."""
 
+import functools
 import io
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 
+@functools.cache
+def _photographs() -> list[Image.Image]:
+    files = sorted((Path(__file__).parent / "photos").glob("*.jpg"))
+    return [Image.open(file).convert("RGB") for file in files]
+
+
 def photo(width: int, height: int, seed: int = 0) -> np.ndarray:
-    """Smooth colour with some grain, uint8 [height, width, 3]; every seed another picture."""
+    """A window of a photograph, uint8 [height, width, 3]; every seed another picture."""
     rng = np.random.default_rng(seed)
-    y, x = np.mgrid[:height, :width]
-    waves = rng.uniform(5, 40, (3, 2))
-    phases = rng.uniform(0, 6, (3, 2))
-    channels = [
-        np.sin(x / waves[c, 0] + phases[c, 0]) + np.cos(y / waves[c, 1] + phases[c, 1])
-        for c in range(3)
-    ]
-    image = 127 + 55 * np.stack(channels, axis=2) + rng.normal(0, 4, (height, width, 3))
-    return image.clip(0, 255).astype(np.uint8)
+    whole = _photographs()[seed % len(_photographs())]
+    largest = min(whole.width / width, whole.height / height)
+    w, h = (rng.uniform(0.5, 1) * largest * side for side in (width, height))
+    x, y = rng.uniform(0, whole.width - w), rng.uniform(0, whole.height - h)
+    window = whole.resize((width, height), Image.Resampling.BICUBIC, box=(x, y, x + w, y + h))
+    return np.asarray(window)
 
 
 def encoded(image: Image.Image | np.ndarray, kind: str = "JPEG", **options) -> bytes:

@@ -15,6 +15,7 @@ from vig_jax.data import (
     open_source,
     train_batches,
 )
+from vig_jax.data.transforms import UndecodableImageError, decode
 
 
 @pytest.fixture
@@ -38,9 +39,19 @@ def test_bad_images_are_told_once(source, tmp_path, caplog):
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert [line["path"] for line in lines] == [source.name_of(i) for i in (2, 6, 3)]
     assert [line["index"] for line in lines] == [2, 6, 3]
-    assert all(line["reason"] for line in lines)
+    reasons = [line["reason"] for line in lines]
+    assert reasons[0] == reasons[2] == "the file is empty"
+    assert "Truncated" in reasons[1]
     assert [record.levelname for record in caplog.records] == ["WARNING"] * 3
     assert source.name_of(6) in caplog.text
+
+
+def test_what_is_no_image_is_told_by_its_beginning():
+    with pytest.raises(UndecodableImageError) as caught:
+        decode(FILES["no image"][1])
+    assert str(caught.value) == (
+        "no JPEG, PNG, BMP, WEBP, GIF, TIFF or PPM file: it begins with b'<html>404 No'"
+    )
 
 
 def test_a_later_account_tells_only_what_is_new(source, tmp_path, caplog):
@@ -75,7 +86,7 @@ def test_none_may_be_allowed(source):
 
 
 SIDE = 60
-GOOD = photo(SIDE, SIDE)  # smooth: what is decoded and resized must come close to it
+GOOD = photo(SIDE, SIDE)  # what is decoded must come close to it
 
 
 def _rotated():

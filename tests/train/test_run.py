@@ -15,6 +15,7 @@ import chex
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from vig_jax.config import to_dict
 from vig_jax.evaluation.confusion import Confusion
@@ -123,6 +124,27 @@ def test_few_evaluation_images_are_decoded_once(tiny, monkeypatch):
     assert not experiment.decoded
 
 
+def test_learns_images_by_heart(tiny, tmp_path):
+    """Noise with labels that say nothing about it: only memory can bring the loss down."""
+    generator = np.random.default_rng(1)
+    for label in ("heads", "tails"):
+        for split, count in (("train", 8), ("val", 1)):
+            (tmp_path / split / label).mkdir(parents=True)
+            for i in range(count):
+                noise = generator.integers(0, 256, (16, 16, 3), np.uint8)
+                Image.fromarray(noise).save(tmp_path / split / label / f"{i}.png")
+    config = tiny(
+        data__path=str(tmp_path), data__crop="none", data__hflip=0.0, data__mixup_alpha=0.0,
+        data__cutmix_alpha=0.0, data__erase_probability=0.0, model__drop_path_rate=0.0,
+        train__label_smoothing=0.0, train__batch_size=16, train__epochs=60,
+        train__eval_every_epochs=0, train__checkpoint_every_steps=0, optimizer__base_lr=2e-3,
+    )  # fmt: skip
+    run(config, tmp_path / "run")
+    losses = [r["train/loss"] for r in lines(tmp_path / "run") if "train/loss" in r]
+    assert losses[0] > 0.5
+    assert losses[-1] < 0.01
+
+
 def test_waiting_for_data_is_measured_and_told_once(tiny, monkeypatch):
     now = 0.0
     monkeypatch.setattr(loop.time, "perf_counter", lambda: now)
@@ -202,9 +224,13 @@ def test_stop_during_evaluation(whole, tiny, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_killed_and_restarted_is_exact(whole, tiny, tmp_path, compilation_cache, image_folder):
-    """SIGKILL at some step of the middle of the run, through train.py."""
-    config = to_dict(tiny())
+def test_killed_and_restarted_is_exact(tiny, tmp_path, compilation_cache):
+    """SIGKILL at some step of the middle of the run, through train.py, with all augmentation on."""
+    config = tiny(data__rand_augment_layers=2)
+    assert min(config.data.mixup_alpha, config.data.cutmix_alpha, config.data.erase_probability) > 0
+    whole = tmp_path / "whole"
+    run(config, whole)
+    config = to_dict(config)
     page = tmp_path / "tiny.py"
     page.write_text(
         "from ml_collections import ConfigDict\n"

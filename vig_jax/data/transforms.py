@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from vig_jax.config import DataConfig
 from vig_jax.data import resize
@@ -50,7 +50,18 @@ def decode(image: bytes | np.ndarray) -> Image.Image:
         return _to_rgb(opened)
     # Pillow's readers raise OSError, SyntaxError, ValueError, struct.error and more.
     except Exception as error:
-        raise UndecodableImageError(f"{type(error).__name__}: {error}") from error
+        raise _undecodable(image, error) from error
+
+
+def _undecodable(image: bytes, error: Exception) -> UndecodableImageError:
+    """The reason in words that are the same the next time: Pillow tells an address in memory."""
+    if not image:
+        return UndecodableImageError("the file is empty")
+    if isinstance(error, UnidentifiedImageError):
+        return UndecodableImageError(
+            f"no {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]} file: it begins with {image[:12]!r}"
+        )
+    return UndecodableImageError(f"{type(error).__name__}: {error}")
 
 
 def load(image: bytes | np.ndarray, data: DataConfig) -> Image.Image | UInt8[np.ndarray, "H W 3"]:
@@ -105,7 +116,7 @@ def read_header(image: bytes) -> Header:
     try:
         opened = Image.open(io.BytesIO(image), formats=_FORMATS)
     except Exception as error:  # of as many kinds as in `decode`
-        raise UndecodableImageError(f"{type(error).__name__}: {error}") from error
+        raise _undecodable(image, error) from error
     return Header(opened.format or "?", opened.mode, opened.width, opened.height)
 
 
