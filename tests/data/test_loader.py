@@ -309,6 +309,17 @@ def test_more_workers_than_cpus_are_not_started(data, monkeypatch, caplog):
     assert "workers=64: using 1" in caplog.text
 
 
+def test_workers_start_together_and_before_the_first_batch_is_wanted(data, monkeypatch):
+    monkeypatch.setattr("vig_jax.data.loader.cpu_count", lambda: 2)
+    two = dataclasses.replace(data, workers=2)
+    with train_batches(open_source(data, "train"), two, batch_size=8, seed=0):
+        for _ in range(200):
+            if len(multiprocessing.active_children()) == 2:
+                break
+            time.sleep(0.05)
+        assert len(multiprocessing.active_children()) == 2
+
+
 def test_a_closed_iterator_says_so(data):
     batches = train_batches(open_source(data, "train"), data, batch_size=8, seed=0)
     next(batches)

@@ -289,9 +289,25 @@ def _iterate(batches: _TrainBatches | _EvalBatches) -> BatchIterator:
         .mp_prefetch(grain.MultiprocessingOptions(workers, buffer), worker_init_fn=_start_worker)
         .map(_out_of_shared_memory)
     )
+    together = _StartedTogether(per_process)
     return BatchIterator(
-        iter(grain.experimental.ThreadPrefetchIterDataset(per_process, prefetch_buffer_size=1))
+        iter(grain.experimental.ThreadPrefetchIterDataset(together, prefetch_buffer_size=1))
     )
+
+
+class _StartedTogether(grain.IterDataset[Batch]):
+    """Starts the workers of what it iterates over all at once, when iteration begins.
+
+    A prefetching thread asks for the state first, and Grain's workers, once asked for theirs,
+    start one after the other: each when its first batch is wanted, for seconds.
+    """
+
+    def __iter__(self) -> grain.DatasetIterator[Batch]:
+        (per_process,) = self.parents
+        batches = iter(per_process)
+        batches.get_state()
+        batches.start_prefetch()
+        return batches
 
 
 def _out_of_shared_memory(batch: Batch) -> Batch:

@@ -7,9 +7,12 @@ import sys
 import threading
 import time
 
+_NICENESS = 10  # the process that feeds the accelerator goes first where CPUs are scarce
+
 
 def isolate() -> None:
     """Runs first in every worker process."""
+    os.nice(_NICENESS)
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ["JAX_PLATFORMS"] = "cpu"  # a worker must not take memory on the accelerator
     if jax := sys.modules.get("jax"):  # Grain has imported it: too late for the environment
