@@ -149,10 +149,19 @@ def test_waiting_for_data_is_measured_and_told_once(tiny, monkeypatch):
     now = 0.0
     monkeypatch.setattr(loop.time, "perf_counter", lambda: now)
     clock = loop._Clock(tiny(), 0)
+    needed = 0.0
+
+    def slow():
+        nonlocal now
+        while True:
+            now += needed
+            yield {}
+
+    batches = clock.timed(slow())
     for seconds, waiting, share in ((10.0, 0.9, 0.09), (1.0, 0.5, 0.5), (10.0, 2.5, 0.25)):
         assert not clock.hint()  # neither of little waiting nor of a short look
-        with clock.waiting():
-            now += waiting
+        needed = waiting
+        next(batches)
         now += seconds - waiting
         step = clock._since[0] + 5
         speed = clock.speed(step)
@@ -161,8 +170,8 @@ def test_waiting_for_data_is_measured_and_told_once(tiny, monkeypatch):
     hint = clock.hint()
     assert "25% of the time" in hint
     assert "config.data.workers=0" in hint
-    with clock.waiting():
-        now += 10.0
+    needed = 10.0
+    next(batches)
     clock.speed(step + 1)
     assert not clock.hint()
 

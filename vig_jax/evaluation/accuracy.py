@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from vig_jax.sharding.mesh import batch_sharded, place_batch, replicated, steps_ahead
+from vig_jax.sharding.mesh import batch_sharded, placed_ahead, replicated, steps_ahead
 from vig_jax.tasks.protocol import Batch, Params, Sums, Task
 
 EvalStep = Callable[[Params, Batch], Sums]
@@ -48,9 +48,8 @@ def evaluate(
     totals: dict[str, Sums] = {}
     started: collections.deque[Sums] = collections.deque()
     ahead = steps_ahead()
-    for batch in batches:
+    for batch, placed in placed_ahead(batches, mesh, DEVICE_KEYS):
         on_batch(batch)
-        placed = place_batch({key: batch[key] for key in DEVICE_KEYS}, mesh)
         for name, params in parameter_sets.items():
             sums = eval_step(params, placed)
             before = totals.get(name)

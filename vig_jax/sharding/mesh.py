@@ -1,6 +1,6 @@
 """Where arrays live: batches are split over the devices, parameters are on every device."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -57,6 +57,24 @@ def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Ar
     """
     sharding = batch_sharded(mesh)
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+
+
+def placed_ahead(
+    batches: Iterable[Mapping[str, np.ndarray]], mesh: Mesh, names: Sequence[str]
+) -> Iterator[tuple[Mapping[str, np.ndarray], dict[str, jax.Array]]]:
+    """Each batch and the arrays `names` of it on the devices, those of the next on their way.
+
+    A transfer to a GPU begins when the work that was started before it is done. Started one step
+    early, it goes on beside that step; else it would keep the device waiting.
+    """
+    current = None
+    for batch in batches:
+        upcoming = batch, place_batch({name: batch[name] for name in names}, mesh)
+        if current is not None:
+            yield current
+        current = upcoming
+    if current is not None:
+        yield current
 
 
 def steps_ahead() -> int:

@@ -13,7 +13,6 @@ So an interrupted run ends with the same parameters, bit for bit, as one that wa
 goes on with the same software on as many devices of the same kind.
 """
 
-import contextlib
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -28,7 +27,7 @@ from vig_jax.data import BadImages, Source
 from vig_jax.data.workers import cpu_count
 from vig_jax.evaluation.accuracy import HostSums, evaluate
 from vig_jax.evaluation.confusion import Confusion
-from vig_jax.sharding.mesh import place_batch
+from vig_jax.sharding.mesh import placed_ahead
 from vig_jax.train.calendar import Calendar
 from vig_jax.train.checkpoint import Checkpoints
 from vig_jax.train.compilation_cache import use_compilation_cache
@@ -106,13 +105,14 @@ def run(config: RunConfig, workdir: Path) -> dict[str, float]:
             RunLog(workdir, calendar, start_step=start, evaluated=bool(results)) as log,
             experiment.train_batches(start) as train_batches,
         ):
-            batches = _guarded(train_batches)
+            clock = _Clock(config, start)
+            waited_for = clock.timed(_guarded(train_batches))
+            batches = placed_ahead(waited_for, mesh, ("image", "label"))
             log.say(_describe(experiment, state, start, workdir))
             if beginning:
                 log.say(beginning[1])
             bad_images = _bad_images(experiment.train_source, config, workdir)
             on_device = DeviceMetrics()
-            clock = _Clock(config, start)
             for step in range(start, calendar.total + 1):  # with `step` updates done
                 stopping = stop.agreed(step, calendar.log_every)
                 eval_due = calendar.eval_due(step) and step != evaluated and not stopping
@@ -138,10 +138,8 @@ def run(config: RunConfig, workdir: Path) -> dict[str, float]:
                     clock.restart(step)
                 if stopping or step == calendar.total:
                     break
-                with clock.waiting():
-                    batch = next(batches)
+                batch, placed = next(batches)
                 bad_images.update(batch["bad"])
-                placed = place_batch({k: batch[k] for k in ("image", "label")}, mesh)
                 if step == 0:
                     _show_first_batch(experiment, placed, state, workdir, log)
                 if step == start:
@@ -176,12 +174,15 @@ class _Clock:
         self._since = (step, time.perf_counter())
         self._waited = 0.0  # seconds
 
-    @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Around what waits for data."""
+    def timed(
+        self, batches: Iterator[Mapping[str, np.ndarray]]
+    ) -> Iterator[Mapping[str, np.ndarray]]:
+        """The batches; until each is there, time is spent waiting for data."""
         begin = time.perf_counter()
-        yield
-        self._waited += time.perf_counter() - begin
+        for batch in batches:
+            self._waited += time.perf_counter() - begin
+            yield batch
+            begin = time.perf_counter()
 
     def speed(self, step: int) -> dict[str, float]:
         """Images per second, and the share of the time spent waiting for data.
