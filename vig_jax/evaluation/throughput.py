@@ -129,13 +129,20 @@ def write_tables(
     csv_file: Path | None,
 ) -> None:
     """Writes the rows, with the facts in JSON and alone in CSV, to the files that are named."""
+    for path in filter(None, (json_file, csv_file)):
+        path.parent.mkdir(parents=True, exist_ok=True)
     if json_file:
         json_file.write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
     if csv_file:
         with csv_file.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
+            writer = csv.DictWriter(file, rows[0] if rows else ())
             writer.writeheader()
             writer.writerows(rows)
+
+
+def by_model(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """The rows of each model: the series of `draw`."""
+    return {row["model"]: [r for r in rows if r["model"] == row["model"]] for row in rows}
 
 
 def draw(
