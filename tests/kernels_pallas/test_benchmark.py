@@ -3,6 +3,7 @@
 import functools
 import sys
 import time
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -159,3 +160,32 @@ def test_samples_alternate():
     assert "".join(name for name, _ in calls) == "aabb" + 2 * "aabb"
     assert {count for _, count in calls} == {1}
     assert {name: len(samples) for name, samples in seconds.items()} == {"a": 2, "b": 2}
+
+
+def test_kernels(monkeypatch):
+    """Only what a GPU's streams ran counts, per call."""
+    assert timing.kernels(lambda calls: None) == []  # the profile of a CPU
+
+    def line(name, **nanoseconds):
+        events = [
+            SimpleNamespace(name=n, duration_ns=t) for n, ts in nanoseconds.items() for t in ts
+        ]
+        return SimpleNamespace(name=name, events=events)
+
+    planes = [
+        SimpleNamespace(name="/host:CPU", lines=[line("Stream", host=[9e9])]),
+        SimpleNamespace(
+            name="/device:GPU:0",
+            lines=[
+                line("Stream #1", scan=[1e3, 3e3, 2e3, 2e3], norm=[5e3, 7e3]),
+                line("Stream #2", norm=[4e3, 8e3]),
+                line("XLA Ops", scan=[9e9]),
+            ],
+        ),
+    ]
+    read = lambda path: SimpleNamespace(planes=planes)  # noqa: E731
+    monkeypatch.setattr(jax.profiler.ProfileData, "from_file", read)
+    assert timing.kernels(lambda calls: None, calls=2) == [
+        timing.Kernel("norm", 2.0, 12.0),
+        timing.Kernel("scan", 2.0, 4.0),
+    ]
