@@ -94,10 +94,11 @@ def results(run: Callable[..., Any], arrays: tuple[jax.Array, ...]) -> tuple[Any
 
     def with_gradients(*arrays: jax.Array) -> Any:
         out, pullback = jax.vjp(run, *arrays)
-        cotangent = jax.tree.map(
-            lambda x: jnp.sin(jnp.arange(x.size, dtype=jnp.float32)).reshape(x.shape), out
+        cotangent = jax.tree.map(  # the same numbers in every type
+            lambda x: jnp.sin(jnp.arange(x.size)).astype(_TYPE).astype(x.dtype).reshape(x.shape),
+            out,
         )
-        return out, pullback(jax.tree.map(lambda c, x: c.astype(x.dtype), cotangent, out))
+        return out, pullback(cotangent)
 
     return (jax.jit(run)(*arrays), *jax.jit(with_gradients)(*arrays))
 
