@@ -54,6 +54,7 @@ def cases() -> Iterator[Case]:
                 normal(channels, dtype="float32"),
                 weight(width),
                 weight(width),
+                normal(channels, 48, deviation=0.1),
             )
             run = functools.partial(kp.vig_mixer, heads=heads)
             yield f"vig_mixer {(batch, tokens, heads, width)}, {strength}", run, arrays
