@@ -6,12 +6,13 @@ BIN := $(VENV)/bin
 RUN := runs/fashion_mnist
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test lint gpu-test clean
+.PHONY: help demo test lint gpu-test sanitize clean
 help:
 	@echo "make demo      train a small ViG on the embedded photographs, evaluate, predict (CPU: minutes)"
 	@echo "make test      lint, types and all tests that need no GPU"
 	@echo "make lint      only lint and types"
 	@echo "make gpu-test  the tests that need a CUDA GPU"
+	@echo "make sanitize  the kernels under compute-sanitizer: accesses out of bounds, races (CUDA GPU)"
 	@echo "make clean     remove the demo's run and the environment"
 
 $(VENV)/runtime: requirements.txt pyproject.toml
@@ -48,6 +49,18 @@ lint: $(VENV)/dev
 
 gpu-test: $(VENV)/dev
 	@$(BIN)/python -m pytest -m gpu
+
+# Compiling is very slow under the sanitizer: a run without it fills a cache. Each buffer is its own
+# allocation, so that leaving one is seen; nothing that only tunes runs, and no CUDA graphs.
+SANITIZED := XLA_PYTHON_CLIENT_ALLOCATOR=platform JAX_COMPILATION_CACHE_DIR=$(CURDIR)/$(VENV)/sanitize \
+	JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=-1 \
+	XLA_FLAGS="--xla_gpu_autotune_level=0 --xla_gpu_enable_command_buffer="
+SANITIZE := $(BIN)/python tests/kernels_pallas/sanitize.py
+
+sanitize: $(VENV)/dev
+	@$(SANITIZED) $(SANITIZE)
+	@$(SANITIZED) compute-sanitizer --tool memcheck --error-exitcode 1 $(SANITIZE)
+	@$(SANITIZED) compute-sanitizer --tool racecheck --error-exitcode 1 $(SANITIZE)
 
 clean:
 	rm -rf $(RUN) $(VENV)

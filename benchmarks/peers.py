@@ -1,23 +1,34 @@
 r"""Times our models against timm's, in turns, in one process on one GPU, in bfloat16.
 
   python benchmarks/peers.py                                  # each size against its like
-  python benchmarks/peers.py --train --batch-size 128
+  python benchmarks/peers.py --passes train --batch-size 128
   python benchmarks/peers.py --models vig_t=deit_tiny_patch16_224 --image-size 224 512 1024 \
-      --batch-size 8 --plot sizes.png
+      --batch-size 64 16 4 --plot sizes.png
+  python benchmarks/peers.py --passes inference train --json rows.json --models \
+      vig_t@224x256,512x32,1024x8,2048x2=deit_tiny_patch16_224 vig_s=deit_small_patch16_224
 
-Ours are `vig_jax.predictor`, or with --train the training step of `train.py`. Peers run as PyTorch
-runs them best: bfloat16 weights and inference mode, or autocast, fused AdamW and averaged weights;
-attention through the flash kernel, convolutions channels-last; eager and compiled, of which the
-faster makes the row. All take uint8 pixels and normalise them on the device; in training all have
-drop path and labels, and no augmentation.
+An entry of --models is OURS[@PIXELSxBATCH,...][=PEER,...]: our model, images and batches of its own
+(else those of --image-size and --batch-size), and whom it runs against.
+
+Ours are `vig_jax.predictor` and the training step of `train.py`. Peers run as PyTorch runs them
+best: bfloat16 weights and inference mode, or autocast, fused AdamW and averaged weights; attention
+through the flash kernel, convolutions channels-last; eager and compiled, of which the faster makes
+the row. All take uint8 pixels and normalise them on the device; in training all have drop path and
+labels, and no augmentation.
 
 The samples of a model and its peers alternate. One is as many calls as fill --sample-seconds, back
 to back, with a wait at the end; printed are the median, half the distance between the 16th and 84th
-percentile, and the memory: of our compiled program, or the most that PyTorch held. Our logits are
-compared with those of float32 first, and a result that is wrong is not timed.
+percentile, and the memory: of our compiled program, or the most that PyTorch held.
+
+Ours are not timed if they are wrong. The program that will be timed is compared with one in
+float32, compiled for this alone: the logits of a few images, or loss and gradient norm of the first
+training step (on the whole batch, blocks computed again to save memory). Who fails is named, the
+others go on, and the exit status is 1 if one of ours failed. Tables are written after each turn of
+a model and its peers, plots at the end.
 """
 
 import argparse
+import itertools
 import os
 import platform
 import statistics
@@ -35,6 +46,7 @@ _PAIRS = (
     "vig_h_s=swin_small_patch4_window7_224,convnext_small",
     "vig_h_b=swin_base_patch4_window7_224,convnext_base",
 )
+_PASSES = ("inference", "train")
 _MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
 
@@ -60,14 +72,27 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--models",
         nargs="+",
-        type=_pair,
-        default=[_pair(text) for text in _PAIRS],
-        metavar="OURS=PEER,...",
+        type=_entry,
+        default=[_entry(text) for text in _PAIRS],
+        metavar="OURS[@PIXELSxBATCH,...][=PEER,...]",
         help=f"who runs against whom; OURS alone runs alone (default: {' '.join(_PAIRS)})",
     )
     parser.add_argument("--image-size", type=int, nargs="+", default=[224], metavar="PIXELS")
-    parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--train", action="store_true", help="a training step, not inference")
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        nargs="+",
+        default=[256],
+        metavar="IMAGES",
+        help="one for all, or one for each --image-size (default 256)",
+    )
+    parser.add_argument(
+        "--passes",
+        nargs="+",
+        choices=_PASSES,
+        default=["inference"],
+        help="logits, a training step, or both in turn (default inference)",
+    )
     parser.add_argument("--repeats", type=int, default=10, help="samples (default 10)")
     parser.add_argument("--sample-seconds", type=float, default=0.2, help="(default 0.2)")
     parser.add_argument("--skip-compile", action="store_true", help="peers only eager")
@@ -84,22 +109,33 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write facts and rows here")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the rows here")
-    parser.add_argument("--plot", type=Path, metavar="PNG", help="draw them against the image size")
+    parser.add_argument(
+        "--plot",
+        type=Path,
+        metavar="PNG",
+        help="draw them against the image size; the pass is added to the name",
+    )
     options = parser.parse_args(argv)
-    for name in ("batch_size", "repeats"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1")
+    if options.repeats < 1:
+        parser.error("--repeats must be at least 1")
     if options.skip_compile and options.compile_mode:
         parser.error("--skip-compile and --compile-mode exclude each other")
-    mode = options.compile_mode or ("default" if options.train else "reduce-overhead")
-    options.compile_mode = None if options.skip_compile else mode
     return options
 
 
-def _pair(text: str) -> tuple[str, tuple[str, ...]]:
-    """Our model's name and those of its peers."""
-    name, _, peers = text.partition("=")
-    return name, tuple(peer for peer in peers.split(",") if peer)
+def _entry(text: str) -> tuple[str, list[tuple[int, int]], list[str]]:
+    """Our model's name, its own image and batch sizes, and the names of its peers."""
+    left, _, peers = text.partition("=")
+    name, at, shapes = left.partition("@")
+    own = []
+    for shape in shapes.split(",") if at else ():
+        size, _, batch = shape.partition("x")
+        if not (size.isdecimal() and batch.isdecimal() and int(size) and int(batch)):
+            raise argparse.ArgumentTypeError(
+                f"{text!r}: {shape!r} is not PIXELSxBATCH, as in vig_t@224x256,1024x8"
+            )
+        own.append((int(size), int(batch)))
+    return name, own, [peer for peer in peers.split(",") if peer]
 
 
 def _compare(options: argparse.Namespace) -> int:
@@ -107,48 +143,75 @@ def _compare(options: argparse.Namespace) -> int:
 
     from kernels_pallas.benchmarks.timing import commit, driver
     from vig_jax import list_models
-    from vig_jax.evaluation.throughput import draw, peak_flops, write_tables
+    from vig_jax.cli.programs import image_and_batch_sizes
+    from vig_jax.evaluation.throughput import by_model, draw, peak_flops, write_tables
 
-    if unknown := [name for name, _ in options.models if name not in list_models()]:
+    shapes = image_and_batch_sizes(options.image_size, options.batch_size)
+    if unknown := [name for name, *_ in options.models if name not in list_models()]:
         known = ", ".join(list_models())
         raise ValueError(f"--models: {', '.join(unknown)} is none of ours ({known})")
     device = jax.local_devices()[0]  # before PyTorch loads its cuDNN: JAX needs the one it has
     facts: dict[str, Any] = {
-        "mode": "training step" if options.train else "inference",
+        "dtype": "bfloat16",
         "device": f"{device.device_kind} ({device.platform})",
         "driver": driver(),
         "python": platform.python_version(),
         "jax": jax.__version__,
         "commit": commit(),
     }
-    peers = [peer for _, names in options.models for peer in names]
+    peers = [peer for _, _, names in options.models for peer in names]
     torch_peers = _torch_peers() if peers else None
     if torch_peers:
         torch_peers.check(peers)
-        facts |= torch_peers.versions()
-        facts |= {"compile_mode": options.compile_mode, "attention": options.attention}
-    title = f"{facts['mode']}, bfloat16, batch {options.batch_size}, on {facts['device']}"
+        facts |= torch_peers.versions() | {"attention": options.attention}
+    rows: list[dict[str, Any]] = []
+    if options.plot:
+        options.plot.parent.mkdir(parents=True, exist_ok=True)
+
+    def write() -> None:
+        write_tables(facts, rows, json_file=options.json, csv_file=options.csv)
+
+    write()  # what cannot be written shall not be found after an hour
+    title = f"{facts['dtype']}, on {facts['device']}"
     print(title)
     print(", ".join(f"{name} {value}" for name, value in list(facts.items())[2:]))
     print(
-        f"{'model':30} {'as':27} {'params':>11} {'pixels':>6} {'batch':>5} {'img/s':>9} {'ms':>9} "
-        f"{'+-':>7} {'MB':>7} {'MFU':>6} {'to ours':>7}"
+        f"{'model':30} {'as':27} {'pass':9} {'params':>11} {'pixels':>6} {'batch':>5} {'img/s':>9} "
+        f"{'ms':>9} {'+-':>7} {'MB':>7} {'MFU':>6} {'to ours':>7}"
     )
-    rows = []
-    for name, names in options.models:
-        for size in options.image_size:
-            group = _rows(options, name, names, size, torch_peers, peak_flops(device.device_kind))
+    status = 0
+    for (name, own, names), pass_ in itertools.product(options.models, options.passes):
+        for size, batch in own or shapes:
+            try:
+                group = _rows(
+                    options,
+                    name,
+                    names,
+                    size,
+                    batch,
+                    pass_,
+                    torch_peers,
+                    peak_flops(device.device_kind),
+                )
+            except (RuntimeError, ValueError) as error:  # out of memory, wrong results, ...
+                told = f"{name}, {pass_} at {size} pixels, batch {batch}: not measured: {error}"
+                print(f"peers.py: {told}", file=sys.stderr, flush=True)
+                status = 1
+                continue
+            finally:
+                if torch_peers:
+                    torch_peers.free()
             for row in group:
                 _print(row)
             rows += group
-            if torch_peers:
-                torch_peers.free()
-    write_tables(facts, rows, json_file=options.json, csv_file=options.csv)
-    if options.plot:
-        series = {row["model"]: [r for r in rows if r["model"] == row["model"]] for row in rows}
-        draw(series, title, options.plot, memory="memory_bytes")
-        print(f"picture: {options.plot}")
-    return 0
+            write()
+    for pass_ in options.passes if options.plot else ():
+        drawn = [row for row in rows if row["pass"] == pass_]
+        if drawn:
+            picture = options.plot.with_stem(f"{options.plot.stem}_{pass_}")
+            draw(by_model(drawn), f"{pass_}, {title}", picture, memory="memory_bytes")
+            print(f"picture: {picture}")
+    return status
 
 
 def _torch_peers() -> Any:
@@ -169,19 +232,26 @@ def _rows(
     name: str,
     peers: Sequence[str],
     size: int,
+    batch: int,
+    pass_: str,
     torch_peers: Any,
     peak: float | None,
 ) -> list[dict[str, Any]]:
-    """Our row at one image size, and one of each peer in its faster variant."""
+    """Our row at one image size, and one of each peer in its faster variant, of one pass."""
     from benchmarks.contestants import ours
     from kernels_pallas.benchmarks.timing import interleaved
     from vig_jax.evaluation.throughput import spread
 
-    given = {"image_size": size, "batch_size": options.batch_size, "train": options.train}
+    train = pass_ == "train"
+    mode = options.compile_mode or ("default" if train else "reduce-overhead")
+    given: Any = {"image_size": size, "batch_size": batch, "train": train}
     group = [ours(name, **given)]
     for peer in peers:
         for found in torch_peers.contestants(
-            peer, **given, compile_mode=options.compile_mode, attention=options.attention
+            peer,
+            **given,
+            compile_mode=None if options.skip_compile else mode,
+            attention=options.attention,
         ):
             if isinstance(found, str):
                 print(found, file=sys.stderr)
@@ -196,13 +266,14 @@ def _rows(
     for one in group:
         samples = seconds[f"{one.name} {one.variant}"]
         median = statistics.median(samples)
-        img_per_s = options.batch_size / median
+        img_per_s = batch / median
         row = {
             "model": one.name,
             "variant": one.variant,
+            "pass": pass_,
             "parameters": one.parameters,
             "image_size": size,
-            "batch_size": options.batch_size,
+            "batch_size": batch,
             "img_per_s": img_per_s,
             "ms": 1e3 * median,
             "ms_spread": 1e3 * spread(samples),
@@ -218,9 +289,9 @@ def _rows(
 def _print(row: dict[str, Any]) -> None:
     mfu = f"{'-':>6}" if row["mfu"] is None else f"{row['mfu']:6.1%}"
     print(
-        f"{row['model']:30} {row['variant']:27} {row['parameters']:11,} {row['image_size']:6} "
-        f"{row['batch_size']:5} {row['img_per_s']:9.1f} {row['ms']:9.3f} {row['ms_spread']:7.3f} "
-        f"{row['memory_bytes'] / 1e6:7.0f} {mfu} {row['relative']:7.3f}",
+        f"{row['model']:30} {row['variant']:27} {row['pass']:9} {row['parameters']:11,} "
+        f"{row['image_size']:6} {row['batch_size']:5} {row['img_per_s']:9.1f} {row['ms']:9.3f} "
+        f"{row['ms_spread']:7.3f} {row['memory_bytes'] / 1e6:7.0f} {mfu} {row['relative']:7.3f}",
         flush=True,
     )
 

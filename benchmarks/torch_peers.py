@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.contestants import Contestant, WrongResultError
+from benchmarks.contestants import Contestant
 from vig_jax.cli.programs import DROP_PATH, INPUTS, TRAIN_MACS
 from vig_jax.layers.pixels import IMAGENET_MEAN, IMAGENET_STD
 
@@ -74,12 +74,16 @@ def contestants(
         return
     torch.backends.cudnn.benchmark = True
     channels_last = name.startswith("convnext")
-    images = _images(batch_size, image_size, channels_last=channels_last)
-    before = torch.cuda.memory_allocated()
-    model = _model(name, image_size, channels_last=channels_last)
+    try:
+        images = _images(batch_size, image_size, channels_last=channels_last)
+        before = torch.cuda.memory_allocated()
+        model = _model(name, image_size, channels_last=channels_last)
+        flops = _flops(model, image_size) * (TRAIN_MACS if train else 1)
+        start, forward = _training(model, batch_size) if train else _inference(model)
+    except RuntimeError as error:  # out of memory
+        yield f"{name}: not measured: {_first_line(error)}"
+        return
     fused = _attention(name, attention)
-    flops = _flops(model, image_size) * (TRAIN_MACS if train else 1)
-    start, forward = _training(model, batch_size) if train else _inference(model)
     variants = {"eager": forward}
     if compile_mode:
         compiled = torch.compile(forward, mode=compile_mode, dynamic=False)
@@ -92,10 +96,11 @@ def contestants(
             torch.cuda.reset_peak_memory_stats()
             run(3)
         except RuntimeError as error:  # out of memory, and what compilation may raise
-            yield f"{name}, {variant}: not measured: {str(error).strip().splitlines()[0]}"
+            yield f"{name}, {variant}: not measured: {_first_line(error)}"
             continue
         if not finite:
-            raise WrongResultError(f"{name}, {variant}: results are not finite")
+            yield f"{name}, {variant}: not measured: results are not finite"
+            continue
         yield Contestant(
             name=name,
             variant=variant,
@@ -104,6 +109,10 @@ def contestants(
             flops=flops,
             run=run,
         )
+
+
+def _first_line(error: RuntimeError) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def _images(batch_size: int, side: int, *, channels_last: bool) -> list[torch.Tensor]:

@@ -19,12 +19,12 @@ ONE_DIRECTION = "fla, one direction"
 
 
 def results(
-    op: str, arguments: Sequence[jax.Array], cotangent: jax.Array
+    op: str, arguments: Sequence[jax.Array], cotangent: jax.Array, images: int
 ) -> tuple[np.ndarray, list[np.ndarray]]:
-    """The output and the gradient of every argument."""
+    """The output and the gradient of every argument, of the batch's first images."""
     inputs = [_tensor(x).requires_grad_() for x in arguments]
     out, gradients = _with_gradients(_OPERATORS[op], inputs, _tensor(cotangent))
-    return _array(out), [_array(x) for x in gradients]
+    return _array(out[:images]), [_array(x[:images]) for x in gradients]
 
 
 def contestants(

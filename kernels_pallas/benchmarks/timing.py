@@ -1,7 +1,9 @@
 """Timing of contestants in turn, of whatever framework, and what to say of where it was done."""
 
+import dataclasses
 import pathlib
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -51,6 +53,38 @@ def _seconds(run: Contestant, calls: int) -> float:
     start = time.perf_counter()
     run(calls)
     return (time.perf_counter() - start) / calls
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """What a GPU ran under one name in a call of a program, copies included.
+
+    Attributes:
+        name: of the kernel.
+        calls: of it in one call of the program, on average.
+        us: of all of these, in microseconds.
+    """
+
+    name: str
+    calls: float
+    us: float
+
+
+def kernels(run: Contestant, calls: int = 4) -> list[Kernel]:
+    """Profiles some calls; longest first, and none where there is no GPU."""
+    run(1)  # compile
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            run(calls)
+        (file,) = pathlib.Path(folder).rglob("*.xplane.pb")
+        profile = jax.profiler.ProfileData.from_file(str(file))
+    times: dict[str, list[float]] = {}
+    for plane in profile.planes:
+        for line in plane.lines if "GPU" in plane.name else ():
+            for event in line.events if "Stream" in line.name else ():
+                times.setdefault(event.name, []).append(event.duration_ns)
+    found = [Kernel(name, len(t) / calls, sum(t) / calls / 1e3) for name, t in times.items()]
+    return sorted(found, key=lambda kernel: -kernel.us)
 
 
 def commit() -> str:

@@ -13,10 +13,14 @@ import numpy as np
 import pytest
 
 from benchmarks import contestants, peers
+from vig_jax.cli import programs
+from vig_jax.evaluation.throughput import Program
 from vig_jax.tasks import classification
 
 ROOT = Path(__file__).parents[2]
 SMALL = ("--image-size", "32", "--batch-size", "2", "--repeats", "2", "--sample-seconds", "0.001")
+
+ALL_PASSES = ("--passes", "inference", "train")
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +35,7 @@ class Peers:
 
     def __init__(self, seconds):
         self.seconds = seconds  # by variant
+        self.asked = []  # name, image size, batch size and pass
         self.freed = 0
 
     def check(self, names):
@@ -44,26 +49,25 @@ class Peers:
         self.freed += 1
 
     def contestants(self, name, *, image_size, batch_size, train, compile_mode, attention):
-        assert (image_size, batch_size, attention) == (32, 2, "flash")
+        assert attention == "flash"
         assert compile_mode == ("default" if train else "reduce-overhead")
+        self.asked.append((name, image_size, batch_size, train))
         yield f"{name}, broken: not measured"
         for variant, seconds in self.seconds.items():
             run = functools.partial(lambda seconds, calls: time.sleep(seconds * calls), seconds)
             yield contestants.Contestant(name, variant, 7, 11, 13, run)
 
 
-@pytest.mark.parametrize("mode", [[], ["--train"]])
+@pytest.mark.parametrize("mode", ["inference", "train"])
 def test_ours_and_the_faster_variant_of_a_peer(mode, tmp_path, capsys, monkeypatch):
     torch_peers = Peers({"eager": 0.05, "compiled": 0.005})
     monkeypatch.setattr(peers, "_torch_peers", lambda: torch_peers)
-    files = {"json": tmp_path / "rows.json", "csv": tmp_path / "rows.csv"}
-    picture = tmp_path / "rows.png"
+    files = {"json": tmp_path / "new" / "rows.json", "csv": tmp_path / "newer" / "rows.csv"}
     options = [text for name, file in files.items() for text in (f"--{name}", str(file))]
-    arguments = ["--models", "vig_t=peer", *SMALL, *mode, *options, "--plot", str(picture)]
-    assert peers.main(arguments) == 0
+    options += ["--passes", mode, "--plot", str(tmp_path / "newest" / "rows.png")]
+    assert peers.main(["--models", "vig_t=peer", *SMALL, *options]) == 0
     told = json.loads(files["json"].read_text())
     ours, peer = told["rows"]
-    assert told["mode"] == ("training step" if mode else "inference")
     assert told["torch"] == "0.0"
     assert (ours["model"], ours["variant"], ours["relative"]) == ("vig_t", "vig_jax", 1.0)
     assert ours["memory_bytes"] > 4e6  # the parameters at least
@@ -71,43 +75,101 @@ def test_ours_and_the_faster_variant_of_a_peer(mode, tmp_path, capsys, monkeypat
     assert (peer["model"], peer["variant"], peer["parameters"]) == ("peer", "compiled", 7)
     assert peer["ms"] >= 5.0
     assert peer["relative"] == pytest.approx(peer["img_per_s"] / ours["img_per_s"])
+    for row in (ours, peer):
+        assert [row[name] for name in ("pass", "image_size", "batch_size")] == [mode, 32, 2]
     with files["csv"].open() as lines:
         assert [row["model"] for row in csv.DictReader(lines)] == ["vig_t", "peer"]
     printed = capsys.readouterr()
     assert [line.split()[0] for line in printed.out.splitlines()[3:5]] == ["vig_t", "peer"]
     assert "peer, broken: not measured" in printed.err
+    assert torch_peers.asked == [("peer", 32, 2, mode == "train")]
     assert torch_peers.freed == 1
-    assert picture.stat().st_size > 1000
+    assert (tmp_path / "newest" / f"rows_{mode}.png").stat().st_size > 1000
+
+
+def made_up(name, *, image_size, batch_size, train):
+    """Stands for `contestants.ours`: quick, and no memory for 48 pixels."""
+    if image_size == 48:
+        raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
+    return contestants.Contestant(name, "vig_jax", 7, 11, 13, lambda calls: time.sleep(1e-4))
+
+
+def test_one_call_for_a_whole_table(tmp_path, capsys, monkeypatch):
+    """Passes, sizes of some models' own, and one that fails in between."""
+    torch_peers = Peers({"eager": 0.0001})
+    monkeypatch.setattr(peers, "_torch_peers", lambda: torch_peers)
+    monkeypatch.setattr(contestants, "ours", made_up)
+    file = tmp_path / "rows.json"
+    models = ["vig_t@32x4,48x3,64x1=deit", "vig_s=swin,convnext"]
+    assert peers.main(["--models", *models, *SMALL, *ALL_PASSES, "--json", str(file)]) == 1
+    assert torch_peers.asked == [
+        (name, size, batch, train)
+        for train in (False, True)
+        for name, size, batch in (("deit", 32, 4), ("deit", 64, 1))
+    ] + [(name, 32, 2, train) for train in (False, True) for name in ("swin", "convnext")]
+    assert torch_peers.freed == 8
+    rows = json.loads(file.read_text())["rows"]
+    assert len(rows) == 2 * 2 * 2 + 2 * 3
+    assert {row["pass"] for row in rows} == {"inference", "train"}
+    errors = capsys.readouterr().err
+    for name in ("inference", "train"):
+        assert f"vig_t, {name} at 48 pixels, batch 3: not measured: RESOURCE_EXH" in errors
+
+
+def test_tables_are_there_when_a_run_is_ended(tmp_path, monkeypatch):
+    def ended(name, *, image_size, **sizes):
+        if image_size == 48:
+            raise KeyboardInterrupt
+        return made_up(name, image_size=image_size, **sizes)
+
+    monkeypatch.setattr(contestants, "ours", ended)
+    file = tmp_path / "rows.csv"
+    with pytest.raises(KeyboardInterrupt):
+        peers.main(["--models", "vig_t@32x2,48x2", *SMALL, "--csv", str(file)])
+    with file.open() as lines:
+        assert [row["image_size"] for row in csv.DictReader(lines)] == ["32"]
+
+
+def test_a_file_that_cannot_be_written_is_found_first(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(contestants, "ours", None)  # not even asked for
+    assert peers.main(["--models", "vig_t", "--json", str(tmp_path)]) == 1
+    assert str(tmp_path) in capsys.readouterr().err
 
 
 def test_wrong_logits_are_not_timed(capsys, monkeypatch):
-    inference_program = contestants.inference_program
+    inference_program = programs.inference_program
 
     def doubled(config):
         program = inference_program(config)
-        if config.model.dtype == "float32":
-            return program
         compiled = program.compiled
         return dataclasses.replace(program, compiled=lambda *inputs: 2 * compiled(*inputs))
 
     monkeypatch.setattr(contestants, "inference_program", doubled)
     assert peers.main(["--models", "vig_t", *SMALL]) == 1
     printed = capsys.readouterr()
-    assert "vig_t at 32 pixels: bfloat16 logits are off by 1.0e+00" in printed.err
+    assert "vig_t, inference at 32 pixels, batch 2: not measured: logits of bf" in printed.err
+    assert "off by 1.0e+00" in printed.err
     assert len(printed.out.splitlines()) == 3  # nothing below the head
 
 
-def test_losses_that_are_not_finite_are_not_timed(monkeypatch):
-    training_program = contestants.training_program
+@pytest.mark.parametrize(
+    ("factors", "message"),
+    [
+        ({"loss": np.nan}, "loss of bfloat16 off by nan"),
+        ({"loss": 1.01}, "loss of bfloat16 off by 1.0e-02"),
+        ({"grad_norm": 1.5}, "grad_norm of bfloat16 off by 5.0e-01"),
+    ],
+)
+def test_wrong_steps_are_not_timed(factors, message, monkeypatch):
+    right = {"loss": np.float32(6.9), "grad_norm": np.float32(4.4)}
 
-    def lost(config):
-        program = training_program(config)
-        step = program.compiled
-        nan = lambda state, batch: (step(state, batch)[0], {"loss": np.float32(np.nan)})  # noqa: E731
-        return dataclasses.replace(program, compiled=nan)
+    def step(config):
+        wrong = {} if config.model.dtype == "float32" else factors
+        metrics = {name: value * wrong.get(name, 1) for name, value in right.items()}
+        return Program(lambda state, batch: (state, metrics), [(None,)], state=1)
 
-    monkeypatch.setattr(contestants, "training_program", lost)
-    with pytest.raises(contestants.WrongResultError, match="the loss of a training step is nan"):
+    monkeypatch.setattr(contestants, "training_program", step)
+    with pytest.raises(contestants.WrongResultError, match=message):
         contestants.ours("vig_t", image_size=32, batch_size=2, train=True)
 
 
@@ -116,9 +178,14 @@ def test_losses_that_are_not_finite_are_not_timed(monkeypatch):
     [
         (["--models", "vig_z=deit_tiny_patch16_224"], "--models: vig_z is none of ours (vig_t,"),
         (["--models", "vig_t=absent"], "no model absent"),
+        (["--batch-size", "0"], "--batch-size is 0; at least 1 is wanted"),
+        (
+            ["--image-size", "224", "512", "--batch-size", "4", "2", "1"],
+            "--batch-size has 3 numbers and --image-size 2; one for all or one for each",
+        ),
     ],
 )
-def test_unknown_models(options, message, capsys, monkeypatch):
+def test_what_cannot_be_run(options, message, capsys, monkeypatch):
     monkeypatch.setattr(peers, "_torch_peers", lambda: Peers({}))
     assert peers.main(options) == 1
     assert capsys.readouterr().err.startswith(f"peers.py: {message}")
@@ -135,7 +202,9 @@ def test_without_torch_the_command_to_install_it(capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--batch-size", "0"], "--batch-size must be at least 1"),
+        (["--repeats", "0"], "--repeats must be at least 1"),
+        (["--models", "vig_t@224"], "'vig_t@224': '224' is not PIXELSxBATCH"),
+        (["--models", "vig_t@224x0=deit"], "'224x0' is not PIXELSxBATCH"),
         (["--skip-compile", "--compile-mode", "default"], "exclude each other"),
     ],
 )

@@ -147,12 +147,31 @@ def test_benchmark(mode, tmp_path, capsys, monkeypatch):
     assert [row["image_size"] for row in rows] == [32, 48]
     for row in rows:
         assert row["img_per_s"] == pytest.approx(2e3 / row["ms"])
+        assert row["batch_size"] == 2
+        assert row["latency_ms"] > 0
         assert row["program_bytes"] > 1_000_000  # the parameters at least
         assert row["mfu"] is None  # nobody knows the peak of this CPU
     with table.open() as lines:
         assert [row["image_size"] for row in csv.DictReader(lines)] == ["32", "48"]
     with Image.open(picture) as drawn:
         assert drawn.width > 1000
+
+
+def test_benchmark_checks_and_profiles(tmp_path, capsys, monkeypatch):
+    """On five images in batches of two; the CPU has no kernels, so some are made up for it."""
+    shallow = functools.partial(vig_jax.create_model, depth=1)
+    monkeypatch.setattr(classification, "create_model", shallow)
+    file = tmp_path / "new" / "rows.json"
+    arguments = ["benchmark", "--model", "vig_t", "--image-size", "32", "--batch-size", "2"]
+    arguments += ["--repeats", "1", "--check", "5", "--profile", "--json", str(file)]
+    assert main(arguments) == 0
+    (row,) = json.loads(file.read_text())["rows"]
+    assert 0 < row["rms_error"] < 2e-2
+    assert round(5 * row["equal_argmax"], 6) in range(6)
+    assert row["kernels_ms"] is None
+    check, profile = capsys.readouterr().out.splitlines()[3:]
+    assert f"5 images against float32: relative RMS error {row['rms_error']:.1e}" in check
+    assert "this is a cpu" in profile
 
 
 @pytest.mark.parametrize(
@@ -181,9 +200,18 @@ def test_benchmark_of_an_unknown_model(capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--gla", "pallas"], "unknown implementation 'pallas'; did you mean 'pallas_triton'?"),
         (["--repeats", "0"], "vig benchmark: --repeats is 0; at least 1 is wanted"),
         (["--batch-size", "0"], "vig benchmark: --batch-size is 0"),
+        (
+            ["--batch-size", "2", "1"],
+            "vig benchmark: --batch-size has 2 numbers and --image-size 1",
+        ),
+        (["--check", "0"], "vig benchmark: --check is 0"),
+        (["--check", "4", "--train"], "vig benchmark: --check compares logits"),
+        (
+            ["--flops", "--plot", "sizes.png"],
+            "vig benchmark: --flops measures nothing: leave --plot",
+        ),
         (["--model", "vig_h_t", "--image-size", "0"], "vig benchmark: "),
     ],
 )

@@ -3,6 +3,7 @@
 import functools
 import sys
 import time
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -52,9 +53,51 @@ def test_wrong_results_are_not_timed(capsys, monkeypatch):
     monkeypatch.setattr(run, "gla", doubled)
     assert run.main(["--workload", "tiny", *TINY, "--op", "gla"]) == 1
     printed = capsys.readouterr()
-    assert "tiny xla_chunked: output is off by 1.0e+00, allowed 1e-05" in printed.err
-    assert "tiny xla_chunked: gradient 3 is off" in printed.err
-    assert not printed.out
+    assert "tiny xla_chunked, not timed: output is off by 1.0e+00, allowed 1e-05" in printed.err
+    assert "not timed: gradient 3 is off" in printed.err
+    assert [row["implementation"] for row in cells(printed.out)] == 2 * ["reference"]
+
+
+@pytest.mark.parametrize("wrong_pass", ["forward", "forward_backward"])
+def test_what_is_timed_is_checked(wrong_pass, capsys, monkeypatch):
+    """A program that is wrong for the whole batch alone, as with a tiling of its own."""
+    build = getattr(run._Case, wrong_pass)
+
+    def wrong(case, implementation):
+        function = build(case, implementation)
+
+        def called(*arrays):
+            factor = 2.0 if implementation == "xla_chunked" and len(arrays[0]) == 3 else 1.0
+            return jax.tree.map(lambda x: factor * x, function(*arrays))
+
+        return called
+
+    monkeypatch.setattr(run._Case, wrong_pass, wrong)
+    monkeypatch.setitem(WORKLOADS, "three", run.Workload("three", 3, 5, 1, 4, 8))
+    assert run.main(["--workload", "three", *TINY]) == 1
+    what = "forward's output" if wrong_pass == "forward" else "output"
+    assert f"three xla_chunked, not timed: {what} is off by 1.0e+00" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [([], "bfloat16"), (["--decay-dtype", "float32"], "float32")],
+)
+def test_type_of_the_decays(options, expected, capsys, monkeypatch):
+    given = []
+
+    def seen(*arrays, implementation):
+        given.append((implementation, arrays[0].dtype.name, arrays[3].dtype.name))
+        return gla(*arrays, implementation=implementation)
+
+    monkeypatch.setattr(run, "gla", seen)
+    asked = ["--workload", "tiny", *TINY, "--op", "gla", "--dtype", "bfloat16", *options]
+    assert run.main(asked) == 0
+    # Traced once per pass, although checked and timed.
+    chunked = [types for implementation, *types in given if implementation == "xla_chunked"]
+    assert chunked == 2 * [["bfloat16", expected]]
+    head = capsys.readouterr().out.splitlines()[0]
+    assert head.startswith(f"bfloat16, {expected} typical decays, seed 1,")
 
 
 class Peer:
@@ -63,7 +106,8 @@ class Peer:
     def versions(self):
         return "fla 0.0"
 
-    def results(self, op, arguments, cotangent):
+    def results(self, op, arguments, cotangent, images):
+        assert images == 2
         function = {"gla": gla, "bidirectional_gla": bidirectional_gla}[op]
         out, pullback = jax.vjp(function, *arguments)
         return 1.5 * out, pullback(cotangent)
@@ -79,9 +123,9 @@ class Peer:
 def test_peer(capsys, monkeypatch):
     monkeypatch.setattr(run, "_peer", lambda name: Peer() if name == "fla" else None)
     assert run.main(["--workload", "tiny", *TINY, "--peers", "fla"]) == 0
-    printed = capsys.readouterr().out
-    assert "fla on tiny: output off by 5.0e-01, gradients by at most " in printed
-    rows = cells(printed)
+    printed = capsys.readouterr()
+    assert "fla on tiny: output off by 5.0e-01, gradients by at most " in printed.err
+    rows = cells(printed.out)
     assert [row["implementation"] for row in rows[2:4]] == ["fla", "fla, one direction"]
     assert float(rows[2]["ms"]) >= 20
     assert float(rows[2]["speed"][:-1]) < 1
@@ -116,3 +160,32 @@ def test_samples_alternate():
     assert "".join(name for name, _ in calls) == "aabb" + 2 * "aabb"
     assert {count for _, count in calls} == {1}
     assert {name: len(samples) for name, samples in seconds.items()} == {"a": 2, "b": 2}
+
+
+def test_kernels(monkeypatch):
+    """Only what a GPU's streams ran counts, per call."""
+    assert timing.kernels(lambda calls: None) == []  # the profile of a CPU
+
+    def line(name, **nanoseconds):
+        events = [
+            SimpleNamespace(name=n, duration_ns=t) for n, ts in nanoseconds.items() for t in ts
+        ]
+        return SimpleNamespace(name=name, events=events)
+
+    planes = [
+        SimpleNamespace(name="/host:CPU", lines=[line("Stream", host=[9e9])]),
+        SimpleNamespace(
+            name="/device:GPU:0",
+            lines=[
+                line("Stream #1", scan=[1e3, 3e3, 2e3, 2e3], norm=[5e3, 7e3]),
+                line("Stream #2", norm=[4e3, 8e3]),
+                line("XLA Ops", scan=[9e9]),
+            ],
+        ),
+    ]
+    read = lambda path: SimpleNamespace(planes=planes)  # noqa: E731
+    monkeypatch.setattr(jax.profiler.ProfileData, "from_file", read)
+    assert timing.kernels(lambda calls: None, calls=2) == [
+        timing.Kernel("norm", 2.0, 12.0),
+        timing.Kernel("scan", 2.0, 4.0),
+    ]

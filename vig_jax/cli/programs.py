@@ -1,12 +1,16 @@
 """A model's programs on random pixels, compiled for one device: what benchmarks time."""
 
 import dataclasses
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+from kernels_pallas.testing import rms_relative_error
 from vig_jax.config import RunConfig
 from vig_jax.evaluation.macs import count_macs
 from vig_jax.evaluation.throughput import Program
@@ -93,6 +97,68 @@ def training_program(config: RunConfig) -> Program:
         inputs = [(batch(seed),) for seed in range(INPUTS)]
         state = new_state()
         return Program(step.lower(state, *inputs[0]).compile(), inputs, state)
+
+
+@dataclasses.dataclass(frozen=True)
+class Agreement:
+    """Of a program's logits with those of float32, on random images.
+
+    Attributes:
+        rms: relative RMS error; infinite if any logit is not finite.
+        argmax: share of images with the same greatest logit.
+    """
+
+    rms: float
+    argmax: float
+
+
+def agreement(config: RunConfig, program: Program, *, images: int) -> Agreement:
+    """Compares `inference_program(config)` with one in float32, which is compiled for it.
+
+    Args:
+        config: of the program.
+        program: what is compared, on whole batches.
+        images: how many are compared; float32 sees no others.
+    """
+    batch_size = config.train.batch_size
+    wide_config = dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, dtype="float32"),
+        train=dataclasses.replace(config.train, batch_size=min(images, batch_size)),
+    )
+    wide = inference_program(wide_config)
+    logits, expected = [], []
+    for seed in range(math.ceil(images / batch_size)):
+        pixels = _pixels(config, seed)
+        logits.append(np.asarray(program.compiled(program.inputs[0][0], pixels), np.float32))
+        first = pixels[: wide_config.train.batch_size]
+        expected.append(np.asarray(wide.compiled(wide.inputs[0][0], first), np.float32))
+    finite = all(np.isfinite(part).all() for part in logits)
+    mine, theirs = np.concatenate(logits)[:images], np.concatenate(expected)[:images]
+    return Agreement(
+        rms=rms_relative_error(mine, theirs) if finite else math.inf,
+        argmax=float(np.mean(mine.argmax(-1) == theirs.argmax(-1))),
+    )
+
+
+def image_and_batch_sizes(
+    image_sizes: Sequence[int], batch_sizes: Sequence[int]
+) -> list[tuple[int, int]]:
+    """Pairs them: one batch size for all image sizes, or one for each.
+
+    Raises:
+        ValueError: neither, or a batch size that is not positive.
+    """
+    if min(batch_sizes) < 1:
+        raise ValueError(f"--batch-size is {min(batch_sizes)}; at least 1 is wanted")
+    if len(batch_sizes) == 1:
+        batch_sizes = list(batch_sizes) * len(image_sizes)
+    if len(batch_sizes) != len(image_sizes):
+        raise ValueError(
+            f"--batch-size has {len(batch_sizes)} numbers and --image-size {len(image_sizes)}; one "
+            "for all or one for each is wanted"
+        )
+    return list(zip(image_sizes, batch_sizes, strict=True))
 
 
 def flops_per_image(config: RunConfig, *, train: bool) -> int:

@@ -5,22 +5,27 @@ import dataclasses
 import itertools
 import json
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
-# Dense bfloat16 tensor-core peaks in FLOP/s, from NVIDIA's data sheets.
+from kernels_pallas.benchmarks.timing import contestant, interleaved
+
+# Dense bfloat16 tensor-core peaks in FLOP/s, from NVIDIA's data sheets, by the driver's names.
 _PEAK_FLOPS = {
-    "H200": 989.4e12,
-    "H100 80GB HBM3": 989.4e12,
-    "H100 PCIe": 756e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "L4": 121e12,
+    "NVIDIA H200": 989.4e12,
+    "NVIDIA H100 80GB HBM3": 989.4e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA A100-PCIE-40GB": 312e12,
+    "NVIDIA A100 80GB PCIe": 312e12,
+    "NVIDIA L40S": 362e12,
+    "NVIDIA L4": 121e12,
 }
+_SAMPLE_SECONDS = 0.2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,10 +73,10 @@ class Throughput:
     """What was measured.
 
     Attributes:
-        img_per_s: batch size over the median time of a step.
-        ms: median time of a step in milliseconds: the latency of a batch.
-        ms_spread: half the distance between the 16th and 84th percentile, in milliseconds.
-        program_bytes: of the compiled program, `Program.bytes`.
+        img_per_s: batch size over `ms`.
+        ms: milliseconds per step of steps back to back, the median of samples.
+        ms_spread: half the distance between the 16th and 84th percentile of these samples.
+        latency_ms: milliseconds of a step that is waited for, the median of as many.
         peak_bytes: the allocator's high-water mark since the process began; None where the device
             does not count it (CPU).
     """
@@ -79,32 +84,27 @@ class Throughput:
     img_per_s: float
     ms: float
     ms_spread: float
-    program_bytes: int
+    latency_ms: float
     peak_bytes: int | None
 
 
-def measure(program: Program, *, batch_size: int, warmup: int = 3, repeats: int = 10) -> Throughput:
-    """Times a program, synchronised after every call.
+def measure(call: Callable[[], Any], *, batch_size: int, repeats: int = 10) -> Throughput:
+    """Times a program.
 
     Args:
-        program: consumed, if it has a state.
+        call: from `Program.calls`.
         batch_size: images per call.
-        warmup: calls that are not timed.
-        repeats: calls that are.
+        repeats: samples.
     """
-    call = program.calls()
-    seconds = []
-    for _ in range(warmup + repeats):
-        start = time.perf_counter()
-        jax.block_until_ready(call())
-        seconds.append(time.perf_counter() - start)
-    timed = seconds[warmup:]
+    run = {"": contestant(call)}
+    (back_to_back,) = interleaved(run, repeats=repeats, sample_seconds=_SAMPLE_SECONDS).values()
+    (alone,) = interleaved(run, repeats=repeats, sample_seconds=0.0).values()
     stats = jax.local_devices()[0].memory_stats() or {}
     return Throughput(
-        img_per_s=batch_size / statistics.median(timed),
-        ms=1e3 * statistics.median(timed),
-        ms_spread=1e3 * spread(timed),
-        program_bytes=program.bytes,
+        img_per_s=batch_size / statistics.median(back_to_back),
+        ms=1e3 * statistics.median(back_to_back),
+        ms_spread=1e3 * spread(back_to_back),
+        latency_ms=1e3 * statistics.median(alone),
         peak_bytes=stats.get("peak_bytes_in_use"),
     )
 
@@ -118,7 +118,7 @@ def spread(samples: Sequence[float]) -> float:
 
 def peak_flops(device_kind: str) -> float | None:
     """The device's dense bfloat16 peak in FLOP/s, or None if it is not in our table."""
-    return next((peak for name, peak in _PEAK_FLOPS.items() if name in device_kind), None)
+    return _PEAK_FLOPS.get(device_kind)
 
 
 def write_tables(
@@ -129,13 +129,20 @@ def write_tables(
     csv_file: Path | None,
 ) -> None:
     """Writes the rows, with the facts in JSON and alone in CSV, to the files that are named."""
+    for path in filter(None, (json_file, csv_file)):
+        path.parent.mkdir(parents=True, exist_ok=True)
     if json_file:
         json_file.write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
     if csv_file:
         with csv_file.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
+            writer = csv.DictWriter(file, rows[0] if rows else ())
             writer.writeheader()
             writer.writerows(rows)
+
+
+def by_model(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """The rows of each model: the series of `draw`."""
+    return {row["model"]: [r for r in rows if r["model"] == row["model"]] for row in rows}
 
 
 def draw(
