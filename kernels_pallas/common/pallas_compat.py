@@ -18,6 +18,12 @@ from jax.interpreters import batching, mlir
 
 from kernels_pallas.common.device import least_cuda_capability
 
+CAPABILITIES = (8.0, math.inf)
+"""From, and below: the compute capabilities that Pallas's Triton backend compiles for."""
+
+MAX_PROGRAMS = 2**31 - 1
+"""Most programs of a launch on a GPU."""
+
 # The backend ships with every JAX release served here. That it will not do so for ever is told at
 # each launch since JAX 0.11; its users cannot act on that, this file can.
 warnings.filterwarnings(
@@ -56,13 +62,26 @@ def triton_call(
     num_warps: int,
     num_stages: int,
     aliases: Mapping[int, int] | None = None,
+    capabilities: tuple[float, float] = CAPABILITIES,
 ) -> Callable[..., Any]:
     """A launch of `programs` programs on a one-dimensional grid.
 
     References are to whole arrays: inputs first, then outputs. Kernels do their own indexing.
     `aliases` maps inputs to the outputs that start with their contents.
+
+    Raises:
+        NotImplementedError: A local GPU's compute capability is not in the half-open range
+            `capabilities`, or the programs are too many.
     """
     interpreting = is_interpreting()
+    capability = None if interpreting else least_cuda_capability()
+    least, beyond = capabilities
+    if capability is not None and not least <= capability < beyond:
+        raise NotImplementedError(
+            f"compute capability {capability} of a GPU here is not in [{least}, {beyond})"
+        )
+    if programs > MAX_PROGRAMS:
+        raise NotImplementedError(f"{programs} programs are more than the {MAX_PROGRAMS} of a GPU")
     call = pl.pallas_call(
         functools.partial(kernel, interpreting=interpreting),
         grid=(programs,),

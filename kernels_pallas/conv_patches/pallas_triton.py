@@ -9,12 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kernels_pallas.common import pallas_compat
-from kernels_pallas.common.device import least_cuda_capability
 from kernels_pallas.conv_patches import xla
 from kernels_pallas.conv_patches.spec import ConvPatchesSpec
-
-MIN_CAPABILITY = 8.0
-"""Least compute capability that Pallas's Triton backend compiles for."""
 
 MOST_COLUMNS = 256
 """Columns of a program at most."""
@@ -77,11 +73,6 @@ def conv_patches(
     spec: ConvPatchesSpec, images: Float[Array, "B H W C"], *, tiling: Tiling | None = None
 ) -> Float[Array, "B h w X"]:
     """See `kernels_pallas.conv_patches.api.conv_patches`."""
-    capability = least_cuda_capability()
-    if capability is not None and capability < MIN_CAPABILITY:
-        raise NotImplementedError(
-            f"GPUs of compute capability {MIN_CAPABILITY} or more are served, not {capability}"
-        )
     return _patches(_Call(spec, tiling or heuristic(spec)), images)
 
 

@@ -43,7 +43,6 @@ def vig_mixer(
     config: Config | None = None,
 ) -> Float[Array, "B T O"]:
     """See `kernels_pallas.vig_mixer.api.vig_mixer`."""
-    gla.check_device()
     call = _Call(spec, config or choose(spec.scan))
     weights = (gate_bias, decay_kernel, decay_bias, scan_scale, local_scale, out_kernel)
     return _mix(call, _Inputs(projected, local, *weights))
