@@ -14,7 +14,7 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jax.extend.core import Primitive
-from jax.interpreters import batching, mlir
+from jax.interpreters import ad, batching, mlir
 
 from kernels_pallas.common.device import least_cuda_capability
 
@@ -37,7 +37,9 @@ _interpreting = contextvars.ContextVar("kernels_pallas_interpreting", default=Fa
 def interpret() -> Iterator[None]:
     """Within it, kernels are traced for Pallas's interpreter and so run on any platform.
 
-    Functions compiled before are compiled again, inside and after it.
+    Name the implementation: None, and a sequence with a portable implementation in it, still choose
+    by platform, and so take the portable one outside of CUDA. Functions compiled before are
+    compiled again, inside and after it.
     """
     jax.clear_caches()
     token = _interpreting.set(True)
@@ -115,6 +117,13 @@ def _launch_batched(arrays: Any, axes: Any, *, call: Callable[..., Any]) -> tupl
     return out, [0] * len(out)
 
 
+def _no_derivative(arrays: Any, tangents: Any, **_: Any) -> Any:
+    raise NotImplementedError(
+        "pallas_triton is differentiable once, in reverse mode; for more derivatives pass an "
+        "implementation that is XLA's alone: 'xla_chunked', or 'xla' where there is no such"
+    )
+
+
 def _no_launch(context: mlir.LoweringRuleContext, *nodes: Any, call: Callable[..., Any]) -> Any:
     if "cuda" not in context.module_context.platforms:
         raise NotImplementedError(
@@ -145,6 +154,7 @@ def _some_gpu() -> contextlib.AbstractContextManager[Any]:
     return jax.sharding.use_abstract_mesh(mesh)
 
 
+ad.primitive_jvps[_launch_p] = _no_derivative
 batching.primitive_batchers[_launch_p] = _launch_batched
 mlir.register_lowering(_launch_p, _no_launch)
 mlir.register_lowering(_launch_p, _cuda_launch, platform="cuda")

@@ -82,7 +82,7 @@ def _patches(call: _Call, images: Any) -> Any:
 
 
 def _patches_forward(call: _Call, images: Any) -> tuple[Any, None]:
-    return _forward(call, images), None
+    return _patches(call, images), None
 
 
 def _patches_backward(call: _Call, _: None, grad_out: Any) -> tuple[Any]:

@@ -52,7 +52,9 @@ def gla(
         o_t = scale * q_t^T S_t                         # [V]
 
     The decay acts before the current token is added, so a token sees itself undecayed, and the
-    first scanned token's decay acts on `initial_state`. Differentiable in every array.
+    first scanned token's decay acts on `initial_state`. Differentiable in every array:
+    `pallas_triton`, and so the default under `jax.jit`, once and in reverse mode, the others as
+    often and in either mode as wished.
 
     Args:
         q: Queries; float32, bfloat16, float16 or float64.

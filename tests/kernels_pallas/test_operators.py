@@ -8,6 +8,7 @@ import pytest
 
 import kernels_pallas
 from kernels_pallas.common import pallas_compat
+from kernels_pallas.testing import interpret, rms_relative_error
 
 NAME = "pallas_triton"
 
@@ -79,3 +80,44 @@ def test_gpus_without_room_for_the_products_tiles_are_refused(capability, operat
     run, arrays = call_of(operator, implementation=NAME)
     with pytest.raises(NotImplementedError, match=r"compute capability .* \[9.0, 12.0\)"):
         jax.eval_shape(run, *arrays)
+
+
+def second_derivative(run):
+    """The derivative of the squared gradient by the first array."""
+
+    def squares(f):
+        return lambda *arrays: sum(
+            jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(f(*arrays))
+        )
+
+    return jax.grad(squares(jax.grad(squares(run))))
+
+
+@operators
+def test_a_second_derivative_is_refused_and_what_to_do_is_told(operator):
+    run, arrays = call_of(operator)
+    portable = "xla_chunked" if "gla" in operator or "mixer" in operator else "xla"
+    further, _ = call_of(operator, implementation=portable)
+    expected = jax.eval_shape(second_derivative(further), *arrays)
+    assert expected.shape == arrays[0].shape
+    if operator == "conv_patches":  # its backward pass is XLA's
+        assert jax.eval_shape(second_derivative(run), *arrays) == expected
+        return
+    with pytest.raises(NotImplementedError, match=f"once, in reverse mode.*'{portable}'"):
+        jax.eval_shape(second_derivative(run), *arrays)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="needs a machine without a GPU")
+@pytest.mark.parametrize("implementation", [NAME, (NAME,)], ids=str)
+def test_off_cuda_the_kernels_by_name_are_refused(implementation):
+    run, arrays = call_of("swiglu", implementation=implementation)
+    for way in (run, jax.jit(run)):
+        with pytest.raises(NotImplementedError, match="cannot be lowered for cpu"):
+            way(*arrays)
+
+
+def test_interpreted_the_kernels_run_anywhere():
+    run, arrays = call_of("swiglu", implementation=[NAME])
+    with interpret():
+        out = jax.jit(run)(*arrays)
+    assert rms_relative_error(out, call_of("swiglu")[0](*arrays)) <= 1e-6
