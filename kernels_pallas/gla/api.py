@@ -65,7 +65,7 @@ def gla(
             KERNELS_PALLAS_CHECK_DECAY=1 they raise wherever the values are at hand, that is
             outside `jax.jit` and other transformations.
         scale: Factor on the queries, a Python number; K**-0.5 if None.
-        initial_state: State before the first scanned token; zero if None.
+        initial_state: State before the first scanned token, any of the types above; zero if None.
         reverse: Scan from the last token to the first: S_t is made from S_{t+1}.
         return_final_state: Also return the state after the last scanned token.
         min_log_decay: A promise, a Python number: no log-decay is below it. Implementations may
