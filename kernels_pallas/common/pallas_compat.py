@@ -24,6 +24,9 @@ CAPABILITIES = (8.0, math.inf)
 MAX_PROGRAMS = 2**31 - 1
 """Most programs of a launch on a GPU."""
 
+MAX_ROWS = 2**31 - 2**16
+"""Most rows that kernels number: in 32 bits, those past the end that a program skips too."""
+
 # The backend ships with every JAX release served here. That it will not do so for ever is told at
 # each launch since JAX 0.11; its users cannot act on that, this file can.
 warnings.filterwarnings(

@@ -53,6 +53,8 @@ def supports(spec: LinearSwigluSpec) -> str | None:
         return f"D and I must be multiples of 16, got {spec.features} and {spec.width}"
     if spec.rows == 0:
         return "there is nothing to launch for no rows"
+    if spec.rows > pallas_compat.MAX_ROWS:
+        return f"there must be at most {pallas_compat.MAX_ROWS} rows"
     return None
 
 

@@ -82,6 +82,24 @@ def test_gpus_without_room_for_the_products_tiles_are_refused(capability, operat
         jax.eval_shape(run, *arrays)
 
 
+@pytest.mark.parametrize(
+    ("operator", "maps", "reason"),
+    [
+        ("bidirectional_gla", 5, "2147483648 programs are more than"),
+        ("depthwise_conv", 1, "pixels"),
+        ("linear_swiglu", 1, "rows"),
+        ("norm_act", 1, "vectors"),
+        ("swiglu_mlp", 1, "rows"),
+        ("vig_mixer", 2, r"B \* T \* H"),
+    ],
+)
+def test_more_than_32_bits_number_is_refused(operator, maps, reason):
+    run, arrays = call_of(operator, implementation=NAME)
+    huge = [jax.ShapeDtypeStruct((2**31, *x.shape[1:]), x.dtype) for x in arrays[:maps]]
+    with pytest.raises(NotImplementedError, match=reason):
+        jax.eval_shape(run, *huge, *arrays[maps:])
+
+
 def second_derivative(run):
     """The derivative of the squared gradient by the first array."""
 
