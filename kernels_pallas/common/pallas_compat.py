@@ -168,9 +168,13 @@ when = pl.when
 
 
 def load(ref: Any, index: tuple[Any, ...], mask: Any, *, interpreting: bool) -> Any:
-    """Elements of `ref` at broadcast indices; zero where the mask is False."""
+    """Elements of `ref` at broadcast indices; zero where the mask is False.
+
+    Interpreted, NaN outside of `ref` where the mask is True.
+    """
     if interpreting:
-        value = ref[...][index]
+        value = jnp.where(_outside(ref, index), jnp.nan, ref[...][index])
+        value = value.astype(ref.dtype)
         return value if mask is None else jnp.where(mask, value, jnp.zeros((), value.dtype))
     if mask is None:
         return plgpu.load(ref.at[index])
@@ -178,17 +182,29 @@ def load(ref: Any, index: tuple[Any, ...], mask: Any, *, interpreting: bool) -> 
 
 
 def store(ref: Any, index: tuple[Any, ...], value: Any, mask: Any, *, interpreting: bool) -> None:
-    """Writes `value` to `ref` at broadcast indices where the mask is True."""
+    """Writes `value` to `ref` at broadcast indices where the mask is True.
+
+    Interpreted, all of `ref` becomes NaN if any of them is outside of it.
+    """
     value = value.astype(ref.dtype)
     if interpreting:
+        outside = _outside(ref, index)
         array = ref[...]
         if mask is not None:
+            outside &= mask
             # An index out of range is dropped; a masked one is sent there.
             first = jnp.where(mask, jnp.asarray(index[0]), array.shape[0])
             index = (first, *index[1:])
-        ref[...] = array.at[index].set(value, mode="drop")
+        array = array.at[index].set(value, mode="drop")
+        ref[...] = jnp.where(jnp.any(outside), jnp.nan, array).astype(ref.dtype)
     else:
         plgpu.store(ref.at[index], value, mask=mask)
+
+
+def _outside(ref: Any, index: tuple[Any, ...]) -> Any:
+    """Whether broadcast indices are outside of `ref`."""
+    wrong = [(i < 0) | (i >= size) for i, size in zip(index, ref.shape, strict=True)]
+    return functools.reduce(jnp.logical_or, wrong)
 
 
 def divide(x: Any, by: int) -> tuple[Any, Any]:
