@@ -56,6 +56,10 @@ def gla(
     `pallas_triton`, and so the default under `jax.jit`, once and in reverse mode, the others as
     often and in either mode as wished.
 
+    Values must be finite, those of padding too (zeros will do): what a token must not see is
+    multiplied by zero in the products of a chunk, and a NaN or an infinity in a later token's v
+    would reach it.
+
     Args:
         q: Queries; float32, bfloat16, float16 or float64.
         k: Keys, type of q.
