@@ -26,6 +26,7 @@ from kernels_pallas.testing import (
 )
 
 NAME = "pallas_triton"
+GOLDEN = pathlib.Path(__file__).parent / "golden"
 on_gpu = pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs a CUDA GPU")
 
 
@@ -148,6 +149,81 @@ def test_interpreted_segments_odd_widths_and_states():
         return gla(q, k, v, log_decay, implementation="reference", **options)
 
     compare(actual, single(reference)(widened(inputs)), TOLERANCES["float32"], 2, "typical")
+
+
+def mild(seed, tokens=18, key_width=3, value_width=5):
+    """Small inputs and the kernels' scan of them; one launch, as it is promised to be enough."""
+    shape = {"batch": 1, "tokens": tokens, "heads": 1}
+    shape |= {"key_width": key_width, "value_width": value_width}
+    return random_inputs(seed, gates="mild", **shape)
+
+
+kernels_scan = functools.partial(gla, min_log_decay=-1.0, implementation=NAME)
+
+
+def with_gradients(run):
+    """Output and gradients of one direction."""
+
+    def call(inputs):
+        out, pullback = jax.vjp(run, *inputs[:4])
+        return out, *pullback(inputs.cotangent)
+
+    return jax.jit(call)
+
+
+def check_mild(actual, inputs, label):
+    expected = with_gradients(functools.partial(gla, implementation="reference"))(inputs)
+    compare(actual, expected, TOLERANCES["float32"], 1, label)
+
+
+@pytest.mark.parametrize("width", [1, 17])
+def test_interpreted_mild_decays_as_promised(width):
+    inputs = mild(0, key_width=width, value_width=width)
+    with interpret():
+        actual = with_gradients(kernels_scan)(inputs)
+    check_mild(actual, inputs, "mild")
+
+
+def test_interpreted_vmap_and_checkpoint():
+    each = [mild(0), mild(1)]
+    stacked = Inputs(*(jnp.stack(arrays) for arrays in zip(*each, strict=True)))
+    with interpret():
+        actual = jax.jit(jax.vmap(with_gradients(jax.checkpoint(kernels_scan))))(stacked)
+    for i, inputs in enumerate(each):
+        check_mild([x[i] for x in actual], inputs, f"number {i}")
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_interpreted_halves_are_one_pass(reverse):
+    inputs = mild(0)
+    first, second = ([x[:, part] for x in inputs[:4]] for part in (slice(0, 9), slice(9, None)))
+    if reverse:
+        first, second = second, first
+    with interpret():
+        run = jax.jit(functools.partial(kernels_scan, reverse=reverse, return_final_state=True))
+        out_first, state = run(*first, initial_state=inputs.initial_state)
+        out_second, state = run(*second, initial_state=state)
+        whole, final = run(*inputs[:4], initial_state=inputs.initial_state)
+    parts = (out_second, out_first) if reverse else (out_first, out_second)
+    assert rms_relative_error(jnp.concatenate(parts, axis=1), whole) <= 1e-6
+    assert rms_relative_error(state, final) <= 1e-6
+
+
+def check_golden(path):
+    with np.load(path) as data:
+        golden = {field: np.swapaxes(data[field], 1, 2) for field in data.files}
+    names = ("q", "k", "v", "gk_f", "gk_b")
+    arguments = [jnp.asarray(golden[name], "float32") for name in names]
+    out, pullback = jax.vjp(functools.partial(bidirectional_gla, implementation=NAME), *arguments)
+    assert rms_relative_error(out, golden["o_f"] + golden["o_b"]) <= 2e-5
+    gradients = pullback(jnp.asarray(golden["do"], "float32"))
+    for name, mine in zip(names, gradients, strict=True):
+        assert rms_relative_error(mine, golden[f"d_{name}"]) <= 2e-4, name
+
+
+def test_interpreted_golden():
+    with interpret():
+        check_golden(GOLDEN / "t33_odd.npz")
 
 
 def check_nothing_outside_is_read_or_written(strength):
@@ -356,6 +432,12 @@ GPU_CASES = [
     ("bfloat16", "typical", (8, 520, 16, 64, 128)),
     ("bfloat16", "typical", (1, 3136, 1, 16, 32)),
     ("bfloat16", "mixed", (1, 4096, 1, 32, 64)),
+    ("float32", "mixed", (1, 1, 1, 1, 1)),
+    ("bfloat16", "mixed", (1, 70, 1, 256, 256)),
+    ("float32", "mixed", (1, 70, 1, 256, 256)),
+    ("float32", "mixed", (1, 70, 1, 130, 24)),
+    ("bfloat16", "typical", (1, 65536, 1, 16, 16)),
+    ("bfloat16", "typical", (70000, 2, 1, 16, 16)),
 ]
 
 
@@ -413,15 +495,15 @@ def test_nothing_outside_is_read_or_written_on_a_gpu(strength):
 
 @on_gpu
 @pytest.mark.gpu
-def test_golden_on_a_gpu():
-    for path in sorted((pathlib.Path(__file__).parent / "golden").glob("*.npz")):
-        with np.load(path) as data:
-            golden = {field: np.swapaxes(data[field], 1, 2) for field in data.files}
-        names = ("q", "k", "v", "gk_f", "gk_b")
-        arguments = [jnp.asarray(golden[name], "float32") for name in names]
-        run = functools.partial(bidirectional_gla, implementation=NAME)
-        out, pullback = jax.vjp(run, *arguments)
-        assert rms_relative_error(out, golden["o_f"] + golden["o_b"]) <= 2e-5, path.stem
-        gradients = pullback(jnp.asarray(golden["do"], "float32"))
-        for name, mine in zip(names, gradients, strict=True):
-            assert rms_relative_error(mine, golden[f"d_{name}"]) <= 2e-4, f"{path.stem} {name}"
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_promise_of_mild_decays_on_a_gpu(dtype):
+    inputs = make(2, 197, 2, 32, 64, gates="mild", dtype=dtype)
+    run = functools.partial(bidirectional_gla, min_log_decay=-1.0, implementation=NAME)
+    check_both(run, inputs, "mild")
+
+
+@on_gpu
+@pytest.mark.gpu
+@pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.npz")), ids=lambda path: path.stem)
+def test_golden_on_a_gpu(path):
+    check_golden(path)
