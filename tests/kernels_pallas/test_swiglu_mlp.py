@@ -85,6 +85,17 @@ def test_interpreted_kernels(shape):
         check(functools.partial(swiglu_mlp, implementation=NAME), arrays)
 
 
+def test_interpreted_with_weights_outside_of_vmap():
+    """Gradients of the weights for each index of the mapped axis."""
+    x, *weights, grad_out = make((2, 3), 16, 32, 5, "bfloat16")
+    run = with_gradients(functools.partial(swiglu_mlp, implementation=NAME))
+    with interpret():
+        actual = jax.jit(jax.vmap(run, in_axes=(0, None, None, 0)))(x, *weights, grad_out)
+    for i in range(2):
+        for mine, right in zip(actual, expected_from(x[i], *weights, grad_out[i]), strict=True):
+            assert rms_relative_error(mine[i], right) <= TOLERANCES["bfloat16"].gradient
+
+
 def test_the_gate_is_written_again_as_it_was():
     """The second linear map's gradient belongs to the very values that it was applied to."""
     x, *weights, grad_out = make((37,), 16, 48, 16, "bfloat16")
