@@ -33,7 +33,11 @@ CALLS = {
     "swiglu": ((ones(3, 4),), {}),
     "swiglu_mlp": ((narrow(3, 16), narrow(16, 32), narrow(16, 16)), {}),
     "vig_mixer": (
-        (ones(1, 3, 14), ones(1, 3, 4), *(ones(4), ones(2, 4), ones(4), ones(4), ones(4))),
+        (
+            ones(1, 3, 14),
+            ones(1, 3, 4),
+            *(ones(*n) for n in ((4,), (2, 4), (4,), (4,), (4,), (4, 3))),
+        ),
         {"heads": 1},
     ),
 }
