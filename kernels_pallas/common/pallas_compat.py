@@ -33,6 +33,8 @@ warnings.filterwarnings(
     "ignore", message="The Pallas Triton backend is deprecated", category=DeprecationWarning
 )
 
+LOG2_E = math.log2(math.e)
+
 _interpreting = contextvars.ContextVar("kernels_pallas_interpreting", default=False)
 
 
@@ -207,6 +209,18 @@ def _outside(ref: Any, index: tuple[Any, ...]) -> Any:
     return functools.reduce(jnp.logical_or, wrong)
 
 
+def both(mask: Any, other: Any) -> Any:
+    """Where two masks are True; None is one that is True everywhere."""
+    if mask is None or other is None:
+        return other if mask is None else mask
+    return mask & other
+
+
+def power_of_two(least: int) -> int:
+    """The least one not below `least`: axes in kernels have such lengths."""
+    return 1 << (least - 1).bit_length()
+
+
 def divide(x: Any, by: int) -> tuple[Any, Any]:
     """Quotient and rest of integers, none of them negative, in their type.
 
@@ -245,7 +259,7 @@ def reciprocal(x: Any, *, interpreting: bool) -> Any:
 
 def sigmoid(x: Any, *, interpreting: bool) -> Any:
     """1 / (1 + exp(-x)) in float32 by these approximations."""
-    power = exp2(x * -math.log2(math.e), interpreting=interpreting)
+    power = exp2(x * -LOG2_E, interpreting=interpreting)
     return reciprocal(1.0 + power, interpreting=interpreting)
 
 

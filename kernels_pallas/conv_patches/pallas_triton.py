@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kernels_pallas.common import pallas_compat
+from kernels_pallas.common.pallas_compat import both, power_of_two
 from kernels_pallas.conv_patches import xla
 from kernels_pallas.conv_patches.spec import ConvPatchesSpec
 
@@ -41,11 +42,11 @@ def heuristic(spec: ConvPatchesSpec) -> Tiling:
     two that divides the row without a rest; what is left of the program's numbers are more rows.
     """
     _, w = spec.positions
-    across = min(16, w & -w) if w % 4 == 0 else min(16, _power_of_two(w))
+    across = min(16, w & -w) if w % 4 == 0 else min(16, power_of_two(w))
     rows = max(1, 4096 // (across * _block_columns(spec)))
     # Positions further apart than a sector of 32 bytes share none of what lanes load at a time.
     columns_first = spec.stride * spec.channels * spec.dtype.itemsize > 32
-    rows = min(rows, _power_of_two(spec.positions[0]))
+    rows = min(rows, power_of_two(spec.positions[0]))
     return Tiling(rows, across, columns_first=columns_first)
 
 
@@ -139,8 +140,7 @@ def _kernel(
         touches = jnp.where(inside, touches, 32)
         inside = inside[by_position]
     if spec.columns % width:
-        real = (columns < spec.columns)[by_column]
-        inside = real if inside is None else inside & real
+        inside = both(inside, (columns < spec.columns)[by_column])
     starts = ((y * stride - 1) * spec.width + x * stride - 1) * channels
 
     value = pallas_compat.load(
@@ -189,11 +189,7 @@ def _programs(spec: ConvPatchesSpec, tiling: Tiling) -> tuple[int, int, int, int
 
 
 def _block_columns(spec: ConvPatchesSpec) -> int:
-    return min(MOST_COLUMNS, _power_of_two(spec.columns))
-
-
-def _power_of_two(least: int) -> int:
-    return 1 << (least - 1).bit_length()
+    return min(MOST_COLUMNS, power_of_two(spec.columns))
 
 
 def _bits(*flags: Any) -> Any:
