@@ -98,7 +98,10 @@ def dispatch(
             raise _cannot_run(op, spec, skipped)
         return usable[0].run(spec, *arrays)
 
+    # Platforms with a branch of their own; none where nothing serves the others: as a name alone.
     special = {platform for impl in usable for platform in impl.platforms or ()}
+    if all(impl.platforms for impl in usable):
+        special = set()
 
     def level(platform: str | None) -> int:
         """All branches are traced; what matters here and now is told louder."""
@@ -109,7 +112,7 @@ def dispatch(
     def attempt(platform: str | None, *arrays: Any) -> Any:
         failed = dict(skipped)
         for impl in usable:
-            if impl.platforms is None or platform in impl.platforms:
+            if not special or impl.platforms is None or platform in impl.platforms:
                 try:
                     result = impl.run(spec, *arrays)
                 except NotImplementedError as error:
@@ -122,8 +125,7 @@ def dispatch(
     if not special:
         return attempt(None, *arrays)
     branches = {platform: functools.partial(attempt, platform) for platform in sorted(special)}
-    if any(impl.platforms is None for impl in usable):
-        branches["default"] = functools.partial(attempt, None)
+    branches["default"] = functools.partial(attempt, None)
     return jax.lax.platform_dependent(*arrays, **branches)
 
 

@@ -14,15 +14,26 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jax.extend.core import Primitive
-from jax.interpreters import batching, mlir
+from jax.interpreters import ad, batching, mlir
 
 from kernels_pallas.common.device import least_cuda_capability
+
+CAPABILITIES = (8.0, math.inf)
+"""From, and below: the compute capabilities that Pallas's Triton backend compiles for."""
+
+MAX_PROGRAMS = 2**31 - 1
+"""Most programs of a launch on a GPU."""
+
+MAX_ROWS = 2**31 - 2**16
+"""Most rows that kernels number: in 32 bits, those past the end that a program skips too."""
 
 # The backend ships with every JAX release served here. That it will not do so for ever is told at
 # each launch since JAX 0.11; its users cannot act on that, this file can.
 warnings.filterwarnings(
     "ignore", message="The Pallas Triton backend is deprecated", category=DeprecationWarning
 )
+
+LOG2_E = math.log2(math.e)
 
 _interpreting = contextvars.ContextVar("kernels_pallas_interpreting", default=False)
 
@@ -31,7 +42,9 @@ _interpreting = contextvars.ContextVar("kernels_pallas_interpreting", default=Fa
 def interpret() -> Iterator[None]:
     """Within it, kernels are traced for Pallas's interpreter and so run on any platform.
 
-    Functions compiled before are compiled again, inside and after it.
+    Name the implementation: None, and a sequence with a portable implementation in it, still choose
+    by platform, and so take the portable one outside of CUDA. Functions compiled before are
+    compiled again, inside and after it.
     """
     jax.clear_caches()
     token = _interpreting.set(True)
@@ -56,13 +69,26 @@ def triton_call(
     num_warps: int,
     num_stages: int,
     aliases: Mapping[int, int] | None = None,
+    capabilities: tuple[float, float] = CAPABILITIES,
 ) -> Callable[..., Any]:
     """A launch of `programs` programs on a one-dimensional grid.
 
     References are to whole arrays: inputs first, then outputs. Kernels do their own indexing.
     `aliases` maps inputs to the outputs that start with their contents.
+
+    Raises:
+        NotImplementedError: A local GPU's compute capability is not in the half-open range
+            `capabilities`, or the programs are too many.
     """
     interpreting = is_interpreting()
+    capability = None if interpreting else least_cuda_capability()
+    least, beyond = capabilities
+    if capability is not None and not least <= capability < beyond:
+        raise NotImplementedError(
+            f"compute capability {capability} of a GPU here is not in [{least}, {beyond})"
+        )
+    if programs > MAX_PROGRAMS:
+        raise NotImplementedError(f"{programs} programs are more than the {MAX_PROGRAMS} of a GPU")
     call = pl.pallas_call(
         functools.partial(kernel, interpreting=interpreting),
         grid=(programs,),
@@ -96,6 +122,13 @@ def _launch_batched(arrays: Any, axes: Any, *, call: Callable[..., Any]) -> tupl
     return out, [0] * len(out)
 
 
+def _no_derivative(arrays: Any, tangents: Any, **_: Any) -> Any:
+    raise NotImplementedError(
+        "pallas_triton is differentiable once, in reverse mode; for more derivatives pass an "
+        "implementation that is XLA's alone: 'xla_chunked', or 'xla' where there is no such"
+    )
+
+
 def _no_launch(context: mlir.LoweringRuleContext, *nodes: Any, call: Callable[..., Any]) -> Any:
     if "cuda" not in context.module_context.platforms:
         raise NotImplementedError(
@@ -126,6 +159,7 @@ def _some_gpu() -> contextlib.AbstractContextManager[Any]:
     return jax.sharding.use_abstract_mesh(mesh)
 
 
+ad.primitive_jvps[_launch_p] = _no_derivative
 batching.primitive_batchers[_launch_p] = _launch_batched
 mlir.register_lowering(_launch_p, _no_launch)
 mlir.register_lowering(_launch_p, _cuda_launch, platform="cuda")
@@ -136,9 +170,13 @@ when = pl.when
 
 
 def load(ref: Any, index: tuple[Any, ...], mask: Any, *, interpreting: bool) -> Any:
-    """Elements of `ref` at broadcast indices; zero where the mask is False."""
+    """Elements of `ref` at broadcast indices; zero where the mask is False.
+
+    Interpreted, NaN outside of `ref` where the mask is True.
+    """
     if interpreting:
-        value = ref[...][index]
+        value = jnp.where(_outside(ref, index), jnp.nan, ref[...][index])
+        value = value.astype(ref.dtype)
         return value if mask is None else jnp.where(mask, value, jnp.zeros((), value.dtype))
     if mask is None:
         return plgpu.load(ref.at[index])
@@ -146,17 +184,41 @@ def load(ref: Any, index: tuple[Any, ...], mask: Any, *, interpreting: bool) -> 
 
 
 def store(ref: Any, index: tuple[Any, ...], value: Any, mask: Any, *, interpreting: bool) -> None:
-    """Writes `value` to `ref` at broadcast indices where the mask is True."""
+    """Writes `value` to `ref` at broadcast indices where the mask is True.
+
+    Interpreted, all of `ref` becomes NaN if any of them is outside of it.
+    """
     value = value.astype(ref.dtype)
     if interpreting:
+        outside = _outside(ref, index)
         array = ref[...]
         if mask is not None:
+            outside &= mask
             # An index out of range is dropped; a masked one is sent there.
             first = jnp.where(mask, jnp.asarray(index[0]), array.shape[0])
             index = (first, *index[1:])
-        ref[...] = array.at[index].set(value, mode="drop")
+        array = array.at[index].set(value, mode="drop")
+        ref[...] = jnp.where(jnp.any(outside), jnp.nan, array).astype(ref.dtype)
     else:
         plgpu.store(ref.at[index], value, mask=mask)
+
+
+def _outside(ref: Any, index: tuple[Any, ...]) -> Any:
+    """Whether broadcast indices are outside of `ref`."""
+    wrong = [(i < 0) | (i >= size) for i, size in zip(index, ref.shape, strict=True)]
+    return functools.reduce(jnp.logical_or, wrong)
+
+
+def both(mask: Any, other: Any) -> Any:
+    """Where two masks are True; None is one that is True everywhere."""
+    if mask is None or other is None:
+        return other if mask is None else mask
+    return mask & other
+
+
+def power_of_two(least: int) -> int:
+    """The least one not below `least`: axes in kernels have such lengths."""
+    return 1 << (least - 1).bit_length()
 
 
 def divide(x: Any, by: int) -> tuple[Any, Any]:
@@ -197,7 +259,7 @@ def reciprocal(x: Any, *, interpreting: bool) -> Any:
 
 def sigmoid(x: Any, *, interpreting: bool) -> Any:
     """1 / (1 + exp(-x)) in float32 by these approximations."""
-    power = exp2(x * -math.log2(math.e), interpreting=interpreting)
+    power = exp2(x * -LOG2_E, interpreting=interpreting)
     return reciprocal(1.0 + power, interpreting=interpreting)
 
 

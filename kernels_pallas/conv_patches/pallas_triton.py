@@ -9,12 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kernels_pallas.common import pallas_compat
-from kernels_pallas.common.device import least_cuda_capability
+from kernels_pallas.common.pallas_compat import both, power_of_two
 from kernels_pallas.conv_patches import xla
 from kernels_pallas.conv_patches.spec import ConvPatchesSpec
-
-MIN_CAPABILITY = 8.0
-"""Least compute capability that Pallas's Triton backend compiles for."""
 
 MOST_COLUMNS = 256
 """Columns of a program at most."""
@@ -45,11 +42,11 @@ def heuristic(spec: ConvPatchesSpec) -> Tiling:
     two that divides the row without a rest; what is left of the program's numbers are more rows.
     """
     _, w = spec.positions
-    across = min(16, w & -w) if w % 4 == 0 else min(16, _power_of_two(w))
+    across = min(16, w & -w) if w % 4 == 0 else min(16, power_of_two(w))
     rows = max(1, 4096 // (across * _block_columns(spec)))
     # Positions further apart than a sector of 32 bytes share none of what lanes load at a time.
     columns_first = spec.stride * spec.channels * spec.dtype.itemsize > 32
-    rows = min(rows, _power_of_two(spec.positions[0]))
+    rows = min(rows, power_of_two(spec.positions[0]))
     return Tiling(rows, across, columns_first=columns_first)
 
 
@@ -77,11 +74,6 @@ def conv_patches(
     spec: ConvPatchesSpec, images: Float[Array, "B H W C"], *, tiling: Tiling | None = None
 ) -> Float[Array, "B h w X"]:
     """See `kernels_pallas.conv_patches.api.conv_patches`."""
-    capability = least_cuda_capability()
-    if capability is not None and capability < MIN_CAPABILITY:
-        raise NotImplementedError(
-            f"GPUs of compute capability {MIN_CAPABILITY} or more are served, not {capability}"
-        )
     return _patches(_Call(spec, tiling or heuristic(spec)), images)
 
 
@@ -91,7 +83,7 @@ def _patches(call: _Call, images: Any) -> Any:
 
 
 def _patches_forward(call: _Call, images: Any) -> tuple[Any, None]:
-    return _forward(call, images), None
+    return _patches(call, images), None
 
 
 def _patches_backward(call: _Call, _: None, grad_out: Any) -> tuple[Any]:
@@ -148,8 +140,7 @@ def _kernel(
         touches = jnp.where(inside, touches, 32)
         inside = inside[by_position]
     if spec.columns % width:
-        real = (columns < spec.columns)[by_column]
-        inside = real if inside is None else inside & real
+        inside = both(inside, (columns < spec.columns)[by_column])
     starts = ((y * stride - 1) * spec.width + x * stride - 1) * channels
 
     value = pallas_compat.load(
@@ -198,11 +189,7 @@ def _programs(spec: ConvPatchesSpec, tiling: Tiling) -> tuple[int, int, int, int
 
 
 def _block_columns(spec: ConvPatchesSpec) -> int:
-    return min(MOST_COLUMNS, _power_of_two(spec.columns))
-
-
-def _power_of_two(least: int) -> int:
-    return 1 << (least - 1).bit_length()
+    return min(MOST_COLUMNS, power_of_two(spec.columns))
 
 
 def _bits(*flags: Any) -> Any:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from kernels_pallas.common.pallas_compat import MAX_ROWS
 from kernels_pallas.depthwise_conv.pallas_triton_config import Config, heuristic
 from kernels_pallas.depthwise_conv.pallas_triton_kernels import convolution, gradients
 from kernels_pallas.depthwise_conv.spec import DepthwiseConvSpec
@@ -21,6 +22,8 @@ def supports(spec: DepthwiseConvSpec) -> str | None:
         return f"x must be bfloat16 or float32, got {spec.dtype}"
     if spec.batch == 0:
         return "there is nothing to launch for an empty batch"
+    if spec.batch * spec.height * spec.width > MAX_ROWS:
+        return f"there must be at most {MAX_ROWS} pixels"
     return None
 
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from kernels_pallas.common import pallas_compat
+from kernels_pallas.common.pallas_compat import both
 from kernels_pallas.depthwise_conv.pallas_triton_config import Tiling
 from kernels_pallas.depthwise_conv.spec import DepthwiseConvSpec
 
@@ -41,24 +42,24 @@ class _Tile:
             self.channel_mask = self.channels < spec.channels
         self._inside = self.channel_mask
         if spec.batch * spec.width % tiling.columns:
-            self._inside = _both(self._inside, columns < spec.batch * spec.width)
+            self._inside = both(self._inside, columns < spec.batch * spec.width)
 
     def _mask(self, row: int) -> Any:
         rows, height = self._tiling.rows, self._spec.height
         mask = self._inside
         if row < 0:
-            mask = _both(mask, self._first_row > 0)
+            mask = both(mask, self._first_row > 0)
         elif row >= rows or height % rows:
-            mask = _both(mask, self._first_row + row < height)
+            mask = both(mask, self._first_row + row < height)
         return mask
 
     def read(self, ref: Any, row: int, shift: int = 0) -> Any:
         """[P, C] of a row of the band, or next to it; zero outside of the map."""
         mask = self._mask(row)
         if shift < 0:
-            mask = _both(mask, self._x > 0)
+            mask = both(mask, self._x > 0)
         if shift > 0:
-            mask = _both(mask, self._x < self._spec.width - 1)
+            mask = both(mask, self._x < self._spec.width - 1)
         return self._load(ref, self._pixel + (row * self._spec.width + shift), mask)
 
     def _load(self, ref: Any, row: Any, mask: Any) -> Any:
@@ -128,10 +129,6 @@ class _Ahead:
         """[P, C] in float32."""
         self.load(row)
         return self._tile.wide(self._loaded[row])
-
-
-def _both(mask: Any, other: Any) -> Any:
-    return other if mask is None else mask & other
 
 
 def _rows(spec: DepthwiseConvSpec, tiling: Tiling) -> int:

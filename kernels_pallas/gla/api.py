@@ -52,7 +52,13 @@ def gla(
         o_t = scale * q_t^T S_t                         # [V]
 
     The decay acts before the current token is added, so a token sees itself undecayed, and the
-    first scanned token's decay acts on `initial_state`. Differentiable in every array.
+    first scanned token's decay acts on `initial_state`. Differentiable in every array:
+    `pallas_triton`, and so the default under `jax.jit`, once and in reverse mode, the others as
+    often and in either mode as wished.
+
+    Values must be finite, those of padding too (zeros will do): what a token must not see is
+    multiplied by zero in the products of a chunk, and a NaN or an infinity in a later token's v
+    would reach it.
 
     Args:
         q: Queries; float32, bfloat16, float16 or float64.
@@ -63,7 +69,7 @@ def gla(
             KERNELS_PALLAS_CHECK_DECAY=1 they raise wherever the values are at hand, that is
             outside `jax.jit` and other transformations.
         scale: Factor on the queries, a Python number; K**-0.5 if None.
-        initial_state: State before the first scanned token; zero if None.
+        initial_state: State before the first scanned token, any of the types above; zero if None.
         reverse: Scan from the last token to the first: S_t is made from S_{t+1}.
         return_final_state: Also return the state after the last scanned token.
         min_log_decay: A promise, a Python number: no log-decay is below it. Implementations may

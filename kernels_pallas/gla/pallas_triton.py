@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kernels_pallas.common.device import least_cuda_capability
 from kernels_pallas.gla import pallas_triton_bwd, pallas_triton_fwd
 from kernels_pallas.gla.pallas_triton_chunk import geometry_of, pad_state, unpad_state
 from kernels_pallas.gla.pallas_triton_config import Config, Launch, choose
@@ -19,9 +18,6 @@ from kernels_pallas.gla.spec import GlaSpec
 
 MAX_WIDTH = 256
 """Widest keys and values per head: a program holds a chunk of all keys in registers."""
-
-MIN_CAPABILITY = 8.0
-"""Before it there are no bfloat16 matrix instructions."""
 
 
 def supports(spec: GlaSpec) -> str | None:
@@ -50,7 +46,6 @@ def gla(
     config: Config | None = None,
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"] | None]:
     """One direction; see `kernels_pallas.gla.api.gla`."""
-    check_device()
     call = _Call(spec, config or choose(spec), (spec.reverse,))
     return _attend(call, q, k, v, (log_decay,), initial_state)
 
@@ -66,18 +61,8 @@ def bidirectional_gla(
     config: Config | None = None,
 ) -> Float[Array, "B T H V"]:
     """Both directions, summed; see `kernels_pallas.gla.api.bidirectional_gla`."""
-    check_device()
     call = _Call(spec, config or choose(spec), (False, True))
     return _attend(call, q, k, v, (log_decay_fwd, log_decay_bwd), None)[0]
-
-
-def check_device() -> None:
-    """Refuses GPUs that the kernels are not for, where there is one to look at."""
-    capability = least_cuda_capability()
-    if capability is not None and capability < MIN_CAPABILITY:
-        raise NotImplementedError(
-            f"GPUs of compute capability {MIN_CAPABILITY} or more are served, not {capability}"
-        )
 
 
 class _Call(NamedTuple):

@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 
 from kernels_pallas.common import pallas_compat
+from kernels_pallas.common.pallas_compat import LOG2_E, both, power_of_two
 from kernels_pallas.gla.pallas_triton_config import Launch
 from kernels_pallas.gla.spec import GlaSpec
 
-LOG2_E = 1.4426950408889634
 # Stands for -inf: its exponential is zero all the same, but sums and products of it are finite.
 LOWEST_LOG_DECAY = -9984.0
 # The same for gates: divided by their normalizer, at most MAX_GATE_NORMALIZER, still zero as exp2.
@@ -164,18 +164,14 @@ def geometry_of(spec: GlaSpec, launch: Launch) -> Geometry:
         key_width=spec.key_width,
         value_width=spec.value_width,
         chunk=launch.chunk,
-        key_block=max(16, _power_of_two(spec.key_width)),
-        value_block=max(16, min(launch.value_block, _power_of_two(spec.value_width))),
+        key_block=max(16, power_of_two(spec.key_width)),
+        value_block=max(16, min(launch.value_block, power_of_two(spec.value_width))),
         segments=launch.segments,
         scale=spec.scale,
         gate_normalizer=spec.gate_normalizer,
         strong_decays=promised < _mildest_total(exact_dtype),
         exact_dtype=exact_dtype,
     )
-
-
-def _power_of_two(size: int) -> int:
-    return 1 << (size - 1).bit_length()
 
 
 def too_strong(geometry: Geometry, least: Any) -> Any:
@@ -307,9 +303,7 @@ class Chunk:
         self._mask = {}
         for axis, (columns, width) in self._columns.items():
             padded = width % columns.shape[1] != 0
-            mask = columns < width if padded else None
-            if inside is not None:
-                mask = inside & mask if padded else inside
+            mask = both(inside, columns < width if padded else None)
             if mask is not None:
                 mask = jnp.broadcast_to(mask, (geometry.chunk, columns.shape[1]))
             self._mask[axis] = mask
@@ -343,9 +337,9 @@ class Chunk:
             lowest = jnp.array(LOWEST_LOG_DECAY, values.dtype)
             return LogDecays(jnp.maximum(values, lowest), LOG2_E)
         features = jnp.arange(weights.kernel.shape[0])[None, :]
-        mask = None if self._inside is None else self._inside
+        mask = self._inside
         if operand.rank != features.shape[1]:
-            mask = features < operand.rank if mask is None else mask & (features < operand.rank)
+            mask = both(mask, features < operand.rank)
         if mask is not None:
             mask = jnp.broadcast_to(mask, (self._geometry.chunk, features.shape[1]))
         index = (self._place.image, self._rows, operand.start + features)
@@ -382,7 +376,7 @@ def gate_weights(
     if not isinstance(operand, Gates):
         return None
     load = functools.partial(pallas_compat.load, interpreting=interpreting)
-    rank = max(16, _power_of_two(operand.rank))
+    rank = max(16, power_of_two(operand.rank))
     features = jnp.arange(rank)[:, None]
     keys = jnp.arange(geometry.key_block)[None, :]
     columns = operand.column + place.head * geometry.key_width + keys

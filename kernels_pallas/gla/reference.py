@@ -28,6 +28,7 @@ def _scan(spec, q, k, v, log_decay, state, reverse):
     if state is None:
         shape = (spec.batch, spec.heads, spec.key_width, spec.value_width)
         state = jnp.zeros(shape, spec.state_dtype)
+    state = state.astype(spec.state_dtype)
     state, out = jax.lax.scan(step, state, tokens, reverse=reverse)
     return jnp.moveaxis(out, 0, 1), state
 

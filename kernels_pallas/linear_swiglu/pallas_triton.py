@@ -14,7 +14,6 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from kernels_pallas.common import pallas_compat
-from kernels_pallas.common.device import least_cuda_capability
 from kernels_pallas.linear_swiglu.spec import LinearSwigluSpec
 from kernels_pallas.swiglu import pallas_triton as swiglu_kernels
 from kernels_pallas.swiglu.spec import SwigluSpec
@@ -54,6 +53,8 @@ def supports(spec: LinearSwigluSpec) -> str | None:
         return f"D and I must be multiples of 16, got {spec.features} and {spec.width}"
     if spec.rows == 0:
         return "there is nothing to launch for no rows"
+    if spec.rows > pallas_compat.MAX_ROWS:
+        return f"there must be at most {pallas_compat.MAX_ROWS} rows"
     return None
 
 
@@ -83,12 +84,6 @@ def linear_swiglu(
     tiling: Tiling | None = None,
 ) -> Float[Array, "... I"]:
     """See `kernels_pallas.linear_swiglu.api.linear_swiglu`."""
-    capability = least_cuda_capability()
-    least, beyond = CAPABILITIES
-    if capability is not None and not least <= capability < beyond:
-        raise NotImplementedError(
-            f"GPUs of compute capability {least} to below {beyond} are served, not {capability}"
-        )
     call = _Call(spec, tiling or choose(spec))
     out = _linear_swiglu(call, x.reshape(spec.rows, spec.features), kernel)
     return out.reshape(*x.shape[:-1], spec.width)
@@ -207,5 +202,6 @@ def _fused(call: _Call, x: Any, kernel: Any) -> Any:
         out_shape=[jax.ShapeDtypeStruct((spec.rows, spec.width), spec.dtype)],
         num_warps=tiling.num_warps,
         num_stages=tiling.num_stages,
+        capabilities=CAPABILITIES,
     )(x, kernel)
     return out

@@ -10,15 +10,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from kernels_pallas.common.pallas_compat import MAX_ROWS
 from kernels_pallas.norm import pallas_triton_kernels
 from kernels_pallas.norm.pallas_triton_config import Config, heuristic
 from kernels_pallas.norm.spec import NormSpec
 
 MAX_WIDTH = 8192
 """Most channels: a program holds whole rows in registers."""
-
-MAX_ROWS = 2**31 - 2**16
-"""Most rows: they are numbered in 32 bits, those past the end that a program skips too."""
 
 
 def supports(spec: NormSpec) -> str | None:

@@ -57,10 +57,8 @@ class _Rows:
         return [jnp.broadcast_to(part, self._shape) for part in vector]
 
     def _within(self, mask: Any) -> Any:
-        given = [m for m in (self.mask, mask) if m is not None]
-        if not given:
-            return None
-        return jnp.broadcast_to(functools.reduce(jnp.logical_and, given), self._shape)
+        mask = pallas_compat.both(self.mask, mask)
+        return None if mask is None else jnp.broadcast_to(mask, self._shape)
 
     @property
     def _shape(self) -> tuple[int, int]:

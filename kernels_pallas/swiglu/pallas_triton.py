@@ -9,11 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kernels_pallas.common import pallas_compat
-from kernels_pallas.common.device import least_cuda_capability
 from kernels_pallas.swiglu.spec import SwigluSpec
-
-MIN_CAPABILITY = 8.0
-"""Least compute capability that Pallas's Triton backend compiles for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,11 +53,6 @@ def swiglu(
     backward: Tiling = Tiling(),
 ) -> Float[Array, "... I"]:
     """See `kernels_pallas.swiglu.api.swiglu`."""
-    capability = least_cuda_capability()
-    if capability is not None and capability < MIN_CAPABILITY:
-        raise NotImplementedError(
-            f"GPUs of compute capability {MIN_CAPABILITY} or more are served, not {capability}"
-        )
     out = _gate(_Call(spec, forward, backward), x.reshape(spec.rows, 2 * spec.width))
     return out.reshape(*x.shape[:-1], spec.width)
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from kernels_pallas.common.pallas_compat import MAX_ROWS
 from kernels_pallas.common.products import weight_gradient
 from kernels_pallas.gla import pallas_triton as gla
 from kernels_pallas.gla import pallas_triton_bwd, pallas_triton_fwd
@@ -26,6 +27,8 @@ def supports(spec: MixerSpec) -> str | None:
     """Serves bfloat16 and float32, heads whose values fit in one program of the scan."""
     if spec.value_width > Launch.value_block:
         return f"value width per head must be at most {Launch.value_block}"
+    if spec.batch * spec.tokens * spec.heads > MAX_ROWS:
+        return f"B * T * H must be at most {MAX_ROWS}"
     return gla.supports(spec.scan)
 
 
@@ -43,7 +46,6 @@ def vig_mixer(
     config: Config | None = None,
 ) -> Float[Array, "B T O"]:
     """See `kernels_pallas.vig_mixer.api.vig_mixer`."""
-    gla.check_device()
     call = _Call(spec, config or choose(spec.scan))
     weights = (gate_bias, decay_kernel, decay_bias, scan_scale, local_scale, out_kernel)
     return _mix(call, _Inputs(projected, local, *weights))

@@ -39,8 +39,7 @@ class _Rows:
             mask = self.columns < spec.value_width
         total = spec.batch * spec.tokens * spec.heads
         if total % count:
-            inside = rows < total
-            mask = inside if mask is None else inside & mask
+            mask = pallas_compat.both(rows < total, mask)
         if mask is not None:
             mask = jnp.broadcast_to(mask, (count, _padded(spec)))
         self._mask = mask
@@ -64,7 +63,7 @@ class _Rows:
 
 
 def _padded(spec: MixerSpec) -> int:
-    return 1 << (spec.value_width - 1).bit_length()
+    return pallas_compat.power_of_two(spec.value_width)
 
 
 def _rows_per_program(spec: MixerSpec, block: int) -> int:

@@ -51,7 +51,10 @@ class MixerSpec:
 
     @property
     def scan(self) -> GlaSpec:
-        """The scan in both directions, its decays given by gates."""
+        """The scan in both directions, its decays given by gates.
+
+        Logits are unbounded, and so are log-decays: there is no `min_log_decay` to promise.
+        """
         return GlaSpec(
             batch=self.batch,
             tokens=self.tokens,

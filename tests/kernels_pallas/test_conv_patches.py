@@ -143,13 +143,6 @@ def test_what_the_kernel_does_not_serve():
             conv_patches(images, kernel_size=3, stride=2, implementation=NAME)
 
 
-def test_a_gpu_that_is_not_served_is_told(monkeypatch):
-    monkeypatch.setattr(pallas_triton, "least_cuda_capability", lambda: 7.5)
-    spec = ConvPatchesSpec(1, 4, 4, 1, 3, 2, 32, jnp.dtype(jnp.float32))
-    with pytest.raises(NotImplementedError, match="compute capability"):
-        pallas_triton.conv_patches(spec, jnp.ones((1, 4, 4, 1)))
-
-
 @pytest.mark.parametrize(
     ("images", "options", "error", "told"),
     [

@@ -87,6 +87,17 @@ def test_platforms_are_chosen_when_lowering(error):
     assert ("dense<2.0" in text["cuda"]) == (error is not None)
 
 
+def test_sequences_without_a_portable_one_act_as_a_name_alone():
+    candidates = [
+        implementation("a", 1, platforms=("cuda",), error=NotImplementedError("no such tile")),
+        implementation("b", 2, platforms=("cuda",)),
+    ]
+    assert jax.jit(lambda: call(candidates, choice=["b"]))() == 2
+    assert call(candidates, choice=["a", "b"]) == 2
+    with pytest.raises(NotImplementedError, match="'a' cannot run this call: no such tile"):
+        call(candidates, choice=["a"])
+
+
 def test_the_choice_is_logged_once(caplog):
     dispatch_module._log_choice.cache_clear()
     candidates = [implementation("a", 1, reason="too wide"), implementation("b", 2)]

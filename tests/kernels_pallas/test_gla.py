@@ -264,6 +264,17 @@ def test_the_state_hands_over(implementation, reverse):
 
 
 @implementations
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_the_initial_state_may_be_narrow(implementation, dtype):
+    inputs = make(tokens=3)
+    state = inputs.initial_state.astype(dtype)
+    run = functools.partial(gla, *inputs[:4], implementation=implementation)
+    wide = run(initial_state=state.astype("float32"))
+    np.testing.assert_array_equal(run(initial_state=state), wide)
+    assert jax.grad(lambda state: run(initial_state=state).sum())(state).dtype == dtype
+
+
+@implementations
 def test_the_first_decay_acts_on_the_initial_state(implementation):
     inputs = make(tokens=3)
     shut = inputs.log_decay_fwd.at[:, 0].set(-jnp.inf)

@@ -11,7 +11,8 @@ import pytest
 
 from kernels_pallas import IMPLEMENTATIONS, bidirectional_gla, gla
 from kernels_pallas.common import pallas_compat
-from kernels_pallas.gla import pallas_triton
+from kernels_pallas.gla import pallas_triton, pallas_triton_bwd, pallas_triton_fwd
+from kernels_pallas.gla.pallas_triton_chunk import Columns, Gates
 from kernels_pallas.gla.pallas_triton_config import Config, Launch, heuristic
 from kernels_pallas.gla.spec import GlaSpec
 from kernels_pallas.gla.workloads import WORKLOADS
@@ -25,6 +26,7 @@ from kernels_pallas.testing import (
 )
 
 NAME = "pallas_triton"
+GOLDEN = pathlib.Path(__file__).parent / "golden"
 on_gpu = pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs a CUDA GPU")
 
 
@@ -147,6 +149,146 @@ def test_interpreted_segments_odd_widths_and_states():
         return gla(q, k, v, log_decay, implementation="reference", **options)
 
     compare(actual, single(reference)(widened(inputs)), TOLERANCES["float32"], 2, "typical")
+
+
+def mild(seed, tokens=18, key_width=3, value_width=5):
+    """Small inputs and the kernels' scan of them; one launch, as it is promised to be enough."""
+    shape = {"batch": 1, "tokens": tokens, "heads": 1}
+    shape |= {"key_width": key_width, "value_width": value_width}
+    return random_inputs(seed, gates="mild", **shape)
+
+
+kernels_scan = functools.partial(gla, min_log_decay=-1.0, implementation=NAME)
+
+
+def with_gradients(run):
+    """Output and gradients of one direction."""
+
+    def call(inputs):
+        out, pullback = jax.vjp(run, *inputs[:4])
+        return out, *pullback(inputs.cotangent)
+
+    return jax.jit(call)
+
+
+def check_mild(actual, inputs, label):
+    expected = with_gradients(functools.partial(gla, implementation="reference"))(inputs)
+    compare(actual, expected, TOLERANCES["float32"], 1, label)
+
+
+@pytest.mark.parametrize("width", [1, 17])
+def test_interpreted_mild_decays_as_promised(width):
+    inputs = mild(0, key_width=width, value_width=width)
+    with interpret():
+        actual = with_gradients(kernels_scan)(inputs)
+    check_mild(actual, inputs, "mild")
+
+
+def test_interpreted_vmap_and_checkpoint():
+    each = [mild(0), mild(1)]
+    stacked = Inputs(*(jnp.stack(arrays) for arrays in zip(*each, strict=True)))
+    with interpret():
+        actual = jax.jit(jax.vmap(with_gradients(jax.checkpoint(kernels_scan))))(stacked)
+    for i, inputs in enumerate(each):
+        check_mild([x[i] for x in actual], inputs, f"number {i}")
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_interpreted_halves_are_one_pass(reverse):
+    inputs = mild(0)
+    first, second = ([x[:, part] for x in inputs[:4]] for part in (slice(0, 9), slice(9, None)))
+    if reverse:
+        first, second = second, first
+    with interpret():
+        run = jax.jit(functools.partial(kernels_scan, reverse=reverse, return_final_state=True))
+        out_first, state = run(*first, initial_state=inputs.initial_state)
+        out_second, state = run(*second, initial_state=state)
+        whole, final = run(*inputs[:4], initial_state=inputs.initial_state)
+    parts = (out_second, out_first) if reverse else (out_first, out_second)
+    assert rms_relative_error(jnp.concatenate(parts, axis=1), whole) <= 1e-6
+    assert rms_relative_error(state, final) <= 1e-6
+
+
+def check_golden(path):
+    with np.load(path) as data:
+        golden = {field: np.swapaxes(data[field], 1, 2) for field in data.files}
+    names = ("q", "k", "v", "gk_f", "gk_b")
+    arguments = [jnp.asarray(golden[name], "float32") for name in names]
+    out, pullback = jax.vjp(functools.partial(bidirectional_gla, implementation=NAME), *arguments)
+    assert rms_relative_error(out, golden["o_f"] + golden["o_b"]) <= 2e-5
+    gradients = pullback(jnp.asarray(golden["do"], "float32"))
+    for name, mine in zip(names, gradients, strict=True):
+        assert rms_relative_error(mine, golden[f"d_{name}"]) <= 2e-4, name
+
+
+def test_interpreted_golden():
+    with interpret():
+        check_golden(GOLDEN / "t33_odd.npz")
+
+
+def check_nothing_outside_is_read_or_written(strength):
+    """Of larger arrays: all else is NaN, and, where gradients are written, 7 before and after."""
+    tokens, heads, key_width, value_width, rank = 37, 2, 8, 16, 5
+    starts = {"q": 0, "k": 24, "v": 48, "features": 88}  # with gaps behind each
+    widths = {"q": 16, "k": 16, "v": 32, "features": rank}
+    spec = GlaSpec(
+        batch=1,
+        tokens=tokens,
+        heads=heads,
+        key_width=key_width,
+        value_width=value_width,
+        dtype=jnp.dtype("bfloat16"),
+        decay_dtype=jnp.dtype("bfloat16"),
+        scale=0.3,
+        bidirectional=True,
+        gate_normalizer=16.0,
+    )
+    normal = np.random.default_rng(0).standard_normal
+    inside = np.zeros((1, tokens + 13, 100), bool)
+    for name, start in starts.items():
+        inside[:, :tokens, start : start + widths[name]] = True
+    values, weights = normal(inside.shape), strength * normal((rank, 32))
+    cotangent = normal((1, tokens, heads, value_width))
+
+    @jax.jit
+    def run(array, kernel, bias, grad_out, into):
+        q, k, v = (Columns(array, starts[name]) for name in ("q", "k", "v"))
+        gates = [Gates(array, starts["features"], rank, kernel, bias, at) for at in (0, 16)]
+        launch, directions = Launch(), (False, True)
+        [out], _, states = pallas_triton_fwd.forward(
+            spec, launch, directions, q, k, v, gates, None, wants_final=False, keeps_states=True
+        )
+        grads, grad_logits = pallas_triton_bwd.backward_into(
+            spec, launch, q, k, v, gates, grad_out, states, None, into
+        )
+        return out, grads, grad_logits[:, :tokens, :32]
+
+    def given(outside):
+        kernel, bias = np.full((rank + 2, 40), outside), np.full(40, outside)
+        kernel[:rank, :32], bias[:32] = weights, 0.5
+        grad_out = np.full((1, tokens + 13, heads, value_width), outside)
+        grad_out[:, :tokens] = cotangent
+        arrays = (
+            np.where(inside, values, outside),
+            kernel,
+            bias,
+            grad_out,
+            np.full(values.shape, 7),
+        )
+        return [jnp.asarray(x, "bfloat16") for x in arrays]
+
+    out, grads, grad_logits = run(*given(np.nan))
+    for mine, theirs in zip((out, grads, grad_logits), run(*given(0.0)), strict=True):
+        assert np.isfinite(np.asarray(mine, np.float32)).all()
+        np.testing.assert_array_equal(mine, theirs)
+    inside[:, :, starts["features"] :] = False  # their gradient is made of that of the logits
+    np.testing.assert_array_equal(np.asarray(grads)[~inside], 7)
+    assert (np.asarray(grads)[inside] != 7).any()
+
+
+def test_interpreted_nothing_outside_is_read_or_written():
+    with interpret():
+        check_nothing_outside_is_read_or_written(1.0)
 
 
 def test_interpreting_ends():
@@ -290,6 +432,12 @@ GPU_CASES = [
     ("bfloat16", "typical", (8, 520, 16, 64, 128)),
     ("bfloat16", "typical", (1, 3136, 1, 16, 32)),
     ("bfloat16", "mixed", (1, 4096, 1, 32, 64)),
+    ("float32", "mixed", (1, 1, 1, 1, 1)),
+    ("bfloat16", "mixed", (1, 70, 1, 256, 256)),
+    ("float32", "mixed", (1, 70, 1, 256, 256)),
+    ("float32", "mixed", (1, 70, 1, 130, 24)),
+    ("bfloat16", "typical", (1, 65536, 1, 16, 16)),
+    ("bfloat16", "typical", (70000, 2, 1, 16, 16)),
 ]
 
 
@@ -340,25 +488,22 @@ def test_transformations_on_a_gpu():
 
 @on_gpu
 @pytest.mark.gpu
-def test_nothing_past_the_tokens_is_read_on_a_gpu():
-    inputs = make(1, 50, 2, 16, 32, gates="typical", dtype="bfloat16")
-    run = jax.jit(functools.partial(bidirectional_gla, implementation=NAME))
-    shorter = [x[:, :37] for x in inputs[:5]]
-    poisoned = [x.at[:, 37:].set(jnp.nan)[:, :37] for x in inputs[:5]]
-    np.testing.assert_array_equal(run(*poisoned), run(*shorter))
+@pytest.mark.parametrize("strength", [1.0, 3000.0])
+def test_nothing_outside_is_read_or_written_on_a_gpu(strength):
+    check_nothing_outside_is_read_or_written(strength)
 
 
 @on_gpu
 @pytest.mark.gpu
-def test_golden_on_a_gpu():
-    for path in sorted((pathlib.Path(__file__).parent / "golden").glob("*.npz")):
-        with np.load(path) as data:
-            golden = {field: np.swapaxes(data[field], 1, 2) for field in data.files}
-        names = ("q", "k", "v", "gk_f", "gk_b")
-        arguments = [jnp.asarray(golden[name], "float32") for name in names]
-        run = functools.partial(bidirectional_gla, implementation=NAME)
-        out, pullback = jax.vjp(run, *arguments)
-        assert rms_relative_error(out, golden["o_f"] + golden["o_b"]) <= 2e-5, path.stem
-        gradients = pullback(jnp.asarray(golden["do"], "float32"))
-        for name, mine in zip(names, gradients, strict=True):
-            assert rms_relative_error(mine, golden[f"d_{name}"]) <= 2e-4, f"{path.stem} {name}"
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_promise_of_mild_decays_on_a_gpu(dtype):
+    inputs = make(2, 197, 2, 32, 64, gates="mild", dtype=dtype)
+    run = functools.partial(bidirectional_gla, min_log_decay=-1.0, implementation=NAME)
+    check_both(run, inputs, "mild")
+
+
+@on_gpu
+@pytest.mark.gpu
+@pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.npz")), ids=lambda path: path.stem)
+def test_golden_on_a_gpu(path):
+    check_golden(path)

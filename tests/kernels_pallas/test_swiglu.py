@@ -162,13 +162,6 @@ def test_what_the_kernels_do_not_serve_falls_through(shape, dtype):
     assert swiglu(x).shape == (*shape[:-1], shape[-1] // 2)
 
 
-def test_a_gpu_that_is_not_served_is_told(monkeypatch):
-    monkeypatch.setattr(pallas_triton, "least_cuda_capability", lambda: 7.5)
-    spec = SwigluSpec(rows=2, width=2, dtype=jnp.dtype(jnp.float32))
-    with pytest.raises(NotImplementedError, match="compute capability"):
-        pallas_triton.swiglu(spec, jnp.ones((2, 4)))
-
-
 @pytest.mark.parametrize(
     ("x", "error", "told"),
     [

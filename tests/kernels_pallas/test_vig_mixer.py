@@ -232,6 +232,21 @@ def test_under_vmap_and_checkpoint():
             assert rms_relative_error(mine, theirs) <= TOLERANCES["float32"].forward
 
 
+def test_interpreted_with_weights_outside_of_vmap():
+    """Gradients of the weights for each image."""
+    inputs, cotangent = make((2, 3, 1, 2), "float32", rank=3)
+    maps = inputs._replace(projected=inputs.projected[:, None], local=inputs.local[:, None])
+    axes = Inputs(*(0 if name in ("projected", "local") else None for name in Inputs._fields))
+    run = with_gradients(functools.partial(vig_mixer, heads=1, implementation=NAME))
+    with interpret():
+        actual = jax.jit(jax.vmap(run, in_axes=(axes, 0)))(maps, cotangent[:, None])
+    reference = with_gradients(functools.partial(vig_mixer, heads=1, implementation="reference"))
+    for i in range(2):
+        one = inputs._replace(projected=maps.projected[i], local=maps.local[i])
+        for mine, theirs in zip(actual, reference(one, cotangent[i : i + 1]), strict=True):
+            assert rms_relative_error(mine[i], theirs) <= TOLERANCES["float32"].gradient
+
+
 def shapes_of(shape, dtype):
     batch, tokens, heads, value_width = shape
     width = heads * value_width
