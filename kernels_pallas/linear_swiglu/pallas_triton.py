@@ -28,11 +28,10 @@ class Tiling:
 
     Attributes:
         rows: Rows per program.
-        columns: Outputs per row at a time; twice as many columns of the product. 128 x 128 sums
-            are 128 registers of each of 128 threads, and leave room for a second program per
+        columns: Outputs per row; twice as many columns of the product. 128 x 128 sums are 128
+            registers of each of 128 threads, and leave room for a second program per
             multiprocessor, whose products go on while the first one's gates are computed.
         depth: Input features per step of the product.
-        span: Times `columns` that a program serves, one after the other.
         num_warps: Warps per program; each group of four takes a share of the rows.
         num_stages: Steps whose operands shared memory holds.
     """
@@ -40,7 +39,6 @@ class Tiling:
     rows: int = 128
     columns: int = 64
     depth: int = 32
-    span: int = 1
     num_warps: int = 4
     num_stages: int = 4
 
@@ -127,16 +125,14 @@ def _fused_kernel(
     """
     load = functools.partial(pallas_compat.load, interpreting=interpreting)
     steps = _ceil_div(spec.features, tiling.depth)
-    spans = _spans(spec, tiling)
     program = pallas_compat.program_id(0)
-    block, first = pallas_compat.divide(program, spans)
+    block, tile = pallas_compat.divide(program, _tiles(spec, tiling))
     rows = block * tiling.rows + jnp.arange(tiling.rows)[:, None]
-    first = first * tiling.span
     inside = None if spec.rows % tiling.rows == 0 else rows < spec.rows
     half = jnp.arange(2 * tiling.columns)[None, :]
     half, column = pallas_compat.divide(half, tiling.columns)
 
-    def add_product(tile: Any, step: Any, total: Any) -> Any:
+    def add_product(step: Any, total: Any) -> Any:
         features = step * tiling.depth + jnp.arange(tiling.depth)
         columns = tile * tiling.columns + column
         x_mask, kernel_mask = inside, None
@@ -153,36 +149,19 @@ def _fused_kernel(
         )
         return total + jnp.dot(x, kernel, preferred_element_type=jnp.float32)
 
-    def finish(tile: Any, total: Any) -> None:
-        gate, y = jnp.split(total, 2, axis=1)
-        out = gate * pallas_compat.sigmoid(gate, interpreting=interpreting) * y
-        columns = tile * tiling.columns + jnp.arange(tiling.columns)[None, :]
-        mask = inside
-        if spec.width % tiling.columns:
-            mask = _both(inside, columns < spec.width)
-        mask = _full(mask, (tiling.rows, tiling.columns))
-        pallas_compat.store(out_ref, (rows, columns), out, mask, interpreting=interpreting)
-
     zeros = jnp.zeros((tiling.rows, 2 * tiling.columns), jnp.float32)
-    if tiling.span == 1:
-        total = lax.fori_loop(0, steps, functools.partial(add_product, first), zeros)
-        finish(first, total)
-        return
-
-    def walk(n: Any, total: Any) -> Any:
-        # One loop for all tiles: the next one's loads are under way while this one is finished.
-        tile, step = pallas_compat.divide(n, steps)
-        tile = first + tile
-        total = add_product(tile, step, total)
-        last = step == steps - 1
-        pallas_compat.when(last)(functools.partial(finish, tile, total))
-        return lax.cond(last, jnp.zeros_like, lambda total: total, total)
-
-    lax.fori_loop(0, tiling.span * steps, walk, zeros)
+    gate, y = jnp.split(lax.fori_loop(0, steps, add_product, zeros), 2, axis=1)
+    out = gate * pallas_compat.sigmoid(gate, interpreting=interpreting) * y
+    columns = tile * tiling.columns + jnp.arange(tiling.columns)[None, :]
+    mask = inside
+    if spec.width % tiling.columns:
+        mask = _both(inside, columns < spec.width)
+    mask = _full(mask, (tiling.rows, tiling.columns))
+    pallas_compat.store(out_ref, (rows, columns), out, mask, interpreting=interpreting)
 
 
-def _spans(spec: LinearSwigluSpec, tiling: Tiling) -> int:
-    return _ceil_div(spec.width, tiling.columns * tiling.span)
+def _tiles(spec: LinearSwigluSpec, tiling: Tiling) -> int:
+    return _ceil_div(spec.width, tiling.columns)
 
 
 def _both(mask: Any, other: Any) -> Any:
@@ -198,7 +177,7 @@ def _fused(call: _Call, x: Any, kernel: Any) -> Any:
     [out] = pallas_compat.triton_call(
         functools.partial(_fused_kernel, spec=spec, tiling=tiling),
         name="linear_swiglu",
-        programs=_ceil_div(spec.rows, tiling.rows) * _spans(spec, tiling),
+        programs=_ceil_div(spec.rows, tiling.rows) * _tiles(spec, tiling),
         out_shape=[jax.ShapeDtypeStruct((spec.rows, spec.width), spec.dtype)],
         num_warps=tiling.num_warps,
         num_stages=tiling.num_stages,

@@ -75,8 +75,6 @@ def test_formula(name, shape, dtype):
     [
         (((2, 32), 64, 32), Tiling(rows=32, columns=16, depth=32)),
         (((70,), 48, 80), Tiling(rows=32, columns=32, depth=32)),
-        (((70,), 48, 80), Tiling(rows=32, columns=32, depth=32, span=2)),
-        (((64,), 32, 64), Tiling(rows=32, columns=16, depth=16, span=4)),
         (((3,), 16, 16), None),
     ],
     ids=str,
@@ -194,10 +192,10 @@ def test_on_a_gpu(shape):
 @pytest.mark.parametrize(
     "tiling",
     [
-        Tiling(rows=128, columns=128, span=3),
+        Tiling(rows=128, columns=128),
         Tiling(rows=256, columns=64),
         Tiling(rows=128, columns=64, depth=32, num_warps=4, num_stages=4),
-        Tiling(rows=64, columns=32, depth=32, span=2, num_warps=4),
+        Tiling(rows=64, columns=32, depth=32, num_warps=4),
     ],
     ids=str,
 )
