@@ -14,6 +14,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from kernels_pallas.common import pallas_compat
+from kernels_pallas.common.pallas_compat import both
 from kernels_pallas.linear_swiglu.spec import LinearSwigluSpec
 from kernels_pallas.swiglu import pallas_triton as swiglu_kernels
 from kernels_pallas.swiglu.spec import SwigluSpec
@@ -137,10 +138,10 @@ def _fused_kernel(
         columns = tile * tiling.columns + column
         x_mask, kernel_mask = inside, None
         if spec.features % tiling.depth:
-            x_mask = _both(inside, features[None, :] < spec.features)
+            x_mask = both(inside, features[None, :] < spec.features)
             kernel_mask = features[:, None] < spec.features
         if spec.width % tiling.columns:
-            kernel_mask = _both(kernel_mask, columns < spec.width)
+            kernel_mask = both(kernel_mask, columns < spec.width)
         x = load(x_ref, (rows, features[None, :]), _full(x_mask, (tiling.rows, tiling.depth)))
         kernel = load(
             kernel_ref,
@@ -155,17 +156,13 @@ def _fused_kernel(
     columns = tile * tiling.columns + jnp.arange(tiling.columns)[None, :]
     mask = inside
     if spec.width % tiling.columns:
-        mask = _both(inside, columns < spec.width)
+        mask = both(inside, columns < spec.width)
     mask = _full(mask, (tiling.rows, tiling.columns))
     pallas_compat.store(out_ref, (rows, columns), out, mask, interpreting=interpreting)
 
 
 def _tiles(spec: LinearSwigluSpec, tiling: Tiling) -> int:
     return _ceil_div(spec.width, tiling.columns)
-
-
-def _both(mask: Any, other: Any) -> Any:
-    return other if mask is None else mask & other
 
 
 def _full(mask: Any, shape: tuple[int, int]) -> Any:
