@@ -23,7 +23,7 @@ from vig_jax.data.conversion import (
 )
 from vig_jax.data.inspection import contact_sheet, inspect
 from vig_jax.data.source import labels_of
-from vig_jax.data.transforms import decode
+from vig_jax.data.transforms import decode, read_header
 
 KINDS = ("array_record", "image_folder", "parquet", "tar")
 
@@ -101,6 +101,23 @@ def test_resize(tmp_path, make_data):
     original = Image.fromarray(photo(90, 40)).resize((68, 30), Image.Resampling.BICUBIC)
     difference = np.asarray(decode(wide), int) - np.asarray(original, int)
     assert np.abs(difference).mean() < 4
+
+
+def test_progressive_jpegs_are_reencoded_if_wanted(tmp_path):
+    files = [encoded(photo(50, 40), progressive=progressive) for progressive in (True, False)]
+    (tmp_path / "in" / "cat").mkdir(parents=True)
+    for number, file in enumerate(files):
+        (tmp_path / "in" / "cat" / f"{number}.jpg").write_bytes(file)
+    sources = open_splits(str(tmp_path / "in"), "image_folder")
+    for wanted in (False, True):
+        options = Options(reencode_progressive=wanted, shuffle=False)
+        convert(sources, tmp_path / f"{wanted}", options)
+        source = open_splits(str(tmp_path / f"{wanted}"), "array_record")["train"]
+        slow, fast = (source[i]["image"] for i in range(2))
+        assert (slow == files[0], fast) == (not wanted, files[1])
+        assert read_header(slow).progressive == (not wanted)
+        difference = np.asarray(decode(slow), int) - np.asarray(decode(files[0]), int)
+        assert np.abs(difference).mean() < 2
 
 
 def test_raw_records_hold_the_pixels(sources, tmp_path):
@@ -204,6 +221,17 @@ def test_an_interrupted_conversion_is_resumed(kind, sources, tmp_path, monkeypat
     assert convert(sources, out, options, resume=True) == whole
     with pytest.raises(DataSetError, match="not an empty folder"):
         convert(sources, out, options)
+
+
+def test_a_conversion_of_before_there_were_some_options_is_resumed(sources, tmp_path):
+    out = tmp_path / "out"
+    convert(sources, out, Options())
+    info = json.loads((out / "info.json").read_text())
+    del info["plan"]["options"]["raw"]
+    (out / "info.json").write_text(json.dumps(info))
+    assert convert(sources, out, Options(), resume=True) == info
+    with pytest.raises(DataSetError, match="with other settings of raw"):
+        convert(sources, out, Options(raw=True), resume=True)
 
 
 def test_a_changed_source_is_not_resumed(folder, sources, tmp_path):

@@ -139,6 +139,12 @@ def _without_train(root):
     (root / "training").mkdir()
 
 
+def _shards(root):
+    shutil.rmtree(root)
+    (root / "train").mkdir(parents=True)
+    (root / "train" / "0.tar").touch()
+
+
 def _loose_images(root):
     shutil.rmtree(root / "val")
     (root / "val").mkdir()
@@ -164,6 +170,7 @@ def _other_classes(root):
     [
         (shutil.rmtree, "train", "is not a folder"),
         (_without_train, "train", "no folder 'train'; it has training, val"),
+        (_shards, "train", r"\.tar files in it: --config\.data\.source=tar"),
         (_loose_images, "eval", "holds 1 images, but no class folders"),
         (_no_images, "eval", "3 class folders, but no images"),
         (_empty_class, "train", "1 class folders .* hold no images: ant"),

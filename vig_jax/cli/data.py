@@ -93,7 +93,12 @@ def _configure_convert(parser: argparse.ArgumentParser) -> None:
         help="ArrayRecord of pixels: nothing to decode in training, 0.2 MB an image at "
         "--resize-short 224",
     )
-    parser.add_argument("--quality", type=int, default=95, help="of reduced JPEGs (95)")
+    parser.add_argument(
+        "--reencode-progressive",
+        action="store_true",
+        help="progressive JPEGs as baseline ones, which decode faster; not lossless",
+    )
+    parser.add_argument("--quality", type=int, default=95, help="of re-encoded JPEGs (95)")
     parser.add_argument(
         "--subsampling", choices=["4:4:4", "4:2:2", "4:2:0"], default="4:2:0", help="of theirs"
     )
@@ -165,6 +170,7 @@ def _convert(args: argparse.Namespace) -> int:
         shards=args.shards,
         shard_size=args.shard_size,
         resize_short=args.resize_short,
+        reencode_progressive=args.reencode_progressive,
         quality=args.quality,
         subsampling=args.subsampling,
         shuffle=not args.no_shuffle,

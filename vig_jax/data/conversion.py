@@ -69,7 +69,8 @@ class Options:
     )
     shard_size: int = 256 * 2**20  # bytes, about
     resize_short: int = 0  # pixels: longer shorter sides are reduced to this; 0: files as they are
-    quality: int = 95  # of the JPEGs that resizing makes
+    reencode_progressive: bool = False  # JPEGs that decode slowly
+    quality: int = 95  # of the JPEGs that resizing and re-encoding make
     subsampling: str = "4:2:0"  # of their colours
     shuffle: bool = True
     seed: int = 0  # of the order
@@ -160,7 +161,7 @@ def convert(
     state = destination / _STATE
     plan = _plan(sources, options)
     if (info := shards.read_info(destination)) is not None and resume and not state.exists():
-        if info.get("plan") != plan:
+        if _filled(info.get("plan", {})) != plan:
             raise DataSetError(f"{destination} was converted differently: {_changes(info, plan)}")
         logger.info("%s is complete", destination)
         return info
@@ -201,12 +202,17 @@ def _plan(sources: Mapping[Split, Source], options: Options) -> dict[str, Any]:
     }
 
 
+def _filled(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored plan, with the options that did not exist when it was made as they stand for it."""
+    return {**plan, "options": dataclasses.asdict(Options()) | plan.get("options", {})}
+
+
 def _changes(stored: Mapping[str, Any], plan: Mapping[str, Any]) -> str:
-    before = stored.get("plan", stored)
+    before = _filled(stored.get("plan", stored))
     if before.get("sources") != plan["sources"]:
         return "its source was another, or has changed since"
     options = plan["options"]
-    changed = [k for k in options if before.get("options", {}).get(k) != options[k]]
+    changed = [k for k in options if before["options"][k] != options[k]]
     return "with other settings of " + ", ".join(changed)
 
 
@@ -219,7 +225,7 @@ def _begin(destination: Path, plan: Mapping[str, Any], resume: bool) -> None:
                 f"{destination} holds a conversion that was interrupted: --resume goes on with "
                 "it; to begin anew, remove the folder"
             )
-        before = json.loads(stored.read_text(encoding="utf-8"))
+        before = _filled(json.loads(stored.read_text(encoding="utf-8")))
         if before != plan:
             raise DataSetError(
                 f"the conversion in {destination} was begun differently: "
@@ -298,7 +304,7 @@ def _check_space(destination: Path, job: _Job, left: list[_Shard]) -> None:
 
 
 def _picture(source: Source, index: int, options: Options) -> Picture:
-    """Reads, tries and, where wanted, resizes one image.
+    """Reads, tries and, where wanted, resizes or re-encodes one image.
 
     Raises:
         UndecodableImageError: no image.
@@ -313,7 +319,7 @@ def _picture(source: Source, index: int, options: Options) -> Picture:
     extension = _EXTENSIONS.get(header.format, header.format.lower())
     short = options.resize_short
     reduced = 0 < short < min(size)
-    if reduced or options.raw:
+    if reduced or options.raw or (options.reencode_progressive and header.progressive):
         decoded = transforms.decode(image)
         if reduced:
             scale = short / min(size)

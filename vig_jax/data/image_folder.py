@@ -25,6 +25,7 @@ from vig_jax.data.source import DataSetError, Part, Source, few
 _EXTENSIONS = frozenset({"jpg", "jpeg", "png", "bmp", "webp", "gif", "tif", "tiff", "ppm"})
 _FOLDERS: dict[Part, str] = {"train": "train", "eval": "val"}
 _SIZED_FILES = 1000  # of a folder, in its fingerprint
+_SHARDS = {".arrayrecord": "array_record", ".parquet": "parquet", ".tar": "tar"}
 _LAYOUT = """
 The expected layout is
 
@@ -133,13 +134,14 @@ def open_image_folder(path: str | None, part: Part) -> Source:
     if not (root / folder).is_dir():
         here = sorted(entry.name for entry in root.iterdir() if entry.is_dir())[:10]
         raise DataSetError(
-            f"{root} has no folder {folder!r}; it has {', '.join(here) or 'no folders'}. {layout}"
+            f"{root} has no folder {folder!r}; it has {', '.join(here) or 'no folders'}"
+            f"{_shards_instead(root)}. {layout}"
         )
     class_names = _class_folders(root / folder)
     if not class_names:
         loose = sum(1 for _ in _image_files(os.fspath(root / folder)))
         found = f"{loose} images, but no class folders" if loose else "no class folders"
-        raise DataSetError(f"{root / folder} holds {found}. {layout}")
+        raise DataSetError(f"{root / folder} holds {found}{_shards_instead(root)}. {layout}")
     if part == "eval" and (root / "train").is_dir():
         _check_same_classes(_class_folders(root / "train"), class_names, layout)
     source = ImageFolderSource(root, folder, _in_order(root, class_names))
@@ -159,6 +161,14 @@ def open_image_folder(path: str | None, part: Part) -> Source:
             f"Fill them or remove them. {layout}"
         )
     return source
+
+
+def _shards_instead(root: Path) -> str:
+    """What to set for the files of the folder, if they are shards."""
+    for suffix, source in _SHARDS.items():
+        if any(next(root.glob(f"{place}*{suffix}"), None) for place in ("", "train/", "data/")):
+            return f"; for the {suffix} files in it: --config.data.source={source}"
+    return ""
 
 
 def _undivided(root: Path) -> str:

@@ -102,6 +102,7 @@ class Header(NamedTuple):
     mode: str  # Pillow's name, e.g. "RGB", "CMYK", "L"
     width: int  # pixels
     height: int  # pixels
+    progressive: bool  # a JPEG that takes longer to decode
 
 
 def read_header(image: bytes) -> Header:
@@ -117,7 +118,8 @@ def read_header(image: bytes) -> Header:
         opened = Image.open(io.BytesIO(image), formats=_FORMATS)
     except Exception as error:  # of as many kinds as in `decode`
         raise _undecodable(image, error) from error
-    return Header(opened.format or "?", opened.mode, opened.width, opened.height)
+    progressive = bool(opened.info.get("progressive"))
+    return Header(opened.format or "?", opened.mode, opened.width, opened.height, progressive)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
