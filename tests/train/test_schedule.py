@@ -80,3 +80,11 @@ def test_no_warmup_and_beyond_the_end():
     schedule = warmup_cosine(config, batch_size=512, steps_per_epoch=10, total=20)
     np.testing.assert_allclose(schedule(0), config.base_lr)
     np.testing.assert_allclose(schedule(10_000), config.min_lr)
+
+
+def test_a_run_within_its_warmup_is_told(caplog):
+    config = dataclasses.replace(CONFIG, warmup_epochs=2.0)
+    warmup_cosine(config, batch_size=64, steps_per_epoch=10, total=20)
+    assert not caplog.records
+    warmup_cosine(config, batch_size=64, steps_per_epoch=10, total=19)
+    assert "the run, 19 updates, is shorter than its warm-up, 20" in caplog.text

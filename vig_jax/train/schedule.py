@@ -1,5 +1,6 @@
 """The learning rate of every update."""
 
+import logging
 import math
 
 import jax
@@ -8,6 +9,8 @@ import optax
 
 from vig_jax.config import OptimizerConfig
 from vig_jax.train.calendar import in_steps
+
+logger = logging.getLogger(__name__)
 
 
 def warmup_cosine(
@@ -24,7 +27,8 @@ def warmup_cosine(
         config: rates and warm-up length.
         batch_size: global, of one update.
         steps_per_epoch: updates per epoch.
-        total: updates of the run; one that is shorter than the warm-up never leaves it.
+        total: updates of the run; one that is shorter than the warm-up never leaves it, which a
+            warning says.
 
     Returns:
         A function of the 0-based update number, an int or an integer array, to the rate.
@@ -35,6 +39,13 @@ def warmup_cosine(
     scale = batch_size / config.lr_batch
     base, start, end = (r * scale for r in (config.base_lr, config.warmup_lr, config.min_lr))
     warmup = in_steps(config, "warmup_", steps_per_epoch=steps_per_epoch, batch_size=batch_size)
+    if total < warmup:
+        logger.warning(
+            "the run, %d updates, is shorter than its warm-up, %d: the learning rate will not "
+            "reach its peak; lower config.optimizer.warmup_epochs",
+            total,
+            warmup,
+        )
 
     def schedule(step: jax.typing.ArrayLike) -> jax.Array:
         t = jnp.maximum(jnp.asarray(step) - 1, 0).astype(float)
