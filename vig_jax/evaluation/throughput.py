@@ -161,6 +161,7 @@ def draw(
         memory: the rows' name for bytes of memory.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     figure.suptitle(title, fontsize=10)
@@ -178,6 +179,10 @@ def draw(
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         axes.set_xticks(sizes, [str(size) for size in sizes])
+        axes.yaxis.set_major_locator(
+            LogLocator(subs=(1, 2, 5))
+        )  # labels, also in less than a decade
+        axes.yaxis.set_major_formatter("{x:,g}")
         axes.minorticks_off()
         axes.set_xlabel("image side, pixels")
         axes.set_title(label, fontsize=10)
