@@ -128,6 +128,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 for complaint in found:
                     print(f"{workload.name} {name}, not timed: {complaint}", file=sys.stderr)
         if peer:
+            told = f"fla on {workload.name}: it tries its tilings first, which takes minutes ..."
+            print(told, file=sys.stderr, flush=True)
             print(_peer_errors(case, workload, inputs, peer, expected), file=sys.stderr)
         for row in _rows(case, workload, inputs, programs, peer, options.repeats, bandwidth):
             print(row, flush=True)
