@@ -106,6 +106,21 @@ def test_help():
         assert text in done.stdout
 
 
-def test_data_workers_import_nothing_heavy():
-    code = "import sys, train; sys.exit(bool({'jax', 'flax', 'vig_jax'} & sys.modules.keys()))"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+@pytest.mark.parametrize(
+    "begin",
+    [
+        "import runpy; runpy.run_path('train.py', run_name='__mp_main__')",
+        "import multiprocessing as m; m.parent_process = lambda: m; import vig_jax.cli.main",
+    ],
+    ids=["train.py", "vig"],
+)
+def test_data_workers_import_nothing_heavy(begin):
+    code = (
+        f"import sys; {begin}; import vig_jax.data.loader, vig_jax.data.conversion; "
+        "sys.exit(sys.modules['jax'] is not None or bool({'jaxlib', 'flax'} & sys.modules.keys()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
