@@ -9,6 +9,11 @@ tensorboard/ and config.json. The same command again goes on where an interrupte
 All devices of the host are used; for several hosts see --distributed in --help.
 """
 
+if __name__ == "__mp_main__":  # a data worker, which imports this file anew
+    from vig_jax.cli.worker import forgo_jax
+
+    forgo_jax()
+
 if __name__ == "__main__":
     # Not at the top: data workers import this file anew and need none of it.
     from vig_jax.train.launch import main

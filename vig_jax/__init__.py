@@ -1,6 +1,24 @@
 """ViG: gated linear attention for images, in JAX and Flax."""
 
-from vig_jax.convert import load_weights
-from vig_jax.models import create_model, list_models, predictor
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vig_jax.convert import load_weights
+    from vig_jax.models import create_model, list_models, predictor
 
 __all__ = ["create_model", "list_models", "load_weights", "predictor"]
+
+_HOMES = dict.fromkeys(("create_model", "list_models", "predictor"), "vig_jax.models")
+_HOMES["load_weights"] = "vig_jax.convert"
+
+
+def __getattr__(name: str) -> Any:
+    """Imports on first use: processes that only make batches need no models and no JAX."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'vig_jax' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

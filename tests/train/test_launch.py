@@ -11,6 +11,7 @@ import pytest
 
 from configs import common
 from vig_jax.train import launch
+from vig_jax.train.metrics import NonFiniteLossError
 
 ROOT = Path(__file__).parents[2]
 
@@ -71,6 +72,22 @@ def test_mistakes_are_told_in_a_line(options, message, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def refused_by(error, monkeypatch, workdir):
+    """Has the run end with an error as soon as it begins."""
+    config = SimpleNamespace(value=common.get_config())
+    monkeypatch.setattr(launch, "_CONFIG", config)
+    monkeypatch.setattr(launch, "_WORKDIR", SimpleNamespace(value=str(workdir)))
+    monkeypatch.setattr(launch, "_DISTRIBUTED", SimpleNamespace(value=False))
+    monkeypatch.setattr(launch.config_flags, "get_config_filename", lambda flag: "configs/x.py")
+    monkeypatch.setattr(launch.flags, "FLAGS", {"config": None})
+
+    def run(config, workdir):
+        raise error
+
+    monkeypatch.setattr(launch, "run", run)
+    monkeypatch.setattr(launch.os, "_exit", sys.exit)
+
+
 @pytest.mark.parametrize(
     ("error", "full"),
     [
@@ -81,22 +98,21 @@ def test_mistakes_are_told_in_a_line(options, message, tmp_path):
     ],
 )
 def test_a_full_disk_is_told_in_a_line(error, full, monkeypatch, capsys, tmp_path):
-    config = SimpleNamespace(value=common.get_config())
-    monkeypatch.setattr(launch, "_CONFIG", config)
-    monkeypatch.setattr(launch, "_WORKDIR", SimpleNamespace(value=str(tmp_path)))
-    monkeypatch.setattr(launch, "_DISTRIBUTED", SimpleNamespace(value=False))
-    monkeypatch.setattr(launch.config_flags, "get_config_filename", lambda flag: "configs/x.py")
-    monkeypatch.setattr(launch.flags, "FLAGS", {"config": None})
-
-    def run(config, workdir):
-        raise error
-
-    monkeypatch.setattr(launch, "run", run)
-    monkeypatch.setattr(launch.os, "_exit", sys.exit)
+    refused_by(error, monkeypatch, tmp_path)
     with pytest.raises(SystemExit if full else type(error)):
         launch._train(["train.py"])
     told = capsys.readouterr().err
     assert (f"error: the disk of {tmp_path} is full" in told) == full
+
+
+def test_notes_are_told_but_not_those_about_tracebacks(monkeypatch, capsys, tmp_path):
+    error = NonFiniteLossError("loss = nan")
+    error.add_note("A lower rate helps")
+    error.add_note("----\nGrain has removed its frames")
+    refused_by(error, monkeypatch, tmp_path)
+    with pytest.raises(SystemExit):
+        launch._train(["train.py"])
+    assert capsys.readouterr().err == "error: loss = nan\nA lower rate helps\n"
 
 
 def test_help():
@@ -106,6 +122,21 @@ def test_help():
         assert text in done.stdout
 
 
-def test_data_workers_import_nothing_heavy():
-    code = "import sys, train; sys.exit(bool({'jax', 'flax', 'vig_jax'} & sys.modules.keys()))"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+@pytest.mark.parametrize(
+    "begin",
+    [
+        "import runpy; runpy.run_path('train.py', run_name='__mp_main__')",
+        "import multiprocessing as m; m.parent_process = lambda: m; import vig_jax.cli.main",
+    ],
+    ids=["train.py", "vig"],
+)
+def test_data_workers_import_nothing_heavy(begin):
+    code = (
+        f"import sys; {begin}; import vig_jax.data.loader, vig_jax.data.conversion; "
+        "sys.exit(sys.modules['jax'] is not None or bool({'jaxlib', 'flax'} & sys.modules.keys()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr

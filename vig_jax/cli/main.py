@@ -3,8 +3,16 @@
 import argparse
 import importlib
 import logging
+import multiprocessing
 import sys
 from collections.abc import Sequence
+
+from vig_jax.cli.worker import forgo_jax
+
+if (
+    multiprocessing.parent_process() is not None
+):  # a worker imports anew what its command began with
+    forgo_jax()
 
 COMMANDS = {
     "train": "train a model from a config file",

@@ -129,7 +129,9 @@ def _train(argv: Sequence[str]) -> None:
         NonFiniteLossError,
         DataWorkerError,
     ) as error:
-        _fail("\n".join([str(error), *getattr(error, "__notes__", [])]))
+        notes = getattr(error, "__notes__", [])
+        # Grain's are about the traceback.
+        _fail("\n".join([str(error), *(note for note in notes if "Grain" not in note)]))
     except (OSError, ValueError) as error:
         if not _is_full_disk(error):
             raise
