@@ -1,5 +1,6 @@
 """Array shapes and types of every annotated function are checked while the tests run."""
 
+import ast
 import gc
 import importlib
 import os
@@ -9,6 +10,7 @@ from importlib.metadata import version
 
 import jaxtyping
 import pytest
+from jaxtyping._import_hook import JaxtypingTransformer
 
 # Nearly all of the tests' time is XLA's compilation for the CPU, of programs that then run once.
 # These make it several times shorter and the programs slower. The second would touch code for a
@@ -35,6 +37,15 @@ if version("jax") < "0.11":
         "jaxlib.mlir.dialects.tt", importlib.import_module("jaxlib.triton.dialect")
     )
 
+
+def _visit_outside_of_functions(self, node):
+    if not isinstance(node, ast.FunctionDef):
+        ast.NodeVisitor.generic_visit(self, node)
+
+
+# Functions inside of functions are left alone: they would be wrapped anew at each call of the outer
+# one, a third of the time that tracing a model takes.
+JaxtypingTransformer.generic_visit = _visit_outside_of_functions
 jaxtyping.install_import_hook(["kernels_pallas", "vig_jax"], "beartype.beartype")
 
 
