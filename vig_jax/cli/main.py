@@ -9,9 +9,7 @@ from collections.abc import Sequence
 
 from vig_jax.cli.worker import forgo_jax
 
-if (
-    multiprocessing.parent_process() is not None
-):  # a worker imports anew what its command began with
+if multiprocessing.parent_process():  # a worker imports anew what its command began with
     forgo_jax()
 
 COMMANDS = {
