@@ -15,12 +15,13 @@ PLAIN = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_head
 def traced_macs(jaxpr, in_scan=False):
     """Multiplications in products, convolutions and, inside a scan, of states [B, H, K, V]."""
     total = 0
-    # Zeros that fill up the rows of a product, as the stem's have them, are nobody's operation.
-    filled = {
-        equation.outvars[0]: equation.invars[0].aval.shape
-        for equation in jaxpr.eqns
-        if equation.params.get("name") == "_pad"
-    }
+    # Zeros that fill up the rows of a product, as the stem's have them, and biases are no products.
+    filled = {}
+    for equation in jaxpr.eqns:
+        name, arrays = equation.params.get("name"), equation.invars
+        bias = equation.primitive.name == "concatenate" and equation.params["dimension"] == 0
+        if name == "_pad" or (bias and arrays[-1].aval.shape[0] == 1):
+            filled[equation.outvars[0]] = filled.get(arrays[0], arrays[0].aval.shape)
     for equation in jaxpr.eqns:
         name, params, out = equation.primitive.name, equation.params, equation.outvars[0].aval
         if name == "dot_general":
