@@ -179,9 +179,8 @@ def draw(
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         axes.set_xticks(sizes, [str(size) for size in sizes])
-        axes.yaxis.set_major_locator(
-            LogLocator(subs=(1, 2, 5))
-        )  # labels, also in less than a decade
+        # Labels even where the values span less than a decade.
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:,g}")
         axes.minorticks_off()
         axes.set_xlabel("image side, pixels")
