@@ -112,7 +112,8 @@ def _launches(spec: GlaSpec) -> Iterator[Launch]:
     """Tilings worth trying; more warps than a chunk has rows of 16 compute the same twice."""
     usual = heuristic(spec).forward
     warps = default_warps(spec)
-    segments = {usual.segments, max(1, usual.segments // 2)}
+    # 11 eighths: of the usual 192 programs, they make two for each of an H200's multiprocessors.
+    segments = {usual.segments, max(1, usual.segments // 2), usual.segments * 11 // 8}
     for chunk, num_warps, num_stages in (
         (16, warps, 3),
         (16, warps, 4),

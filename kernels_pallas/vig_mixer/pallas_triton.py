@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kernels_pallas.common.pallas_compat import MAX_ROWS
 from kernels_pallas.common.products import weight_gradient
 from kernels_pallas.gla import pallas_triton as gla
 from kernels_pallas.gla import pallas_triton_bwd, pallas_triton_fwd
@@ -21,14 +20,15 @@ from kernels_pallas.vig_mixer import pallas_triton_blend
 from kernels_pallas.vig_mixer.spec import MixerSpec
 
 _DIRECTIONS = (False, True)
+_MAX_ROWS = 2**30  # of B * T * H: the blend numbers rows in 32 bits, some past the last too
 
 
 def supports(spec: MixerSpec) -> str | None:
     """Serves bfloat16 and float32, heads whose values fit in one program of the scan."""
     if spec.value_width > Launch.value_block:
         return f"value width per head must be at most {Launch.value_block}"
-    if spec.batch * spec.tokens * spec.heads > MAX_ROWS:
-        return f"B * T * H must be at most {MAX_ROWS}"
+    if spec.batch * spec.tokens * spec.heads > _MAX_ROWS:
+        return f"B * T * H must be at most {_MAX_ROWS}"
     return gla.supports(spec.scan)
 
 
@@ -161,7 +161,7 @@ def _mix_backward(call: _Call, residuals: _Residuals, grad: Any) -> tuple[_Input
     inputs, scan, states = residuals
     precision = spec.scan.dot_precision
     grad_blend = jnp.matmul(grad, inputs.out_kernel.T, precision=precision)
-    blend, grad_scan, grad_local, grad_projected, *grad_scales = pallas_triton_blend.backward(
+    blend, grad_scan, grad_local, grad_projected, *grad_vectors = pallas_triton_blend.backward(
         spec,
         scan,
         inputs.projected,
@@ -181,23 +181,26 @@ def _mix_backward(call: _Call, residuals: _Residuals, grad: Any) -> tuple[_Input
         spec.scan, launch, *parts, grad_scan, states, final, grad_projected
     )
 
-    def over_tokens(x: Any, like: Any) -> Any:
-        return jnp.sum(x.astype(jnp.float32), axis=(0, 1)).astype(like.dtype)
-
+    # The bias is the weight of a feature that is 1: its gradient needs no pass of its own. As many
+    # of them as make whole vectors of 16 bytes.
     features = inputs.projected[..., spec.starts["decay"] :]
+    ones = jnp.ones((*features.shape[:2], 8 - spec.rank % 8), features.dtype)
+    grad_weights = weight_gradient(
+        jnp.concatenate([features, ones], axis=2), grad_logits, precision, jnp.float32
+    )
     grad_features = jnp.matmul(grad_logits, inputs.decay_kernel.T, precision=precision)
-    grad_gate = grad_projected[..., spec.starts["gate"] : spec.starts["decay"]]
+    grad_gate_bias, grad_scan_scale, grad_local_scale = grad_vectors
     return (
         _Inputs(
             jax.lax.dynamic_update_slice(
                 grad_projected, grad_features, (0, 0, spec.starts["decay"])
             ),
             grad_local,
-            over_tokens(grad_gate, inputs.gate_bias),
-            weight_gradient(features, grad_logits, precision),
-            over_tokens(grad_logits, inputs.decay_bias),
-            grad_scales[0],
-            grad_scales[1],
+            grad_gate_bias,
+            grad_weights[: spec.rank].astype(inputs.decay_kernel.dtype),
+            grad_weights[spec.rank].astype(inputs.decay_bias.dtype),
+            grad_scan_scale,
+            grad_local_scale,
             weight_gradient(blend, grad, precision),
         ),
     )

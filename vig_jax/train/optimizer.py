@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.flatten_util
 import optax
 
 from vig_jax.config import OptimizerConfig
@@ -22,6 +23,15 @@ def decay_mask(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(decays, params)
 
 
+def global_norm(tree: Any) -> jax.Array:
+    """The norm of all leaves, as those of one vector.
+
+    Leaf by leaf, XLA on a GPU makes a reduction, or two, of each, or a slow kernel of it and the
+    update: 0.5 ms of a step of the 180 leaves of ViG.
+    """
+    return optax.tree.norm(jax.flatten_util.ravel_pytree(jax.lax.optimization_barrier(tree))[0])
+
+
 def make_optimizer(
     config: OptimizerConfig, schedule: optax.Schedule
 ) -> optax.GradientTransformation:
@@ -33,7 +43,9 @@ def make_optimizer(
         ValueError: a setting out of range. Whether `config.freeze` names parameters shows only
             when the state is initialised.
     """
-    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    clip = optax.identity()
+    if config.clip_norm:  # of one vector, for the reason that `global_norm` has
+        clip = optax.flatten(optax.clip_by_global_norm(config.clip_norm))
     adamw: optax.GradientTransformation = optax.adamw(
         schedule,
         b1=config.b1,

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from vig_jax.sharding.mesh import batch_sharded, parts_sharded, replicated
 from vig_jax.tasks.protocol import Batch, Params, Task
 from vig_jax.train.freeze import frozen_mask
+from vig_jax.train.optimizer import global_norm
 from vig_jax.train.state import TrainState
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
@@ -86,7 +87,7 @@ def make_train_step(
             )
         metrics = {
             "loss": loss,
-            "grad_norm": optax.tree.norm(grads),
+            "grad_norm": global_norm(grads),
             "lr": schedule(state.step),
         }
         new_state = TrainState(state.step + 1, params, ema_params, opt_state, state.key)
