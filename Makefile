@@ -39,7 +39,7 @@ demo: $(VENV)/runtime
 
 test: lint
 	@echo "== tests (without those that need a GPU)"
-	@$(BIN)/python -m pytest -m "not gpu" -n 2
+	@$(BIN)/python -m pytest -m "not gpu" -n 2 --dist worksteal
 
 lint: $(VENV)/dev
 	@echo "== lint and types"

@@ -4,6 +4,7 @@ import functools
 import re
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -110,8 +111,13 @@ def check(run, inputs, cotangent, heads, activation):
         assert error <= tolerance.gradient, f"gradient of {name}: {error:.2e}"
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
-@pytest.mark.parametrize("name", ["xla_chunked", "reference"])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        *(("xla_chunked", dtype) for dtype in ("float64", "float32", "bfloat16")),
+        ("reference", "bfloat16"),
+    ],
+)
 @pytest.mark.parametrize(
     ("shape", "activation", "strength"),
     [((2, 37, 2, 16), None, 1.0), ((1, 70, 1, 24), "silu", 3000.0)],
@@ -170,13 +176,9 @@ def uniform(*, chunk=16, segments=1, apart=False):
 @pytest.mark.parametrize(
     ("dtype", "shape", "rank", "activation", "strength", "config"),
     [
-        ("bfloat16", (2, 17, 1, 24), 16, None, 3000.0, None),
         ("float32", (1, 19, 3, 24), 5, "silu", 1.0, None),
-        ("float32", (1, 33, 1, 64), 20, None, 3000.0, None),
-        ("float32", (1, 1, 1, 2), 16, None, 1.0, None),
-        ("bfloat16", (1, 41, 2, 16), 16, None, 1.0, {"segments": 2, "apart": True}),
-        ("float32", (1, 50, 1, 16), 16, "silu", 3000.0, {"segments": 2}),
-        ("bfloat16", (1, 40, 1, 16), 16, "silu", 1.0, {"chunk": 32}),
+        ("float32", (1, 50, 1, 64), 20, None, 3000.0, {"segments": 2}),
+        ("bfloat16", (1, 70, 2, 16), 16, "silu", 1.0, {"chunk": 32, "segments": 2, "apart": True}),
     ],
     ids=str,
 )
@@ -193,12 +195,25 @@ def test_interpreted_kernels(dtype, shape, rank, activation, strength, config):
 @pytest.mark.parametrize("shape", [(1, 30, 3, 24), (2, 32, 6, 16)], ids=str)
 def test_programs_of_several_blocks(shape, monkeypatch):
     """With and without rows past the last; a block begins in the middle of a token's heads."""
+    spec = spec_of(shape, "float32", "silu")
+    inputs, _ = make(shape, "float32")
+    arrays = (inputs.projected, inputs.local, inputs.gate_bias, *inputs[5:7])
+    scan = jnp.asarray(np.random.default_rng(0).standard_normal(shape), "float32")
+
+    def results():
+        with interpret():
+            forward, _ = pallas_triton_blend.forward(spec, [scan], *arrays, keeps_sum=True)
+            backward = pallas_triton_blend.backward(spec, scan, *arrays, inputs.local)
+        out, grad_scan, grad_local, grad_projected, *sums = backward
+        gate = grad_projected[..., spec.starts["gate"] : spec.starts["decay"]]
+        return [forward, out, grad_scan, grad_local, gate], sums
+
+    expected = results()
     for name, value in (("BLOCK", 128), ("FORWARD_PROGRAMS", 2), ("BACKWARD_PROGRAMS", 2)):
         monkeypatch.setattr(pallas_triton_blend, f"_{name}", value)
-    inputs, cotangent = make(shape, "float32")
-    with interpret():
-        run = functools.partial(pallas_triton.vig_mixer, spec_of(shape, "float32", "silu"))
-        check(run, inputs, cotangent, shape[2], "silu")
+    walk = pallas_triton_blend._walk(spec, 2)
+    assert (walk.programs, walk.steps) == {(1, 30, 3, 24): (3, 8), (2, 32, 6, 16): (3, 16)}[shape]
+    chex.assert_trees_all_close(results(), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("activation", [None, "silu"])
@@ -222,10 +237,11 @@ def test_the_default():
 
 def test_weights_of_the_narrow_type():
     """A model whose parameters are bfloat16 too gets gradients of that type."""
-    inputs, cotangent = make((1, 33, 2, 16), "bfloat16")
+    shape = (2, 17, 2, 24)
+    inputs, cotangent = make(shape, "bfloat16", strength=3000.0)
     inputs = Inputs(*(x.astype("bfloat16") for x in inputs))
     with interpret():
-        run = functools.partial(pallas_triton.vig_mixer, spec_of((1, 33, 2, 16), "bfloat16"))
+        run = functools.partial(pallas_triton.vig_mixer, spec_of(shape, "bfloat16"))
         check(run, inputs, cotangent, 2, None)
 
 
@@ -244,7 +260,7 @@ def test_under_vmap_and_checkpoint():
 
 def test_interpreted_with_weights_outside_of_vmap():
     """Gradients of the weights for each image."""
-    inputs, cotangent = make((2, 3, 1, 2), "float32", rank=3)
+    inputs, cotangent = make((2, 1, 1, 2), "float32", rank=3)
     maps = inputs._replace(projected=inputs.projected[:, None], local=inputs.local[:, None])
     axes = Inputs(*(0 if name in ("projected", "local") else None for name in Inputs._fields))
     run = with_gradients(functools.partial(vig_mixer, heads=1, implementation=NAME))
@@ -290,12 +306,11 @@ def lowered(run, *arguments):
 @pytest.mark.parametrize(
     ("dtype", "shape"),
     [
-        *(("bfloat16", (256, 196, heads, 64)) for heads in (3, 6, 12)),  # ViG-T, ViG-S, ViG-B
-        *(("bfloat16", (256, 56**2 // 4**i, 3 * 2**i, 32)) for i in range(4)),  # ViG-H-T
+        *(("bfloat16", (256, 196, heads, 64)) for heads in (3, 12)),  # ViG-T, ViG-B
+        *(("bfloat16", (256, 56**2 // 4**i, 3 * 2**i, 32)) for i in (0, 3)),  # ViG-H-T
         *((dtype, (2, 4096, 3, 64)) for dtype in ("bfloat16", "float32")),
         *((dtype, (3, 17, 1, 24)) for dtype in ("bfloat16", "float32")),
         ("float32", (256, 196, 6, 64)),
-        ("float32", (256, 784, 6, 32)),
     ],
     ids=str,
 )

@@ -23,7 +23,8 @@ def tiny_config(**data):
     values.model.update(num_classes=4, img_size=16, patch_size=8, embed_dim=32, depth=1)
     values.model.update(num_heads=1, drop_path_rate=0.2, dtype="float32")
     values.model.gla_implementation = "reference"  # compiles fastest
-    values.data.update(image_size=16, mixup_group=4, **data)
+    values.data.update(image_size=16, mixup_group=4, rand_augment_layers=1)
+    values.data.update(data)
     return parse(values)
 
 
