@@ -9,12 +9,12 @@ operation gives what Pillow gives for the same argument, uint8 in and uint8 out.
 Row i of the batch draws from `fold_in(key, i)`: a global batch is augmented alike on any number of
 devices and processes.
 
-Every image takes one operation of fifteen, and what it does not take should not be computed. The
-operations that map values to values are a table of 256 values per image and channel, so eight of
-them are one pass over the batch, and saturation goes with it. The others need the neighbours
-(sharpness, the five moves) or a histogram (Equalize): the images that take one are collected and
-worked on some at a time, in as many turns as nearly every batch can do with. A loop does what is
-left: it alone makes the host wait for the device, once in a layer.
+Every image takes one operation of fifteen, and what it does not take should not be computed. Most
+operations that map values to values are a table of 256 values, so they are one pass over the batch,
+and saturation goes with it. The others need the neighbours (sharpness, the five moves), a histogram
+(Equalize), or the extremes or mean of the image (AutoContrast, contrast): the images that take one
+are collected and worked on some at a time, in as many turns as nearly every batch can do with. A
+loop does what is left: it alone makes the host wait for the device, once in a layer.
 """
 
 import functools
@@ -51,14 +51,17 @@ RAND_AUGMENT_OPS = (
 _IDENTITY = len(RAND_AUGMENT_OPS)
 _CODE = {name: code for code, name in enumerate(RAND_AUGMENT_OPS)}
 _MOVES = ("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel")
+_CONTRASTS = ("AutoContrast", "ContrastIncreasing")
 _JITTER_OPS = ("BrightnessIncreasing", "ContrastIncreasing", "ColorIncreasing")
 _APPLY_PROBABILITY = 0.5  # of each layer's operation
 _MAX_MAGNITUDE = 10.0
 # A turn of work on the images that take an operation is on one in so many of the batch; what it has
-# too many is computed in vain. Of 256 images a layer expects 43 to be moved and 9 to take each of
-# the others: four turns of 16 and two of 8 are enough for 99 batches in 100.
+# too many is computed in vain. Of 256 images a layer expects 43 to be moved, 17 to take a contrast
+# and 9 each of the others: four turns of 16, one of 32 and one of 16 each are enough for 99 batches
+# in 100.
 _MOVES_SHARE = 16
-_OTHERS_SHARE = 32
+_CONTRASTS_SHARE = 8
+_OTHERS_SHARE = 16
 _USUAL_DEVIATIONS = 2.5  # beyond the mean that the turns are enough for
 _PARTIAL_HISTOGRAMS = 16  # summed at the end: neighbours are mostly alike, and one adds at a time
 _ERASE_AREA = (0.02, 1 / 3)  # share of the image
@@ -129,7 +132,9 @@ def color_jitter(
     def jitter(keys, images):
         ops = jax.vmap(draw)(keys)  # [B, 3]
         for i in range(len(_JITTER_OPS)):
-            images = _recolour(Op(ops.code[:, i], ops.argument[:, i]), images)
+            op = Op(ops.code[:, i], ops.argument[:, i])
+            tables = jax.vmap(_table)(op, jax.vmap(_statistics)(images))
+            images = _recolour(op, images, tables)
         return images
 
     return over_batch(jitter)(_row_keys(key, images.shape[0]), images)
@@ -151,6 +156,8 @@ def erase(
     Source: "Random Erasing Data Augmentation", AAAI 2020; timm 0.4.12 `RandomErasing` ("pixel").
     """
     _, H, W, C = images.shape
+    # Pixels of the largest rectangle, its sides rounded: no more numbers are drawn.
+    most = min(H * W, math.ceil(_ERASE_AREA[1] * H * W + (H + W) / 2 + 1))
 
     def one(key, image):
         draw_key, box_key, noise_key = jax.random.split(key, 3)
@@ -158,8 +165,9 @@ def erase(
         y, x = jnp.arange(H)[:, None], jnp.arange(W)
         inside = (y >= top) & (y < bottom) & (x >= left) & (x < right)
         inside &= jax.random.bernoulli(draw_key, probability)
-        noise = jax.random.normal(noise_key, (H, W, C), image.dtype)
-        return jnp.where(inside[..., None], noise, image)
+        noise = jax.random.normal(noise_key, (most, C), image.dtype)
+        number = jnp.clip((y - top) * (right - left) + x - left, 0, most - 1)
+        return jnp.where(inside[..., None], noise[number], image)
 
     return jax.vmap(one)(_row_keys(key, images.shape[0]), images)
 
@@ -225,9 +233,10 @@ def _apply_ops(
     def warp(op, image):
         return _warp(image, _matrix(op, image.shape), fill)
 
-    images = _recolour(ops, images)  # those that take none of the following
+    images = _recolour(ops, images, jax.vmap(_table)(ops))  # those that take none of the following
     groups = [
         _Group(warp, _MOVES, _MOVES_SHARE, ops),
+        _Group(_contrast, _CONTRASTS, _CONTRASTS_SHARE, ops),
         _Group(_sharpness, ("SharpnessIncreasing",), _OTHERS_SHARE, ops),
         _Group(_equalize, ("Equalize",), _OTHERS_SHARE, ops),
     ]
@@ -282,55 +291,80 @@ def _row_keys(key: PRNGKeyArray, rows: int) -> Array:
     return jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(rows))
 
 
-def _recolour(ops: Op, images: UInt8[Array, "B H W 3"]) -> UInt8[Array, "B H W 3"]:
-    """The operations that take a pixel alone; others leave the image as it is."""
-    B, H, W, _ = images.shape
+class _Statistics(NamedTuple):
+    """What the contrasts need to know of an image."""
+
+    low: Int[Array, "3"]  # lowest value, per channel
+    high: Int[Array, "3"]
+    mean: Int[Array, ""]  # of the gray image, rounded
+
+
+def _statistics(image: UInt8[Array, "H W 3"]) -> _Statistics:
+    H, W, _ = image.shape
     N = H * W
-    gray = _gray(images)
-    mean = (2 * jnp.sum(gray, axis=(1, 2)) + N) // (2 * N)
-    # Rows first: sums over all but three neighbouring numbers leave most of a GPU idle.
-    lines = images.reshape(B, H, W * 3)
-    low = jnp.min(jnp.min(lines, axis=1).reshape(B, W, 3), axis=1)  # [B, 3]
-    high = jnp.max(jnp.max(lines, axis=1).reshape(B, W, 3), axis=1)
-    tables = jax.vmap(_table)(ops, low.astype(jnp.int32), high.astype(jnp.int32), mean)
-    place = images.reshape(B, N, 3).astype(jnp.int32)
-    mapped = jnp.take_along_axis(tables, place, axis=1, mode="clip").reshape(images.shape)
+    # Rows first: extremes over all but three neighbouring numbers leave most of a GPU idle.
+    lines = image.reshape(H, W * 3)
+    low = jnp.min(jnp.min(lines, axis=0).reshape(W, 3), axis=0)
+    high = jnp.max(jnp.max(lines, axis=0).reshape(W, 3), axis=0)
+    mean = (2 * jnp.sum(_gray(image)) + N) // (2 * N)
+    return _Statistics(low.astype(jnp.int32), high.astype(jnp.int32), mean)
+
+
+def _recolour(
+    ops: Op, images: UInt8[Array, "B H W 3"], tables: UInt8[Array, "B 256 3"]
+) -> UInt8[Array, "B H W 3"]:
+    """Saturation for the images that take it, new values by the tables for the others."""
+    mapped = jax.vmap(_mapped)(tables, images)
     factor = ops.argument[:, None, None, None]
-    saturated = _blend(gray[..., None], images, factor).astype(jnp.uint8)
+    saturated = _blend(_gray(images)[..., None], images, factor).astype(jnp.uint8)
     is_color = (ops.code == _CODE["ColorIncreasing"])[:, None, None, None]
     return jnp.where(is_color, saturated, mapped)
 
 
-def _table(
-    op: Op, low: Int[Array, "3"], high: Int[Array, "3"], mean: Int[Array, ""]
-) -> UInt8[Array, "256 3"]:
+def _mapped(table: UInt8[Array, "256 3"], image: UInt8[Array, "H W 3"]) -> UInt8[Array, "H W 3"]:
+    pixels = image.reshape(-1, 3).astype(jnp.int32)
+    return jnp.take_along_axis(table, pixels, axis=0, mode="clip").reshape(image.shape)
+
+
+def _contrast(op: Op, image: UInt8[Array, "H W 3"]) -> UInt8[Array, "H W 3"]:
+    """AutoContrast or contrast."""
+    return _mapped(_table(op, _statistics(image)), image)
+
+
+def _table(op: Op, statistics: _Statistics | None = None) -> UInt8[Array, "256 3"]:
     """What becomes of every value, per channel.
 
     Args:
         op: one that maps values to values; of others the table changes nothing.
-        low: lowest value in the image, per channel.
-        high: highest.
-        mean: of the gray image, rounded.
+        statistics: of the image; without them, of the contrasts the table changes nothing.
     """
     value = jnp.arange(256)
-    span = jnp.maximum(high - low, 1)
-    one_less = jnp.asarray(_autocontrast_rounding())[low, high]  # [3, 32]
-    one_less = jnp.unpackbits(one_less, axis=-1).T.astype(jnp.int32)  # [256, 3]
-    stretched = jnp.clip((value[:, None] - low) * 255 // span - one_less, 0, 255)
     whole = op.argument.astype(jnp.int32)
     curves = {
         "Invert": 255 - value,
         "PosterizeIncreasing": value & ~((1 << (8 - whole)) - 1),
         "SolarizeIncreasing": jnp.where(value < whole, value, 255 - value),
         "SolarizeAdd": jnp.where(value < 128, jnp.minimum(255, value + whole), value),
-        "ContrastIncreasing": _blend(mean, value, op.argument),
         "BrightnessIncreasing": _blend(0, value, op.argument),
     }
+    if statistics:
+        curves["ContrastIncreasing"] = _blend(statistics.mean, value, op.argument)
     table = {name: jnp.broadcast_to(curve[:, None], (256, 3)) for name, curve in curves.items()}
-    table["AutoContrast"] = jnp.where(high > low, stretched, value[:, None])
+    if statistics:
+        table["AutoContrast"] = _stretched(statistics.low, statistics.high)
     identity = jnp.broadcast_to(value[:, None], (256, 3))
     names = [*RAND_AUGMENT_OPS, "Identity"]
     return jnp.stack([table.get(name, identity) for name in names])[op.code].astype(jnp.uint8)
+
+
+def _stretched(low: Int[Array, "3"], high: Int[Array, "3"]) -> Int[Array, "256 3"]:
+    """The values of AutoContrast; a channel of one value stays."""
+    value = jnp.arange(256)[:, None]
+    one_less = jnp.asarray(_autocontrast_rounding())[low, high]  # [3, 32]
+    one_less = jnp.unpackbits(one_less, axis=-1).T.astype(jnp.int32)  # [256, 3]
+    span = jnp.maximum(high - low, 1)
+    stretched = jnp.clip((value - low) * 255 // span - one_less, 0, 255)
+    return jnp.where(high > low, stretched, value)
 
 
 def _equalize(op: Op, image: UInt8[Array, "H W 3"]) -> UInt8[Array, "H W 3"]:
@@ -344,8 +378,8 @@ def _equalize(op: Op, image: UInt8[Array, "H W 3"]) -> UInt8[Array, "H W 3"]:
     step = (N - jnp.take_along_axis(histogram, high[None], axis=0)[0]) // 255
     below = jnp.cumsum(histogram, axis=0) - histogram
     table = jnp.minimum(255, (step // 2 + below) // jnp.maximum(step, 1))
-    table = jnp.where((step > 0) & (high > low), table, jnp.arange(256)[:, None]).astype(jnp.uint8)
-    return jnp.take_along_axis(table, pixels.astype(jnp.int32), axis=0).reshape(image.shape)
+    table = jnp.where((step > 0) & (high > low), table, jnp.arange(256)[:, None])
+    return _mapped(table.astype(jnp.uint8), image)
 
 
 def _histogram(pixels: UInt8[Array, "N 3"]) -> Int[Array, "256 3"]:
