@@ -10,7 +10,7 @@ from flax import traverse_util
 import vig_jax
 from configs import common
 from vig_jax.config import parse
-from vig_jax.train.optimizer import decay_mask, make_optimizer
+from vig_jax.train.optimizer import decay_mask, global_norm, make_optimizer
 
 CONFIG = parse(common.get_config()).optimizer
 
@@ -36,6 +36,11 @@ def test_two_dimensional_bias_is_not_decayed():
         "bias": False,
         "kernel": True,
     }
+
+
+def test_norm_of_all_leaves():
+    tree = {"kernel": jnp.full((2, 2), 3.0), "bias": {"scale": jnp.full((2,), -4.0)}}
+    np.testing.assert_allclose(jax.jit(global_norm)(tree), np.sqrt(4 * 9 + 2 * 16), rtol=1e-6)
 
 
 def test_one_update_is_adamw():
