@@ -4,12 +4,15 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/fashion_mnist
+# A worker takes neighbouring tests, which share what they compile.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test lint gpu-test sanitize clean
+.PHONY: help demo test test-all lint gpu-test sanitize clean
 help:
 	@echo "make demo      train a small ViG on the embedded photographs, evaluate, predict (CPU: minutes)"
-	@echo "make test      lint, types and all tests that need no GPU"
+	@echo "make test      lint, types and the tests that need no GPU (12 minutes on two cores)"
+	@echo "make test-all  the same with the slow tests"
 	@echo "make lint      only lint and types"
 	@echo "make gpu-test  the tests that need a CUDA GPU"
 	@echo "make sanitize  the kernels under compute-sanitizer: accesses out of bounds, races (CUDA GPU)"
@@ -38,8 +41,12 @@ demo: $(VENV)/runtime
 	@$(BIN)/vig predict $(RUN) $(RUN)/images --top 3 --json $(RUN)/answers.json --picture $(RUN)/answers.png | tail -n 12
 
 test: lint
+	@echo "== tests (without those that need a GPU, and the slow ones: make test-all)"
+	@$(PYTEST) -m "not gpu and not slow"
+
+test-all: lint
 	@echo "== tests (without those that need a GPU)"
-	@$(BIN)/python -m pytest -m "not gpu" -n 2 --dist worksteal
+	@$(PYTEST) -m "not gpu"
 
 lint: $(VENV)/dev
 	@echo "== lint and types"

@@ -221,7 +221,6 @@ def test_log_decays_may_be_narrow_too(implementation):
     check_both(implementation, inputs, TOLERANCES["bfloat16"], "bfloat16 decays")
 
 
-@pytest.mark.slow
 @fast_implementations
 @pytest.mark.parametrize("gates", ["typical", "mixed"])
 def test_long_sequences(implementation, gates):

@@ -19,6 +19,8 @@ FOLDER = Path(__file__).parent / "golden"
 PLAIN = ("plain_t", "plain_s", "plain_x", "plain_eps", "plain_fmt")
 HIERARCHICAL = ("hier_a", "hier_b", "hier_x", "hier_eps", "hier_fmt")
 SMALL = PLAIN + HIERARCHICAL
+EVALUATED = ("plain_t", "plain_s", "plain_x", "hier_a")  # training is tested for all of them
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 # The larger hierarchical models only repeat what vig_h_t has; they take minutes.
 FULL = ("vig_t", "vig_s", "vig_b", "vig_h_t")
 # Largest difference over largest magnitude, by the dtype of the computation.
@@ -58,7 +60,12 @@ def build(name: str, merge_scale: float, dtype: str):
 
 @pytest.mark.parametrize(
     ("name", "dtype"),
-    [*((name, "float64") for name in SMALL), ("plain_t", "float32"), ("hier_a", "float32")],
+    [
+        *((name, "float64") for name in EVALUATED),
+        *(slow(name, "float64") for name in SMALL if name not in EVALUATED),
+        ("plain_t", "float32"),
+        ("hier_a", "float32"),
+    ],
     indirect=["dtype"],
 )
 def test_evaluation_logits(name, dtype):
@@ -77,7 +84,7 @@ def test_evaluation_logits(name, dtype):
         assert golden.relative_error(logits, expected) < LOGITS[dtype], tag
 
 
-@pytest.mark.parametrize("name", FULL)
+@pytest.mark.parametrize("name", ["vig_t", "vig_h_t", slow("vig_s"), slow("vig_b")])
 def test_full_size_logits(name):
     model, variables, _, arrays = build(name, UPSTREAM_EVAL, "float32")
     images = golden.images(name, "native", (2, 3, 224, 224))
@@ -89,6 +96,7 @@ def test_full_size_logits(name):
         assert golden.relative_error(logits, arrays["logits64.eval.256x192"]) < FULL_SIZE_LOGITS
 
 
+@pytest.mark.slow
 def test_full_size_gradients():
     name = "vig_t"
     model, variables, case, arrays = build(name, 0.5, "float32")

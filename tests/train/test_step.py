@@ -63,7 +63,10 @@ def digests(params, prefix):
 # Upstream's evaluation halves the merged scan of the plain models once more than its training.
 @pytest.mark.parametrize(
     ("variant", "name", "evaluation"),
-    [("vig_t", "plain_t", {"merge_scale": 0.25}), ("vig_h_t", "hier_a", {})],
+    [
+        ("vig_t", "plain_t", {"merge_scale": 0.25}),
+        pytest.param("vig_h_t", "hier_a", {}, marks=pytest.mark.slow),
+    ],
     ids=["vig_t", "vig_h_t"],
 )
 def test_nine_updates_match_upstream(variant, name, evaluation):
