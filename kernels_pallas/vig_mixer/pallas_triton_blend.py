@@ -114,18 +114,18 @@ class _Walk(NamedTuple):
     A row of a program's block is of the same head at each step.
     """
 
-    count: int  # rows of a block
+    rows: int  # of a block
     programs: int
     steps: int
 
     def blocks(self, spec: MixerSpec, interpreting: bool) -> Callable[[Any], _Block]:
         """The program's block of each step."""
         program = pallas_compat.program_id(0)
-        ragged = self.count * self.programs * self.steps != _rows(spec)
+        ragged = self.rows * self.programs * self.steps != _rows(spec)
 
         def block(step):
-            first = (step * self.programs + program) * self.count
-            return _Block(spec, first, self.count, ragged, interpreting)
+            first = (step * self.programs + program) * self.rows
+            return _Block(spec, first, self.rows, ragged, interpreting)
 
         return block
 
@@ -241,7 +241,7 @@ def _backward_kernel(*refs: Any, spec: MixerSpec, interpreting: bool) -> None:
             parts.append(grad_normed * value * factor)
         return jax.tree.map(jnp.add, sums, parts)
 
-    zero = jnp.zeros((walk.count, _padded(spec)), jnp.float32)
+    zero = jnp.zeros((walk.rows, _padded(spec)), jnp.float32)
     gate, *scales = jax.lax.fori_loop(0, walk.steps, step, [zero] * 3)
 
     columns, head = jnp.arange(_padded(spec)), block(0).head
