@@ -17,6 +17,7 @@ from kernels_pallas.vig_mixer import IMPLEMENTATIONS, pallas_triton, pallas_trit
 from kernels_pallas.vig_mixer.spec import MixerSpec
 
 NAME = "pallas_triton"
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 on_gpu = pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs a CUDA GPU")
 
 
@@ -115,7 +116,7 @@ def check(run, inputs, cotangent, heads, activation):
     ("name", "dtype"),
     [
         *(("xla_chunked", dtype) for dtype in ("float64", "float32", "bfloat16")),
-        ("reference", "bfloat16"),
+        *(("reference", dtype) for dtype in ("float32", "bfloat16")),
     ],
 )
 @pytest.mark.parametrize(
@@ -179,6 +180,12 @@ def uniform(*, chunk=16, segments=1, apart=False):
         ("float32", (1, 19, 3, 24), 5, "silu", 1.0, None),
         ("float32", (1, 50, 1, 64), 20, None, 3000.0, {"segments": 2}),
         ("bfloat16", (1, 70, 2, 16), 16, "silu", 1.0, {"chunk": 32, "segments": 2, "apart": True}),
+        slow("bfloat16", (2, 17, 1, 24), 16, None, 3000.0, None),
+        slow("float32", (1, 33, 1, 64), 20, None, 3000.0, None),
+        slow("float32", (1, 1, 1, 2), 16, None, 1.0, None),
+        slow("bfloat16", (1, 41, 2, 16), 16, None, 1.0, {"segments": 2, "apart": True}),
+        slow("float32", (1, 50, 1, 16), 16, "silu", 3000.0, {"segments": 2}),
+        slow("bfloat16", (1, 40, 1, 16), 16, "silu", 1.0, {"chunk": 32}),
     ],
     ids=str,
 )
@@ -311,6 +318,9 @@ def lowered(run, *arguments):
         *((dtype, (2, 4096, 3, 64)) for dtype in ("bfloat16", "float32")),
         *((dtype, (3, 17, 1, 24)) for dtype in ("bfloat16", "float32")),
         ("float32", (256, 196, 6, 64)),
+        slow("bfloat16", (256, 196, 6, 64)),  # ViG-S
+        *(slow("bfloat16", (256, 56**2 // 4**i, 3 * 2**i, 32)) for i in (1, 2)),
+        slow("float32", (256, 784, 6, 32)),
     ],
     ids=str,
 )

@@ -65,6 +65,7 @@ def build(name: str, merge_scale: float, dtype: str):
         *(slow(name, "float64") for name in SMALL if name not in EVALUATED),
         ("plain_t", "float32"),
         ("hier_a", "float32"),
+        *(slow(name, "float32") for name in SMALL if name not in ("plain_t", "hier_a")),
     ],
     indirect=["dtype"],
 )
@@ -111,7 +112,12 @@ def test_full_size_gradients():
 # They compile for seconds: in float32, which shows less, one model of each kind will do.
 @pytest.mark.parametrize(
     ("name", "dtype"),
-    [*((name, "float64") for name in SMALL), ("plain_s", "float32"), ("hier_b", "float32")],
+    [
+        *((name, "float64") for name in SMALL),
+        ("plain_s", "float32"),
+        ("hier_b", "float32"),
+        *(slow(name, "float32") for name in PLAIN if name != "plain_s"),
+    ],
     indirect=["dtype"],
 )
 def test_training_logits_and_gradients(name, dtype):

@@ -42,6 +42,10 @@ def train(*options, cache=None):
         (["--config=configs/vig_t.py", "--config.model.dtype=half"], "it must be one of"),
         (["--config=configs/vig_t.py"], "config.data.path is not set"),
         (
+            ["--config=configs/fashion_mnist.py", "--config.optimizer.freeze=backbone"],
+            "error: config.init_weights is not set, but config.optimizer.freeze",
+        ),
+        (
             ["--config=configs/fashion_mnist.py", "--config.model.name=vig_x"],
             "error: unknown model 'vig_x'; did you mean",
         ),
@@ -53,6 +57,10 @@ def train(*options, cache=None):
         (
             ["--config=configs/fashion_mnist.py", "--config.model.gla_implementation=pallas"],
             "error: vig_mixer: unknown implementation 'pallas'; did you mean",
+        ),
+        (
+            ["--config=configs/fashion_mnist.py", "--config.model.drop_path_rate=1.0"],
+            "error: drop_path_rate=1.0 must be at least 0 and below 1",
         ),
     ],
 )
