@@ -29,10 +29,11 @@ class Workload:
 WORKLOADS: dict[str, Workload] = {
     workload.name: workload
     for workload in (
-        # One token grid of 14 x 14 at 224 pixels, 64 x 64 at 1024, 128 x 128 at 2048.
+        # One token grid of 14 x 14 at 224 pixels, 32 x 32 at 512, 64 x 64 at 1024, 128 x 128 at 2048.
         Workload("vig_t_224", 256, 196, 3, 32, 64),
         Workload("vig_s_224", 256, 196, 6, 32, 64),
         Workload("vig_b_224", 256, 196, 12, 32, 64),
+        Workload("vig_t_512", 32, 1024, 3, 32, 64),
         Workload("vig_t_1024", 16, 4096, 3, 32, 64),
         Workload("vig_t_1024_batch8", 8, 4096, 3, 32, 64),
         Workload("vig_t_2048", 2, 16384, 3, 32, 64),
@@ -43,6 +44,7 @@ WORKLOADS: dict[str, Workload] = {
         Workload("vig_h_t_224_stage3", 256, 196, 12, 16, 32),
         Workload("vig_h_t_224_stage4", 256, 49, 24, 16, 32),
         Workload("vig_h_b_224_stage1", 64, 3136, 4, 16, 32),
+        Workload("vig_h_b_224_stage1_batch256", 256, 3136, 4, 16, 32),
         Workload("vig_h_b_224_stage2", 256, 784, 8, 16, 32),
         Workload("vig_h_b_224_stage3", 256, 196, 16, 16, 32),
         Workload("vig_h_b_224_stage4", 256, 49, 32, 16, 32),
