@@ -64,6 +64,7 @@ _CONTRASTS_SHARE = 8
 _OTHERS_SHARE = 16
 _USUAL_DEVIATIONS = 2.5  # beyond the mean that the turns are enough for
 _PARTIAL_HISTOGRAMS = 16  # summed at the end: neighbours are mostly alike, and one adds at a time
+_SHIFTS = np.array([0, 8, 16], np.uint32)  # of red, green and blue in a pixel
 _ERASE_AREA = (0.02, 1 / 3)  # share of the image
 _ERASE_ASPECT = (0.3, 1 / 0.3)  # height / width
 _ERASE_ATTEMPTS = 10
@@ -300,14 +301,14 @@ class _Statistics(NamedTuple):
 
 
 def _statistics(image: UInt8[Array, "H W 3"]) -> _Statistics:
-    H, W, _ = image.shape
-    N = H * W
-    # Rows first: extremes over all but three neighbouring numbers leave most of a GPU idle.
-    lines = image.reshape(H, W * 3)
-    low = jnp.min(jnp.min(lines, axis=0).reshape(W, 3), axis=0)
-    high = jnp.max(jnp.max(lines, axis=0).reshape(W, 3), axis=0)
-    mean = (2 * jnp.sum(_gray(image)) + N) // (2 * N)
-    return _Statistics(low.astype(jnp.int32), high.astype(jnp.int32), mean)
+    N = image.size // 3
+    # One after the other: a GPU reduces neighbours well, and every third number badly.
+    channels = [image[..., channel].astype(jnp.int32) for channel in range(3)]
+    return _Statistics(
+        low=jnp.stack([jnp.min(channel) for channel in channels]),
+        high=jnp.stack([jnp.max(channel) for channel in channels]),
+        mean=(2 * jnp.sum(_gray(image)) + N) // (2 * N),
+    )
 
 
 def _recolour(
@@ -461,10 +462,13 @@ def _warp(
     dx, dy = (from_x - 0.5 - left)[..., None], (from_y - 0.5 - top)[..., None]
     columns = [jnp.clip(left.astype(jnp.int32) + i, 0, W - 1) for i in (-1, 0, 1, 2)]
     rows = [jnp.clip(top.astype(jnp.int32) + i, 0, H - 1) for i in (-1, 0, 1, 2)]
-    pixels = image.reshape(-1, 3)
+    # A pixel as one number: sixteen loads for each instead of 48.
+    red, green, blue = jnp.moveaxis(image.astype(jnp.uint32), -1, 0)
+    pixels = jax.lax.optimization_barrier((red | green << 8 | blue << 16).reshape(-1))
 
     def at(row, column):
-        return pixels[row * W + column].astype(jnp.float32)
+        pixel = pixels.at[row * W + column].get(mode="promise_in_bounds")
+        return (pixel[..., None] >> _SHIFTS & 255).astype(jnp.float32)
 
     lines = [_cubic([at(row, column) for column in columns], dx) for row in rows]
     value = jnp.clip(_cubic(lines, dy), 0, 255).astype(jnp.uint8)
