@@ -164,6 +164,7 @@ def test_law_of_the_operations():
     assert np.mean(of["SolarizeAdd"]) == pytest.approx(0.897 * 110, abs=1.5)
 
 
+@pytest.mark.slow
 def test_a_quarter_of_the_images_stays():
     images = jnp.asarray(np.repeat(pictures()[1:2], 256, axis=0)[:, :16, :16])
     run = functools.partial(rand_augment, layers=2, magnitude=9.0, magnitude_std=0.5, fill=FILL)

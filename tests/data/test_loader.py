@@ -187,7 +187,10 @@ def test_evaluation_is_one_pass_in_order(data):
             np.testing.assert_array_equal(batch["image"][row], expected)
 
 
-@pytest.mark.parametrize(("batch_size", "processes"), [(4, 2), (4, 4), (16, 4), (7, 1)])
+@pytest.mark.parametrize(
+    ("batch_size", "processes"),
+    [(4, 2), pytest.param(4, 4, marks=pytest.mark.slow), (16, 4), (7, 1)],
+)
 def test_evaluation_is_shared_out_evenly(data, batch_size, processes):
     assert_same(evaluate(data, batch_size, processes), evaluate(data, batch_size))
 

@@ -242,6 +242,7 @@ def test_the_default():
     check(functools.partial(vig_mixer, heads=2), inputs, cotangent, 2, None)
 
 
+@pytest.mark.slow
 def test_weights_of_the_narrow_type():
     """A model whose parameters are bfloat16 too gets gradients of that type."""
     shape = (2, 17, 2, 24)
@@ -252,6 +253,7 @@ def test_weights_of_the_narrow_type():
         check(run, inputs, cotangent, 2, None)
 
 
+@pytest.mark.slow
 def test_under_vmap_and_checkpoint():
     inputs, cotangent = make((2, 20, 2, 8), "float32")
     run = functools.partial(vig_mixer, heads=2)

@@ -102,7 +102,10 @@ def test_shapes_parameter_counts_and_drop_path_rates(name):
         ]
 
 
-@pytest.mark.parametrize("name", PARAMETERS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name == "vig_t" else pytest.mark.slow) for name in PARAMETERS],
+)
 def test_every_parameter_gets_a_gradient(name):
     _, gradients = results(small_model(name))["plain"]
     for path, gradient in traverse_util.flatten_dict(gradients, sep="/").items():

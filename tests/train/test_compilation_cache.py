@@ -25,6 +25,7 @@ OPTIONS = (
 )
 
 
+@pytest.mark.slow
 def test_a_second_start_compiles_nothing(image_folder, tmp_path):
     cache = tmp_path / "home" / "cache"
     environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}

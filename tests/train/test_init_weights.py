@@ -49,6 +49,7 @@ def test_first_state(weights, tiny):
     assert (other["head"]["kernel"] != head["kernel"]).all()
 
 
+@pytest.mark.slow
 def test_interrupted_run_goes_on_without_the_file(weights, tiny, tmp_path, monkeypatch, capsys):
     file, _ = weights
     config, workdir = tiny(init_weights=str(file)), tmp_path / "run"

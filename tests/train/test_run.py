@@ -217,7 +217,9 @@ def test_finished_run_is_left_alone(whole, tiny):
     assert results["eval/top1"] == before[-1]["eval/top1"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM]
+)
 def test_stop_signal_saves_and_going_on_is_exact(
     whole, tiny, tmp_path, monkeypatch, capsys, number
 ):
@@ -250,6 +252,7 @@ def test_stop_during_evaluation(whole, tiny, tmp_path, monkeypatch):
     assert numbers(tmp_path) == numbers(whole)
 
 
+@pytest.mark.slow
 def test_killed_and_restarted_is_exact(tiny, tmp_path, compilation_cache):
     """SIGKILL at some step of the middle of the run, through train.py, with all augmentation on."""
     config = tiny(data__rand_augment_layers=1, model__gla_implementation="reference")

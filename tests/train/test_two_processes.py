@@ -40,6 +40,7 @@ def start(workdir, images, environment, *options):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.multidevice
 def test_two_processes_compute_what_one_does(compilation_cache, image_folder, tmp_path):
     with socket.socket() as free:
