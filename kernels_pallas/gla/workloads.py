@@ -29,7 +29,7 @@ class Workload:
 WORKLOADS: dict[str, Workload] = {
     workload.name: workload
     for workload in (
-        # One token grid of 14 x 14 at 224 pixels, 32 x 32 at 512, 64 x 64 at 1024, 128 x 128 at 2048.
+        # One grid of 14 x 14 tokens at 224 pixels, 32 x 32 at 512, 64 x 64 at 1024, and so on.
         Workload("vig_t_224", 256, 196, 3, 32, 64),
         Workload("vig_s_224", 256, 196, 6, 32, 64),
         Workload("vig_b_224", 256, 196, 12, 32, 64),
