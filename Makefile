@@ -11,7 +11,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 .PHONY: help demo test test-all lint gpu-test sanitize clean
 help:
 	@echo "make demo      train a small ViG on the embedded photographs, evaluate, predict (CPU: minutes)"
-	@echo "make test      lint, types and the tests that need no GPU (13 minutes on two cores)"
+	@echo "make test      lint, types and the tests that need no GPU (11 minutes on two cores)"
 	@echo "make test-all  the same with the slow tests"
 	@echo "make lint      only lint and types"
 	@echo "make gpu-test  the tests that need a CUDA GPU"
