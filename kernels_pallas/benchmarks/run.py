@@ -23,7 +23,7 @@ import numpy as np
 
 from kernels_pallas.benchmarks.timing import Contestant, commit, contestant, driver, interleaved
 from kernels_pallas.gla.api import IMPLEMENTATIONS, bidirectional_gla, gla
-from kernels_pallas.gla.workloads import WORKLOADS, Workload
+from kernels_pallas.gla.arg_specs import WORKLOADS, Workload
 from kernels_pallas.testing import (
     GATE_KINDS,
     TOLERANCES,

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from jaxtyping import Array, Float
 
-from kernels_pallas.common.arrays import checked_array
-from kernels_pallas.common.dispatch import compiled, dispatch
 from kernels_pallas.conv_patches import pallas_triton, reference, xla
 from kernels_pallas.conv_patches.spec import ConvPatchesSpec
+from kernels_pallas.core.checks import checked_array
+from kernels_pallas.core.dispatch import compiled, dispatch
 
 # Best first: `implementation=None` takes the first that serves the call on the platform.
 _MODULES = {"pallas_triton": pallas_triton, "xla": xla, "reference": reference}

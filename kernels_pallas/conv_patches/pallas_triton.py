@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kernels_pallas.common import pallas_compat
-from kernels_pallas.common.pallas_compat import both, power_of_two
 from kernels_pallas.conv_patches import xla
 from kernels_pallas.conv_patches.spec import ConvPatchesSpec
+from kernels_pallas.core import pallas_compat
+from kernels_pallas.core.pallas_compat import both, power_of_two
 
 MOST_COLUMNS = 256
 """Columns of a program at most."""

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from jaxtyping import Array, Float
 
-from kernels_pallas.common.arrays import checked_array
-from kernels_pallas.common.dispatch import compiled, dispatch
+from kernels_pallas.core.checks import checked_array
+from kernels_pallas.core.dispatch import compiled, dispatch
 from kernels_pallas.depthwise_conv import pallas_triton, reference, xla
 from kernels_pallas.depthwise_conv.spec import DepthwiseConvSpec
 

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from kernels_pallas.common.arrays import checked_array
-from kernels_pallas.common.dispatch import compiled, dispatch
+from kernels_pallas.core.checks import checked_array
+from kernels_pallas.core.dispatch import compiled, dispatch
 from kernels_pallas.gla import pallas_triton, reference, xla_chunked
 from kernels_pallas.gla.spec import GlaSpec
 

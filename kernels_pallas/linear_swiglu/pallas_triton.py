@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from kernels_pallas.common import pallas_compat
-from kernels_pallas.common.pallas_compat import both
+from kernels_pallas.core import pallas_compat
+from kernels_pallas.core.pallas_compat import both
 from kernels_pallas.linear_swiglu.spec import LinearSwigluSpec
 from kernels_pallas.swiglu import pallas_triton as swiglu_kernels
 from kernels_pallas.swiglu.spec import SwigluSpec

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 from jaxtyping import Array, Float
 
-from kernels_pallas.common.arrays import checked_array
-from kernels_pallas.common.dispatch import compiled, dispatch
+from kernels_pallas.core.checks import checked_array
+from kernels_pallas.core.dispatch import compiled, dispatch
 from kernels_pallas.norm import pallas_triton, xla
 from kernels_pallas.norm.spec import ACTIVATIONS, KINDS, NormSpec
 

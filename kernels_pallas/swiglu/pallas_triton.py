@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kernels_pallas.common import pallas_compat
+from kernels_pallas.core import pallas_compat
 from kernels_pallas.swiglu.spec import SwigluSpec
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kernels_pallas.common.products import weight_gradient
+from kernels_pallas.core.products import weight_gradient
 from kernels_pallas.linear_swiglu import pallas_triton as linear_swiglu_kernels
 from kernels_pallas.swiglu import pallas_triton as swiglu_kernels
 from kernels_pallas.swiglu_mlp.spec import SwigluMlpSpec

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kernels_pallas.common.arrays import checked_array
-from kernels_pallas.common.dispatch import compiled, dispatch
+from kernels_pallas.core.checks import checked_array
+from kernels_pallas.core.dispatch import compiled, dispatch
 from kernels_pallas.vig_mixer import pallas_triton, reference, xla_chunked
 from kernels_pallas.vig_mixer.spec import MixerSpec
 

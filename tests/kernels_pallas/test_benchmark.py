@@ -10,7 +10,7 @@ import pytest
 
 from kernels_pallas import bidirectional_gla, gla
 from kernels_pallas.benchmarks import run, timing
-from kernels_pallas.gla.workloads import WORKLOADS
+from kernels_pallas.gla.arg_specs import WORKLOADS
 
 TINY = ("--repeats", "2", "--seed", "1", "--implementation", "xla_chunked", "reference")
 

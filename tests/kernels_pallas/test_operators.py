@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 import kernels_pallas
-from kernels_pallas.common import pallas_compat
+from kernels_pallas.core import pallas_compat
 from kernels_pallas.testing import interpret, rms_relative_error
 
 NAME = "pallas_triton"

@@ -16,7 +16,7 @@ from jax.experimental.pallas import triton as plgpu
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from kernels_pallas.common.device import least_cuda_capability
+from kernels_pallas.core.device import least_cuda_capability
 
 CAPABILITIES = (8.0, math.inf)
 """From, and below: the compute capabilities that Pallas's Triton backend compiles for."""

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kernels_pallas.common import pallas_compat
-from kernels_pallas.gla.pallas_triton_chunk import (
+from kernels_pallas.core import pallas_compat
+from kernels_pallas.gla.pallas_triton.chunk import (
     Chunk,
     Columns,
     Gates,
@@ -34,7 +34,7 @@ from kernels_pallas.gla.pallas_triton_chunk import (
     state_index,
     too_strong,
 )
-from kernels_pallas.gla.pallas_triton_config import Launch
+from kernels_pallas.gla.pallas_triton.config import Launch
 from kernels_pallas.gla.spec import GlaSpec
 
 

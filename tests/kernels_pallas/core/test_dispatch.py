@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from kernels_pallas.common import dispatch as dispatch_module
-from kernels_pallas.common.dispatch import Implementation
+from kernels_pallas.core import dispatch as dispatch_module
+from kernels_pallas.core.dispatch import Implementation
 
 dispatch = inspect.unwrap(dispatch_module.dispatch)  # without the tests' type checker
 

@@ -10,8 +10,8 @@ import pytest
 
 from kernels_pallas import norm_act, residual_norm
 from kernels_pallas.norm import pallas_triton
-from kernels_pallas.norm.pallas_triton_activation import activate, activation_slope
-from kernels_pallas.norm.pallas_triton_config import Config, Tiling, heuristic
+from kernels_pallas.norm.pallas_triton.activation import activate, activation_slope
+from kernels_pallas.norm.pallas_triton.config import Config, Tiling, heuristic
 from kernels_pallas.norm.spec import NormSpec
 from kernels_pallas.testing import TOLERANCES, interpret, rms_relative_error
 

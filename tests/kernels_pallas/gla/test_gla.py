@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kernels_pallas import IMPLEMENTATIONS, bidirectional_gla, gla
-from kernels_pallas.gla.workloads import WORKLOADS
+from kernels_pallas.gla.arg_specs import WORKLOADS
 from kernels_pallas.testing import (
     GATE_KINDS,
     TOLERANCES,

@@ -1,6 +1,6 @@
 """Depthwise 3x3 convolution in Pallas kernels for CUDA GPUs: who is served, and the derivative.
 
-The kernels are in `pallas_triton_kernels`, their tiling in `pallas_triton_config`.
+The kernels are in `kernels`, their tiling in `config`.
 """
 
 import functools
@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kernels_pallas.common.pallas_compat import MAX_ROWS
-from kernels_pallas.depthwise_conv.pallas_triton_config import Config, heuristic
-from kernels_pallas.depthwise_conv.pallas_triton_kernels import convolution, gradients
+from kernels_pallas.core.pallas_compat import MAX_ROWS
+from kernels_pallas.depthwise_conv.pallas_triton.config import Config, heuristic
+from kernels_pallas.depthwise_conv.pallas_triton.kernels import convolution, gradients
 from kernels_pallas.depthwise_conv.spec import DepthwiseConvSpec
 
 

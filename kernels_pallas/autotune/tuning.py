@@ -1,7 +1,7 @@
-"""Finds the fastest tilings on the GPU at hand: `python -m kernels_pallas.common.tuning --help`.
+"""Finds the fastest tilings on the GPU at hand: `python -m kernels_pallas.autotune.tuning --help`.
 
 Every candidate of every workload is timed forward, and forward + backward, by itself and as part of
-`vig_mixer`; the winners are written to `tuning_data/<device>/pallas_triton.json`, from where calls
+`vig_mixer`; the winners are written to `autotune/data/<device>/pallas_triton.json`, from where calls
 of the same shape take them.
 """
 
@@ -21,9 +21,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kernels_pallas.common.device import cuda_device_name
+from kernels_pallas.core.device import cuda_device_name
 from kernels_pallas.gla import pallas_triton
-from kernels_pallas.gla.pallas_triton_config import (
+from kernels_pallas.gla.arg_specs import WORKLOADS, Workload
+from kernels_pallas.gla.pallas_triton.config import (
     TUNING_DATA,
     Config,
     Launch,
@@ -32,7 +33,6 @@ from kernels_pallas.gla.pallas_triton_config import (
     heuristic,
 )
 from kernels_pallas.gla.spec import GlaSpec
-from kernels_pallas.gla.workloads import WORKLOADS, Workload
 from kernels_pallas.vig_mixer import pallas_triton as mixer
 from kernels_pallas.vig_mixer.spec import MixerSpec
 
@@ -41,7 +41,7 @@ _INPUT_SETS = 2  # more bytes than the cache holds, so that memory is read
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m kernels_pallas.common.tuning")
+    parser = argparse.ArgumentParser(prog="python -m kernels_pallas.autotune.tuning")
     parser.add_argument("--workload", action="append", choices=sorted(WORKLOADS), metavar="NAME")
     parser.add_argument("--calls", type=int, default=12, help="calls per sample (default: 12)")
     parser.add_argument("--samples", type=int, default=5, help="samples per row (default: 5)")

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 
 from kernels_pallas import IMPLEMENTATIONS, bidirectional_gla, gla
-from kernels_pallas.common import pallas_compat
-from kernels_pallas.gla import pallas_triton, pallas_triton_bwd, pallas_triton_fwd
-from kernels_pallas.gla.pallas_triton_chunk import Columns, Gates
-from kernels_pallas.gla.pallas_triton_config import Config, Launch, heuristic
+from kernels_pallas.core import pallas_compat
+from kernels_pallas.gla import pallas_triton
+from kernels_pallas.gla.arg_specs import WORKLOADS
+from kernels_pallas.gla.pallas_triton import backward as pallas_triton_bwd
+from kernels_pallas.gla.pallas_triton import forward as pallas_triton_fwd
+from kernels_pallas.gla.pallas_triton.chunk import Columns, Gates
+from kernels_pallas.gla.pallas_triton.config import Config, Launch, heuristic
 from kernels_pallas.gla.spec import GlaSpec
-from kernels_pallas.gla.workloads import WORKLOADS
 from kernels_pallas.testing import (
     GATE_KINDS,
     TOLERANCES,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from kernels_pallas.common.pallas_compat import interpret as interpret
+from kernels_pallas.core.pallas_compat import interpret as interpret
 
 GATE_KINDS: tuple[str, ...] = ("typical", "mild", "strong", "none", "reset", "mixed")
 """Kinds of log-decays that `random_inputs` makes."""

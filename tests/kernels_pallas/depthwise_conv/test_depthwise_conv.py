@@ -12,7 +12,7 @@ import pytest
 
 import kernels_pallas
 from kernels_pallas.depthwise_conv import IMPLEMENTATIONS, depthwise_conv, pallas_triton, xla
-from kernels_pallas.depthwise_conv.pallas_triton_config import Config, Tiling, heuristic
+from kernels_pallas.depthwise_conv.pallas_triton.config import Config, Tiling, heuristic
 from kernels_pallas.depthwise_conv.spec import DepthwiseConvSpec
 from kernels_pallas.testing import TOLERANCES, interpret, rms_relative_error
 

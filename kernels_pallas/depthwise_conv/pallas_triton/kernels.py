@@ -11,9 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kernels_pallas.common import pallas_compat
-from kernels_pallas.common.pallas_compat import both
-from kernels_pallas.depthwise_conv.pallas_triton_config import Tiling
+from kernels_pallas.core import pallas_compat
+from kernels_pallas.core.pallas_compat import both
+from kernels_pallas.depthwise_conv.pallas_triton.config import Tiling
 from kernels_pallas.depthwise_conv.spec import DepthwiseConvSpec
 
 

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from kernels_pallas import bidirectional_gla, vig_mixer
-from kernels_pallas.gla.pallas_triton_config import Config, Launch, heuristic
+from kernels_pallas.gla.pallas_triton.config import Config, Launch, heuristic
 from kernels_pallas.testing import TOLERANCES, interpret, rms_relative_error
-from kernels_pallas.vig_mixer import IMPLEMENTATIONS, pallas_triton, pallas_triton_blend
+from kernels_pallas.vig_mixer import IMPLEMENTATIONS, pallas_triton
+from kernels_pallas.vig_mixer.pallas_triton import blend as pallas_triton_blend
 from kernels_pallas.vig_mixer.spec import MixerSpec
 
 NAME = "pallas_triton"

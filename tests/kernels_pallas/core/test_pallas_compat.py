@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kernels_pallas.common import pallas_compat
+from kernels_pallas.core import pallas_compat
 from kernels_pallas.testing import interpret
 
 

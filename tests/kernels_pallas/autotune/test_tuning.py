@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from kernels_pallas.common import tuning
-from kernels_pallas.gla import pallas_triton_config
-from kernels_pallas.gla.pallas_triton_config import TUNING_DATA, as_entry, heuristic
-from kernels_pallas.gla.workloads import WORKLOADS
+from kernels_pallas.autotune import tuning
+from kernels_pallas.gla.arg_specs import WORKLOADS
+from kernels_pallas.gla.pallas_triton import config as pallas_triton_config
+from kernels_pallas.gla.pallas_triton.config import TUNING_DATA, as_entry, heuristic
 
 SPECS = [spec for workload in WORKLOADS.values() for spec in tuning._specs(workload)]
 FILES = sorted(TUNING_DATA.glob("*/*.json"))

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kernels_pallas.common import pallas_compat
-from kernels_pallas.common.pallas_compat import LOG2_E, both, power_of_two
-from kernels_pallas.gla.pallas_triton_config import Launch
+from kernels_pallas.core import pallas_compat
+from kernels_pallas.core.pallas_compat import LOG2_E, both, power_of_two
+from kernels_pallas.gla.pallas_triton.config import Launch
 from kernels_pallas.gla.spec import GlaSpec
 
 # Stands for -inf: its exponential is zero all the same, but sums and products of it are finite.

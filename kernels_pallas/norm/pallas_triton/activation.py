@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from kernels_pallas.common import pallas_compat
+from kernels_pallas.core import pallas_compat
 
 # P(Z > |x|) of a standard normal Z is exp(-x^2 / 2) (a_1 k + a_2 k^2 + ...), k = 1 / (1 + c |x|).
 # Here are c and the a_i, fitted for the least relative error for |x| up to 14: 9e-8 where results

@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kernels_pallas.common.products import weight_gradient
+from kernels_pallas.core.products import weight_gradient
 from kernels_pallas.gla import pallas_triton as gla
-from kernels_pallas.gla import pallas_triton_bwd, pallas_triton_fwd
-from kernels_pallas.gla.pallas_triton_chunk import Columns, Gates
-from kernels_pallas.gla.pallas_triton_config import Config, Launch, choose
-from kernels_pallas.vig_mixer import pallas_triton_blend
+from kernels_pallas.gla.pallas_triton import backward as pallas_triton_bwd
+from kernels_pallas.gla.pallas_triton import forward as pallas_triton_fwd
+from kernels_pallas.gla.pallas_triton.chunk import Columns, Gates
+from kernels_pallas.gla.pallas_triton.config import Config, Launch, choose
+from kernels_pallas.vig_mixer.pallas_triton import blend as pallas_triton_blend
 from kernels_pallas.vig_mixer.spec import MixerSpec
 
 _DIRECTIONS = (False, True)

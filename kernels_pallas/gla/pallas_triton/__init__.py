@@ -1,7 +1,7 @@
 """Gated linear attention in Pallas kernels for CUDA GPUs: who is served, and the derivative.
 
-The kernels are in `pallas_triton_fwd` and `pallas_triton_bwd`, their tiling in
-`pallas_triton_config`; README.md derives them.
+The kernels are in `forward` and `backward`, their tiling in
+`config`; README.md derives them.
 """
 
 import functools
@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kernels_pallas.gla import pallas_triton_bwd, pallas_triton_fwd
-from kernels_pallas.gla.pallas_triton_chunk import geometry_of, pad_state, unpad_state
-from kernels_pallas.gla.pallas_triton_config import Config, Launch, choose
+from kernels_pallas.gla.pallas_triton import backward as pallas_triton_bwd
+from kernels_pallas.gla.pallas_triton import forward as pallas_triton_fwd
+from kernels_pallas.gla.pallas_triton.chunk import geometry_of, pad_state, unpad_state
+from kernels_pallas.gla.pallas_triton.config import Config, Launch, choose
 from kernels_pallas.gla.spec import GlaSpec
 
 MAX_WIDTH = 256

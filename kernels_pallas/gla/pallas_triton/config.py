@@ -8,7 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from kernels_pallas.common.device import cuda_device_name
+from kernels_pallas.core.device import cuda_device_name
 from kernels_pallas.gla.spec import GlaSpec
 
 
@@ -57,7 +57,7 @@ class Config:
                 raise ValueError(f"training and backward must have the same {name}")
 
 
-TUNING_DATA = pathlib.Path(__file__).parent.parent / "tuning_data"
+TUNING_DATA = pathlib.Path(__file__).parents[2] / "autotune" / "data"
 """Measured winners: a folder per device, in it a file per implementation."""
 
 

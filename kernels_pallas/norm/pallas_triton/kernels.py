@@ -11,9 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kernels_pallas.common import pallas_compat
-from kernels_pallas.norm.pallas_triton_activation import activate, activation_slope
-from kernels_pallas.norm.pallas_triton_config import Tiling
+from kernels_pallas.core import pallas_compat
+from kernels_pallas.norm.pallas_triton.activation import activate, activation_slope
+from kernels_pallas.norm.pallas_triton.config import Tiling
 from kernels_pallas.norm.spec import NormSpec
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kernels_pallas.common import pallas_compat
+from kernels_pallas.core import pallas_compat
 from kernels_pallas.vig_mixer.spec import MixerSpec
 
 # Elements of each array that a program works on at a time, and most programs: six and four for each
