@@ -1,8 +1,8 @@
 """Fast operators for JAX, usable on their own: `from kernels_pallas import gla`."""
 
-from kernels_pallas.conv_patches import conv_patches
 from kernels_pallas.depthwise_conv import depthwise_conv
 from kernels_pallas.gla import IMPLEMENTATIONS, bidirectional_gla, gla
+from kernels_pallas.im2col import im2col
 from kernels_pallas.linear_swiglu import linear_swiglu
 from kernels_pallas.norm import norm_act, residual_norm
 from kernels_pallas.swiglu import swiglu
@@ -12,9 +12,9 @@ from kernels_pallas.vig_mixer import vig_mixer
 __all__ = [
     "IMPLEMENTATIONS",
     "bidirectional_gla",
-    "conv_patches",
     "depthwise_conv",
     "gla",
+    "im2col",
     "linear_swiglu",
     "norm_act",
     "residual_norm",

@@ -1,8 +1,8 @@
 """Finds the fastest tilings on the GPU at hand: `python -m kernels_pallas.autotune.tuning --help`.
 
 Every candidate of every workload is timed forward, and forward + backward, by itself and as part of
-`vig_mixer`; the winners are written to `autotune/data/<device>/pallas_triton.json`, from where calls
-of the same shape take them.
+`vig_mixer`. The winners are written to `autotune/data/<device>/pallas_triton.json`; calls of the
+same shape use them.
 """
 
 import argparse

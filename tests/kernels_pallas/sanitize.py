@@ -84,10 +84,10 @@ def cases() -> Iterator[Case]:
     yield "linear_swiglu", kp.linear_swiglu, (normal(70, 64), kernel)
     yield "swiglu_mlp", kp.swiglu_mlp, (normal(130, 64), kernel, down_kernel)
 
-    run = functools.partial(kp.conv_patches, kernel_size=3, stride=2)
-    yield "conv_patches 3, 2", run, (normal(2, 15, 16, 3),)
-    run = functools.partial(kp.conv_patches, kernel_size=7, stride=4, columns=160, ones=True)
-    yield "conv_patches 7, 4", run, (normal(1, 32, 32, 3),)
+    run = functools.partial(kp.im2col, kernel_size=3, stride=2)
+    yield "im2col 3, 2", run, (normal(2, 15, 16, 3),)
+    run = functools.partial(kp.im2col, kernel_size=7, stride=4, columns=160, ones=True)
+    yield "im2col 7, 4", run, (normal(1, 32, 32, 3),)
 
 
 def results(run: Callable[..., Any], arrays: tuple[jax.Array, ...]) -> tuple[Any, Any, Any]:

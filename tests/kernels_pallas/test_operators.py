@@ -24,7 +24,7 @@ def narrow(*shape):
 GLA = (ones(1, 3, 1, 2),) * 5
 CALLS = {
     "bidirectional_gla": (GLA, {}),
-    "conv_patches": ((ones(1, 4, 4, 1),), {"kernel_size": 3, "stride": 2}),
+    "im2col": ((ones(1, 4, 4, 1),), {"kernel_size": 3, "stride": 2}),
     "depthwise_conv": ((ones(1, 2, 2, 4), ones(3, 3, 1, 4)), {"activation": "silu"}),
     "gla": (GLA[:4], {}),
     "linear_swiglu": ((narrow(3, 16), narrow(16, 32)), {}),
@@ -122,7 +122,7 @@ def test_a_second_derivative_is_refused_and_what_to_do_is_told(operator):
     further, _ = call_of(operator, implementation=portable)
     expected = jax.eval_shape(second_derivative(further), *arrays)
     assert expected.shape == arrays[0].shape
-    if operator == "conv_patches":  # its backward pass is XLA's
+    if operator == "im2col":  # its backward pass is XLA's
         assert jax.eval_shape(second_derivative(run), *arrays) == expected
         return
     with pytest.raises(NotImplementedError, match=f"once, in reverse mode.*'{portable}'"):

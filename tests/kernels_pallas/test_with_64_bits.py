@@ -29,7 +29,7 @@ def calls(dtype):
         "norm_act": ({"kind": "layer", "epsilon": 1e-5, "activation": "gelu"}, (x, weights(32))),
         "residual_norm": ({"kind": "rms", "epsilon": 1e-5}, (x, x, weights(32))),
         "depthwise_conv": ({"activation": "silu"}, (x, shape(3, 3, 1, 32))),
-        "conv_patches": ({"kernel_size": 3, "stride": 2}, (shape(2, 16, 16, 3),)),
+        "im2col": ({"kernel_size": 3, "stride": 2}, (shape(2, 16, 16, 3),)),
         "swiglu": ({}, (x,)),
         "linear_swiglu": ({}, (x, shape(32, 64))),
         "swiglu_mlp": ({}, (x, shape(32, 64), shape(32, 32))),

@@ -43,7 +43,7 @@ def test_a_second_start_compiles_nothing(image_folder, tmp_path):
             check=True,
         )
         told = done.stderr.splitlines()
-        assert "conv_patches: using xla" in told  # with nothing before it
+        assert "im2col: using xla" in told  # with nothing before it
         assert "compiling the update, or reading it from the cache ..." in told
         entries.append({path.name for path in cache.iterdir()})
     assert any("train_step" in name for name in entries[0])

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kernels_pallas import conv_patches
+from kernels_pallas import im2col
 from vig_jax.layers.linear import Dtype, conv, precision, torch_conv, uniform_bias
 from vig_jax.layers.norm import Residual, layer_norm
 from vig_jax.sharding.kernels import over_batch
@@ -33,7 +33,7 @@ class PatchConv(nn.Module):
         bias_init = uniform_bias(channels * size**2)
         bias = self.param("bias", bias_init, (self.features,), self.param_dtype)
         images, kernel, bias = nn.dtypes.promote_dtype(images, kernel, bias, dtype=self.dtype)
-        under = functools.partial(conv_patches, kernel_size=size, stride=self.stride, ones=True)
+        under = functools.partial(im2col, kernel_size=size, stride=self.stride, ones=True)
         columns = over_batch(under)(images)
         matrix = jnp.concatenate([kernel.reshape(-1, self.features), bias[None]])
         matrix = jnp.pad(matrix, ((0, columns.shape[-1] - len(matrix)), (0, 0)))

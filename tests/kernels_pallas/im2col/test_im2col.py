@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kernels_pallas import conv_patches
-from kernels_pallas.conv_patches import IMPLEMENTATIONS, pallas_triton
-from kernels_pallas.conv_patches.pallas_triton import Tiling
-from kernels_pallas.conv_patches.spec import ConvPatchesSpec
+from kernels_pallas import im2col
+from kernels_pallas.im2col import IMPLEMENTATIONS, pallas_triton
+from kernels_pallas.im2col.pallas_triton import Tiling
+from kernels_pallas.im2col.spec import Im2colSpec
 from kernels_pallas.testing import TOLERANCES, interpret, rms_relative_error
 
 NAME = "pallas_triton"
@@ -73,7 +73,7 @@ def check(run, images, size, stride, columns=None, ones=False):
 def test_formula(name, shape, size, stride, columns, dtype):
     with jax.enable_x64(dtype == "float64"):
         run = functools.partial(
-            conv_patches, kernel_size=size, stride=stride, columns=columns, implementation=name
+            im2col, kernel_size=size, stride=stride, columns=columns, implementation=name
         )
         check(run, make(shape, dtype), size, stride, columns)
 
@@ -84,8 +84,8 @@ def test_formula(name, shape, size, stride, columns, dtype):
 def test_interpreted_kernel(shape, size, stride, columns, tiling, dtype):
     images = make(shape, dtype)
     numbers = columns or -(-(size**2) * shape[3] // 32) * 32
-    spec = ConvPatchesSpec(*shape, size, stride, numbers, images.dtype)
-    run = functools.partial(pallas_triton.conv_patches, spec, tiling=tiling)
+    spec = Im2colSpec(*shape, size, stride, numbers, images.dtype)
+    run = functools.partial(pallas_triton.im2col, spec, tiling=tiling)
     with interpret():
         check(run, images, size, stride, columns)
 
@@ -98,7 +98,7 @@ def lowered(run, *arguments):
 @pytest.mark.parametrize(("shape", "size", "stride", "columns"), CASES[:-1])
 def test_ones(name, shape, size, stride, columns):
     run = functools.partial(
-        conv_patches,
+        im2col,
         kernel_size=size,
         stride=stride,
         columns=columns,
@@ -112,20 +112,20 @@ def test_ones(name, shape, size, stride, columns):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("shape", "size", "stride"), [*VIG, ((3, 7, 31, 5), 4, 3)])
 def test_lowers_for_cuda(shape, size, stride, dtype):
-    run = functools.partial(conv_patches, kernel_size=size, stride=stride, implementation=NAME)
+    run = functools.partial(im2col, kernel_size=size, stride=stride, implementation=NAME)
     assert len(lowered(run, jax.ShapeDtypeStruct(shape, dtype))) > 0
 
 
 @pytest.mark.skipif(jax.__version_info__ > (0, 10, 2), reason="later lowerings hide the names")
 def test_kernels_on_cuda_only_and_once():
-    run = functools.partial(conv_patches, kernel_size=3, stride=2)
+    run = functools.partial(im2col, kernel_size=3, stride=2)
     images = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.bfloat16)
 
     def gradient(images):
         out, pullback = jax.vjp(functools.partial(run, implementation=NAME), images)
         return out, pullback(out)
 
-    pattern = r'name = "conv_patches"'
+    pattern = r'name = "im2col"'
     assert len(re.findall(pattern, lowered(run, images))) == 1
     assert len(re.findall(pattern, lowered(gradient, images))) == 1
     assert not re.findall(pattern, jax.jit(run).lower(images).as_text())
@@ -133,14 +133,14 @@ def test_kernels_on_cuda_only_and_once():
 
 @pytest.mark.parametrize("implementation", [*IMPLEMENTATIONS[1:], None])
 def test_no_images(implementation):
-    run = functools.partial(conv_patches, kernel_size=3, stride=2, implementation=implementation)
+    run = functools.partial(im2col, kernel_size=3, stride=2, implementation=implementation)
     assert run(jnp.ones((0, 5, 5, 3))).shape == (0, 3, 3, 32)
 
 
 def test_what_the_kernel_does_not_serve():
     for images in (jnp.ones((1, 4, 4, 1), jnp.float16), jnp.ones((0, 4, 4, 1))):
         with pytest.raises(NotImplementedError, match="cannot run this call"):
-            conv_patches(images, kernel_size=3, stride=2, implementation=NAME)
+            im2col(images, kernel_size=3, stride=2, implementation=NAME)
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_what_the_kernel_does_not_serve():
 )
 def test_errors(unchecked, images, options, error, told):
     with pytest.raises(error, match=told):
-        conv_patches(images, **{"kernel_size": 3, "stride": 2, **options})
+        im2col(images, **{"kernel_size": 3, "stride": 2, **options})
 
 
 @on_gpu
@@ -175,7 +175,7 @@ def test_errors(unchecked, images, options, error, told):
 def test_on_a_gpu(shape, size, stride, columns, dtype):
     images = make((min(shape[0], 16), *shape[1:]), dtype)
     options = {"kernel_size": size, "stride": stride, "columns": columns, "implementation": NAME}
-    check(functools.partial(conv_patches, **options), images, size, stride, columns)
+    check(functools.partial(im2col, **options), images, size, stride, columns)
     if shape == VIG[0][0]:
-        run = functools.partial(conv_patches, **options, ones=True)
+        run = functools.partial(im2col, **options, ones=True)
         check(run, images, size, stride, columns, ones=True)

@@ -6,7 +6,7 @@ import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
-class ConvPatchesSpec:
+class Im2colSpec:
     """Everything an implementation may look at to decide whether it can serve a call.
 
     Attributes:

@@ -3,16 +3,16 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kernels_pallas.conv_patches.spec import ConvPatchesSpec
+from kernels_pallas.im2col.spec import Im2colSpec
 
 
-def supports(spec: ConvPatchesSpec) -> str | None:
+def supports(spec: Im2colSpec) -> str | None:
     """Serves every call."""
     return None
 
 
-def conv_patches(spec: ConvPatchesSpec, images: Float[Array, "B H W C"]) -> Float[Array, "B h w X"]:
-    """See `kernels_pallas.conv_patches.api.conv_patches`."""
+def im2col(spec: Im2colSpec, images: Float[Array, "B H W C"]) -> Float[Array, "B h w X"]:
+    """See `kernels_pallas.im2col.api.im2col`."""
     padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
     h, w = spec.positions
     out = jnp.zeros((spec.batch, h, w, spec.columns), spec.dtype)

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from jaxtyping import Array, Float
 
-from kernels_pallas.conv_patches import pallas_triton, reference, xla
-from kernels_pallas.conv_patches.spec import ConvPatchesSpec
 from kernels_pallas.core.checks import checked_array
 from kernels_pallas.core.dispatch import compiled, dispatch
+from kernels_pallas.im2col import pallas_triton, reference, xla
+from kernels_pallas.im2col.spec import Im2colSpec
 
 # Best first: `implementation=None` takes the first that serves the call on the platform.
 _MODULES = {"pallas_triton": pallas_triton, "xla": xla, "reference": reference}
@@ -15,10 +15,10 @@ _MODULES = {"pallas_triton": pallas_triton, "xla": xla, "reference": reference}
 IMPLEMENTATIONS: tuple[str, ...] = tuple(_MODULES)
 """Names accepted by `implementation=`, best first."""
 
-_TABLE = compiled(_MODULES, "conv_patches")
+_TABLE = compiled(_MODULES, "im2col")
 
 
-def conv_patches(
+def im2col(
     images: Float[Array, "B H W C"],
     *,
     kernel_size: int,
@@ -46,7 +46,7 @@ def conv_patches(
             rounds that up to a multiple of 32.
         ones: Whether the first column behind the real ones is 1.
         implementation: None for the best one on the platform the program is lowered for, a name
-            out of `kernels_pallas.conv_patches.IMPLEMENTATIONS`, or several to try in order.
+            out of `kernels_pallas.im2col.IMPLEMENTATIONS`, or several to try in order.
 
     Returns:
         An array of h = (H + 2 - kernel_size) // stride + 1 rows and w columns of positions, in the
@@ -81,8 +81,8 @@ def conv_patches(
             f"got {columns}"
         )
     return dispatch(
-        "conv_patches",
-        ConvPatchesSpec(
+        "im2col",
+        Im2colSpec(
             batch, height, width, channels, kernel_size, stride, columns, images.dtype, ones
         ),
         (images,),

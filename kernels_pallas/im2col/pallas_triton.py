@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kernels_pallas.conv_patches import xla
-from kernels_pallas.conv_patches.spec import ConvPatchesSpec
 from kernels_pallas.core import pallas_compat
 from kernels_pallas.core.pallas_compat import both, power_of_two
+from kernels_pallas.im2col import xla
+from kernels_pallas.im2col.spec import Im2colSpec
 
 MOST_COLUMNS = 256
 """Columns of a program at most."""
@@ -35,7 +35,7 @@ class Tiling:
     columns_first: bool = False
 
 
-def heuristic(spec: ConvPatchesSpec) -> Tiling:
+def heuristic(spec: Im2colSpec) -> Tiling:
     """About 32 numbers for each of 128 threads, with as few outside of the map as possible.
 
     Neighbours in a row of positions read neighbouring memory: 16 of them, or the largest power of
@@ -50,7 +50,7 @@ def heuristic(spec: ConvPatchesSpec) -> Tiling:
     return Tiling(rows, across, columns_first=columns_first)
 
 
-def supports(spec: ConvPatchesSpec) -> str | None:
+def supports(spec: Im2colSpec) -> str | None:
     """Serves bfloat16 and float32 images of less than 2**31 numbers each."""
     if spec.dtype not in (jnp.bfloat16, jnp.float32):
         return f"images must be bfloat16 or float32, got {spec.dtype}"
@@ -66,14 +66,14 @@ def supports(spec: ConvPatchesSpec) -> str | None:
 class _Call(NamedTuple):
     """What is static."""
 
-    spec: ConvPatchesSpec
+    spec: Im2colSpec
     tiling: Tiling
 
 
-def conv_patches(
-    spec: ConvPatchesSpec, images: Float[Array, "B H W C"], *, tiling: Tiling | None = None
+def im2col(
+    spec: Im2colSpec, images: Float[Array, "B H W C"], *, tiling: Tiling | None = None
 ) -> Float[Array, "B h w X"]:
-    """See `kernels_pallas.conv_patches.api.conv_patches`."""
+    """See `kernels_pallas.im2col.api.im2col`."""
     return _patches(_Call(spec, tiling or heuristic(spec)), images)
 
 
@@ -91,7 +91,7 @@ def _patches_backward(call: _Call, _: None, grad_out: Any) -> tuple[Any]:
     spec = dataclasses.replace(call.spec, ones=False)
     shape = (spec.batch, spec.height, spec.width, spec.channels)
     images = jax.ShapeDtypeStruct(shape, spec.dtype)
-    transpose = jax.linear_transpose(functools.partial(xla.conv_patches, spec), images)
+    transpose = jax.linear_transpose(functools.partial(xla.im2col, spec), images)
     return tuple(transpose(grad_out))
 
 
@@ -99,7 +99,7 @@ _patches.defvjp(_patches_forward, _patches_backward)
 
 
 def _kernel(
-    images_ref: Any, out_ref: Any, *, spec: ConvPatchesSpec, tiling: Tiling, interpreting: bool
+    images_ref: Any, out_ref: Any, *, spec: Im2colSpec, tiling: Tiling, interpreting: bool
 ) -> None:
     """Refs: images [B, H * W * C]; output [B, h * w, X].
 
@@ -168,7 +168,7 @@ def _forward(call: _Call, images: Any) -> Any:
     h, w = spec.positions
     [out] = pallas_compat.triton_call(
         functools.partial(_kernel, spec=spec, tiling=tiling),
-        name="conv_patches",
+        name="im2col",
         programs=images_of * blocks_down * blocks_across * blocks_of_columns,
         out_shape=[jax.ShapeDtypeStruct((spec.batch, h * w, spec.columns), spec.dtype)],
         num_warps=tiling.num_warps,
@@ -177,7 +177,7 @@ def _forward(call: _Call, images: Any) -> Any:
     return out.reshape(spec.batch, h, w, spec.columns)
 
 
-def _programs(spec: ConvPatchesSpec, tiling: Tiling) -> tuple[int, int, int, int]:
+def _programs(spec: Im2colSpec, tiling: Tiling) -> tuple[int, int, int, int]:
     """Images, blocks of rows of positions, of positions in a row and of columns."""
     h, w = spec.positions
     return (
@@ -188,7 +188,7 @@ def _programs(spec: ConvPatchesSpec, tiling: Tiling) -> tuple[int, int, int, int
     )
 
 
-def _block_columns(spec: ConvPatchesSpec) -> int:
+def _block_columns(spec: Im2colSpec) -> int:
     return min(MOST_COLUMNS, power_of_two(spec.columns))
 
 
