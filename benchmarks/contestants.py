@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 import jax
 
 from kernels_pallas.benchmarks.timing import contestant
-from vig_jax.cli.programs import (
+from vig_jax.bench.programs import (
     agreement,
     benchmark_config,
     flops_per_image,

@@ -143,8 +143,8 @@ def _compare(options: argparse.Namespace) -> int:
 
     from kernels_pallas.benchmarks.timing import commit, driver
     from vig_jax import list_models
-    from vig_jax.cli.programs import image_and_batch_sizes
-    from vig_jax.evaluation.throughput import by_model, draw, peak_flops, write_tables
+    from vig_jax.bench.programs import image_and_batch_sizes
+    from vig_jax.bench.throughput import by_model, draw, peak_flops, write_tables
 
     shapes = image_and_batch_sizes(options.image_size, options.batch_size)
     if unknown := [name for name, *_ in options.models if name not in list_models()]:
@@ -240,7 +240,7 @@ def _rows(
     """Our row at one image size, and one of each peer in its faster variant, of one pass."""
     from benchmarks.contestants import ours
     from kernels_pallas.benchmarks.timing import interleaved
-    from vig_jax.evaluation.throughput import spread
+    from vig_jax.bench.throughput import spread
 
     train = pass_ == "train"
     mode = options.compile_mode or ("default" if train else "reduce-overhead")

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.contestants import Contestant
-from vig_jax.cli.programs import DROP_PATH, INPUTS, TRAIN_MACS
+from vig_jax.bench.programs import DROP_PATH, INPUTS, TRAIN_MACS
 from vig_jax.layers.pixels import IMAGENET_MEAN, IMAGENET_STD
 
 ATTENTION = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}

@@ -10,8 +10,8 @@ from vig_jax.config import parse, to_dict
 from vig_jax.sharding.mesh import check_batch_size, make_mesh
 from vig_jax.tasks.classification import make_task
 from vig_jax.train.calendar import Calendar
-from vig_jax.train.optimizer import make_optimizer
-from vig_jax.train.schedule import warmup_cosine
+from vig_jax.train.optim.optimizer import make_optimizer
+from vig_jax.train.optim.schedule import warmup_cosine
 
 NAMES = sorted(p.stem for p in (Path(__file__).parents[1] / "configs").glob("*.py"))
 PAGES = [name for name in NAMES if name != "common"]

@@ -4,13 +4,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vig_jax.convert import load_weights
-    from vig_jax.models import create_model, list_models, predictor
+    from vig_jax.inference.predictor import predictor
+    from vig_jax.models import create_model, list_models
+    from vig_jax.weights import load_weights
 
 __all__ = ["create_model", "list_models", "load_weights", "predictor"]
 
-_HOMES = dict.fromkeys(("create_model", "list_models", "predictor"), "vig_jax.models")
-_HOMES["load_weights"] = "vig_jax.convert"
+_HOMES = {
+    "create_model": "vig_jax.models",
+    "list_models": "vig_jax.models",
+    "load_weights": "vig_jax.weights",
+    "predictor": "vig_jax.inference.predictor",
+}
 
 
 def __getattr__(name: str) -> Any:

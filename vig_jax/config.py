@@ -42,7 +42,7 @@ class ModelConfig:
 class DataConfig:
     """Where images come from and what happens to them, on the host and then on the device."""
 
-    source: str  # a name of vig_jax.data.sources
+    source: str  # a name of vig_jax.data.datasets.registry
     path: str | None
     image_size: int  # side of the square training and evaluation images, pixels
     mean: tuple[float, float, float]  # red, green, blue, in units of [0, 1]

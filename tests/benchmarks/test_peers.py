@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from benchmarks import contestants, peers
-from vig_jax.cli import programs
-from vig_jax.evaluation.throughput import Program
+from vig_jax.bench import programs
+from vig_jax.bench.throughput import Program
 from vig_jax.tasks import classification
 
 ROOT = Path(__file__).parents[2]

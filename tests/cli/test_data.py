@@ -62,7 +62,7 @@ def test_an_interruption_says_how_to_go_on(photographs, tmp_path, capsys, monkey
 
     command = ["data", "convert", str(photographs), str(tmp_path / "out"), "--workers", "0"]
     with monkeypatch.context() as patch:
-        patch.setattr("vig_jax.data.conversion._write_shard", interrupted)
+        patch.setattr("vig_jax.data.convert.conversion._write_shard", interrupted)
         assert main(command) == 1
     assert "--resume goes on" in capsys.readouterr().err
     assert main([*command, "--resume", "--verify"]) == 0

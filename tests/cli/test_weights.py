@@ -11,8 +11,8 @@ from PIL import Image
 import vig_jax
 from tests.train.conftest import compilation_cache  # noqa: F401 - a fixture
 from vig_jax.cli.main import main
-from vig_jax.data.imagenet import class_ids, class_names
-from vig_jax.data.transforms import eval_image
+from vig_jax.data.datasets.imagenet import class_ids, class_names
+from vig_jax.data.preprocess.transforms import eval_image
 from vig_jax.train.checkpoint import load_for_inference
 from vig_jax.train.imported import published_config, restore_weights
 
@@ -177,7 +177,7 @@ def test_nothing_half_written(tmp_path, capsys, monkeypatch):
 def test_no_code_of_a_file_runs(tmp_path, capsys):
     import os
 
-    from tests.convert.torch_writer import Call, save
+    from tests.weights.torch_writer import Call, save
 
     file, touched = tmp_path / "evil.pth", tmp_path / "touched"
     save({"model": Call(os.system, (f"touch {touched}",))}, file)
@@ -224,7 +224,7 @@ def test_mistakes(arguments, message, capsys):
 def test_images_of_other_classes_are_refused(pictures, capsys, tmp_path):
     arguments = ["evaluate", "--data-path", str(pictures), "--workers", "0"]
     fewer = tmp_path / "fewer.safetensors"
-    from vig_jax.convert.load import save_safetensors
+    from vig_jax.weights.load import save_safetensors
 
     variables = vig_jax.load_weights(
         GOLDEN / "plain_fmt_ckpt.pth", "vig_t", **(PLAIN | {"num_classes": 3})

@@ -12,8 +12,8 @@ from flax import traverse_util
 
 import vig_jax
 from tests import golden
-from vig_jax.convert import upstream
 from vig_jax.layers import gated_linear_attention
+from vig_jax.weights import upstream
 
 FOLDER = Path(__file__).parent / "golden"
 PLAIN = ("plain_t", "plain_s", "plain_x", "plain_eps", "plain_fmt")

@@ -10,10 +10,10 @@ import pytest
 
 import vig_jax
 from tests import golden
-from vig_jax.convert import upstream
 from vig_jax.layers.block import Block
 from vig_jax.layers.drop_path import DropPath
 from vig_jax.layers.norm import Residual, layer_norm
+from vig_jax.weights import upstream
 
 FOLDER = Path(__file__).parent / "golden"
 SMALL = {"img_size": 64, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 5}

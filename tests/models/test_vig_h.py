@@ -10,7 +10,7 @@ import pytest
 
 import vig_jax
 from tests import golden
-from vig_jax.convert import upstream
+from vig_jax.weights import upstream
 
 FOLDER = Path(__file__).parent / "golden"
 SMALL = {"embed_dims": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2]}

@@ -13,7 +13,7 @@ from vig_jax.config import parse
 from vig_jax.sharding.kernels import over_batch
 from vig_jax.sharding.mesh import DATA_AXIS, check_batch_size, make_mesh, place_batch, replicated
 from vig_jax.tasks.classification import make_task
-from vig_jax.train.optimizer import make_optimizer
+from vig_jax.train.optim.optimizer import make_optimizer
 from vig_jax.train.state import init_state
 from vig_jax.train.step import make_train_step
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vig_jax.data.mixup import mix_targets
+from vig_jax.augment.mixup import mix_targets
 from vig_jax.tasks.losses import cross_entropy, soft_cross_entropy
 
 

@@ -8,7 +8,7 @@ from PIL import Image
 import vig_jax
 from configs import common
 from vig_jax.config import parse
-from vig_jax.convert.load import save_safetensors
+from vig_jax.weights.load import save_safetensors
 
 
 @pytest.fixture(scope="session")

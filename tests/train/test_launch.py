@@ -11,7 +11,7 @@ import pytest
 
 from configs import common
 from vig_jax.train import launch
-from vig_jax.train.metrics import NonFiniteLossError
+from vig_jax.train.logging.metrics import NonFiniteLossError
 
 ROOT = Path(__file__).parents[2]
 
@@ -132,7 +132,8 @@ def test_help():
 )
 def test_data_workers_import_nothing_heavy(begin):
     code = (
-        f"import sys; {begin}; import vig_jax.data.loader, vig_jax.data.conversion; "
+        f"import sys; {begin}; "
+        "import vig_jax.data.loader.batches, vig_jax.data.convert.conversion; "
         "sys.exit(sys.modules['jax'] is not None or bool({'jaxlib', 'flax'} & sys.modules.keys()))"
     )
     done = subprocess.run(

@@ -14,14 +14,14 @@ import vig_jax
 from configs import common
 from tests import golden
 from vig_jax.config import parse
-from vig_jax.convert import upstream
 from vig_jax.sharding.mesh import make_mesh
 from vig_jax.tasks.losses import soft_cross_entropy
 from vig_jax.tasks.protocol import Task
-from vig_jax.train.optimizer import make_optimizer
-from vig_jax.train.schedule import warmup_cosine
+from vig_jax.train.optim.optimizer import make_optimizer
+from vig_jax.train.optim.schedule import warmup_cosine
 from vig_jax.train.state import TrainState, init_state
 from vig_jax.train.step import check_accumulation, make_train_step
+from vig_jax.weights import upstream
 
 FOLDER = Path(__file__).parent / "golden"
 MODELS = Path(__file__).parents[1] / "models" / "golden"

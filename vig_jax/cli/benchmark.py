@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
         facts: dict[str, Any] = {"mode": "count"}
     else:
         facts, rows = _measure(args)
-    from vig_jax.evaluation.throughput import write_tables
+    from vig_jax.bench.throughput import write_tables
 
     write_tables(facts, rows, json_file=args.json, csv_file=args.csv)
     return 0
@@ -93,14 +93,14 @@ def _measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, A
     import jax
 
     from kernels_pallas.benchmarks.timing import contestant, kernels
-    from vig_jax.cli.programs import (
+    from vig_jax.bench.programs import (
         agreement,
         flops_per_image,
         image_and_batch_sizes,
         inference_program,
         training_program,
     )
-    from vig_jax.evaluation.throughput import by_model, draw, measure, peak_flops
+    from vig_jax.bench.throughput import by_model, draw, measure, peak_flops
 
     shapes = image_and_batch_sizes(args.image_size, args.batch_size)
     configs = [
@@ -176,7 +176,7 @@ def _count(args: argparse.Namespace, name: str, size: int) -> dict[str, Any]:
     import jax
     import jax.numpy as jnp
 
-    from vig_jax.evaluation.macs import count_macs
+    from vig_jax.bench.macs import count_macs
     from vig_jax.tasks.classification import make_task
 
     model: Any = make_task(_config(args, name, size, 1)).model
@@ -192,7 +192,7 @@ def _count(args: argparse.Namespace, name: str, size: int) -> dict[str, Any]:
 
 
 def _config(args: argparse.Namespace, name: str, size: int, batch: int) -> Any:
-    from vig_jax.cli.programs import benchmark_config
+    from vig_jax.bench.programs import benchmark_config
 
     return benchmark_config(
         name,

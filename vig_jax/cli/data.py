@@ -136,7 +136,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _images(args: argparse.Namespace) -> int:
-    from vig_jax.data.fashion_mnist import write_images
+    from vig_jax.data.datasets.fashion_mnist import write_images
 
     count = write_images(args.directory, args.split, args.per_class)
     print(f"{count} images: {args.directory}")
@@ -144,10 +144,10 @@ def _images(args: argparse.Namespace) -> int:
 
 
 def _open(args: argparse.Namespace) -> dict[Any, Any]:
-    from vig_jax.data.conversion import find_kind, open_splits
-    from vig_jax.data.fashion_mnist import FashionMnistSource
-    from vig_jax.data.sources import FILES
-    from vig_jax.data.split import StratifiedSource
+    from vig_jax.data.convert.conversion import find_kind, open_splits
+    from vig_jax.data.datasets.fashion_mnist import FashionMnistSource
+    from vig_jax.data.datasets.registry import FILES
+    from vig_jax.data.datasets.split import StratifiedSource
 
     if args.source == "fashion_mnist" and not Path(args.source).exists():
         return {split: FashionMnistSource(split) for split in ("train", "eval")}
@@ -162,8 +162,8 @@ def _open(args: argparse.Namespace) -> dict[Any, Any]:
 
 
 def _convert(args: argparse.Namespace) -> int:
-    from vig_jax.data.conversion import Options, convert, verify
-    from vig_jax.data.workers import cpu_count
+    from vig_jax.data.convert.conversion import Options, convert, verify
+    from vig_jax.data.loader.workers import cpu_count
 
     options = Options(
         to=args.to,
@@ -224,8 +224,8 @@ def _inspect(args: argparse.Namespace) -> int:
 
 
 def _benchmark(args: argparse.Namespace) -> int:
-    from vig_jax.data import resize
-    from vig_jax.data.benchmark import host_stages, loader_speed
+    from vig_jax.bench.data import host_stages, loader_speed
+    from vig_jax.data.preprocess import resize
     from vig_jax.train.imported import published_config
 
     if args.images < 1:
@@ -254,7 +254,7 @@ def _benchmark(args: argparse.Namespace) -> int:
     if args.device_batch is not None:
         import jax
 
-        from vig_jax.evaluation.augmentation import device_speed
+        from vig_jax.bench.augmentation import device_speed
 
         seconds = device_speed(source, data, args.device_batch, seconds=3.0)
         device = jax.devices()[0].device_kind

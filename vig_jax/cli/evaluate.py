@@ -104,8 +104,8 @@ def _write_confusion(
     sums: Mapping[str, np.ndarray], class_names: Sequence[str], restored: Any, folder: Path
 ) -> None:
     """Stores and draws which classes were taken for which."""
-    from vig_jax.evaluation.confusion import Confusion
-    from vig_jax.train.report import write_confusion
+    from vig_jax.metrics.confusion import Confusion
+    from vig_jax.train.logging.report import write_confusion
 
     if "confusion" not in sums:
         raise ValueError(
@@ -123,7 +123,7 @@ def _write_confusion(
 def _check_classes(in_data: Sequence[str], restored: Any) -> None:
     """Refuses images whose labels mean other things than the model's outputs."""
     from vig_jax.data import DataSetError
-    from vig_jax.data.imagenet import class_ids, class_names
+    from vig_jax.data.datasets.imagenet import class_ids, class_names
 
     outputs = restored.config.model.num_classes
     if len(in_data) > outputs:

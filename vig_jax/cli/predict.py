@@ -34,7 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Predicts, prints, draws; status 1 if an image could not be read."""
-    from vig_jax.predict import Classifier, draw, find_images
+    from vig_jax.inference.files import Classifier, draw, find_images
 
     run, images = (None, args.paths) if args.weights else (args.paths[0], args.paths[1:])
     if not images:

@@ -19,7 +19,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Draws and prints."""
     from vig_jax.tasks.classification import Classification
-    from vig_jax.train.report import Record, write_report
+    from vig_jax.train.logging.report import Record, write_report
 
     print(Record.of(args.run).summary(Classification.headline))
     for path in write_report(args.run):

@@ -1,11 +1,17 @@
 """Bytes to batches: data sets, host transforms, the loader, and (`mixup`) mixing on the device.
 
-`vig_jax.data.mixup` is not imported here: worker processes need no JAX.
+`vig_jax.augment.mixup` is not imported here: worker processes need no JAX.
 """
 
-from vig_jax.data.bad_images import BadImages, TooManyBadImagesError
-from vig_jax.data.loader import Batch, BatchIterator, eval_batches, steps_per_epoch, train_batches
-from vig_jax.data.sources import DataSetError, Source, open_source
+from vig_jax.data.datasets.registry import DataSetError, Source, open_source
+from vig_jax.data.loader.bad_images import BadImages, TooManyBadImagesError
+from vig_jax.data.loader.batches import (
+    Batch,
+    BatchIterator,
+    eval_batches,
+    steps_per_epoch,
+    train_batches,
+)
 
 __all__ = [
     "BadImages",

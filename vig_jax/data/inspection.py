@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from vig_jax.data import transforms
+from vig_jax.data.loader.workers import cpu_count
+from vig_jax.data.preprocess import transforms
 from vig_jax.data.source import Source, labels_of
-from vig_jax.data.workers import cpu_count
 
 _CELL, _CAPTION, _MARGIN = 112, 14, 4  # pixels
 _COLUMNS = 10

@@ -1,4 +1,4 @@
-"""What a data set is to the rest of the program; `vig_jax.data.sources` lists those there are."""
+"""The interface of a data set; `vig_jax.data.datasets.registry` lists the known ones."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from jaxtyping import Int
 from vig_jax.data.example import Example
 
 Split = Literal["train", "eval"]
-# "all": of a data set that is not divided yet, see `vig_jax.data.split`.
+# "all": of a data set that is not divided yet, see `vig_jax.data.datasets.split`.
 Part = Literal["train", "eval", "all"]
 
 

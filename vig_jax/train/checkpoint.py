@@ -25,7 +25,11 @@ from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 from orbax.checkpoint import checkpoint_managers
 
 from vig_jax.config import RunConfig, to_dict
-from vig_jax.convert.run_folder import (
+from vig_jax.sharding.mesh import replicated
+from vig_jax.tasks.classification import Classification, make_task
+from vig_jax.tasks.protocol import Params
+from vig_jax.train.state import TrainState
+from vig_jax.weights.run_folder import (
     CHECKPOINTS,
     CheckpointError,
     choose_item,
@@ -34,10 +38,6 @@ from vig_jax.convert.run_folder import (
     read_run,
     score,
 )
-from vig_jax.sharding.mesh import replicated
-from vig_jax.tasks.classification import Classification, make_task
-from vig_jax.tasks.protocol import Params
-from vig_jax.train.state import TrainState
 
 # May differ between the parts of one run: they change where or how fast, not what is computed.
 # (Another GLA implementation, or remat, may round differently: the run goes on, not bit for bit.)

@@ -12,8 +12,6 @@ import jax
 import numpy as np
 
 from vig_jax.config import RunConfig
-from vig_jax.convert import WeightsError, upstream
-from vig_jax.convert.load import checksum, read_weight_file, save_safetensors
 from vig_jax.tasks.classification import make_task
 from vig_jax.tasks.protocol import Params
 from vig_jax.train.checkpoint import (
@@ -24,6 +22,8 @@ from vig_jax.train.checkpoint import (
     load_for_inference,
 )
 from vig_jax.train.imported import fit_file, float32, restore_file
+from vig_jax.weights import WeightsError, upstream
+from vig_jax.weights.load import checksum, read_weight_file, save_safetensors
 
 Format = Literal["checkpoint", "safetensors"]
 _VERIFY_IMAGES = 2

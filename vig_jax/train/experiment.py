@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from vig_jax.augment.mixup import Mix, draw
 from vig_jax.config import DataConfig, RunConfig
 from vig_jax.data import (
     Batch,
@@ -19,7 +20,6 @@ from vig_jax.data import (
     steps_per_epoch,
     train_batches,
 )
-from vig_jax.data.mixup import Mix, draw
 from vig_jax.evaluation.accuracy import EvalStep, make_eval_step
 from vig_jax.models import create_model
 from vig_jax.sharding.mesh import check_batch_size, make_mesh, replicated
@@ -27,8 +27,8 @@ from vig_jax.tasks.classification import make_task
 from vig_jax.tasks.protocol import Params, Task
 from vig_jax.train.calendar import Calendar
 from vig_jax.train.checkpoint import RunInfo
-from vig_jax.train.optimizer import make_optimizer
-from vig_jax.train.schedule import warmup_cosine
+from vig_jax.train.optim.optimizer import make_optimizer
+from vig_jax.train.optim.schedule import warmup_cosine
 from vig_jax.train.state import TrainState, init_state
 from vig_jax.train.step import TrainStep, check_accumulation, make_train_step
 

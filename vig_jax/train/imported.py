@@ -17,12 +17,12 @@ from vig_jax.config import (
     parse,
     to_dict,
 )
-from vig_jax.convert import WeightsError
-from vig_jax.convert.load import WeightFile, Weights, fit, read_weight_file
-from vig_jax.data.imagenet import class_names
+from vig_jax.data.datasets.imagenet import class_names
 from vig_jax.models import ViG, create_model
 from vig_jax.tasks.protocol import Params
 from vig_jax.train.checkpoint import Restored
+from vig_jax.weights import WeightsError
+from vig_jax.weights.load import WeightFile, Weights, fit, read_weight_file
 
 # What the published weights were trained and evaluated with (hustvl/ViG); the values of
 # configs/common.py, which packages cannot import.

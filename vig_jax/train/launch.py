@@ -21,12 +21,12 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from vig_jax.config import parse
-from vig_jax.convert import WeightsError
 from vig_jax.data import DataSetError, TooManyBadImagesError
 from vig_jax.train.checkpoint import CheckpointError
 from vig_jax.train.experiment import SettingError
+from vig_jax.train.logging.metrics import NonFiniteLossError
 from vig_jax.train.loop import DataWorkerError, run
-from vig_jax.train.metrics import NonFiniteLossError
+from vig_jax.weights import WeightsError
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",

@@ -22,24 +22,24 @@ import jax
 import numpy as np
 
 from vig_jax.config import RunConfig, to_dict
-from vig_jax.convert.run_folder import CHECKPOINTS, finished
 from vig_jax.data import BadImages, Source
-from vig_jax.data.workers import cpu_count
+from vig_jax.data.loader.workers import cpu_count
 from vig_jax.evaluation.accuracy import HostSums, evaluate
-from vig_jax.evaluation.confusion import Confusion
+from vig_jax.metrics.confusion import Confusion
 from vig_jax.sharding.mesh import placed_ahead
 from vig_jax.train.calendar import Calendar
 from vig_jax.train.checkpoint import Checkpoints
 from vig_jax.train.compilation_cache import use_compilation_cache
 from vig_jax.train.experiment import Experiment
-from vig_jax.train.first_batch import FIRST_BATCH_FILE, draw_first_batch, model_inputs
 from vig_jax.train.imported import initial_params
-from vig_jax.train.metrics import DeviceMetrics, NonFiniteLossError
-from vig_jax.train.report import write_report
+from vig_jax.train.logging.first_batch import FIRST_BATCH_FILE, draw_first_batch, model_inputs
+from vig_jax.train.logging.metrics import DeviceMetrics, NonFiniteLossError
+from vig_jax.train.logging.report import write_report
+from vig_jax.train.logging.writers import RunLog
 from vig_jax.train.state import TrainState
 from vig_jax.train.stop import StopRequest
 from vig_jax.train.workdir import BAD_IMAGES_FILE, CONFIG_FILE, write_json
-from vig_jax.train.writers import RunLog
+from vig_jax.weights.run_folder import CHECKPOINTS, finished
 
 _MUCH_WAITING = 0.1  # of the time, for data: worth a hint
 _LONG_ENOUGH = 5.0  # seconds between two log steps, to tell by

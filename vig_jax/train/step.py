@@ -9,8 +9,8 @@ from jax.sharding import Mesh
 
 from vig_jax.sharding.mesh import batch_sharded, parts_sharded, replicated
 from vig_jax.tasks.protocol import Batch, Params, Task
-from vig_jax.train.freeze import frozen_mask
-from vig_jax.train.optimizer import global_norm
+from vig_jax.train.optim.freeze import frozen_mask
+from vig_jax.train.optim.optimizer import global_norm
 from vig_jax.train.state import TrainState
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
@@ -40,7 +40,7 @@ def make_train_step(
         accumulation_steps: equal parts of the batch whose gradients are computed one after another
             and averaged. Mixing and other draws are made per part; without them the update is that
             of the whole batch.
-        freeze: parameters that stay as they are; see `vig_jax.train.freeze`.
+        freeze: parameters that stay as they are; see `vig_jax.train.optim.freeze`.
     """
 
     def loss_of(params: Params, batch: Batch, key: jax.Array) -> jax.Array:

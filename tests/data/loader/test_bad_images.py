@@ -1,0 +1,167 @@
+import functools
+import json
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.data.pictures import encoded, photo
+from vig_jax.data import (
+    BadImages,
+    TooManyBadImagesError,
+    eval_batches,
+    open_source,
+    train_batches,
+)
+from vig_jax.data.preprocess.transforms import UndecodableImageError, decode
+
+
+@pytest.fixture
+def source(make_data, folder):
+    source = open_source(make_data(source="image_folder", path=str(folder)), "train")
+    for index in (2, 3, 5):
+        (folder / source.name_of(index)).write_bytes(b"")
+    (folder / source.name_of(6)).write_bytes(encoded(photo(9, 9))[:150])
+    return source
+
+
+def test_bad_images_are_told_once(source, tmp_path, caplog):
+    log = tmp_path / "run" / "bad_images.jsonl"
+    account = BadImages(source, 100, log)
+    account.update(np.array([-1, -1]))
+    assert len(account) == 0
+    assert not log.exists()
+    account.update(np.array([2, -1, 6, 2]))
+    account.update(np.array([6, 3]))
+    assert len(account) == 3
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [line["path"] for line in lines] == [source.name_of(i) for i in (2, 6, 3)]
+    assert [line["index"] for line in lines] == [2, 6, 3]
+    reasons = [line["reason"] for line in lines]
+    assert reasons[0] == reasons[2] == "the file is empty"
+    assert "Truncated" in reasons[1]
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 3
+    assert source.name_of(6) in caplog.text
+
+
+def test_what_is_no_image_is_told_by_its_beginning():
+    with pytest.raises(UndecodableImageError) as caught:
+        decode(FILES["no image"][1])
+    assert str(caught.value) == (
+        "no JPEG, PNG, BMP, WEBP, GIF, TIFF or PPM file: it begins with b'<html>404 No'"
+    )
+
+
+def test_a_later_account_tells_only_what_is_new(source, tmp_path, caplog):
+    log = tmp_path / "bad_images.jsonl"
+    BadImages(source, 100, log).update(np.array([2]))
+    with log.open("a") as file:
+        file.write('{"index": 9, "pa')  # the writer was killed
+        file.write("\n")
+    caplog.clear()
+    later = BadImages(source, 100, log)
+    later.update(np.array([2, 3]))
+    assert len(later) == 2
+    assert [source.name_of(3) in record.getMessage() for record in caplog.records] == [True]
+    assert len(log.read_text().splitlines()) == 3
+
+
+def test_too_many_bad_images_stop_the_run(source, tmp_path):
+    account = BadImages(source, 2, tmp_path / "bad_images.jsonl")
+    account.update(np.array([2, 3]))
+    with pytest.raises(
+        TooManyBadImagesError, match=r"3 images .*max_bad_images=2 .*bad_images\.jsonl"
+    ) as caught:
+        account.update(np.array([2, 5]))
+    assert source.name_of(5) in str(caught.value)
+
+
+def test_none_may_be_allowed(source):
+    account = BadImages(source, 0)
+    account.update(np.array([-1]))
+    with pytest.raises(TooManyBadImagesError):
+        account.update(np.array([2]))
+
+
+SIDE = 60
+GOOD = photo(SIDE, SIDE)  # what is decoded must come close to it
+
+
+def _rotated():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees: not heeded, as upstream does not
+    return encoded(GOOD, quality=95, exif=exif)
+
+
+def _animated(kind):
+    frames = [Image.fromarray(GOOD), Image.new("RGB", (SIDE, SIDE), "lime")]
+    return encoded(frames[0], kind, save_all=True, append_images=frames[1:])
+
+
+def _bomb():
+    """A small file that says it is 20,000 x 20,000 pixels."""
+    png = bytearray(encoded(GOOD, "PNG"))
+    png[16:24] = struct.pack(">II", 20_000, 20_000)
+    png[29:33] = struct.pack(">I", zlib.crc32(png[12:29]))
+    return bytes(png)
+
+
+def _sixteen_bits():
+    return encoded(Image.fromarray(GOOD[..., 0].astype(np.uint16) << 8), "PNG")
+
+
+GRAY = np.repeat(GOOD[..., :1], 3, axis=2)
+PALETTE = Image.fromarray(GOOD).quantize(256)
+
+# File name, contents, what they show (None: undecodable).
+FILES = {
+    "plain": ("a.jpg", encoded(GOOD, quality=95), GOOD),
+    "CMYK": ("a.jpg", encoded(Image.fromarray(GOOD).convert("CMYK"), quality=95), GOOD),
+    "grayscale": ("a.jpg", encoded(Image.fromarray(GOOD[..., 0]), quality=95), GRAY),
+    "16 bits": ("a.png", _sixteen_bits(), GRAY),
+    "palette": ("a.png", encoded(PALETTE, "PNG"), GOOD),
+    "palette, alpha": ("a.png", encoded(PALETTE, "PNG", transparency=bytes(256)), GOOD),
+    "EXIF": ("a.jpg", _rotated(), GOOD),
+    "animated GIF": ("a.gif", _animated("GIF"), GOOD),
+    "animated WebP": ("a.webp", _animated("WEBP"), GOOD),
+    "animated PNG": ("a.png", _animated("PNG"), GOOD),
+    "misnamed": ("a.jpg", encoded(GOOD, "PNG"), GOOD),
+    "zero bytes": ("a.jpg", b"", None),
+    "truncated": ("a.jpg", encoded(GOOD)[:-300], None),
+    "no image": ("a.png", b"<html>404 Not Found</html>", None),
+    "bomb": ("a.png", _bomb(), None),
+}
+
+
+@pytest.mark.parametrize("kind", FILES)
+@pytest.mark.filterwarnings("error")
+def test_every_kind_of_file_as_the_documentation_says(kind, make_data, tmp_path):
+    """In training and in evaluation: decoded, or left out under its name."""
+    name, contents, expected = FILES[kind]
+    for split, others in (("train", 3), ("val", 1)):
+        (tmp_path / split / "cat").mkdir(parents=True)
+        (tmp_path / split / "cat" / name).write_bytes(contents)
+        for i in range(others):
+            (tmp_path / split / "cat" / f"z{i}.png").write_bytes(encoded(255 - GOOD, "PNG"))
+    data = make_data(
+        source="image_folder", path=str(tmp_path), image_size=SIDE, crop="none", hflip=0.0,
+        crop_pct=1.0,
+    )  # fmt: skip
+    for split, folder, batches in (
+        ("train", "train", functools.partial(train_batches, batch_size=4, seed=0)),
+        ("eval", "val", functools.partial(eval_batches, batch_size=2)),
+    ):
+        source = open_source(data, split)
+        with batches(source, data) as opened:
+            batch = next(opened)
+        account = BadImages(source, 0)
+        if expected is None:
+            with pytest.raises(TooManyBadImagesError, match=f"the latest {folder}/cat/{name}"):
+                account.update(batch["bad"])
+            continue
+        account.update(batch["bad"])
+        (row,) = np.flatnonzero(batch["index"] == 0)
+        difference = batch["image"][row].astype(int) - expected
+        assert np.abs(difference).mean() < 8

@@ -1,0 +1,111 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vig_jax.cli.main import main
+from vig_jax.metrics.confusion import Confusion
+from vig_jax.train.logging.report import Record, ReportError, write_report
+
+
+def training(step):
+    values = {"loss": 2 / step, "grad_norm": 1.0, "lr": 1e-3, "img_per_s": 100.0 + step}
+    return {"step": step, "epoch": step / 4} | {f"train/{k}": v for k, v in values.items()}
+
+
+def evaluation(step, top1, **ema):
+    values = {"loss": 1.0, "top1": top1, "top5": 1.0, **ema}
+    return {"step": step, "epoch": step / 4} | {f"eval/{k}": v for k, v in values.items()}
+
+
+LINES = [
+    *(training(step) | {"train/data_wait": 0.25} for step in (1, 2, 3, 4)),
+    evaluation(4, 0.5, ema_top1=0.4),
+    evaluation(8, 0.3, ema_top1=0.6),
+    evaluation(12, 0.4, ema_top1=0.2),
+]
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    """A function from lines to the workdir of a run of 12 steps that has written them."""
+
+    def make(lines=LINES, text=""):
+        config = {
+            "model": {"name": "vig_t"},
+            "data": {"path": None, "source": "fashion_mnist"},
+            "train": {"log_every_steps": 50},
+        }
+        facts = {"config": config, "class_names": ["cat", "dog"], "total_steps": 12}
+        (tmp_path / "config.json").write_text(json.dumps(facts))
+        written = "".join(json.dumps(line) + "\n" for line in lines)
+        (tmp_path / "metrics.jsonl").write_text(written + text)
+        return tmp_path
+
+    return make
+
+
+def test_summary(workdir):
+    lines = Record.of(workdir()).summary("top1").splitlines()
+    assert lines[0] == "vig_t on fashion_mnist: finished, 12 of 12 steps, epoch 3.00"
+    assert lines[1].startswith("best      epoch 2.00 ")  # by the averaged weights
+    assert "ema_top1 0.6000" in lines[1]
+    assert lines[1].endswith("by ema_top1")
+    assert lines[2].startswith("last      epoch 3.00 ")
+    assert lines[3] == "training  epoch 1.00    loss 0.5000"
+    assert lines[4] == "speed     102.5 images/s (median), 25.0% of the time waiting for data"
+
+
+def test_without_averaged_weights_the_raw_ones_count(workdir):
+    record = Record.of(workdir([evaluation(4, 0.5), evaluation(8, 0.3)]))
+    assert record.best("top1") == ("top1", evaluation(4, 0.5))
+
+
+def test_unfinished_run(workdir, capsys):
+    folder = workdir([training(3)], text='{"step": 4, "epo')  # being written just now
+    assert main(["report", str(folder)]) == 0
+    printed = capsys.readouterr().out
+    assert "unfinished, 3 of 12 steps, epoch 0.75" in printed
+    assert "not evaluated yet" in printed
+    assert printed.splitlines()[-1] == f"wrote {folder / 'curves.png'}"
+    assert not (folder / "confusion.png").exists()
+
+
+def test_nothing_to_report(workdir, tmp_path, capsys):
+    with pytest.raises(ReportError, match=r"metrics\.jsonl is empty.*log_every_steps=50"):
+        write_report(workdir([]))
+    (tmp_path / "config.json").write_text(json.dumps({"config": {}}))
+    with pytest.raises(ReportError, match="of an older version"):
+        write_report(tmp_path)
+    assert main(["report", str(tmp_path / "absent")]) == 1
+    assert "is no workdir of train.py: config.json and metrics.jsonl" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("lines", [LINES, [training(s) for s in range(1, 300)]])
+def test_pictures(workdir, lines):
+    folder = workdir(lines)
+    Confusion.of(np.array([[3, 1], [0, 2]]), ["cat", "dog"], "vig_t").save(folder)
+    files = write_report(folder)
+    assert [file.name for file in files] == ["curves.png", "confusion.png", "top_confusions.csv"]
+    assert "cat,dog,1,0.25" in files[2].read_text()
+    for file in files[:2]:
+        with Image.open(file) as drawn:
+            assert np.asarray(drawn.convert("L")).std() > 10  # something is drawn
+
+
+def test_f1_takes_the_place_of_top5(workdir, monkeypatch):
+    """Of two classes; told by the titles that the figure is given."""
+    import matplotlib.axes
+
+    titles = []
+    keep = matplotlib.axes.Axes.set_title
+    monkeypatch.setattr(
+        matplotlib.axes.Axes,
+        "set_title",
+        lambda axes, text, **kw: titles.append(text) or keep(axes, text, **kw),
+    )
+    write_report(workdir([evaluation(4, 0.5, f1=0.3)]))
+    assert "held-out top-1 and F1, %" in titles
+    write_report(workdir())
+    assert "held-out top-1 and top-5, %" in titles

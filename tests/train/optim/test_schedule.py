@@ -1,0 +1,90 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import common
+from vig_jax.config import parse
+from vig_jax.train.optim.schedule import warmup_cosine
+
+CASES = json.loads((Path(__file__).parent / "golden" / "lr_schedule.json").read_text())
+
+CONFIG = parse(common.get_config()).optimizer
+
+
+def schedule_of(case):
+    """The schedule of a golden case, whose rates are already scaled to its batch."""
+    values = common.get_config().optimizer
+    values.update(
+        base_lr=case["base"],
+        warmup_lr=case["warmup"],
+        min_lr=case["min"],
+        warmup_epochs=float(case["warmup_epochs"]),
+    )
+    config = parse({**common.get_config().to_dict(), "optimizer": values.to_dict()}).optimizer
+    return warmup_cosine(
+        config,
+        batch_size=config.lr_batch,
+        steps_per_epoch=case["updates_per_epoch"],
+        total=case["epochs"] * case["updates_per_epoch"],
+    )
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case['variant']}-{case['epochs']}")
+@pytest.mark.parametrize(("x64", "tolerance"), [(True, 1e-12), (False, 1e-6)])
+def test_matches_upstream(case, x64, tolerance):
+    updates = np.array([int(u) for u in case["lr_of_update"]])
+    with jax.enable_x64(x64):
+        rates = jax.jit(jax.vmap(schedule_of(case)))(jnp.asarray(updates, jnp.int32))
+        assert rates.dtype == (jnp.float64 if x64 else jnp.float32)
+    np.testing.assert_allclose(rates, list(case["lr_of_update"].values()), rtol=tolerance)
+
+
+def test_rates_scale_with_the_batch():
+    config = parse(common.get_config()).optimizer
+    sizes = {"steps_per_epoch": 10, "total": 300}
+    one = warmup_cosine(config, batch_size=512, **sizes)
+    two = warmup_cosine(config, batch_size=1024, **sizes)
+    for step in (0, 50, 201, 299):
+        np.testing.assert_allclose(two(step), 2 * one(step), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "warmup",
+    [{"warmup_epochs": 2.5}, {"warmup_steps": 25}, {"warmup_examples": 25 * 64}],
+    ids=lambda warmup: next(iter(warmup)),
+)
+def test_units_of_warmup(warmup):
+    config = dataclasses.replace(CONFIG, **{"warmup_epochs": 0.0} | warmup)
+    schedule = warmup_cosine(config, batch_size=64, steps_per_epoch=10, total=100)
+    peak = config.base_lr * 64 / 512
+    rates = [float(schedule(step)) for step in (25, 26, 27)]
+    assert rates[0] < rates[1] > rates[2]
+    np.testing.assert_allclose(rates[1], peak, rtol=1e-6)
+
+
+def test_two_units_of_warmup():
+    config = dataclasses.replace(CONFIG, warmup_steps=25)
+    with pytest.raises(ValueError, match=r"optimizer\.warmup_epochs=20\.0 and .*warmup_steps=25"):
+        warmup_cosine(config, batch_size=64, steps_per_epoch=10, total=100)
+
+
+def test_no_warmup_and_beyond_the_end():
+    values = common.get_config().to_dict()
+    values["optimizer"]["warmup_epochs"] = 0.0
+    config = parse(values).optimizer
+    schedule = warmup_cosine(config, batch_size=512, steps_per_epoch=10, total=20)
+    np.testing.assert_allclose(schedule(0), config.base_lr)
+    np.testing.assert_allclose(schedule(10_000), config.min_lr)
+
+
+def test_a_run_within_its_warmup_is_told(caplog):
+    config = dataclasses.replace(CONFIG, warmup_epochs=2.0)
+    warmup_cosine(config, batch_size=64, steps_per_epoch=10, total=20)
+    assert not caplog.records
+    warmup_cosine(config, batch_size=64, steps_per_epoch=10, total=19)
+    assert "the run, 19 updates, is shorter than its warm-up, 20" in caplog.text

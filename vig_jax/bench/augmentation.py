@@ -1,0 +1,67 @@
+"""How long the device takes to augment a batch."""
+
+import functools
+import time
+
+import jax
+import numpy as np
+
+from vig_jax.augment.mixup import mix_images
+from vig_jax.config import DataConfig
+from vig_jax.data.inspection import spread
+from vig_jax.data.preprocess import transforms
+from vig_jax.data.source import Source
+from vig_jax.tasks.classification import augment
+
+_ROUNDS = 8  # at least
+_DISTINCT = 64  # images that fill the batch
+
+
+def device_speed(source: Source, data: DataConfig, batch_size: int, seconds: float) -> float:
+    """Seconds per batch on JAX's device, the median.
+
+    RandAugment or colour jitter, normalisation, erasing, mixup and CutMix as one program, as in the
+    training step, where XLA may join it to what comes after. The flip is the host's.
+
+    Args:
+        source: the training split.
+        data: what to do, and the size. A group of mixing that does not fit is the whole batch.
+        batch_size: even.
+        seconds: for about so long, after the compilation.
+
+    Raises:
+        ValueError: an odd batch.
+    """
+    if batch_size < 2 or batch_size % 2:
+        raise ValueError(f"--device-batch {batch_size}: even, and at least 2")
+    group = data.mixup_group if batch_size % data.mixup_group == 0 else batch_size
+    some = [
+        transforms.train_image(
+            transforms.load(source[index]["image"], data), data, np.random.default_rng(index)
+        )
+        for index in spread(len(source), min(batch_size, _DISTINCT))
+    ]
+    images = jax.device_put(np.resize(np.stack(some), (batch_size, *some[0].shape)))
+
+    @jax.jit
+    def run(key: jax.Array, images: jax.Array) -> jax.Array:
+        augment_key, mix_key = jax.random.split(key)
+        mixed, _ = mix_images(
+            mix_key,
+            augment(augment_key, images, data),
+            mixup_alpha=data.mixup_alpha,
+            cutmix_alpha=data.cutmix_alpha,
+            group=group,
+        )
+        return mixed
+
+    fold = jax.jit(functools.partial(jax.random.fold_in, jax.random.key(0)))
+    jax.block_until_ready(run(fold(0), images))
+    times: list[float] = []
+    begun = time.monotonic()
+    while time.monotonic() - begun < seconds or len(times) < _ROUNDS:
+        key = jax.block_until_ready(fold(len(times)))
+        start = time.perf_counter()
+        jax.block_until_ready(run(key, images))
+        times.append(time.perf_counter() - start)
+    return float(np.median(times))

@@ -1,0 +1,133 @@
+"""Fashion-MNIST t10k, which comes with the package: 8,000 training and 2,000 evaluation images.
+
+Origin, licence and the rule of the split are in `fashion_mnist/ORIGIN.md` and `LICENSE`.
+"""
+
+import functools
+import gzip
+import hashlib
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Int32, UInt8
+
+from vig_jax.data.example import Example
+from vig_jax.data.preprocess import transforms
+
+CLASS_NAMES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+SPLIT_SEED = 2017
+HELD_OUT_PER_CLASS = 200
+
+_IMAGES = "t10k-images-idx3-ubyte.gz"
+_LABELS = "t10k-labels-idx1-ubyte.gz"
+
+
+class FashionMnistSource:
+    """One split of the embedded data set, as RGB arrays.
+
+    `name_of(i)` counts in the file of 10,000, e.g. "fashion_mnist/test/123", whichever the split.
+    """
+
+    num_classes = len(CLASS_NAMES)
+    class_names = CLASS_NAMES
+
+    def __init__(self, split: Literal["train", "eval"]):
+        images, labels = read_files()
+        train, held_out = split_positions(labels)
+        self._split = split
+        self._positions = train if split == "train" else held_out
+        self._images = images[self._positions]
+        self._labels = labels[self._positions]
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, index: int) -> Example:
+        image = np.repeat(self._images[index][:, :, None], 3, axis=2)  # gray as RGB
+        return {"image": image, "label": int(self._labels[index])}
+
+    def name_of(self, index: int) -> str:
+        """Position in the original test file, as a path."""
+        return f"fashion_mnist/test/{self._positions[index]}"
+
+    def fingerprint(self) -> str:
+        """Digest of the pixels, labels and positions of this split."""
+        digest = hashlib.sha256(f"fashion_mnist {self._split}".encode())
+        for array in (self._images, self._labels.astype("<i4"), self._positions.astype("<i8")):
+            digest.update(array.tobytes())
+        return digest.hexdigest()
+
+
+@functools.cache
+def read_files() -> tuple[UInt8[np.ndarray, "n 28 28"], Int32[np.ndarray, "n"]]:
+    """The 10,000 gray images and their labels, in the order of the files."""
+    folder = resources.files("vig_jax.data.datasets").joinpath("fashion_mnist")
+    pixels = gzip.decompress(folder.joinpath(_IMAGES).read_bytes())
+    labels = gzip.decompress(folder.joinpath(_LABELS).read_bytes())
+    # IDX: a magic number and the dimensions, each four bytes, then the data.
+    images = np.frombuffer(pixels, np.uint8, offset=16).reshape(-1, 28, 28)
+    return images, np.frombuffer(labels, np.uint8, offset=8).astype(np.int32)
+
+
+def split_positions(
+    labels: Int32[np.ndarray, "n"],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of the training and of the held-out images: stratified, the same for ever.
+
+    Args:
+        labels: class of every image.
+
+    Returns:
+        Two ascending int64 arrays that partition `range(n)`.
+    """
+    rng = np.random.RandomState(SPLIT_SEED)  # the one numpy stream that is frozen (NEP 19)
+    held_out = np.concatenate(
+        [
+            rng.permutation(np.flatnonzero(labels == label))[:HELD_OUT_PER_CLASS]
+            for label in range(len(CLASS_NAMES))
+        ]
+    )
+    is_held_out = np.zeros(len(labels), bool)
+    is_held_out[held_out] = True
+    return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
+
+
+def folder_name(class_name: str) -> str:
+    """A class name as the name of a folder."""
+    return class_name.replace("/", "-")
+
+
+def write_images(directory: Path, split: Literal["train", "eval"], per_class: int | None) -> int:
+    """Writes a split as PNG files, one folder per class; returns how many.
+
+    Args:
+        directory: made if absent; files that are there already are written again.
+        split: "train" or "eval".
+        per_class: only so many of each class, the first; None for all.
+    """
+    source = FashionMnistSource(split)
+    written = dict.fromkeys(range(source.num_classes), 0)
+    for index in range(len(source)):
+        example = source[index]
+        label = example["label"]
+        if per_class is not None and written[label] >= per_class:
+            continue
+        number = source.name_of(index).rpartition("/")[2]
+        file = directory / folder_name(CLASS_NAMES[label]) / f"{int(number):05d}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        transforms.decode(example["image"]).save(file)
+        written[label] += 1
+    return sum(written.values())

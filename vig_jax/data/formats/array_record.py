@@ -1,0 +1,191 @@
+"""ArrayRecord files: the fastest to shuffle, and few.
+
+A record is a msgpack map {image: the bytes of an image file, label: int, key: str, h, w: pixels};
+`image` and `label` are enough for reading. With `raw` true, `image` is what was decoded: h x w x 3
+bytes of red, green and blue. PATH/train-00000-of-00256.arrayrecord, ...; see
+`vig_jax.data.formats.shards`.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+from array_record.python import array_record_data_source
+from jaxtyping import Int
+
+from vig_jax.data.example import Example
+from vig_jax.data.formats import shards
+from vig_jax.data.source import (
+    DataSetError,
+    Part,
+    Source,
+    UnreadableRecordError,
+    check_classes_filled,
+)
+
+SUFFIX = ".arrayrecord"
+
+
+def pack(image: bytes, label: int, key: str, size: tuple[int, int], raw: bool = False) -> bytes:
+    """A record.
+
+    Args:
+        image: contents of an image file, or its pixels.
+        label: its class.
+        key: where it came from.
+        size: width, height in pixels.
+        raw: it is the pixels.
+    """
+    width, height = size
+    record = {"image": image, "label": label, "key": key, "h": height, "w": width}
+    return msgpack.packb(record | ({"raw": True} if raw else {}), use_bin_type=True)
+
+
+class ArrayRecordSource:
+    """The records of some files, in order.
+
+    Args:
+        files: the shards.
+        class_names: by label.
+        info: the sidecar, if there is one.
+
+    Raises:
+        DataSetError: a file that is no ArrayRecord file, or cut short.
+    """
+
+    def __init__(
+        self, files: Sequence[Path], class_names: tuple[str, ...], info: dict[str, Any] | None
+    ):
+        self.class_names = class_names
+        self._files = tuple(files)
+        digest = shards.shards_digest("array_record", files, class_names, info)
+        paths = [str(file) for file in files]
+        try:
+            self._records = array_record_data_source.ArrayRecordDataSource(paths)
+        except Exception as error:  # the library's own kinds, by way of C++
+            raise DataSetError(_first_unreadable(files, error)) from error
+        digest.update(str(len(self._records)).encode())
+        self._fingerprint = digest.hexdigest()
+
+    @property
+    def num_classes(self) -> int:
+        """How many class names."""
+        return len(self.class_names)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Example:
+        record = self._record(index)
+        label = record["label"]
+        if not 0 <= label < len(self.class_names):
+            raise DataSetError(
+                f"record {index} of {self._files[0].parent} has label {label}, but there are "
+                f"{len(self.class_names)} class names (labels count from 0)"
+            )
+        image = record["image"]
+        return {"image": _pixels(record, index) if record.get("raw") else image, "label": label}
+
+    def labels(self) -> Int[np.ndarray, "n"]:
+        """The label of every record. Reads them all."""
+        labels = np.empty(len(self), np.int32)
+        for index in range(len(self)):
+            labels[index] = self[index]["label"]
+        return labels
+
+    def name_of(self, index: int) -> str:
+        """The record's key, or its number where that cannot be read."""
+        try:
+            key = self._record(index).get("key")
+        except OSError:
+            key = None
+        return str(key) if key else f"{self._files[0].name}, record {index} of the split"
+
+    def fingerprint(self) -> str:
+        """Digest of the files' names and sizes, of the checksums in `info.json`, and the count."""
+        return self._fingerprint
+
+    def _record(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        try:
+            data = self._records[index]
+        except Exception as error:  # the library's own kinds, by way of C++
+            raise UnreadableRecordError(
+                f"record {index} of {self._files[0].parent} is damaged: {error}"
+            ) from error
+        return _unpack(data, index)
+
+
+def _pixels(record: dict[str, Any], index: int) -> np.ndarray:
+    """The image of a raw record, uint8 [h, w, 3]."""
+    height, width = record.get("h"), record.get("w")
+    try:
+        return np.frombuffer(record["image"], np.uint8).reshape((height, width, 3))  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise UnreadableRecordError(
+            f"record {index} is raw, but its {len(record['image'])} bytes are not h x w x 3 of "
+            f"h={height}, w={width}"
+        ) from error
+
+
+def _unpack(data: bytes, index: int) -> dict[str, Any]:
+    try:
+        record = msgpack.unpackb(data)
+    except (ValueError, msgpack.UnpackException) as error:
+        raise UnreadableRecordError(f"record {index} is not msgpack: {error}") from error
+    if not isinstance(record, dict) or not (
+        isinstance(record.get("image"), bytes) and isinstance(record.get("label"), int)
+    ):
+        raise UnreadableRecordError(
+            f"record {index} is not a msgpack map with image (bytes) and label (int)"
+        )
+    return record
+
+
+def _first_unreadable(files: Sequence[Path], error: Exception) -> str:
+    for file in files:
+        try:
+            array_record_data_source.ArrayRecordDataSource([str(file)])
+        except Exception as cause:
+            return (
+                f"{file} is no ArrayRecord file, or a truncated one "
+                f"({str(cause).splitlines()[0] if str(cause) else type(cause).__name__}): copy it "
+                "anew, or convert the data set again"
+            )
+    return str(error)
+
+
+def open_array_record(path: str | None, part: Part) -> Source:
+    """Opens the ArrayRecord files of a split.
+
+    Args:
+        path: where, see `vig_jax.data.formats.shards`.
+        part: which.
+
+    Raises:
+        DataSetError: files missing, truncated, of another layout; no class names; empty classes.
+    """
+    files = shards.find_shards(path, part, SUFFIX)
+    home = shards.home_of(files, path)
+    info = shards.read_info(home)
+    shards.check_sizes(files, info)
+    class_names = shards.class_names_beside(home)
+    if class_names is None:
+        raise shards.no_class_names(home)
+    source = ArrayRecordSource(files, class_names, info)
+    if len(source) == 0:
+        raise DataSetError(f"the ArrayRecord files of {home} hold no records")
+    try:
+        source[0]
+    except UnreadableRecordError as error:
+        raise DataSetError(
+            f"{files[0]} is of an unknown layout: {error}. Records of other layouts (TFDS writes "
+            "tf.train.Example) must be converted by the program that wrote them"
+        ) from error
+    if part == "train" and info is not None and "train" in info["splits"]:
+        counts = np.array(info["splits"]["train"]["class_counts"])
+        check_classes_filled(counts, class_names, home)
+    return source

@@ -1,0 +1,244 @@
+"""A folder of images, one folder per class.
+
+    PATH/train/<class>/*.jpg      PATH/val/<class>/*.jpg
+
+with jpg, jpeg, png, bmp, webp, gif, tif, tiff or ppm files; other folders inside a class folder are
+looked into, hidden files and folders are not. Without a division into train and val (and with
+config.data.split="stratified"), PATH/<class>/*.jpg.
+
+Classes are numbered in the order of their sorted names, or, where `vig data convert` has written
+the folder, in the order of its `info.json`.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int
+
+from vig_jax.data.example import Example
+from vig_jax.data.formats.shards import read_info
+from vig_jax.data.source import DataSetError, Part, Source, few
+
+_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "bmp", "webp", "gif", "tif", "tiff", "ppm"})
+_FOLDERS: dict[Part, str] = {"train": "train", "eval": "val"}
+_SIZED_FILES = 1000  # of a folder, in its fingerprint
+_SHARDS = {".arrayrecord": "array_record", ".parquet": "parquet", ".tar": "tar"}
+_LAYOUT = """
+The expected layout is
+
+    {path}/
+      train/
+        cat/  001.jpg  002.jpg  ...
+        dog/  ...
+      val/
+        cat/  ...
+        dog/  ...
+
+A folder of class folders without train and val: --config.data.split=stratified.
+To run without any data of your own: `make demo`, or --config=configs/fashion_mnist.py."""
+
+
+class ImageFolderSource:
+    """Images in `root/folder/<class>/`, in the order of class and path.
+
+    A list of a million paths is heavy to copy to every worker, so paths are kept as one string of
+    bytes and an array of ends.
+
+    Args:
+        root: the folder above `train` and `val`.
+        folder: the split's folder in it; "" for `root` itself.
+        class_names: the class folders, by label; a class without images is allowed here.
+    """
+
+    def __init__(self, root: Path, folder: str, class_names: tuple[str, ...]):
+        self._base = os.fspath(root.absolute() / folder)
+        self._folder = folder
+        self.class_names = class_names
+        names: list[bytes] = []
+        counts: list[int] = []
+        for class_name in class_names:
+            found = sorted(_image_files(f"{self._base}/{class_name}"))
+            names += [os.fsencode(name) for name in found]
+            counts.append(len(found))
+        self._names = b"".join(names)
+        self._ends = np.cumsum([len(name) for name in names], dtype=np.int64)
+        self._labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+
+    @property
+    def num_classes(self) -> int:
+        """How many class folders."""
+        return len(self.class_names)
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, index: int) -> Example:
+        path = Path(self._base, self._path_in_folder(index))
+        return {"image": path.read_bytes(), "label": int(self._labels[index])}
+
+    def labels(self) -> Int[np.ndarray, "n"]:
+        """The label of every image."""
+        return self._labels
+
+    def counts(self) -> Int[np.ndarray, "k"]:
+        """Images per class."""
+        return np.bincount(self._labels, minlength=self.num_classes)
+
+    def name_of(self, index: int) -> str:
+        """Path below the root, e.g. "train/cat/001.jpg"."""
+        return f"{self._folder}/{self._path_in_folder(index)}".removeprefix("/")
+
+    def fingerprint(self) -> str:
+        """Digest of all names and labels, and of up to a thousand file sizes.
+
+        Asking for the size of every file would take minutes on a network disk.
+        """
+        digest = hashlib.sha256(
+            "\0".join(("image_folder", self._folder, *self.class_names)).encode(
+                errors="surrogateescape"
+            )
+        )
+        for part in (self._names, self._ends.astype("<i8"), self._labels.astype("<i4")):
+            digest.update(bytes(part))
+        for index in np.unique(np.linspace(0, len(self) - 1, _SIZED_FILES).astype(int)):
+            size = Path(self._base, self._path_in_folder(int(index))).stat().st_size
+            digest.update(size.to_bytes(8, "little"))
+        return digest.hexdigest()
+
+    def _path_in_folder(self, index: int) -> str:
+        start = self._ends[index - 1] if index else 0
+        name = os.fsdecode(self._names[start : self._ends[index]])
+        return f"{self.class_names[self._labels[index]]}/{name}"
+
+
+def open_image_folder(path: str | None, part: Part) -> Source:
+    """Opens a split, or all of an undivided folder.
+
+    Args:
+        path: the folder.
+        part: which.
+
+    Raises:
+        DataSetError: the folder is missing, empty or not laid out as expected.
+    """
+    layout = _LAYOUT.format(path=path or "PATH")
+    if path is None:
+        raise DataSetError(f"config.data.path is not set: where is your folder of images? {layout}")
+    root = Path(path).expanduser()
+    if not root.is_dir():
+        raise DataSetError(f"config.data.path={path} is not a folder. {layout}")
+    folder = _undivided(root) if part == "all" else _FOLDERS[part]
+    if not (root / folder).is_dir():
+        here = sorted(entry.name for entry in root.iterdir() if entry.is_dir())[:10]
+        raise DataSetError(
+            f"{root} has no folder {folder!r}; it has {', '.join(here) or 'no folders'}"
+            f"{_shards_instead(root)}. {layout}"
+        )
+    class_names = _class_folders(root / folder)
+    if not class_names:
+        loose = sum(1 for _ in _image_files(os.fspath(root / folder)))
+        found = f"{loose} images, but no class folders" if loose else "no class folders"
+        raise DataSetError(f"{root / folder} holds {found}{_shards_instead(root)}. {layout}")
+    if part == "eval" and (root / "train").is_dir():
+        _check_same_classes(_class_folders(root / "train"), class_names, layout)
+    source = ImageFolderSource(root, folder, _in_order(root, class_names))
+    if len(source) == 0:
+        raise DataSetError(
+            f"{root / folder} has {len(class_names)} class folders, but no images in them "
+            f"(looked for {', '.join(sorted(_EXTENSIONS))}). {layout}"
+        )
+    if part != "eval" and not source.counts().all():
+        empty = [
+            name
+            for name, count in zip(source.class_names, source.counts(), strict=True)
+            if not count
+        ]
+        raise DataSetError(
+            f"{len(empty)} class folders of {root / folder} hold no images: {few(empty)}. "
+            f"Fill them or remove them. {layout}"
+        )
+    return source
+
+
+def _shards_instead(root: Path) -> str:
+    """What to set for the files of the folder, if they are shards."""
+    for suffix, source in _SHARDS.items():
+        if any(next(root.glob(f"{place}*{suffix}"), None) for place in ("", "train/", "data/")):
+            return f"; for the {suffix} files in it: --config.data.source={source}"
+    return ""
+
+
+def _undivided(root: Path) -> str:
+    """The folder of the class folders: `root/train` if that is what it holds, else `root`."""
+    if not _is_split(root / "train"):
+        return ""
+    if _is_split(root / "val"):
+        raise DataSetError(
+            f"{root} has a folder val already: leave config.data.split at 'given', "
+            "or set config.data.path to a folder of class folders"
+        )
+    return "train"
+
+
+def _is_split(folder: Path) -> bool:
+    """Whether a folder holds class folders. One of images may be a class called "train"."""
+    if not folder.is_dir():
+        return False
+    with os.scandir(folder) as entries:
+        kinds = {e.is_dir() for e in entries if e.is_dir() or is_image(e.name)}
+    return kinds == {True}
+
+
+def _in_order(root: Path, class_names: tuple[str, ...]) -> tuple[str, ...]:
+    """The class folders by label, as a conversion has recorded it."""
+    info = read_info(root)
+    if info is None or info.get("layout") != "image_folder":
+        return class_names
+    recorded = tuple(info["class_folders"])
+    if set(recorded) != set(class_names):
+        raise DataSetError(
+            f"the class folders in {root} are not those of its info.json "
+            f"({len(class_names)} and {len(recorded)}): remove info.json to number the classes by "
+            "their sorted names"
+        )
+    return recorded
+
+
+def _check_same_classes(train: tuple[str, ...], val: tuple[str, ...], layout: str) -> None:
+    if train == val:
+        return
+    unknown, lacking = sorted(set(val) - set(train)), sorted(set(train) - set(val))
+    problems = []
+    if unknown:
+        problems.append(f"val has {len(unknown)} classes that train has not: {few(unknown)}")
+    if lacking:
+        problems.append(
+            f"val lacks {len(lacking)} classes of train: {few(lacking)} "
+            "(an empty folder will do, if they have no images)"
+        )
+    raise DataSetError(f"the classes of train and val differ. {'; '.join(problems)}. {layout}")
+
+
+def _class_folders(folder: Path) -> tuple[str, ...]:
+    with os.scandir(folder) as entries:
+        return tuple(sorted(e.name for e in entries if e.is_dir() and not e.name.startswith(".")))
+
+
+def is_image(name: str) -> bool:
+    """Whether a file's extension says that it is an image."""
+    return name.rpartition(".")[2].lower() in _EXTENSIONS
+
+
+def _image_files(folder: str, prefix: str = "") -> Iterator[str]:
+    """Paths below `folder` of all files with an image's extension, in no particular order."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir(follow_symlinks=False):  # links could go round in circles
+                yield from _image_files(entry.path, f"{prefix}{entry.name}/")
+            elif is_image(entry.name):
+                yield prefix + entry.name

@@ -1,0 +1,258 @@
+"""Parquet files as Hugging Face writes them: columns image {bytes, path} and label.
+
+PATH/train-00000-of-00008.parquet, ... or PATH/data/...; see `vig_jax.data.formats.shards`. The
+class names are those of the `ClassLabel` in the file's metadata, or those beside the files.
+
+A parquet file is read by row groups. For one image its whole group is read, so that shuffled
+training wants groups of a few megabytes (`vig data convert` writes such), or ArrayRecord files.
+Needs pyarrow, which is optional.
+"""
+
+import collections
+import json
+import logging
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from vig_jax.data.example import Example
+from vig_jax.data.formats import shards
+from vig_jax.data.source import (
+    DataSetError,
+    Part,
+    Source,
+    UnreadableRecordError,
+    check_classes_filled,
+    check_labels,
+)
+
+logger = logging.getLogger(__name__)
+
+SUFFIX = ".parquet"
+_LARGE_GROUP = 16 * 2**20  # bytes
+_GROUPS_KEPT = 4  # per process: those that reading in order comes back to
+
+
+def import_pyarrow() -> Any:
+    """Pyarrow with its parquet module.
+
+    Raises:
+        DataSetError: it is not installed.
+    """
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise DataSetError(
+            f"parquet files need pyarrow, which is not here ({error}): pip install pyarrow"
+        ) from error
+    return pyarrow
+
+
+class ParquetSource:
+    """The rows of some files, in order.
+
+    Args:
+        files: the shards.
+        class_names: by label; None: those in the metadata of the files.
+        info: the sidecar, if there is one.
+
+    Raises:
+        DataSetError: files that are truncated or of another layout, no class names, labels out of
+            range.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[Path],
+        class_names: tuple[str, ...] | None,
+        info: dict[str, Any] | None,
+    ):
+        self._files = tuple(str(file) for file in files)
+        opened = [_open(file) for file in files]
+        label = {_label_column(file, f) for file, f in zip(files, opened, strict=True)}
+        if len(label) > 1:
+            raise DataSetError(f"the files of {files[0].parent} differ in their columns")
+        names = class_names or _names_in_metadata(opened[0], next(iter(label)))
+        if names is None:
+            raise shards.no_class_names(files[0].parent)
+        self.class_names = names
+        self._labels = np.concatenate([_read_labels(f, next(iter(label))) for f in opened])
+        check_labels(self._labels, self.class_names, files[0].parent)
+        groups = [
+            (number, group, f.metadata.row_group(group).num_rows)
+            for number, f in enumerate(opened)
+            for group in range(f.num_row_groups)
+        ]
+        self._groups = np.array([group[:2] for group in groups], np.int64).reshape(-1, 2)
+        self._first = np.cumsum([0, *(rows for _, _, rows in groups)])
+        largest = max((_largest_group(f) for f in opened), default=0)
+        if largest > _LARGE_GROUP:
+            logger.warning(
+                "%s has row groups of up to %.0f MB, and reading one image reads a group: for "
+                "training, `vig data convert %s DST` makes ArrayRecord files",
+                files[0].parent,
+                largest / 1e6,
+                files[0].parent,
+            )
+        digest = shards.shards_digest("parquet", files, self.class_names, info)
+        digest.update(self._labels.astype("<i4").tobytes() + self._first.astype("<i8").tobytes())
+        self._fingerprint = digest.hexdigest()
+        self._reset()
+
+    def _reset(self) -> None:
+        self._lock = threading.Lock()
+        self._open: dict[int, Any] = {}
+        self._cache: collections.OrderedDict[int, list[dict[str, Any]]] = collections.OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            name: value
+            for name, value in self.__dict__.items()
+            if name not in ("_lock", "_open", "_cache")
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._reset()
+
+    @property
+    def num_classes(self) -> int:
+        """How many class names."""
+        return len(self.class_names)
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, index: int) -> Example:
+        image = self._row(index)
+        return {"image": (image or {}).get("bytes") or b"", "label": int(self._labels[index])}
+
+    def labels(self) -> Int[np.ndarray, "n"]:
+        """The label of every row."""
+        return self._labels
+
+    def name_of(self, index: int) -> str:
+        """The path in the row, or the file and the row."""
+        try:
+            path = (self._row(index) or {}).get("path")
+        except OSError:
+            path = None
+        group = self._group_of(index)
+        file = Path(self._files[self._groups[group][0]]).name
+        return path or f"{file}, row {index - self._first[group]} of row group {group}"
+
+    def fingerprint(self) -> str:
+        """Digest of names and sizes of the files, of the row groups and of all labels."""
+        return self._fingerprint
+
+    def _group_of(self, index: int) -> int:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return int(np.searchsorted(self._first, index, side="right")) - 1
+
+    def _row(self, index: int) -> dict[str, Any]:
+        group = self._group_of(index)
+        with self._lock:
+            rows = self._cache.pop(group, None)
+            if rows is None:
+                rows = self._read_group(group)
+            self._cache[group] = rows
+            while len(self._cache) > _GROUPS_KEPT:
+                self._cache.popitem(last=False)
+        return rows[index - int(self._first[group])]
+
+    def _read_group(self, group: int) -> list[dict[str, Any]]:
+        number, within = self._groups[group].tolist()
+        try:
+            if number not in self._open:
+                self._open[number] = _open(Path(self._files[number]))
+            table = self._open[number].read_row_group(within, columns=["image"], use_threads=False)
+            return table.column("image").to_pylist()
+        except Exception as error:  # pyarrow's errors are of many kinds
+            raise UnreadableRecordError(
+                f"row group {within} of {self._files[number]} cannot be read: {error}"
+            ) from error
+
+
+def _open(file: Path) -> Any:
+    pyarrow = import_pyarrow()
+    try:
+        return pyarrow.parquet.ParquetFile(file)
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise DataSetError(
+            f"{file} is no parquet file, or a truncated one ({error}): copy it anew"
+        ) from error
+
+
+def _largest_group(opened: Any) -> int:
+    metadata = opened.metadata
+    groups = range(metadata.num_row_groups)
+    return max((metadata.row_group(group).total_byte_size for group in groups), default=0)
+
+
+def _label_column(file: Path, opened: Any) -> str:
+    """The name of the label column; checks the layout."""
+    pyarrow = import_pyarrow()
+    schema = opened.schema_arrow
+    kinds = {field.name: field.type for field in schema}
+    image = kinds.get("image")
+    has_bytes = (
+        image is not None and pyarrow.types.is_struct(image) and image.get_field_index("bytes") >= 0
+    )
+    labels = [
+        name
+        for name in ("label", "labels")
+        if name in kinds and pyarrow.types.is_integer(kinds[name])
+    ]
+    if not has_bytes or not labels:
+        columns = ", ".join(f"{name}: {kind}" for name, kind in kinds.items())
+        raise DataSetError(
+            f"{file} is of an unknown layout, with columns {columns[:300]}; wanted are "
+            "image: struct<bytes: binary, path: string> and label: int64"
+        )
+    return labels[0]
+
+
+def _read_labels(opened: Any, column: str) -> np.ndarray:
+    values = opened.read(columns=[column], use_threads=False).column(column)
+    if values.null_count:
+        values = values.fill_null(-1)  # out of range, as Hugging Face has it for "no label"
+    return values.to_numpy().astype(np.int32)
+
+
+def _names_in_metadata(opened: Any, column: str) -> tuple[str, ...] | None:
+    stored = (opened.schema_arrow.metadata or {}).get(b"huggingface", b"")
+    try:
+        return tuple(json.loads(stored)["info"]["features"][column]["names"])
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def open_parquet(path: str | None, part: Part) -> Source:
+    """Opens the parquet files of a split.
+
+    Args:
+        path: where, see `vig_jax.data.formats.shards`.
+        part: which.
+
+    Raises:
+        DataSetError: no pyarrow; files missing, truncated, of another layout; no class names;
+            labels out of range; empty classes.
+    """
+    import_pyarrow()
+    files = shards.find_shards(path, part, SUFFIX)
+    home = shards.home_of(files, path)
+    info = shards.read_info(home)
+    shards.check_sizes(files, info)
+    source = ParquetSource(files, shards.class_names_beside(home), info)
+    if len(source) == 0:
+        raise DataSetError(f"the parquet files of {home} hold no rows")
+    if part == "train":
+        counts = np.bincount(source.labels(), minlength=source.num_classes)
+        check_classes_filled(counts, source.class_names, home)
+    return source

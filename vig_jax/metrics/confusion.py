@@ -1,0 +1,144 @@
+"""Which classes a classifier takes for which: counts, files, the worst pairs and a picture."""
+
+import csv
+import dataclasses
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int64
+
+CONFUSION_FILE = "confusion.npz"
+_MOST_NAMED = 40  # classes with a name on the axes of the picture
+_MOST_NUMBERED = 20  # classes with a number in every cell
+
+
+@dataclasses.dataclass(frozen=True)
+class Confusion:
+    """How often images of each class were taken for each class.
+
+    Attributes:
+        counts: rows are the true class, columns the first guess.
+        class_names: one per label.
+        description: of the weights and images, for people.
+    """
+
+    counts: Int64[np.ndarray, "K K"]
+    class_names: tuple[str, ...]
+    description: str
+
+    @classmethod
+    def of(cls, counts: np.ndarray, class_names: Sequence[str], description: str) -> "Confusion":
+        """From a task's sums; the model's outputs beyond the named classes get numbers."""
+        unnamed = tuple(f"class {label}" for label in range(len(class_names), len(counts)))
+        return cls(np.rint(counts).astype(np.int64), (*class_names, *unnamed), description)
+
+    def save(self, folder: Path) -> None:
+        """Writes `confusion.npz` in one step."""
+        draft = folder / f"{CONFUSION_FILE}.tmp"
+        with draft.open("wb") as file:
+            np.savez_compressed(
+                file,
+                counts=self.counts,
+                class_names=np.array(self.class_names),
+                description=np.array(self.description),
+            )
+        draft.replace(folder / CONFUSION_FILE)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Confusion":
+        """Reads what `save` has written.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: the file is damaged.
+        """
+        path = folder / CONFUSION_FILE
+        contents = io.BytesIO(path.read_bytes())
+        try:
+            with np.load(contents) as stored:
+                names = tuple(str(name) for name in stored["class_names"])
+                return cls(stored["counts"], names, str(stored["description"]))
+        except Exception as error:  # zipfile, zlib, NumPy: each has its own
+            raise ValueError(f"{path} is damaged ({error}): remove it") from error
+
+    def top(self, limit: int = 100) -> list[dict[str, str | int | float]]:
+        """The most frequent mistakes, pair by pair.
+
+        Returns:
+            Rows {true, predicted, count, share}, `share` being that of the true class's images.
+        """
+        mistakes = self.counts - np.diag(np.diag(self.counts))
+        order = np.argsort(-mistakes, axis=None, kind="stable")[:limit]
+        images = self.counts.sum(axis=1)
+        rows: list[dict[str, str | int | float]] = []
+        for true, predicted in zip(*np.unravel_index(order, mistakes.shape), strict=True):
+            count = int(mistakes[true, predicted])
+            if not count:
+                break
+            rows.append(
+                {
+                    "true": self.class_names[true],
+                    "predicted": self.class_names[predicted],
+                    "count": count,
+                    "share": round(count / int(images[true]), 4),
+                }
+            )
+        return rows
+
+    def write_top(self, path: Path) -> None:
+        """Writes the most frequent mistakes as CSV."""
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, ["true", "predicted", "count", "share"])
+            writer.writeheader()
+            writer.writerows(self.top())
+
+    def draw(self, path: Path) -> None:
+        """Writes a PNG of the rows in percent; names and numbers where there is room for them."""
+        from matplotlib.colors import PowerNorm
+        from matplotlib.figure import Figure
+
+        from vig_jax.figures import save_figure
+
+        count = len(self.class_names)
+        images = self.counts.sum(axis=1, keepdims=True)
+        percent = 100 * self.counts / np.maximum(images, 1)
+        side = min(max(5.0, 0.5 * count + 2.5), 11.0)
+        figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+        axes = figure.add_subplot()
+        # Of many classes the mistakes are spread thin: little values are made visible.
+        norm = PowerNorm(1.0 if count <= _MOST_NAMED else 0.4, vmin=0, vmax=100)
+        image = axes.imshow(percent, cmap="Blues", norm=norm)
+        right = 100 * np.trace(self.counts) / max(self.counts.sum(), 1)
+        axes.set_title(
+            f"{self.description}\n{self.counts.sum():,} images, {right:.2f} % right",
+            fontsize=10,
+            parse_math=False,
+        )
+        by = "" if count <= _MOST_NAMED else ", by label"
+        axes.set_xlabel(f"predicted class{by}")
+        axes.set_ylabel(f"true class{by}")
+        if count <= _MOST_NAMED:
+            names = [name if len(name) <= 22 else name[:21] + "…" for name in self.class_names]
+            places = np.arange(count)
+            axes.set_xticks(places, names, rotation=45, ha="right", rotation_mode="anchor")
+            axes.set_yticks(places, names)
+            for tick in (*axes.get_xticklabels(), *axes.get_yticklabels()):
+                tick.set(fontsize=9, parse_math=False)
+        if count <= _MOST_NUMBERED:
+            for (row, column), value in np.ndenumerate(percent):
+                if self.counts[row, column]:
+                    axes.text(
+                        column,
+                        row,
+                        f"{value:.0f}" if value >= 1 else "<1",
+                        ha="center",
+                        va="center",
+                        fontsize=9,
+                        color="white" if value > 55 else "#222222",
+                    )
+        ticks = (0, 20, 40, 60, 80, 100) if count <= _MOST_NAMED else (0, 1, 5, 20, 50, 100)
+        label = "% of the true class's images"
+        figure.colorbar(image, ax=axes, label=label, shrink=0.8, ticks=ticks)
+        save_figure(figure, path)
