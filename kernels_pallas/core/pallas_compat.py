@@ -35,6 +35,9 @@ warnings.filterwarnings(
 
 LOG2_E = math.log2(math.e)
 
+LAUNCH = "kernels_pallas_launch"
+"""Name of the primitive that launches a kernel; its parameter `name` is the kernel's name."""
+
 _interpreting = contextvars.ContextVar("kernels_pallas_interpreting", default=False)
 
 
@@ -98,27 +101,31 @@ def triton_call(
         interpret=interpreting,
         name=name,
     )
-    return call if interpreting else functools.partial(_launch_p.bind, call=call)
+    return call if interpreting else functools.partial(_launch_p.bind, call=call, name=name)
 
 
 # A launch that JAX can lower for CPU and TPU too, if CUDA is among the platforms lowered for: then
 # these have a branch of their own in `dispatch`, but JAX lowers every branch for every platform.
-_launch_p = Primitive("kernels_pallas_launch")
+_launch_p = Primitive(LAUNCH)
 _launch_p.multiple_results = True
 
 
 @_launch_p.def_impl
-def _launch_now(*arrays: jax.Array, call: Callable[..., Any]) -> Any:
+def _launch_now(*arrays: jax.Array, call: Callable[..., Any], name: str) -> Any:
+    del name
     return jax.jit(call)(*arrays)
 
 
 @_launch_p.def_abstract_eval
-def _launch_shapes(*avals: Any, call: Callable[..., Any]) -> list[Any]:
+def _launch_shapes(*avals: Any, call: Callable[..., Any], name: str) -> list[Any]:
+    del name
     return [jax.core.ShapedArray(x.shape, x.dtype) for x in jax.eval_shape(call, *avals)]
 
 
-def _launch_batched(arrays: Any, axes: Any, *, call: Callable[..., Any]) -> tuple[Any, Any]:
-    out = _launch_p.bind(*arrays, call=jax.vmap(call, in_axes=tuple(axes)))
+def _launch_batched(
+    arrays: Any, axes: Any, *, call: Callable[..., Any], name: str
+) -> tuple[Any, Any]:
+    out = _launch_p.bind(*arrays, call=jax.vmap(call, in_axes=tuple(axes)), name=name)
     return out, [0] * len(out)
 
 
@@ -129,7 +136,10 @@ def _no_derivative(arrays: Any, tangents: Any, **_: Any) -> Any:
     )
 
 
-def _no_launch(context: mlir.LoweringRuleContext, *nodes: Any, call: Callable[..., Any]) -> Any:
+def _no_launch(
+    context: mlir.LoweringRuleContext, *nodes: Any, call: Callable[..., Any], name: str
+) -> Any:
+    del name
     if "cuda" not in context.module_context.platforms:
         raise NotImplementedError(
             f"a CUDA kernel cannot be lowered for {', '.join(context.module_context.platforms)}; "
@@ -142,7 +152,10 @@ def _no_launch(context: mlir.LoweringRuleContext, *nodes: Any, call: Callable[..
     return mlir.lower_fun(never)(context, *nodes)
 
 
-def _cuda_launch(context: mlir.LoweringRuleContext, *nodes: Any, call: Callable[..., Any]) -> Any:
+def _cuda_launch(
+    context: mlir.LoweringRuleContext, *nodes: Any, call: Callable[..., Any], name: str
+) -> Any:
+    del name
     with _some_gpu():
         return mlir.lower_fun(lambda *arrays: call(*arrays))(context, *nodes)
 

@@ -95,6 +95,8 @@ def _patches_backward(call: _Call, _: None, grad_out: Any) -> tuple[Any]:
     return tuple(transpose(grad_out))
 
 
+# Without optimize_remat: the forward pass keeps no residuals, so there is nothing to save under
+# jax.checkpoint, and the operator stays differentiable twice.
 _patches.defvjp(_patches_forward, _patches_backward)
 
 

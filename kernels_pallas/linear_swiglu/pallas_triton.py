@@ -107,7 +107,7 @@ def _linear_swiglu_backward(call: _Call, pullback: Any, grad_out: Any) -> tuple[
     return pullback(grad_out)
 
 
-_linear_swiglu.defvjp(_linear_swiglu_forward, _linear_swiglu_backward)
+_linear_swiglu.defvjp(_linear_swiglu_forward, _linear_swiglu_backward, optimize_remat=True)
 
 
 def _fused_kernel(

@@ -71,7 +71,7 @@ def _gate_backward(call: _Call, x: Any, grad_out: Any) -> tuple[Any]:
     return (grad_x,)
 
 
-_gate.defvjp(_gate_forward, _gate_backward)
+_gate.defvjp(_gate_forward, _gate_backward, optimize_remat=True)
 
 
 def _place(spec: SwigluSpec, block: int) -> tuple[Any, Any, Any]:
@@ -161,6 +161,13 @@ def _backward(call: _Call, x: Any, grad_out: Any, *, with_output: bool = False) 
         # XLA copies an input that is needed afterwards; in a training step neither is.
         aliases={0: 0, 1: 1} if with_output else None,
     )(x, grad_out)
+
+
+def forward(
+    spec: SwigluSpec, x: Float[Array, "N X"], *, tiling: Tiling = Tiling()
+) -> Float[Array, "N I"]:
+    """Launches the forward kernel; has no derivative."""
+    return _forward(_Call(spec, forward=tiling, backward=tiling), x)
 
 
 def backward_and_output(

@@ -54,7 +54,7 @@ def _mlp_forward(
     spec: SwigluMlpSpec, x: Any, kernel: Any, down_kernel: Any
 ) -> tuple[Any, _Residuals]:
     product = jnp.matmul(x, kernel)
-    hidden = swiglu_kernels.swiglu(spec.swiglu, product)
+    hidden = swiglu_kernels.forward(spec.swiglu, product)
     return jnp.matmul(hidden, down_kernel), _Residuals(x, product, kernel, down_kernel)
 
 
@@ -68,4 +68,4 @@ def _mlp_backward(
     return grad_x, weight_gradient(x, grad_product), weight_gradient(hidden, grad_out)
 
 
-_mlp.defvjp(_mlp_forward, _mlp_backward)
+_mlp.defvjp(_mlp_forward, _mlp_backward, optimize_remat=True)

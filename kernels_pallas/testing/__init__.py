@@ -9,6 +9,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from kernels_pallas.core.pallas_compat import interpret as interpret
+from kernels_pallas.testing.launches import launch_names as launch_names
+from kernels_pallas.testing.launches import launches as launches
 
 GATE_KINDS: tuple[str, ...] = ("typical", "mild", "strong", "none", "reset", "mixed")
 """Kinds of log-decays that `random_inputs` makes."""

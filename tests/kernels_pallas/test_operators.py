@@ -1,6 +1,7 @@
 """What holds for the CUDA kernels of every operator."""
 
 import functools
+from collections import Counter
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import pytest
 
 import kernels_pallas
 from kernels_pallas.core import pallas_compat
-from kernels_pallas.testing import interpret, rms_relative_error
+from kernels_pallas.testing import interpret, launches, rms_relative_error
 
 NAME = "pallas_triton"
 
@@ -127,6 +128,36 @@ def test_a_second_derivative_is_refused_and_what_to_do_is_told(operator):
         return
     with pytest.raises(NotImplementedError, match=f"once, in reverse mode.*'{portable}'"):
         jax.eval_shape(second_derivative(run), *arrays)
+
+
+REMAT_LAUNCHES = {
+    "depthwise_conv": (
+        "depthwise_conv_forward",
+        "depthwise_conv_activation_gradient",
+        "depthwise_conv_gradient",
+    ),
+    "im2col": ("im2col",),
+    "linear_swiglu": ("linear_swiglu", "swiglu_backward"),
+    "norm_act": ("norm_forward", "norm_backward"),
+    "residual_norm": ("norm_forward", "norm_backward"),
+    "swiglu": ("swiglu_forward", "swiglu_backward"),
+    "swiglu_mlp": ("linear_swiglu", "swiglu_backward_and_output"),
+}
+
+
+@pytest.mark.parametrize("operator", REMAT_LAUNCHES)
+def test_under_checkpoint_the_first_forward_pass_is_that_of_inference(operator):
+    run, arrays = call_of(operator, implementation=NAME)
+    counts = launches(with_gradients(jax.checkpoint(run)), *arrays)
+    assert counts == Counter(REMAT_LAUNCHES[operator])
+
+
+def with_gradients(run):
+    def call(*arrays):
+        out, pullback = jax.vjp(run, *arrays)
+        return out, pullback(out)
+
+    return call
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="needs a machine without a GPU")

@@ -48,7 +48,8 @@ def _convolve(call: _Call, x: Any, kernel: Any) -> Any:
 
 
 def _convolve_forward(call: _Call, x: Any, kernel: Any) -> tuple[Any, tuple[Any, Any]]:
-    return _convolve(call, x, kernel), (x, kernel)
+    spec, config = call
+    return convolution(spec, config.forward, x, kernel), (x, kernel)
 
 
 def _convolve_backward(call: _Call, residuals: tuple[Any, Any], grad: Any) -> tuple[Any, Any]:
@@ -60,4 +61,4 @@ def _convolve_backward(call: _Call, residuals: tuple[Any, Any], grad: Any) -> tu
     return gradients(spec, config.backward, x, kernel, grad)
 
 
-_convolve.defvjp(_convolve_forward, _convolve_backward)
+_convolve.defvjp(_convolve_forward, _convolve_backward, optimize_remat=True)

@@ -102,7 +102,9 @@ def _normalize(
 def _normalize_forward(
     call: _Call, x: Any, branch: Any, keep: Any, scale: Any, bias: Any
 ) -> tuple[tuple[Any, Any], _Residuals]:
-    total, y = _normalize(call, x, branch, keep, scale, bias)
+    total, y = pallas_triton_kernels.forward(
+        call.spec, call.config.forward, x, branch, keep, scale, bias
+    )
     return (total, y), _Residuals(x if total is None else total, keep, scale, bias)
 
 
@@ -116,4 +118,4 @@ def _normalize_backward(
     return grad_x, grad_branch if call.spec.residual else None, grad_keep, grad_scale, grad_bias
 
 
-_normalize.defvjp(_normalize_forward, _normalize_backward)
+_normalize.defvjp(_normalize_forward, _normalize_backward, optimize_remat=True)

@@ -1,7 +1,6 @@
 """SwiGLU's gate: every implementation against the definition in float64, and its CUDA kernels."""
 
 import functools
-import re
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,7 @@ from kernels_pallas import swiglu
 from kernels_pallas.swiglu import IMPLEMENTATIONS, pallas_triton
 from kernels_pallas.swiglu.pallas_triton import Tiling
 from kernels_pallas.swiglu.spec import SwigluSpec
-from kernels_pallas.testing import TOLERANCES, interpret, rms_relative_error
+from kernels_pallas.testing import TOLERANCES, interpret, launches, rms_relative_error
 
 NAME = "pallas_triton"
 on_gpu = pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs a CUDA GPU")
@@ -136,16 +135,12 @@ def test_lowers_for_cuda(shape, dtype):
     assert len(lowered(run, *arguments_of(shape, dtype))) > 0
 
 
-@pytest.mark.skipif(jax.__version_info__ > (0, 10, 2), reason="later lowerings hide the names")
 def test_a_forward_pass_launches_no_kernel_for_gradients():
-    def kernels(run, *arguments):
-        return sorted(re.findall(r'name = "(swiglu_\w+)"', lowered(run, *arguments)))
-
     x, grad_out = arguments_of((2, 196, 512))
     run = functools.partial(swiglu, implementation=NAME)
-    assert kernels(run, x) == ["swiglu_forward"]
+    assert launches(run, x) == {"swiglu_forward": 1}
     gradient = with_gradient(run)
-    assert kernels(gradient, x, grad_out) == ["swiglu_backward", "swiglu_forward"]
+    assert launches(gradient, x, grad_out) == {"swiglu_backward": 1, "swiglu_forward": 1}
 
 
 def test_the_default_takes_the_kernels_on_cuda_only():
