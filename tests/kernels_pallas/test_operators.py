@@ -139,7 +139,8 @@ REMAT_LAUNCHES = {
     "im2col": ("im2col",),
     "linear_swiglu": ("linear_swiglu", "swiglu_backward"),
     "norm_act": ("norm_forward", "norm_backward"),
-    "residual_norm": ("norm_forward", "norm_backward"),
+    # The backward pass normalises the sum, which the second forward pass recomputes.
+    "residual_norm": ("norm_forward", "norm_forward", "norm_backward"),
     "swiglu": ("swiglu_forward", "swiglu_backward"),
     "swiglu_mlp": ("linear_swiglu", "swiglu_backward_and_output"),
 }
