@@ -16,7 +16,7 @@ from vig_jax.data.preprocess.transforms import eval_image
 from vig_jax.train.checkpoint import load_for_inference
 from vig_jax.train.imported import published_config, restore_weights
 
-GOLDEN = Path(__file__).parents[1] / "convert" / "golden"
+GOLDEN = Path(__file__).parents[1] / "weights" / "golden"
 # The golden files' models: variant, sizes, and the flags of upstream's evaluation.
 PLAIN = {"img_size": 32, "embed_dim": 32, "depth": 1, "num_heads": 1}
 FOUR = {"embed_dims": (32,) * 4, "depths": (1,) * 4, "num_heads": (1,) * 4}
