@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from kernels_pallas.core.pallas_compat import interpret as interpret
+from kernels_pallas.testing.launches import launch_equations as launch_equations
 from kernels_pallas.testing.launches import launch_names as launch_names
 from kernels_pallas.testing.launches import launches as launches
 

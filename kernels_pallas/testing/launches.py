@@ -25,13 +25,16 @@ def launches(run: Callable[..., Any], *arguments: Any) -> collections.Counter[st
 
 def launch_names(jaxpr: core.Jaxpr) -> list[str]:
     """Returns the names of the kernels that `jaxpr` launches, in order, nested jaxprs included."""
-    names = []
+    return [equation.params["name"] for equation in launch_equations(jaxpr)]
+
+
+def launch_equations(jaxpr: core.Jaxpr) -> Iterator[core.JaxprEqn]:
+    """Yields the equations of `jaxpr` that launch kernels, in order, nested jaxprs included."""
     for equation in jaxpr.eqns:
         if equation.primitive.name == LAUNCH:
-            names.append(equation.params["name"])
+            yield equation
         for inner in _inner_jaxprs(equation.params.values()):
-            names += launch_names(inner)
-    return names
+            yield from launch_equations(inner)
 
 
 def _inner_jaxprs(values: Any) -> Iterator[core.Jaxpr]:

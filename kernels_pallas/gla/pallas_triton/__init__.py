@@ -191,4 +191,4 @@ def _attend_backward(call: _Call, residuals: _Residuals, grads: tuple[Any, Any])
     return grad_q, grad_k, grad_v, tuple(grad_log_decays), grad_initial_state
 
 
-_attend.defvjp(_attend_forward, _attend_backward)
+_attend.defvjp(_attend_forward, _attend_backward, optimize_remat=True)

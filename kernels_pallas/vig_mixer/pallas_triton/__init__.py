@@ -207,4 +207,4 @@ def _mix_backward(call: _Call, residuals: _Residuals, grad: Any) -> tuple[_Input
     )
 
 
-_mix.defvjp(_mix_forward, _mix_backward)
+_mix.defvjp(_mix_forward, _mix_backward, optimize_remat=True)
