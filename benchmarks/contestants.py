@@ -51,7 +51,7 @@ def ours(name: str, *, image_size: int, batch_size: int, train: bool) -> Contest
     Raises:
         WrongResultError: logits, or the first step's loss or gradient, that are not finite or not
             those of float32.
-        ValueError: an unknown model, or a size that it refuses.
+        ConfigError: an unknown model, or a size that it refuses.
     """
     config = benchmark_config(name, image_size=image_size, batch_size=batch_size)
     program = training_program(config) if train else inference_program(config)

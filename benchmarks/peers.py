@@ -37,6 +37,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vig_jax.errors import ConfigError
+
 _ROOT = Path(__file__).parents[1]
 _PAIRS = (
     "vig_t=deit_tiny_patch16_224",
@@ -149,7 +151,7 @@ def _compare(options: argparse.Namespace) -> int:
     shapes = image_and_batch_sizes(options.image_size, options.batch_size)
     if unknown := [name for name, *_ in options.models if name not in list_models()]:
         known = ", ".join(list_models())
-        raise ValueError(f"--models: {', '.join(unknown)} is none of ours ({known})")
+        raise ConfigError(f"--models: {', '.join(unknown)} is none of ours ({known})")
     device = jax.local_devices()[0]  # before PyTorch loads its cuDNN: JAX needs the one it has
     facts: dict[str, Any] = {
         "dtype": "bfloat16",
@@ -220,7 +222,7 @@ def _torch_peers() -> Any:
     except ImportError as error:
         if (error.name or "").partition(".")[0] not in ("torch", "timm"):
             raise
-        raise ValueError(
+        raise ConfigError(
             f"the peers need PyTorch and timm, and {error.name} is not there: pip install torch "
             "timm; or run ours alone, for example --models vig_t"
         ) from error

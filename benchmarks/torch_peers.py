@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.contestants import Contestant
 from vig_jax.bench.programs import DROP_PATH, INPUTS, TRAIN_MACS
+from vig_jax.errors import ConfigError
 from vig_jax.layers.pixels import IMAGENET_MEAN, IMAGENET_STD
 
 ATTENTION = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
@@ -24,12 +25,12 @@ def check(names: Sequence[str]) -> None:
     """Refuses what cannot run here.
 
     Raises:
-        ValueError: an unknown name, or no CUDA device.
+        ConfigError: an unknown name, or no CUDA device.
     """
     if not torch.cuda.is_available():
-        raise ValueError("PyTorch sees no CUDA device, which the peers need; --models vig_t runs")
+        raise ConfigError("PyTorch sees no CUDA device, which the peers need; --models vig_t runs")
     if unknown := [name for name in names if not timm.is_model(name)]:
-        raise ValueError(f"timm {timm.__version__} has no model {', '.join(unknown)}")
+        raise ConfigError(f"timm {timm.__version__} has no model {', '.join(unknown)}")
 
 
 def versions() -> dict[str, str]:

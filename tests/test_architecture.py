@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[1]
 # A unit may import the units above it in this list, and itself.
 LAYERS = (
     "kernels_pallas",
+    "vig_jax.errors",
     "vig_jax.config",
     "vig_jax.figures",
     "vig_jax.sharding",
@@ -75,6 +76,14 @@ def test_imports_point_one_way():
         for name in imports(file):
             other = unit_of(name)
             assert other is None or other in allowed, f"{file}: {unit} must not import {name}"
+
+
+def test_error_classes_have_one_home():
+    home = ROOT / "vig_jax" / "errors.py"
+    for file in python_files("vig_jax"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ClassDef) and node.name.endswith("Error"):
+                assert file == home, f"{file} defines {node.name}: it belongs to vig_jax.errors"
 
 
 def test_kernels_stand_alone():

@@ -15,6 +15,8 @@ from typing import Any, Literal, TypeVar
 
 from ml_collections import ConfigDict
 
+from vig_jax.errors import ConfigError
+
 T = TypeVar("T")
 
 
@@ -139,7 +141,7 @@ def parse(values: Mapping[str, Any] | ConfigDict) -> RunConfig:
         values: exactly the keys of `RunConfig`, nested; unset placeholders become None.
 
     Raises:
-        ValueError: unknown key (with the nearest known one), missing key, or a wrong type.
+        ConfigError: unknown key (with the nearest known one), missing key, or a wrong type.
     """
     plain = values.to_dict() if isinstance(values, ConfigDict) else values
     return _parse(plain, RunConfig, "config")
@@ -157,9 +159,9 @@ def _parse(values: Mapping[str, Any], kind: type[T], prefix: str) -> T:
         if key not in hints:
             near = difflib.get_close_matches(key, hints, n=1)
             hint = f"; did you mean {prefix}.{near[0]}?" if near else f"; known: {sorted(hints)}"
-            raise ValueError(f"{prefix}.{key} is not a setting{hint}")
+            raise ConfigError(f"{prefix}.{key} is not a setting{hint}")
     if missing := [key for key in hints if key not in values and key not in optional]:
-        raise ValueError(f"{prefix} lacks {', '.join(missing)}: start from configs.common")
+        raise ConfigError(f"{prefix} lacks {', '.join(missing)}: start from configs.common")
     parsed = {
         key: _convert(values[key], hint, f"{prefix}.{key}")
         for key, hint in hints.items()
@@ -193,7 +195,7 @@ def _convert(value: Any, hint: Any, path: str) -> Any:
     """Checks one value against its type; widens int to float and list to tuple, nothing else."""
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
-            raise ValueError(f"{path} is {value!r}; it must be a group of settings")
+            raise ConfigError(f"{path} is {value!r}; it must be a group of settings")
         return _parse(value, hint, path)  # type: ignore[arg-type]
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is types.UnionType:
@@ -206,21 +208,21 @@ def _convert(value: Any, hint: Any, path: str) -> Any:
         return _convert(value, (fitting or members)[0], path)
     if origin is Literal:
         if value not in args:
-            raise ValueError(f"{path} is {value!r}; it must be one of {list(args)}")
+            raise ConfigError(f"{path} is {value!r}; it must be one of {list(args)}")
         return value
     if origin is tuple:
         items = list(value) if isinstance(value, (list, tuple)) else None
         variadic = args[-1] is Ellipsis
         if items is None or not (variadic or len(items) == len(args)):
             wanted = "a sequence" if variadic else f"{len(args)} numbers"
-            raise ValueError(f"{path} is {value!r}; it must be {wanted}")
+            raise ConfigError(f"{path} is {value!r}; it must be {wanted}")
         kinds = [args[0]] * len(items) if variadic else args
         pairs = zip(items, kinds, strict=True)
         return tuple(_convert(v, a, f"{path}[{i}]") for i, (v, a) in enumerate(pairs))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise ValueError(
+        raise ConfigError(
             f"{path} is {value!r} ({type(value).__name__}); it must be {hint.__name__}"
         )
     return value

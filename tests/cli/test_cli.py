@@ -50,6 +50,15 @@ def test_unknown_command(capsys):
     assert "evaluate" in capsys.readouterr().err
 
 
+def test_a_defect_keeps_its_traceback(monkeypatch):
+    def broken(args):
+        raise ValueError("shapes differ")
+
+    monkeypatch.setattr("vig_jax.cli.report.run", broken)
+    with pytest.raises(ValueError, match="shapes differ"):
+        main(["report", "nowhere"])
+
+
 def test_log_lines_are_plain(capsys, monkeypatch):
     monkeypatch.setattr(logging.root, "handlers", [logging.StreamHandler()])
     main(["report", "nowhere"])

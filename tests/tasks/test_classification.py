@@ -8,7 +8,7 @@ import pytest
 
 from configs import common
 from vig_jax.config import parse
-from vig_jax.data import DataSetError
+from vig_jax.errors import DataSetError
 from vig_jax.layers.pixels import normalise
 from vig_jax.tasks.classification import (
     Classification,

@@ -8,13 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vig_jax.errors import CheckpointError
 from vig_jax.sharding.mesh import make_mesh
-from vig_jax.train.checkpoint import (
-    CheckpointError,
-    Checkpoints,
-    RunInfo,
-    load_for_inference,
-)
+from vig_jax.train.checkpoint import Checkpoints, RunInfo, load_for_inference
 from vig_jax.train.experiment import Experiment
 
 EVALUATION = {"eval/top1": 0.5, "eval/ema_top1": 0.5}

@@ -14,8 +14,9 @@ import pytest
 from configs import finetune, linear_probe
 from tests.train.test_run import at_step, final, lines
 from vig_jax.config import parse
+from vig_jax.errors import ConfigError
 from vig_jax.layers.pos_embed import resize_pos_embed
-from vig_jax.train.experiment import Experiment, SettingError
+from vig_jax.train.experiment import Experiment
 from vig_jax.train.imported import initial_params
 from vig_jax.train.loop import run
 
@@ -103,7 +104,7 @@ def test_size_is_left_unset_where_it_says_nothing(tiny, changes):
     ],
 )
 def test_settings_that_cannot_be(tiny, changes, message):
-    with pytest.raises(SettingError, match=message) as error:
+    with pytest.raises(ConfigError, match=message) as error:
         Experiment.of(tiny(**changes))
     assert "\n" not in str(error.value)
 

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import pytest
 
 from configs import common
+from vig_jax.errors import NonFiniteLossError
 from vig_jax.train import launch
-from vig_jax.train.logging.metrics import NonFiniteLossError
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,7 +56,7 @@ def train(*options, cache=None):
         # What only the model finds.
         (
             ["--config=configs/fashion_mnist.py", "--config.model.gla_implementation=pallas"],
-            "error: vig_mixer: unknown implementation 'pallas'; did you mean",
+            "error: gla_implementation='pallas' is unknown; did you mean",
         ),
         (
             ["--config=configs/fashion_mnist.py", "--config.model.drop_path_rate=1.0"],

@@ -14,7 +14,8 @@ import safetensors.numpy
 import vig_jax
 from tests import golden
 from tests.weights import torch_writer
-from vig_jax.weights import WeightsError, upstream
+from vig_jax.errors import WeightsError
+from vig_jax.weights import upstream
 from vig_jax.weights.load import read_weight_file, save_safetensors
 
 FOLDER = Path(__file__).parent / "golden"

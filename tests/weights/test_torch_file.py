@@ -19,7 +19,7 @@ import pytest
 
 from tests.weights import torch_writer
 from tests.weights.torch_writer import Call, Storage, Tensor, named, save, tensor, write_records
-from vig_jax.weights import WeightsError
+from vig_jax.errors import WeightsError
 from vig_jax.weights.load import read_weight_file
 from vig_jax.weights.pickles import Opaque
 from vig_jax.weights.torch_file import TorchFile

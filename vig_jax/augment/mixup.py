@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from vig_jax.errors import ConfigError
+
 _SWITCH_PROBABILITY = 0.5  # of CutMix, if both are on
 
 
@@ -50,7 +52,7 @@ def mix_images(
         alphas 0 the images come back as they are, with a single lambda of 1.
 
     Raises:
-        ValueError: groups that do not fill the batch, an odd group, or a negative alpha.
+        ConfigError: groups that do not fill the batch, an odd group, or a negative alpha.
     """
     if not (mixup_alpha or cutmix_alpha):
         return images, jnp.ones(1)
@@ -92,16 +94,16 @@ def draw(
         batch / group draws.
 
     Raises:
-        ValueError: groups that do not fill the batch, an odd group, or a negative alpha.
+        ConfigError: groups that do not fill the batch, an odd group, or a negative alpha.
     """
     group = min(group, batch)
     if group < 2 or group % 2 or batch % group:
-        raise ValueError(
+        raise ConfigError(
             f"config.data.mixup_group={group} must be even and divide the batch of {batch} images; "
             "or turn mixing off: config.data.mixup_alpha=0, config.data.cutmix_alpha=0"
         )
     if min(mixup_alpha, cutmix_alpha) < 0 or not (mixup_alpha or cutmix_alpha):
-        raise ValueError(
+        raise ConfigError(
             f"config.data.mixup_alpha={mixup_alpha}, config.data.cutmix_alpha={cutmix_alpha}: "
             "neither below 0, and one above"
         )

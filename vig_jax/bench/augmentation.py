@@ -11,6 +11,7 @@ from vig_jax.config import DataConfig
 from vig_jax.data.inspection import spread
 from vig_jax.data.preprocess import transforms
 from vig_jax.data.source import Source
+from vig_jax.errors import ConfigError
 from vig_jax.tasks.classification import augment
 
 _ROUNDS = 8  # at least
@@ -30,10 +31,10 @@ def device_speed(source: Source, data: DataConfig, batch_size: int, seconds: flo
         seconds: for about so long, after the compilation.
 
     Raises:
-        ValueError: an odd batch.
+        ConfigError: an odd batch.
     """
     if batch_size < 2 or batch_size % 2:
-        raise ValueError(f"--device-batch {batch_size}: even, and at least 2")
+        raise ConfigError(f"--device-batch {batch_size}: even, and at least 2")
     group = data.mixup_group if batch_size % data.mixup_group == 0 else batch_size
     some = [
         transforms.train_image(

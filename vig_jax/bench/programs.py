@@ -14,8 +14,10 @@ from kernels_pallas.testing import rms_relative_error
 from vig_jax.bench.macs import count_macs
 from vig_jax.bench.throughput import Program
 from vig_jax.config import RunConfig
+from vig_jax.errors import ConfigError
 from vig_jax.inference.predictor import predictor
 from vig_jax.models import model_settings
+from vig_jax.models.backbone import implementation_refusals
 from vig_jax.sharding.mesh import batch_sharded, make_mesh, replicated
 from vig_jax.tasks.classification import make_task
 from vig_jax.train.imported import published_config
@@ -41,7 +43,7 @@ def benchmark_config(
     Augmentation, mixing and clipping are off: they are no part of what models are compared by.
 
     Raises:
-        ValueError: an unknown model or a setting that it refuses.
+        ConfigError: an unknown model or a setting that it refuses.
     """
     settings: dict[str, Any] = {
         "num_classes": 1000,
@@ -96,8 +98,9 @@ def training_program(config: RunConfig) -> Program:
         )
         step: Any = make_train_step(task, optimizer, schedule, ema_decay=train.ema_decay, mesh=mesh)
         inputs = [(batch(seed),) for seed in range(INPUTS)]
-        state = new_state()
-        return Program(step.lower(state, *inputs[0]).compile(), inputs, state)
+        with implementation_refusals(config.model.gla_implementation):
+            state = new_state()
+            return Program(step.lower(state, *inputs[0]).compile(), inputs, state)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,14 +151,14 @@ def image_and_batch_sizes(
     """Pairs them: one batch size for all image sizes, or one for each.
 
     Raises:
-        ValueError: neither, or a batch size that is not positive.
+        ConfigError: neither, or a batch size that is not positive.
     """
     if min(batch_sizes) < 1:
-        raise ValueError(f"--batch-size is {min(batch_sizes)}; at least 1 is wanted")
+        raise ConfigError(f"--batch-size is {min(batch_sizes)}; at least 1 is wanted")
     if len(batch_sizes) == 1:
         batch_sizes = list(batch_sizes) * len(image_sizes)
     if len(batch_sizes) != len(image_sizes):
-        raise ValueError(
+        raise ConfigError(
             f"--batch-size has {len(batch_sizes)} numbers and --image-size {len(image_sizes)}; one "
             "for all or one for each is wanted"
         )

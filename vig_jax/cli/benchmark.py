@@ -31,6 +31,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vig_jax.errors import ConfigError
+
 if TYPE_CHECKING:
     from kernels_pallas.benchmarks.timing import Kernel
 
@@ -72,13 +74,13 @@ def run(args: argparse.Namespace) -> int:
     """Measures, or counts, and prints a table."""
     for option, value in (("--repeats", args.repeats), ("--check", args.check)):
         if value is not None and value < 1:
-            raise ValueError(f"{option} is {value}; at least 1 is wanted")
+            raise ConfigError(f"{option} is {value}; at least 1 is wanted")
     if args.train and args.check:
-        raise ValueError("--check compares logits, and --train has none: leave one out")
+        raise ConfigError("--check compares logits, and --train has none: leave one out")
     if args.flops:
         for option in ("train", "check", "profile", "plot"):
             if getattr(args, option):
-                raise ValueError(f"--flops measures nothing: leave --{option} out")
+                raise ConfigError(f"--flops measures nothing: leave --{option} out")
         rows = [_count(args, name, size) for name in args.model for size in args.image_size]
         facts: dict[str, Any] = {"mode": "count"}
     else:

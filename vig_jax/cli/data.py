@@ -12,6 +12,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from vig_jax.errors import ConfigError, ConversionError
+
 KINDS = ("array_record", "image_folder", "parquet", "tar")
 
 
@@ -192,7 +194,7 @@ def _convert(args: argparse.Namespace) -> int:
             max_errors=args.max_errors,
         )
     except KeyboardInterrupt:
-        raise RuntimeError("interrupted; what is done is kept, --resume goes on") from None
+        raise ConversionError("interrupted; what is done is kept, --resume goes on") from None
     for name, split in info["splits"].items():
         left_out = f", {split['left_out']} left out (errors.jsonl)" if split["left_out"] else ""
         print(f"{name}: {split['images']:,} images in {len(split['shards'])} shards{left_out}")
@@ -209,7 +211,7 @@ def _inspect(args: argparse.Namespace) -> int:
     from vig_jax.data.inspection import inspect, save_sheet
 
     if args.sample is not None and args.sample < 1:
-        raise ValueError(f"--sample {args.sample}: at least 1 is wanted")
+        raise ConfigError(f"--sample {args.sample}: at least 1 is wanted")
     sources = _open(args)
     found = {split: inspect(source, sample=args.sample) for split, source in sources.items()}
     for split, about in found.items():
@@ -229,7 +231,7 @@ def _benchmark(args: argparse.Namespace) -> int:
     from vig_jax.train.imported import published_config
 
     if args.images < 1:
-        raise ValueError(f"--images {args.images}: at least 1 is wanted")
+        raise ConfigError(f"--images {args.images}: at least 1 is wanted")
     data = dataclasses.replace(
         published_config("vig_t").data,
         image_size=args.image_size,
@@ -238,7 +240,7 @@ def _benchmark(args: argparse.Namespace) -> int:
         max_bad_images=0,
     )
     if args.resize == "numba" and (reason := resize.why_not()):
-        raise ValueError(f"--resize numba: {reason}")
+        raise ConfigError(f"--resize numba: {reason}")
     source = next(iter(_open(args).values()))
     by = "Pillow" if args.resize == "pillow" or resize.why_not() else "numba"
     numbers: dict[str, Any] = {"resize": by.lower(), "stages": {}}

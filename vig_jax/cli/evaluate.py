@@ -21,6 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from vig_jax.cli import weights
+from vig_jax.errors import ConfigError, DataSetError
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -108,7 +109,7 @@ def _write_confusion(
     from vig_jax.train.logging.report import write_confusion
 
     if "confusion" not in sums:
-        raise ValueError(
+        raise ConfigError(
             f"--confusion: {len(class_names):,} classes are too many to count all pairs of"
         )
     confusion = Confusion.of(
@@ -122,7 +123,6 @@ def _write_confusion(
 
 def _check_classes(in_data: Sequence[str], restored: Any) -> None:
     """Refuses images whose labels mean other things than the model's outputs."""
-    from vig_jax.data import DataSetError
     from vig_jax.data.datasets.imagenet import class_ids, class_names
 
     outputs = restored.config.model.num_classes

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from vig_jax.cli.worker import forgo_jax
+from vig_jax.errors import REPORTED_ERRORS, is_full_disk
 
 if multiprocessing.parent_process():  # a worker imports anew what its command began with
     forgo_jax()
@@ -52,6 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     command.configure(subparser)
     try:
         return command.run(subparser.parse_args(argv[1:]))
-    except (ValueError, OSError, RuntimeError) as error:
+    except REPORTED_ERRORS as error:
         print(f"vig {name}: {error}", file=sys.stderr)
+        return 1
+    except (OSError, ValueError) as error:
+        if not is_full_disk(error):
+            raise
+        print(f"vig {name}: the disk is full: {error}", file=sys.stderr)
         return 1

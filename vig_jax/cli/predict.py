@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from vig_jax.cli import weights
+from vig_jax.errors import ConfigError
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
 
     run, images = (None, args.paths) if args.weights else (args.paths[0], args.paths[1:])
     if not images:
-        raise ValueError(f"which images? Only {run} is given; a run and then images are wanted")
+        raise ConfigError(f"which images? Only {run} is given; a run and then images are wanted")
     files = find_images(images)
     restored = weights.restore(args, run)
     print(f"{restored.config.model.name}: {restored.description}", file=sys.stderr)

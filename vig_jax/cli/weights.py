@@ -5,6 +5,8 @@ import ast
 from pathlib import Path
 from typing import Any
 
+from vig_jax.errors import ConfigError
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declares --weights, --raw and what describes the model of a file."""
@@ -40,13 +42,13 @@ def settings(pairs: list[str]) -> dict[str, Any]:
     """The values of --set.
 
     Raises:
-        ValueError: one is not KEY=VALUE.
+        ConfigError: one is not KEY=VALUE.
     """
     values = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not (key and equals):
-            raise ValueError(f"--set {pair}: KEY=VALUE is wanted")
+            raise ConfigError(f"--set {pair}: KEY=VALUE is wanted")
         try:
             values[key] = ast.literal_eval(text)
         except (ValueError, SyntaxError):
@@ -62,7 +64,7 @@ def restore(args: argparse.Namespace, run: Path | None) -> Any:
         run: the run that was named, if any.
 
     Raises:
-        ValueError: options that do not go together.
+        ConfigError: options that do not go together.
     """
     if not args.weights:
         for option, value in (
@@ -71,9 +73,9 @@ def restore(args: argparse.Namespace, run: Path | None) -> Any:
             ("--image-size", args.image_size),
         ):
             if value:
-                raise ValueError(f"{option} goes with --weights; a run knows its own model")
+                raise ConfigError(f"{option} goes with --weights; a run knows its own model")
         if run is None:
-            raise ValueError("which weights? Name a run, or --weights FILE --model NAME")
+            raise ConfigError("which weights? Name a run, or --weights FILE --model NAME")
         from vig_jax.train.checkpoint import load_for_inference
 
         return load_for_inference(run, ema=False if args.raw else None)
@@ -81,9 +83,9 @@ def restore(args: argparse.Namespace, run: Path | None) -> Any:
     from vig_jax.train.imported import restore_weights
 
     if run is not None:
-        raise ValueError(f"either a run ({run}) or --weights {args.weights}, not both")
+        raise ConfigError(f"either a run ({run}) or --weights {args.weights}, not both")
     if not args.model:
-        raise ValueError(
+        raise ConfigError(
             f"--weights {args.weights} needs --model NAME, one of {', '.join(list_models())}"
         )
     return restore_weights(

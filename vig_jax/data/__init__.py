@@ -3,8 +3,8 @@
 `vig_jax.augment.mixup` is not imported here: worker processes need no JAX.
 """
 
-from vig_jax.data.datasets.registry import DataSetError, Source, open_source
-from vig_jax.data.loader.bad_images import BadImages, TooManyBadImagesError
+from vig_jax.data.datasets.registry import Source, open_source
+from vig_jax.data.loader.bad_images import BadImages
 from vig_jax.data.loader.batches import (
     Batch,
     BatchIterator,
@@ -17,9 +17,7 @@ __all__ = [
     "BadImages",
     "Batch",
     "BatchIterator",
-    "DataSetError",
     "Source",
-    "TooManyBadImagesError",
     "eval_batches",
     "open_source",
     "steps_per_epoch",

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from vig_jax.data.loader.workers import cpu_count
 from vig_jax.data.preprocess import transforms
 from vig_jax.data.source import Source, labels_of
+from vig_jax.errors import UndecodableImageError
 
 _CELL, _CAPTION, _MARGIN = 112, 14, 4  # pixels
 _COLUMNS = 10
@@ -88,7 +89,7 @@ def _look(source: Source, index: int) -> _Look:
         else:
             kind = "pixels RGB"
         return _Look(index, size, kind, transforms.decode(image).size, None)
-    except (transforms.UndecodableImageError, OSError) as error:
+    except (UndecodableImageError, OSError) as error:
         return _Look(index, size, "", None, str(error))
 
 
@@ -126,7 +127,7 @@ def contact_sheet(source: Source) -> Image.Image:
         top = _MARGIN + number // columns * height
         try:
             picture = transforms.decode(source[index]["image"])
-        except (transforms.UndecodableImageError, OSError):
+        except (UndecodableImageError, OSError):
             draw.rectangle((left, top, left + _CELL, top + _CELL), outline="red")
         else:
             scale = _CELL / max(picture.size)

@@ -8,18 +8,11 @@ import numpy as np
 from jaxtyping import Int
 
 from vig_jax.data.example import Example
+from vig_jax.errors import DataSetError
 
 Split = Literal["train", "eval"]
 # "all": of a data set that is not divided yet, see `vig_jax.data.datasets.split`.
 Part = Literal["train", "eval", "all"]
-
-
-class DataSetError(ValueError):
-    """The data set is not there, not as it should be, or cannot be loaded in the way asked for."""
-
-
-class UnreadableRecordError(OSError):
-    """One record cannot be read: damaged, or of an unknown layout. Counts as a bad image."""
 
 
 @runtime_checkable

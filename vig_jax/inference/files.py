@@ -11,7 +11,8 @@ import numpy as np
 from vig_jax.config import DataConfig
 from vig_jax.data.datasets.fashion_mnist import folder_name
 from vig_jax.data.datasets.registry import is_image
-from vig_jax.data.preprocess.transforms import UndecodableImageError, decode, eval_image
+from vig_jax.data.preprocess.transforms import decode, eval_image
+from vig_jax.errors import UndecodableImageError
 from vig_jax.inference.predictor import Predictor, predictor
 from vig_jax.tasks.classification import make_task
 from vig_jax.train.checkpoint import Restored

@@ -10,7 +10,9 @@ import numpy as np
 from flax import traverse_util
 from jaxtyping import Array, Float, UInt8
 
+from vig_jax.errors import ConfigError
 from vig_jax.layers.pixels import IMAGENET_MEAN, IMAGENET_STD, Channels, normalise
+from vig_jax.models.backbone import implementation_refusals
 
 
 class Predictor:
@@ -40,7 +42,8 @@ class Predictor:
             return model.apply(variables, normalise(images, mean, std))
 
         images = jax.ShapeDtypeStruct((batch_size, *image_size, 3), jnp.uint8)
-        self.compiled = jax.jit(logits).lower(self.variables, images).compile()
+        with implementation_refusals(getattr(model, "gla_implementation", None)):
+            self.compiled = jax.jit(logits).lower(self.variables, images).compile()
 
     def __call__(self, images: UInt8[Array | np.ndarray, "N H W 3"]) -> Float[Array, "N classes"]:
         """Class logits of any number of images; the last batch is filled up.
@@ -91,11 +94,11 @@ def predictor(
         std: the same, standard deviation.
 
     Raises:
-        ValueError: a size below 1, or images that the model refuses.
+        ConfigError: a size below 1, or one that the model refuses.
     """
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     if batch_size < 1 or min(size) < 1:
-        raise ValueError(f"batch_size={batch_size} and image_size={image_size} must be at least 1")
+        raise ConfigError(f"batch_size={batch_size} and image_size={image_size} must be at least 1")
     return Predictor(model, variables, batch_size, size, mean, std)
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kernels_pallas import im2col
+from vig_jax.errors import ConfigError
 from vig_jax.layers.linear import Dtype, conv, precision, torch_conv, uniform_bias
 from vig_jax.layers.norm import Residual, layer_norm
 from vig_jax.sharding.kernels import over_batch
@@ -65,7 +66,7 @@ class ConvStem(nn.Module):
     def __call__(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w D"]:
         smallest = self.patch_size // 2 - 1
         if min(images.shape[1:3]) < smallest:
-            raise ValueError(
+            raise ConfigError(
                 f"images are {images.shape[1]}x{images.shape[2]} pixels; the stem of a model with "
                 f"patch_size={self.patch_size} needs at least {smallest} on either side"
             )

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64
 
+from vig_jax.errors import ReportError
+
 CONFUSION_FILE = "confusion.npz"
 _MOST_NAMED = 40  # classes with a name on the axes of the picture
 _MOST_NUMBERED = 20  # classes with a number in every cell
@@ -52,7 +54,7 @@ class Confusion:
 
         Raises:
             FileNotFoundError: there is none.
-            ValueError: the file is damaged.
+            ReportError: the file is damaged.
         """
         path = folder / CONFUSION_FILE
         contents = io.BytesIO(path.read_bytes())
@@ -61,7 +63,7 @@ class Confusion:
                 names = tuple(str(name) for name in stored["class_names"])
                 return cls(stored["counts"], names, str(stored["description"]))
         except Exception as error:  # zipfile, zlib, NumPy: each has its own
-            raise ValueError(f"{path} is damaged ({error}): remove it") from error
+            raise ReportError(f"{path} is damaged ({error}): remove it") from error
 
     def top(self, limit: int = 100) -> list[dict[str, str | int | float]]:
         """The most frequent mistakes, pair by pair.

@@ -6,6 +6,7 @@ from typing import Any
 
 import flax.linen as nn
 
+from vig_jax.errors import ConfigError
 from vig_jax.models.vig import ViG
 from vig_jax.models.vig_h import ViGH
 
@@ -65,12 +66,12 @@ def create_model(name: str, num_classes: int = 1000, **overrides: Any) -> nn.Mod
         A `flax.linen` module; `model.apply(variables, images)` gives logits [B, num_classes].
 
     Raises:
-        ValueError: unknown name or field; the message names the nearest ones.
+        ConfigError: unknown name or field; the message names the nearest ones.
     """
     fields = model_settings(name)
     for key in overrides:
         if key not in fields:
-            raise ValueError(f"{name} has no setting {key!r}{_nearest(key, list(fields))}")
+            raise ConfigError(f"{name} has no setting {key!r}{_nearest(key, list(fields))}")
     family, values = VARIANTS[name]
     return family(num_classes=num_classes, **(values | overrides))
 
@@ -79,10 +80,10 @@ def model_settings(name: str) -> tuple[str, ...]:
     """The settings that `create_model` takes for a model, `num_classes` included.
 
     Raises:
-        ValueError: unknown name; the message names the nearest ones.
+        ConfigError: unknown name; the message names the nearest ones.
     """
     if name not in VARIANTS:
-        raise ValueError(f"unknown model {name!r}{_nearest(name, list(VARIANTS))}")
+        raise ConfigError(f"unknown model {name!r}{_nearest(name, list(VARIANTS))}")
     fields = dataclasses.fields(VARIANTS[name][0])
     return tuple(f.name for f in fields if f.name not in ("parent", "name"))
 

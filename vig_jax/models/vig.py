@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from vig_jax.errors import ConfigError
 from vig_jax.layers.block import block_class
 from vig_jax.layers.linear import Dtype, dense, normal_002
 from vig_jax.layers.mlp import swiglu_hidden
@@ -16,6 +17,7 @@ from vig_jax.models.backbone import (
     FeatureInfo,
     check_heads,
     check_images,
+    check_implementation,
     drop_path_rates,
     mean_pool,
 )
@@ -64,15 +66,16 @@ class ViG(nn.Module):
 
     def __post_init__(self) -> None:
         if self.patch_size < 2 or self.patch_size % 2 or self.img_size < self.patch_size:
-            raise ValueError(
+            raise ConfigError(
                 f"patch_size={self.patch_size} must be even, at least 2 and at most img_size="
                 f"{self.img_size}"
             )
         if not isinstance(self.num_heads, int):
-            raise ValueError(f"num_heads={self.num_heads} must be one number: there are no stages")
+            raise ConfigError(f"num_heads={self.num_heads} must be one number: there are no stages")
         if self.depth < 1:
-            raise ValueError(f"depth={self.depth} must be at least 1")
+            raise ConfigError(f"depth={self.depth} must be at least 1")
         check_heads(self.embed_dim, self.num_heads)
+        check_implementation(self.gla_implementation)
         super().__post_init__()
 
     @property
@@ -119,7 +122,7 @@ class ViG(nn.Module):
             train: drop path on; needs `rngs={"dropout": key}`.
 
         Raises:
-            ValueError: the images are not [B, H, W, 3] floats or too small for the stem.
+            ValueError: the images are not [B, H, W, 3] floats, or (ConfigError) too small.
         """
         (x,) = self.features(images, train)
         return self.head(mean_pool(x))

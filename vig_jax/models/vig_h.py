@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from vig_jax.errors import ConfigError
 from vig_jax.layers.block import block_class
 from vig_jax.layers.linear import Dtype, dense, normal_002
 from vig_jax.layers.mlp import swiglu_hidden
@@ -17,6 +18,7 @@ from vig_jax.models.backbone import (
     FeatureInfo,
     check_heads,
     check_images,
+    check_implementation,
     drop_path_rates,
     mean_pool,
 )
@@ -110,10 +112,11 @@ class ViGH(nn.Module):
         for field in ("embed_dims", "depths", "num_heads"):
             value = getattr(self, field)
             if not isinstance(value, Sequence) or len(value) != 4 or min(value) < 1:
-                raise ValueError(f"{field}={value} must be four positive numbers, one per stage")
+                raise ConfigError(f"{field}={value} must be four positive numbers, one per stage")
             setattr(self, field, tuple(value))  # a list has no hash, which jit wants
         for embed_dim, num_heads in zip(self.embed_dims, self.num_heads, strict=True):
             check_heads(embed_dim, num_heads)
+        check_implementation(self.gla_implementation)
         super().__post_init__()
 
     @property
@@ -164,7 +167,7 @@ class ViGH(nn.Module):
             train: drop path on; needs `rngs={"dropout": key}`.
 
         Raises:
-            ValueError: the images are not [B, H, W, 3] floats or too small for four stages.
+            ValueError: the images are not [B, H, W, 3] floats, or (ConfigError) too small.
         """
         streams = self._stages(images, train)
         if self.is_initializing():
@@ -184,7 +187,7 @@ class ViGH(nn.Module):
         """What the stages end with; a map that is read more than once is added up once."""
         check_images(images)
         if min(images.shape[1:3]) < _STRIDE:
-            raise ValueError(
+            raise ConfigError(
                 f"images are {images.shape[1]}x{images.shape[2]} pixels; a model of four stages "
                 f"needs at least {_STRIDE} on either side"
             )

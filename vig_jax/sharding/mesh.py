@@ -6,6 +6,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from vig_jax.errors import ConfigError
+
 DATA_AXIS = "data"
 
 
@@ -34,12 +36,12 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> None:
     """Refuses a global batch that the devices cannot share equally.
 
     Raises:
-        ValueError: `batch_size` is not a positive multiple of the number of devices.
+        ConfigError: `batch_size` is not a positive multiple of the number of devices.
     """
     if batch_size < 1 or batch_size % mesh.size:
         below = batch_size // mesh.size * mesh.size
         near = f"{below} or {below + mesh.size}" if below else f"{mesh.size}"
-        raise ValueError(
+        raise ConfigError(
             f"a batch of {batch_size} cannot be split over {mesh.size} devices: "
             f"set config.train.batch_size to a multiple of {mesh.size}, for example {near}"
         )

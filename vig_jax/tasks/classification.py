@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 from vig_jax.augment.mixup import mix_images, mix_targets
 from vig_jax.augment.rand_augment import color_jitter, erase, mean_color, rand_augment
 from vig_jax.config import DataConfig, ModelConfig, RunConfig
-from vig_jax.data import DataSetError
+from vig_jax.errors import DataSetError
 from vig_jax.layers.pixels import normalise
 from vig_jax.models import create_model
 from vig_jax.tasks.losses import cross_entropy, soft_cross_entropy

@@ -7,6 +7,7 @@ import dataclasses
 import math
 
 from vig_jax.config import OptimizerConfig, TrainConfig
+from vig_jax.errors import ConfigError
 
 _UNITS = ("epochs", "steps", "examples")
 
@@ -31,16 +32,16 @@ def in_steps(
         are 0.
 
     Raises:
-        ValueError: more than one is set, or one is negative.
+        ConfigError: more than one is set, or one is negative.
     """
     group = "optimizer" if isinstance(config, OptimizerConfig) else "train"
     values = {f"config.{group}.{prefix}{unit}": getattr(config, prefix + unit) for unit in _UNITS}
     for name, value in values.items():
         if value < 0:
-            raise ValueError(f"{name}={value} is negative")
+            raise ConfigError(f"{name}={value} is negative")
     given = [f"{name}={value}" for name, value in values.items() if value]
     if len(given) > 1:
-        raise ValueError(
+        raise ConfigError(
             f"{' and '.join(given)} say the same thing twice: set one of them and the others to 0"
         )
     epochs, steps, examples = values.values()
@@ -62,10 +63,10 @@ class Calendar:
         """The calendar of a run.
 
         Raises:
-            ValueError: a run without a step, a negative interval, or one given in two units.
+            ConfigError: a run without a step, a negative interval, or one given in two units.
         """
         if config.log_every_steps < 0:
-            raise ValueError(
+            raise ConfigError(
                 f"config.train.log_every_steps={config.log_every_steps} is negative; 0 means only "
                 "at the end"
             )
@@ -74,7 +75,7 @@ class Calendar:
             for prefix in ("", "eval_every_", "checkpoint_every_")
         )
         if total < 1:
-            raise ValueError(
+            raise ConfigError(
                 "how long is the run? config.train.epochs, config.train.steps and "
                 "config.train.examples are all 0; set one of them"
             )

@@ -25,13 +25,13 @@ from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 from orbax.checkpoint import checkpoint_managers
 
 from vig_jax.config import RunConfig, to_dict
+from vig_jax.errors import CheckpointError, ConfigError
 from vig_jax.sharding.mesh import replicated
 from vig_jax.tasks.classification import Classification, make_task
 from vig_jax.tasks.protocol import Params
 from vig_jax.train.state import TrainState
 from vig_jax.weights.run_folder import (
     CHECKPOINTS,
-    CheckpointError,
     choose_item,
     find_checkpoint,
     read_config,
@@ -119,7 +119,7 @@ class Checkpoints:
             headline: the task's metric by which the best is found.
         """
         if keep < 1:
-            raise ValueError(f"config.train.keep_checkpoints is {keep}; at least 1 is wanted")
+            raise ConfigError(f"config.train.keep_checkpoints is {keep}; at least 1 is wanted")
         self._directory = (workdir / CHECKPOINTS).absolute()
         self._manager = ocp.CheckpointManager(
             self._directory,

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from vig_jax.config import RunConfig
+from vig_jax.errors import ConfigError, WeightsError
 from vig_jax.tasks.classification import make_task
 from vig_jax.tasks.protocol import Params
 from vig_jax.train.checkpoint import (
@@ -22,7 +23,7 @@ from vig_jax.train.checkpoint import (
     load_for_inference,
 )
 from vig_jax.train.imported import fit_file, float32, restore_file
-from vig_jax.weights import WeightsError, upstream
+from vig_jax.weights import upstream
 from vig_jax.weights.load import checksum, read_weight_file, save_safetensors
 
 Format = Literal["checkpoint", "safetensors"]
@@ -94,12 +95,12 @@ def convert(
     Raises:
         FileNotFoundError: there is no such source.
         FileExistsError: there is a target, and `overwrite` is not set.
-        ValueError: what was asked for cannot be, the file cannot be read or does not fit the
+        ConfigError: what was asked for cannot be, the file cannot be read or does not fit the
             model, or the logits differ.
     """
     _check_target(target, to, overwrite)
     if source.is_dir() and to == "checkpoint":
-        raise ValueError(f"{source} is a run already; what runs become is .safetensors")
+        raise ConfigError(f"{source} is a run already; what runs become is .safetensors")
     sources = _read(source, to, model_name, settings or {}, ema)
     with _draft(target) as draft:
         if to == "safetensors":
@@ -128,13 +129,13 @@ def convert(
 
 def _check_target(target: Path, to: Format, overwrite: bool) -> None:
     if (target.suffix == ".safetensors") != (to == "safetensors"):
-        raise ValueError(
+        raise ConfigError(
             f"{target}: what is written is a .safetensors file (PyTorch reads it with "
             "safetensors.torch.load_file) or a folder with a checkpoint; give a name that ends in "
             ".safetensors for the one, and for the other one that does not"
         )
     if to == "checkpoint" and target.suffix in (".pth", ".pt", ".bin", ".ckpt"):
-        raise ValueError(
+        raise ConfigError(
             f"{target}: PyTorch's files are read, not written; write .safetensors, which PyTorch "
             "reads with safetensors.torch.load_file"
         )
@@ -165,10 +166,10 @@ def _read(
         restored = load_for_inference(source, ema=ema)
         own = restored.config.model.name
         if settings or model_name not in (None, own):
-            raise ValueError(f"{source} is a run of {own}: --model and --set are for weight files")
+            raise ConfigError(f"{source} is a run of {own}: --model and --set are for weight files")
         return {"params": _Source(restored, ())}
     if model_name is None:
-        raise ValueError(f"which model is {source} of? --model NAME is missing")
+        raise ConfigError(f"which model is {source} of? --model NAME is missing")
 
     def read(ema: bool | None) -> _Source:
         file = read_weight_file(source, ema=ema)

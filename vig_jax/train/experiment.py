@@ -13,15 +13,16 @@ from vig_jax.config import DataConfig, RunConfig
 from vig_jax.data import (
     Batch,
     BatchIterator,
-    DataSetError,
     Source,
     eval_batches,
     open_source,
     steps_per_epoch,
     train_batches,
 )
+from vig_jax.errors import ConfigError
 from vig_jax.evaluation.accuracy import EvalStep, make_eval_step
 from vig_jax.models import create_model
+from vig_jax.models.backbone import implementation_refusals
 from vig_jax.sharding.mesh import check_batch_size, make_mesh, replicated
 from vig_jax.tasks.classification import make_task
 from vig_jax.tasks.protocol import Params, Task
@@ -33,10 +34,6 @@ from vig_jax.train.state import TrainState, init_state
 from vig_jax.train.step import TrainStep, check_accumulation, make_train_step
 
 _KEPT_BYTES = 2**28  # of decoded evaluation images, in this process
-
-
-class SettingError(ValueError):
-    """A setting that cannot work, as only data set, model or devices can tell."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,14 +58,9 @@ class Experiment:
 
         Raises:
             DataSetError: the data set is not there or not as it should be.
-            SettingError: a setting that cannot work.
+            ConfigError: a setting that cannot work.
         """
-        try:
-            return cls._of(config)
-        except DataSetError:
-            raise
-        except (ValueError, NotImplementedError) as error:
-            raise SettingError(str(error)) from error
+        return cls._of(config)
 
     @classmethod
     def _of(cls, config: RunConfig) -> "Experiment":
@@ -95,9 +87,9 @@ class Experiment:
         )
         # What only the model finds wrong shows now, not when the run has begun. JAX keeps the
         # trace for then.
-        with jax.set_mesh(mesh):
+        with jax.set_mesh(mesh), implementation_refusals(config.model.gla_implementation):
             jax.eval_shape(new_state)
-            if config.model.gla_implementation:  # it may be none for this device
+            if config.model.gla_implementation:  # it may not serve this device
                 new_state.lower()
         _check_mixing(config.data, batch_size // parts)
         return cls(
@@ -184,7 +176,7 @@ def _resolve(config: RunConfig, source: Source) -> RunConfig:
     if classes is None:
         classes = source.num_classes
     if classes < source.num_classes:
-        raise ValueError(
+        raise ConfigError(
             f"config.model.num_classes is {classes}, but the data set has "
             f"{source.num_classes} classes: unset it, or set it to at least that"
         )
@@ -194,7 +186,7 @@ def _resolve(config: RunConfig, source: Source) -> RunConfig:
         model = dataclasses.replace(model, img_size=side)
     optimizer = config.optimizer
     if config.init_weights is None and (optimizer.freeze or optimizer.layer_decay != 1):
-        raise ValueError(
+        raise ConfigError(
             "config.init_weights is not set, but config.optimizer.freeze or .layer_decay is: they "
             "are for parameters that are trained already. Name a .pth or .safetensors file or a "
             "run: --config.init_weights=FILE"

@@ -18,10 +18,10 @@ from vig_jax.config import (
     to_dict,
 )
 from vig_jax.data.datasets.imagenet import class_names
+from vig_jax.errors import WeightsError
 from vig_jax.models import ViG, create_model
 from vig_jax.tasks.protocol import Params
 from vig_jax.train.checkpoint import Restored
-from vig_jax.weights import WeightsError
 from vig_jax.weights.load import WeightFile, Weights, fit, read_weight_file
 
 # What the published weights were trained and evaluated with (hustvl/ViG); the values of

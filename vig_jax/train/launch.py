@@ -5,7 +5,6 @@ options say is checked before anything is computed, and mistakes are told in a l
 traceback.
 """
 
-import errno
 import logging
 import os
 import re
@@ -21,12 +20,8 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from vig_jax.config import parse
-from vig_jax.data import DataSetError, TooManyBadImagesError
-from vig_jax.train.checkpoint import CheckpointError
-from vig_jax.train.experiment import SettingError
-from vig_jax.train.logging.metrics import NonFiniteLossError
-from vig_jax.train.loop import DataWorkerError, run
-from vig_jax.weights import WeightsError
+from vig_jax.errors import UserError, is_full_disk
+from vig_jax.train.loop import run
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -115,25 +110,13 @@ def _train(argv: Sequence[str]) -> None:
             num_processes=int(count) if count else None, process_id=int(index) if index else None
         )
     try:
-        config = parse(values)
-    except ValueError as error:
-        _fail(str(error))
-    try:
-        run(config, workdir)
-    except (
-        SettingError,
-        DataSetError,
-        TooManyBadImagesError,
-        CheckpointError,
-        WeightsError,
-        NonFiniteLossError,
-        DataWorkerError,
-    ) as error:
+        run(parse(values), workdir)
+    except UserError as error:
         notes = getattr(error, "__notes__", [])
         # Grain's are about the traceback.
         _fail("\n".join([str(error), *(note for note in notes if "Grain" not in note)]))
     except (OSError, ValueError) as error:
-        if not _is_full_disk(error):
+        if not is_full_disk(error):
             raise
         print(
             f"error: the disk of {workdir} is full ({str(error)[:200]}). Free some space: the same "
@@ -143,13 +126,6 @@ def _train(argv: Sequence[str]) -> None:
             flush=True,
         )
         os._exit(2)  # at once: threads of libraries would try to write, and bury the reason
-
-
-def _is_full_disk(error: OSError | ValueError) -> bool:
-    """Whether no more can be written; TensorStore, which writes checkpoints, tells it in words."""
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return os.strerror(errno.ENOSPC) in str(error) or os.strerror(errno.EDQUOT) in str(error)
 
 
 def _config_roots(argv: Sequence[str]) -> list[str]:

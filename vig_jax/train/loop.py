@@ -24,6 +24,7 @@ import numpy as np
 from vig_jax.config import RunConfig, to_dict
 from vig_jax.data import BadImages, Source
 from vig_jax.data.loader.workers import cpu_count
+from vig_jax.errors import DataWorkerError, NonFiniteLossError
 from vig_jax.evaluation.accuracy import HostSums, evaluate
 from vig_jax.metrics.confusion import Confusion
 from vig_jax.sharding.mesh import placed_ahead
@@ -33,7 +34,7 @@ from vig_jax.train.compilation_cache import use_compilation_cache
 from vig_jax.train.experiment import Experiment
 from vig_jax.train.imported import initial_params
 from vig_jax.train.logging.first_batch import FIRST_BATCH_FILE, draw_first_batch, model_inputs
-from vig_jax.train.logging.metrics import DeviceMetrics, NonFiniteLossError
+from vig_jax.train.logging.metrics import DeviceMetrics
 from vig_jax.train.logging.report import write_report
 from vig_jax.train.logging.writers import RunLog
 from vig_jax.train.state import TrainState
@@ -43,10 +44,6 @@ from vig_jax.weights.run_folder import CHECKPOINTS, finished
 
 _MUCH_WAITING = 0.1  # of the time, for data: worth a hint
 _LONG_ENOUGH = 5.0  # seconds between two log steps, to tell by
-
-
-class DataWorkerError(RuntimeError):
-    """A process that makes batches is gone."""
 
 
 def run(config: RunConfig, workdir: Path) -> dict[str, float]:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from vig_jax.errors import ConfigError
 from vig_jax.sharding.mesh import batch_sharded, parts_sharded, replicated
 from vig_jax.tasks.protocol import Batch, Params, Task
 from vig_jax.train.optim.freeze import frozen_mask
@@ -106,15 +107,15 @@ def check_accumulation(batch_size: int, accumulation_steps: int, mesh: Mesh) -> 
     """Refuses parts that are not equal or that the devices cannot share equally.
 
     Raises:
-        ValueError: `batch_size` is not a multiple of parts times devices.
+        ConfigError: `batch_size` is not a multiple of parts times devices.
     """
     if accumulation_steps < 1:
-        raise ValueError(
+        raise ConfigError(
             f"config.train.accumulation_steps={accumulation_steps}; at least 1 is wanted"
         )
     parts = accumulation_steps * mesh.size
     if batch_size % parts:
-        raise ValueError(
+        raise ConfigError(
             f"a batch of {batch_size} cannot be computed in {accumulation_steps} parts on "
             f"{mesh.size} devices: set config.train.batch_size to a multiple of {parts}, or "
             "config.train.accumulation_steps to another number"

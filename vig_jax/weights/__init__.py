@@ -1,6 +1,5 @@
 """Weights on disk: names, layouts and file formats."""
 
-from vig_jax.weights.errors import WeightsError
 from vig_jax.weights.load import load_weights
 
-__all__ = ["WeightsError", "load_weights"]
+__all__ = ["load_weights"]

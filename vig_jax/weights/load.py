@@ -16,11 +16,11 @@ import numpy as np
 import safetensors
 from safetensors.numpy import save
 
+from vig_jax.errors import CheckpointError, WeightsError
 from vig_jax.layers.linear import normal_002
 from vig_jax.layers.pos_embed import resize_pos_embed
 from vig_jax.models import create_model, list_models
 from vig_jax.weights import run_folder, upstream
-from vig_jax.weights.errors import WeightsError
 from vig_jax.weights.pickles import Global, Opaque
 from vig_jax.weights.torch_file import Tensor, TorchFile
 
@@ -204,7 +204,7 @@ def fit(
             notes.append(f"position embedding resized from {before}x{before} to {side}x{side}")
     try:
         params = upstream.to_params(tensors, model)
-    except ValueError as error:
+    except WeightsError as error:
         name = _name_of(tensors)
         hint = f". Their sizes are those of {name}" if name not in (None, model_name) else ""
         raise WeightsError(f"{error}{hint}") from error
@@ -272,7 +272,7 @@ def _read_run_folder(path: Path, ema: bool | None) -> WeightFile:
     try:
         directory = run_folder.find_checkpoint(path.absolute(), headline="top1", ema=ema)
         item = run_folder.choose_item(directory, ema=ema)
-    except run_folder.CheckpointError as error:
+    except CheckpointError as error:
         raise WeightsError(str(error)) from error
     params = run_folder.read_params(directory, item)
     return WeightFile(upstream.from_params(params), section=item, averaged=item == "ema_params")

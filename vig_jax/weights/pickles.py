@@ -11,7 +11,7 @@ import pickletools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from vig_jax.weights.errors import WeightsError
+from vig_jax.errors import WeightsError
 
 # Checkpoints need less than 1 MB; to decode this much takes half a minute.
 MAX_BYTES = 4 * 2**20

@@ -14,12 +14,9 @@ import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 
 from vig_jax.config import RunConfig, parse, unknown_settings
+from vig_jax.errors import CheckpointError, ConfigError
 
 CHECKPOINTS = "checkpoints"
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint is missing, or belongs to something else."""
 
 
 def find_checkpoint(path: Path, headline: str, ema: bool | None = None) -> Path:
@@ -69,7 +66,7 @@ def read_config(directory: Path) -> RunConfig:
         )
     try:
         return parse(stored)
-    except ValueError as error:
+    except ConfigError as error:
         raise CheckpointError(f"{where}: {error}. Use that version, or mend it there") from error
 
 

@@ -18,8 +18,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from vig_jax.errors import WeightsError
 from vig_jax.weights import pickles
-from vig_jax.weights.errors import WeightsError
 from vig_jax.weights.pickles import Global
 
 _DTYPES: dict[str, np.dtype] = {

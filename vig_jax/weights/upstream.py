@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from vig_jax.errors import WeightsError
+
 Params = dict[str, Any]
 
 
@@ -112,7 +114,7 @@ def to_params(state_dict: Mapping[str, np.ndarray], model: nn.Module) -> Params:
         of `out_norms`, which upstream has not, are new: scale 1, bias 0.
 
     Raises:
-        ValueError: lists the missing and unexpected names and the shapes that differ.
+        WeightsError: lists the missing and unexpected names and the shapes that differ.
     """
     wanted = _shapes(model)
     rules = _rules(wanted)
@@ -145,7 +147,7 @@ def to_params(state_dict: Mapping[str, np.ndarray], model: nn.Module) -> Params:
         if names
     ]
     if problems:
-        raise ValueError(
+        raise WeightsError(
             "the weights do not fit the model; check the model name, num_classes and img_size. "
             + "; ".join(problems)
         )
@@ -156,7 +158,7 @@ def from_params(params: Params) -> dict[str, np.ndarray]:
     """The upstream state dict of our parameters: the inverse of `to_params`.
 
     Raises:
-        ValueError: names the parameters that upstream does not have.
+        WeightsError: names the parameters that upstream does not have.
     """
     state_dict, unexpected = {}, []
     flat = traverse_util.flatten_dict(params, sep="/")
@@ -169,7 +171,7 @@ def from_params(params: Params) -> dict[str, np.ndarray]:
             key, layout = match
             state_dict[key] = np.ascontiguousarray(layout.to_upstream(np.asarray(value)))
     if unexpected:
-        raise ValueError(f"upstream has no name for {', '.join(unexpected)}")
+        raise WeightsError(f"upstream has no name for {', '.join(unexpected)}")
     return state_dict
 
 

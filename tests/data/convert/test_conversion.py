@@ -12,20 +12,14 @@ import pytest
 from PIL import Image
 
 from tests.data.pictures import encoded, photo
-from vig_jax.data import DataSetError, open_source
+from vig_jax.data import open_source
 from vig_jax.data.convert import conversion
-from vig_jax.data.convert.conversion import (
-    Options,
-    TooManyErrorsError,
-    convert,
-    find_kind,
-    open_splits,
-    verify,
-)
+from vig_jax.data.convert.conversion import Options, convert, find_kind, open_splits, verify
 from vig_jax.data.formats import array_record
 from vig_jax.data.inspection import contact_sheet, inspect
 from vig_jax.data.preprocess.transforms import decode, read_header
 from vig_jax.data.source import labels_of
+from vig_jax.errors import ConversionError, DataSetError
 
 KINDS = ("array_record", "image_folder", "parquet", "tar")
 
@@ -168,7 +162,7 @@ def test_undecodable_images_are_left_out_and_listed(folder, sources, tmp_path):
     bad[0].write_bytes(b"")
     bad[1].write_bytes(bad[1].read_bytes()[:200])
     out = tmp_path / "out"
-    with pytest.raises(TooManyErrorsError, match=r"1 images .*errors\.jsonl.*--max-errors 0"):
+    with pytest.raises(ConversionError, match=r"1 images .*errors\.jsonl.*--max-errors 0"):
         convert(sources, out, Options(shards=4, shuffle=False))
     with pytest.raises(DataSetError, match="begun differently: with other settings of shards"):
         convert(sources, out, Options(shards=5, shuffle=False), resume=True, max_errors=2)
@@ -282,7 +276,7 @@ def test_a_folder_keeps_the_numbers_of_its_classes(make_data, tmp_path):
 def test_a_full_disk_is_noticed_before(sources, tmp_path, monkeypatch):
     usage = conversion.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(conversion.shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    with pytest.raises(OSError, match=r"about .* GB are to be written.*--resize-short"):
+    with pytest.raises(ConversionError, match=r"about .* GB are to be written.*--resize-short"):
         convert(sources, tmp_path / "out", Options())
 
 

@@ -10,9 +10,10 @@ from PIL import Image
 
 from configs import elpv as page
 from vig_jax.config import parse
-from vig_jax.data import DataSetError, open_source
+from vig_jax.data import open_source
 from vig_jax.data.datasets.elpv import find_folder, split_positions
 from vig_jax.data.preprocess.transforms import decode, eval_image
+from vig_jax.errors import DataSetError
 
 DATA = parse(page.get_config()).data
 

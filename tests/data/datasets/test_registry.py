@@ -7,10 +7,11 @@ import pytest
 from PIL import Image
 
 from tests.data.pictures import encoded, photo
-from vig_jax.data import DataSetError, open_source
+from vig_jax.data import open_source
 from vig_jax.data.datasets.fashion_mnist import read_files, split_positions
 from vig_jax.data.datasets.registry import ImageFolderSource, SyntheticSource
 from vig_jax.data.preprocess.transforms import decode
+from vig_jax.errors import DataSetError
 
 
 def test_fashion_mnist_has_two_disjoint_balanced_splits(make_data):

@@ -13,11 +13,12 @@ import pytest
 from array_record.python import array_record_module
 
 from tests.data.pictures import encoded, photo
-from vig_jax.data import DataSetError, open_source, train_batches
+from vig_jax.data import open_source, train_batches
 from vig_jax.data.convert.conversion import Options, convert, find_kind, open_splits
 from vig_jax.data.formats.shards import class_names_beside
 from vig_jax.data.formats.tar import INDEX_SUFFIX
-from vig_jax.data.source import UnreadableRecordError, labels_of
+from vig_jax.data.source import labels_of
+from vig_jax.errors import DataSetError, UnreadableRecordError
 
 SHARDED = ("array_record", "parquet", "tar")
 SUFFIX = {"array_record": "arrayrecord", "parquet": "parquet", "tar": "tar"}

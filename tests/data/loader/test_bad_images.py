@@ -8,14 +8,9 @@ import pytest
 from PIL import Image
 
 from tests.data.pictures import encoded, photo
-from vig_jax.data import (
-    BadImages,
-    TooManyBadImagesError,
-    eval_batches,
-    open_source,
-    train_batches,
-)
-from vig_jax.data.preprocess.transforms import UndecodableImageError, decode
+from vig_jax.data import BadImages, eval_batches, open_source, train_batches
+from vig_jax.data.preprocess.transforms import decode
+from vig_jax.errors import TooManyBadImagesError, UndecodableImageError
 
 
 @pytest.fixture

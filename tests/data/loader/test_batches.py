@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 
 from tests.data.pictures import encoded, photo
-from vig_jax.data import DataSetError, eval_batches, open_source, steps_per_epoch, train_batches
+from vig_jax.data import eval_batches, open_source, steps_per_epoch, train_batches
 from vig_jax.data.loader import batches as loader
 from vig_jax.data.preprocess.transforms import decode, eval_image
+from vig_jax.errors import DataSetError
 
 BATCH = 8
 

@@ -11,6 +11,7 @@ from vig_jax.data import open_source, train_batches
 from vig_jax.data.loader.batches import eval_batches
 from vig_jax.data.preprocess import resize, transforms
 from vig_jax.data.preprocess.jpeg import decode_jpeg
+from vig_jax.errors import UndecodableImageError
 
 needs_numba = pytest.mark.skipif(
     resize.why_not() is not None, reason=f"no fast resize: {resize.why_not()}"
@@ -111,11 +112,11 @@ def test_damaged_and_enormous_files_are_left_to_pillow(monkeypatch, make_data):
     contents = encoded(photo(50, 40))
     for damaged in (contents[:-300], contents[:400], contents[:12]):
         assert decode_jpeg(damaged) is None
-        with pytest.raises(transforms.UndecodableImageError):
+        with pytest.raises(UndecodableImageError):
             transforms.load(damaged, make_data())
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 900)  # an error from twice that on
     assert decode_jpeg(contents) is None
-    with pytest.raises(transforms.UndecodableImageError, match="bomb"):
+    with pytest.raises(UndecodableImageError, match="bomb"):
         transforms.load(contents, make_data())
 
 

@@ -6,12 +6,12 @@ from PIL import Image
 
 from tests.data.pictures import encoded, photo
 from vig_jax.data.preprocess.transforms import (
-    UndecodableImageError,
     decode,
     eval_image,
     random_resized_crop_box,
     train_image,
 )
+from vig_jax.errors import UndecodableImageError
 
 PHOTO = photo(60, 45)
 

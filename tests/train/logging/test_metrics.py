@@ -1,7 +1,8 @@
 import jax.numpy as jnp
 import pytest
 
-from vig_jax.train.logging.metrics import DeviceMetrics, NonFiniteLossError
+from vig_jax.errors import NonFiniteLossError
+from vig_jax.train.logging.metrics import DeviceMetrics
 
 
 def test_takes_the_newest_values_once():

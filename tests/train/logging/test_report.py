@@ -5,8 +5,9 @@ import pytest
 from PIL import Image
 
 from vig_jax.cli.main import main
+from vig_jax.errors import ReportError
 from vig_jax.metrics.confusion import Confusion
-from vig_jax.train.logging.report import Record, ReportError, write_report
+from vig_jax.train.logging.report import Record, write_report
 
 
 def training(step):

@@ -39,7 +39,8 @@ from vig_jax.data.datasets.registry import FILES
 from vig_jax.data.formats import shards
 from vig_jax.data.loader.workers import isolate
 from vig_jax.data.preprocess import transforms
-from vig_jax.data.source import DataSetError, Source, Split
+from vig_jax.data.source import Source, Split
+from vig_jax.errors import ConfigError, ConversionError, DataSetError, UndecodableImageError
 
 logger = logging.getLogger(__name__)
 
@@ -54,10 +55,6 @@ _LOG_SECONDS = 10.0  # between lines, where there is no terminal
 _VERIFIED = 16  # images of a shard, decoded by `verify`
 _EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "BMP": "bmp", "WEBP": "webp", "GIF": "gif"}
 _EXTENSIONS |= {"TIFF": "tif", "PPM": "ppm"}
-
-
-class TooManyErrorsError(RuntimeError):
-    """More images could not be converted than allowed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +77,7 @@ class Options:
     raw: bool = False  # pixels instead of files: nothing to decode in training, and much to store
 
     def check(self) -> None:
-        """Raises ValueError for settings out of range."""
+        """Raises ConfigError for settings out of range."""
         requirements = {
             "to": (self.to in WRITERS, f"one of {', '.join(WRITERS)}"),
             "shards": (self.shards is None or 1 <= self.shards <= 99_999, "1 to 99,999"),
@@ -97,7 +94,7 @@ class Options:
         }
         for name, (holds, wanted) in requirements.items():
             if not holds:
-                raise ValueError(f"{name}={getattr(self, name)} must be {wanted}")
+                raise ConfigError(f"{name}={getattr(self, name)} must be {wanted}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,10 +146,10 @@ def convert(
 
     Raises:
         DataSetError: the destination is in use, or a resumption differs from what was begun.
-        TooManyErrorsError: `errors.jsonl` tells which; what is done, stays for a resumption.
+        ConversionError: `errors.jsonl` tells which; what is done, stays for a resumption.
         OSError: no space, no permission.
         RuntimeError: a worker was killed.
-        ValueError: an option out of range.
+        ConfigError: an option out of range.
     """
     options.check()
     names = {source.class_names for source in sources.values()}
@@ -281,7 +278,7 @@ def _mean_bytes(
     for index in orders[split][:: max(1, len(orders[split]) // _SAMPLED)].tolist():
         try:
             sizes.append(len(_picture(sources[split], index, quick).image))
-        except (transforms.UndecodableImageError, OSError):
+        except (UndecodableImageError, OSError):
             continue
     return float(np.mean(sizes)) if sizes else 1.0
 
@@ -298,7 +295,7 @@ def _check_space(destination: Path, job: _Job, left: list[_Shard]) -> None:
     needed = _mean_bytes(job.sources, orders, job.options) * sum(len(s.order) for s in left)
     free = shutil.disk_usage(destination).free
     if needed > free:
-        raise OSError(
+        raise ConversionError(
             f"about {needed / 1e9:.1f} GB are to be written to {destination}, but "
             f"{free / 1e9:.1f} GB are free: make room and --resume, or see --resize-short"
         )
@@ -358,7 +355,7 @@ def _write_shard(shard: _Shard, job: _Job, tell: _Tell) -> dict[str, Any]:
         for read, index in enumerate(shard.order.tolist(), 1):
             try:
                 picture = _picture(source, index, job.options)
-            except (transforms.UndecodableImageError, OSError) as error:
+            except (UndecodableImageError, OSError) as error:
                 errors.append(
                     {
                         "split": SPLIT_NAMES[shard.split],
@@ -450,7 +447,7 @@ def _results(
         for process in set(multiprocessing.active_children()) - others:
             process.kill()
         if isinstance(error, BrokenProcessPool):
-            raise RuntimeError(
+            raise ConversionError(
                 "a worker process was killed (out of memory?): --resume goes on, "
                 "perhaps with fewer --workers"
             ) from error
@@ -512,7 +509,7 @@ class _Account:
                 left,
             )
         if self._errors > self._max_errors:
-            raise TooManyErrorsError(
+            raise ConversionError(
                 f"{self._errors} images cannot be converted, listed in {self._file}; "
                 f"--max-errors {self._max_errors} allows no more. What is done is kept: "
                 f"--resume --max-errors N goes on"
@@ -624,7 +621,7 @@ def _try_reading(destination: Path, info: Mapping[str, Any], name: str) -> list[
     for index in np.unique(np.linspace(0, len(source) - 1, count).astype(int)).tolist():
         try:
             transforms.decode(source[index]["image"])
-        except (transforms.UndecodableImageError, OSError) as error:
+        except (UndecodableImageError, OSError) as error:
             problems.append(f"{source.name_of(index)}: {error}")
     return problems
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from array_record.python import array_record_module
 
 from vig_jax.data.formats import array_record, parquet, tar
+from vig_jax.errors import DataSetError
 
 RAW = "raw"  # the extension of pixels
 _ROWS_PER_GROUP = 32  # of a parquet file: reading one image reads so many
@@ -147,14 +148,14 @@ def class_folders(class_names: Sequence[str]) -> list[str]:
     """Class names as names of folders.
 
     Raises:
-        ValueError: two names would share a folder, or one has nothing to be called by.
+        DataSetError: two names would share a folder, or one has nothing to be called by.
     """
     folders = [name.replace("/", "-").replace("\0", "-") for name in class_names]
     if len(set(folders)) < len(folders):
-        raise ValueError("some class names differ in a / only: their folders would be the same")
+        raise DataSetError("some class names differ in a / only: their folders would be the same")
     for name in folders:
         if not name or name.startswith("."):
-            raise ValueError(f"the class name {name!r} cannot be that of a folder")
+            raise DataSetError(f"the class name {name!r} cannot be that of a folder")
     return folders
 
 

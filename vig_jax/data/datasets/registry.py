@@ -19,7 +19,8 @@ from vig_jax.data.formats.array_record import open_array_record
 from vig_jax.data.formats.image_folder import ImageFolderSource, is_image, open_image_folder
 from vig_jax.data.formats.parquet import open_parquet
 from vig_jax.data.formats.tar import open_tar
-from vig_jax.data.source import DataSetError, Part, Source, Split
+from vig_jax.data.source import Part, Source, Split
+from vig_jax.errors import DataSetError
 
 __all__ = [
     "FILES",

@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Int
 
 from vig_jax.data.example import Example
-from vig_jax.data.source import DataSetError, Source, Split, labels_of
+from vig_jax.data.source import Source, Split, labels_of
+from vig_jax.errors import DataSetError
 
 
 class StratifiedSource:

@@ -17,13 +17,8 @@ from jaxtyping import Int
 
 from vig_jax.data.example import Example
 from vig_jax.data.formats import shards
-from vig_jax.data.source import (
-    DataSetError,
-    Part,
-    Source,
-    UnreadableRecordError,
-    check_classes_filled,
-)
+from vig_jax.data.source import Part, Source, check_classes_filled
+from vig_jax.errors import DataSetError, UnreadableRecordError
 
 SUFFIX = ".arrayrecord"
 

@@ -20,7 +20,8 @@ from jaxtyping import Int
 
 from vig_jax.data.example import Example
 from vig_jax.data.formats.shards import read_info
-from vig_jax.data.source import DataSetError, Part, Source, few
+from vig_jax.data.source import Part, Source, few
+from vig_jax.errors import DataSetError
 
 _EXTENSIONS = frozenset({"jpg", "jpeg", "png", "bmp", "webp", "gif", "tif", "tiff", "ppm"})
 _FOLDERS: dict[Part, str] = {"train": "train", "eval": "val"}

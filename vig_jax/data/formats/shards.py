@@ -18,7 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vig_jax.data.source import DataSetError, Part
+from vig_jax.data.source import Part
+from vig_jax.errors import DataSetError
 
 INFO_FILE = "info.json"
 CLASSES_FILE = "classes.txt"

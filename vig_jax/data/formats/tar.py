@@ -24,14 +24,8 @@ from jaxtyping import Int
 from vig_jax.data.example import Example
 from vig_jax.data.formats import shards
 from vig_jax.data.formats.image_folder import is_image
-from vig_jax.data.source import (
-    DataSetError,
-    Part,
-    Source,
-    check_classes_filled,
-    check_labels,
-    few,
-)
+from vig_jax.data.source import Part, Source, check_classes_filled, check_labels, few
+from vig_jax.errors import DataSetError
 
 logger = logging.getLogger(__name__)
 

@@ -15,12 +15,9 @@ from jaxtyping import Int64
 
 from vig_jax.data.datasets.registry import Source
 from vig_jax.data.preprocess import transforms
+from vig_jax.errors import TooManyBadImagesError, UndecodableImageError
 
 logger = logging.getLogger(__name__)
-
-
-class TooManyBadImagesError(RuntimeError):
-    """More images failed to decode than `data.max_bad_images` allows."""
 
 
 class BadImages:
@@ -78,7 +75,7 @@ class BadImages:
         """Decodes once more, here: workers report only the index."""
         try:
             transforms.decode(self._source[index]["image"])
-        except (transforms.UndecodableImageError, OSError) as error:
+        except (UndecodableImageError, OSError) as error:
             return str(error)
         return "decoded at the second attempt: is the disk in order?"
 

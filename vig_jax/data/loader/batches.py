@@ -25,9 +25,10 @@ from grain.multiprocessing import SharedMemoryArray
 from PIL import Image
 
 from vig_jax.config import DataConfig
-from vig_jax.data.datasets.registry import DataSetError, Source
+from vig_jax.data.datasets.registry import Source
 from vig_jax.data.loader.workers import cpu_count, isolate
 from vig_jax.data.preprocess import resize, transforms
+from vig_jax.errors import ConfigError, DataSetError, UndecodableImageError
 
 logger = logging.getLogger(__name__)
 
@@ -91,11 +92,11 @@ def train_batches(
 
     Raises:
         DataSetError: fewer images than a batch, or too little shared memory.
-        ValueError: a setting out of range.
+        ConfigError: a setting out of range.
     """
     _check(data, batch_size, process_index, process_count)
     if not 0 <= seed < 2**63 or start_step < 0:
-        raise ValueError(f"seed {seed} and step {start_step} must not be negative")
+        raise ConfigError(f"seed {seed} and step {start_step} must not be negative")
     steps_per_epoch(source, batch_size)
     batches = _TrainBatches(
         source, data, batch_size, process_index, process_count, seed, start_step
@@ -128,7 +129,7 @@ def eval_batches(
 
     Raises:
         DataSetError: too little shared memory.
-        ValueError: a setting out of range.
+        ConfigError: a setting out of range.
     """
     _check(data, batch_size, process_index, process_count)
     return _iterate(_EvalBatches(source, data, batch_size, process_index, process_count))
@@ -220,7 +221,7 @@ class _EvalBatches:
             batch["index"][row] = index
             try:
                 image, batch["label"][row] = _read(self.source, index, self.data)
-            except transforms.UndecodableImageError:
+            except UndecodableImageError:
                 batch["bad"][row] = index
                 continue
             batch["image"][row] = transforms.eval_image(image, self.data)
@@ -251,7 +252,7 @@ def _read(source: Source, index: int, data: DataConfig) -> tuple[Image.Image | n
     try:
         example = source[index]
     except OSError as error:
-        raise transforms.UndecodableImageError(f"{type(error).__name__}: {error}") from error
+        raise UndecodableImageError(f"{type(error).__name__}: {error}") from error
     return transforms.load(example["image"], data), example["label"]
 
 
@@ -263,7 +264,7 @@ def _next_decodable(
     for index in range(drawn, drawn + attempts):
         try:
             return index % len(source), *_read(source, index % len(source), data)
-        except transforms.UndecodableImageError as error:
+        except UndecodableImageError as error:
             reason = error
     raise DataSetError(
         f"{attempts} images in a row cannot be decoded, from {source.name_of(drawn)} on "
@@ -348,9 +349,9 @@ def _start_worker(worker_index: int, worker_count: int) -> None:
 
 
 def _check(data: DataConfig, batch_size: int, process_index: int, process_count: int) -> None:
-    """Raises ValueError, or DataSetError, for settings that no batch can be made with."""
+    """Raises ConfigError or DataSetError for settings that no batch can be made with."""
     if batch_size < 1 or batch_size % process_count:
-        raise ValueError(
+        raise ConfigError(
             f"config.train.batch_size={batch_size} must be a multiple of the "
             f"{process_count} processes"
         )
@@ -368,7 +369,7 @@ def _check(data: DataConfig, batch_size: int, process_index: int, process_count:
     }
     for name, (holds, wanted) in requirements.items():
         if not holds:
-            raise ValueError(f"config.data.{name}={getattr(data, name)} must be {wanted}")
+            raise ConfigError(f"config.data.{name}={getattr(data, name)} must be {wanted}")
     # Here, before workers are started: they find the compiled kernel in the cache.
     if data.resize != "pillow" and (reason := resize.why_not()) and data.resize == "numba":
         raise DataSetError(f"config.data.resize=numba, but {reason}; or set it to auto")

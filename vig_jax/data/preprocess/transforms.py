@@ -16,16 +16,13 @@ from PIL import Image, UnidentifiedImageError
 from vig_jax.config import DataConfig
 from vig_jax.data.preprocess import resize
 from vig_jax.data.preprocess.jpeg import decode_jpeg
+from vig_jax.errors import UndecodableImageError
 
 # What Pillow may take a file for. Others are no photographs, and some (EPS) start a program.
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
 _CROP_ATTEMPTS = 10
 # Beyond this many times the wanted side, evaluation resizes only the middle of a long image.
 _LONGEST_RESIZE = 16
-
-
-class UndecodableImageError(ValueError):
-    """The bytes are no image that Pillow can read whole."""
 
 
 def decode(image: bytes | np.ndarray) -> Image.Image:

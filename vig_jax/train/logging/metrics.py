@@ -4,11 +4,8 @@ import math
 
 import jax
 
+from vig_jax.errors import NonFiniteLossError
 from vig_jax.sharding.mesh import steps_ahead
-
-
-class NonFiniteLossError(RuntimeError):
-    """The loss or the gradient is NaN or infinite."""
 
 
 class DeviceMetrics:

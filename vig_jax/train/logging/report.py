@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from vig_jax.errors import ReportError
 from vig_jax.figures import save_figure
 from vig_jax.metrics.confusion import CONFUSION_FILE, Confusion
 from vig_jax.train.workdir import CONFIG_FILE, METRICS_FILE
@@ -21,10 +22,6 @@ _MANY = 100  # points of these: drawn faintly, with their running mean
 _EMA = "eval/ema_"
 
 Line = dict[str, Any]  # of metrics.jsonl: step, epoch and some metrics, all numbers
-
-
-class ReportError(ValueError):
-    """There is nothing to report on."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,8 @@ from typing import Any
 
 import jax
 
+from vig_jax.errors import ConfigError
+
 BACKBONE = "backbone"
 _HEAD = "head"
 
@@ -22,14 +24,14 @@ def frozen_mask(freeze: str, params: Any) -> Any:
         params: the parameter tree; only its structure counts.
 
     Raises:
-        ValueError: a name that no parameter has, or nothing is left to train.
+        ConfigError: a name that no parameter has, or nothing is left to train.
     """
     patterns = [name.strip() for name in freeze.split(",") if name.strip()]
     paths = [path_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     for pattern in patterns:
         if not any(_matches(pattern, path) for path in paths):
             top = ", ".join(dict.fromkeys(path.partition("/")[0] for path in paths))
-            raise ValueError(
+            raise ConfigError(
                 f"config.optimizer.freeze: no parameter is called {pattern!r}; there are "
                 f"{BACKBONE} (all but the head), {top} and what is below them, as in */attn"
             )
@@ -37,7 +39,7 @@ def frozen_mask(freeze: str, params: Any) -> Any:
         lambda path, _: any(_matches(pattern, path_of(path)) for pattern in patterns), params
     )
     if patterns and all(jax.tree.leaves(mask)):
-        raise ValueError(
+        raise ConfigError(
             f"config.optimizer.freeze={freeze!r} leaves nothing to train: name fewer parameters"
         )
     return mask

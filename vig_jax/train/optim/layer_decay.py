@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import optax
 
+from vig_jax.errors import ConfigError
 from vig_jax.train.optim.freeze import path_of
 
 _STEM = ("patch_embed", "pos_embed")
@@ -47,10 +48,10 @@ def scale_by_layer(decay: float) -> optax.GradientTransformation:
     """Scales updates, weight decay included, by decay ** (n + 1 - layer).
 
     Raises:
-        ValueError: `decay` is not above 0 and at most 1.
+        ConfigError: `decay` is not above 0 and at most 1.
     """
     if not 0 < decay <= 1:
-        raise ValueError(
+        raise ConfigError(
             f"config.optimizer.layer_decay={decay} must be above 0 and at most 1 (1: one rate for "
             "all layers)"
         )

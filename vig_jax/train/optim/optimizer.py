@@ -40,7 +40,7 @@ def make_optimizer(
     Frozen parameters have no optimizer state, and updates of 0.
 
     Raises:
-        ValueError: a setting out of range. Whether `config.freeze` names parameters shows only
+        ConfigError: a setting out of range. Whether `config.freeze` names parameters shows only
             when the state is initialised.
     """
     clip = optax.identity()

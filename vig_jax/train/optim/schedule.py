@@ -34,7 +34,7 @@ def warmup_cosine(
         A function of the 0-based update number, an int or an integer array, to the rate.
 
     Raises:
-        ValueError: the warm-up is negative or given in two units.
+        ConfigError: the warm-up is negative or given in two units.
     """
     scale = batch_size / config.lr_batch
     base, start, end = (r * scale for r in (config.base_lr, config.warmup_lr, config.min_lr))
