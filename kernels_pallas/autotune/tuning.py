@@ -27,7 +27,7 @@ from kernels_pallas.gla.arg_specs import WORKLOADS, Workload
 from kernels_pallas.gla.pallas_triton.config import (
     TUNING_DATA,
     Config,
-    Launch,
+    KernelConfig,
     as_entry,
     default_warps,
     heuristic,
@@ -108,7 +108,7 @@ def _mixer_spec(spec: GlaSpec) -> MixerSpec:
     )
 
 
-def _launches(spec: GlaSpec) -> Iterator[Launch]:
+def _launches(spec: GlaSpec) -> Iterator[KernelConfig]:
     """Tilings worth trying; more warps than a chunk has rows of 16 compute the same twice."""
     usual = heuristic(spec).forward
     warps = default_warps(spec)
@@ -122,15 +122,15 @@ def _launches(spec: GlaSpec) -> Iterator[Launch]:
         (64, 4, 3),
     ):
         for count in segments:
-            yield Launch(chunk, num_warps, num_stages, count, exact_num_warps=max(4, warps))
+            yield KernelConfig(chunk, num_warps, num_stages, count, exact_num_warps=max(4, warps))
 
 
 def _forward_candidates(spec: GlaSpec) -> list[Config]:
     ways = (False, True) if spec.bidirectional else (False,)
     return [
-        Config(forward=dataclasses.replace(launch, apart=apart))
+        Config(forward=dataclasses.replace(launch, split_directions=split))
         for launch in _launches(spec)
-        for apart in ways
+        for split in ways
     ]
 
 
@@ -143,8 +143,8 @@ def _training_candidates(spec: GlaSpec, best: Config) -> list[Config]:
     return [
         Config(
             best.forward,
-            dataclasses.replace(launch, apart=forward),
-            dataclasses.replace(launch, apart=backward),
+            dataclasses.replace(launch, split_directions=forward),
+            dataclasses.replace(launch, split_directions=backward),
         )
         for launch in _launches(spec)
         if launch.chunk <= 32 and launch.num_stages == 3
@@ -251,12 +251,12 @@ def _mixer_inputs(spec: MixerSpec, seed: int) -> tuple[Any, ...]:
 
 
 def _told(
-    ranked: Sequence[tuple[float, Config]], launches: Callable[[Config], list[Launch]]
+    ranked: Sequence[tuple[float, Config]], launches: Callable[[Config], list[KernelConfig]]
 ) -> str:
-    def short(launch: Launch) -> str:
-        apart = "apart" if launch.apart else "together"
+    def short(launch: KernelConfig) -> str:
+        split = "split" if launch.split_directions else "together"
         return (
-            f"C{launch.chunk} w{launch.num_warps} s{launch.num_stages} g{launch.segments} {apart}"
+            f"C{launch.chunk} w{launch.num_warps} s{launch.num_stages} g{launch.segments} {split}"
         )
 
     return "; ".join(

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from kernels_pallas.gla.pallas_triton import backward as pallas_triton_bwd
 from kernels_pallas.gla.pallas_triton import forward as pallas_triton_fwd
 from kernels_pallas.gla.pallas_triton.chunk import geometry_of, pad_state, unpad_state
-from kernels_pallas.gla.pallas_triton.config import Config, Launch, choose
+from kernels_pallas.gla.pallas_triton.config import Config, KernelConfig, choose
 from kernels_pallas.gla.spec import GlaSpec
 
 MAX_WIDTH = 256
@@ -105,7 +105,7 @@ def _attend(
 
 def _run(
     call: _Call,
-    launch: Launch,
+    launch: KernelConfig,
     q: Any,
     k: Any,
     v: Any,

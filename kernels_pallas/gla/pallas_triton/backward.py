@@ -34,7 +34,7 @@ from kernels_pallas.gla.pallas_triton.chunk import (
     state_index,
     too_strong,
 )
-from kernels_pallas.gla.pallas_triton.config import Launch
+from kernels_pallas.gla.pallas_triton.config import KernelConfig
 from kernels_pallas.gla.spec import GlaSpec
 
 
@@ -155,19 +155,20 @@ def _backward_kernel(
     grad_views: tuple[View, ...],
     batch: int,
     directions: tuple[bool, ...],
-    apart: bool,
+    split_directions: bool,
     has_final: bool,
     wants_initial: bool,
     starts_empty: bool,
     exact: bool,
     interpreting: bool,
 ) -> None:
-    """Gradients of a segment; `directions`, `apart` and `exact` as in the forward kernel.
+    """Computes the gradients of a segment; flags as in the forward kernel.
 
     Refs: arrays of q, k, v, output gradient and log-decays per direction, as `views` tells; states
     before each chunk, gradients of states at the end of segments, the array to write into, if there
-    is one; arrays of the gradients of q, k, v (per direction if `apart`) and of log-decays per
-    direction, as `grad_views` tells; gradients of states at the start of segments, least decays.
+    is one; arrays of the gradients of q, k, v (per direction if `split_directions`) and of
+    log-decays per direction, as `grad_views` tells; gradients of states at the start of
+    segments, least decays.
     """
     count = len(directions)
     q_ref, k_ref, v_ref, grad_out_ref, *log_decay_refs = operands_of(refs, views)
@@ -185,7 +186,7 @@ def _backward_kernel(
 
     program = pallas_compat.program_id(0)
     least_index = program
-    if apart and count > 1:
+    if split_directions and count > 1:
         which = program % count
         program = program // count
     place = locate(geometry, program)
@@ -204,7 +205,7 @@ def _backward_kernel(
             grad_state = pallas_compat.load(final_ref, index, None, interpreting=interpreting)
         else:
             grad_state = jnp.zeros((geometry.key_block, geometry.value_block), jnp.float32)
-        first = 3 * number if apart else 0
+        first = 3 * number if split_directions else 0
         grad_state, least = _walk_back(
             geometry,
             place,
@@ -216,7 +217,7 @@ def _backward_kernel(
             reverse=directions[number],
             starts_empty=starts_empty,
             exact=exact,
-            add=number > 0 and not apart,
+            add=number > 0 and not split_directions,
             interpreting=interpreting,
         )
         if wants_initial:
@@ -235,7 +236,7 @@ def _backward_kernel(
             pallas_compat.store(least_ref, (least_index,), least, None, interpreting=interpreting)
 
     def launch() -> None:
-        if apart and count > 1:
+        if split_directions and count > 1:
             for number in range(count):
                 pallas_compat.when(which == number)(functools.partial(run, [number]))
         else:
@@ -250,7 +251,7 @@ def _backward_kernel(
 
 def backward(
     spec: GlaSpec,
-    launch: Launch,
+    launch: KernelConfig,
     directions: tuple[bool, ...],
     q: Any,
     k: Any,
@@ -282,8 +283,8 @@ def backward(
         Gradients of q, k, v, of the log-decays, and of the states at the start, or None.
     """
     geometry = geometry_of(spec, launch)
-    apart = launch.apart and len(directions) > 1
-    copies = len(directions) if apart else 1
+    split_directions = launch.split_directions and len(directions) > 1
+    copies = len(directions) if split_directions else 1
     blocks = geometry.value_blocks
     rows = spec.batch * spec.heads * launch.segments
     programs = rows * blocks * copies
@@ -305,7 +306,7 @@ def backward(
         grad_views=tuple(range(3 * copies + len(directions))),
         batch=spec.batch,
         directions=directions,
-        apart=apart,
+        split_directions=split_directions,
         has_final=final is not None,
         wants_initial=wants_initial,
         starts_empty=not spec.has_initial_state,
@@ -332,7 +333,7 @@ def backward(
 
 def backward_into(
     spec: GlaSpec,
-    launch: Launch,
+    launch: KernelConfig,
     q: Columns,
     k: Columns,
     v: Columns,
@@ -360,7 +361,7 @@ def backward_into(
         `into` with the columns of q, k and v written, and the gradient [B, T, F] of the logits.
     """
     geometry = geometry_of(spec, launch)
-    if geometry.value_blocks > 1 or launch.apart:
+    if geometry.value_blocks > 1 or launch.split_directions:
         raise ValueError(f"one program must hold a head's values and both directions: {launch}")
     arrays, views = arrays_of([q, k, v, grad_out, *log_decays])
     places = [Columns(0, x.start) for x in (q, k, v)]
@@ -372,7 +373,7 @@ def backward_into(
         grad_views=tuple(places),
         batch=spec.batch,
         directions=(False, True),
-        apart=False,
+        split_directions=False,
         has_final=final is not None,
         wants_initial=False,
         starts_empty=True,

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from kernels_pallas.core import pallas_compat
 from kernels_pallas.core.pallas_compat import LOG2_E, both, power_of_two
-from kernels_pallas.gla.pallas_triton.config import Launch
+from kernels_pallas.gla.pallas_triton.config import KernelConfig
 from kernels_pallas.gla.spec import GlaSpec
 
 # Stands for -inf: its exponential is zero all the same, but sums and products of it are finite.
@@ -154,7 +154,7 @@ def _mildest_total(exact_dtype: bool) -> float:
     return -20.0 if exact_dtype else -60.0
 
 
-def geometry_of(spec: GlaSpec, launch: Launch) -> Geometry:
+def geometry_of(spec: GlaSpec, launch: KernelConfig) -> Geometry:
     """Static facts of a launch for a call."""
     exact_dtype = spec.dtype == jnp.float32
     promised = -math.inf if spec.min_log_decay is None else spec.min_log_decay * launch.chunk
@@ -501,7 +501,7 @@ def run_both_passes(
     kernel: Callable[..., None],
     name: str,
     geometry: Geometry,
-    launch: Launch,
+    launch: KernelConfig,
     programs: int,
     inputs: Sequence[Any],
     outs: Sequence[jax.ShapeDtypeStruct],

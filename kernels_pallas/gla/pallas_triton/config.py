@@ -13,7 +13,7 @@ from kernels_pallas.gla.spec import GlaSpec
 
 
 @dataclasses.dataclass(frozen=True)
-class Launch:
+class KernelConfig:
     """How one kernel is launched.
 
     Attributes:
@@ -21,8 +21,8 @@ class Launch:
         num_warps: Warps per program.
         num_stages: Depth of Triton's software pipeline.
         segments: Parts of the tokens with programs of their own.
-        apart: Each direction has programs and an output of its own; else one program walks in both
-            directions, one after the other, and adds the second to the first.
+        split_directions: Runs the two directions in separate programs with separate outputs. Else
+            one program walks in both directions, and adds the second result to the first.
         value_block: Most values per program, a power of two.
         exact_num_warps: Warps per program of the pass for strong decays.
     """
@@ -31,7 +31,7 @@ class Launch:
     num_warps: int = 1
     num_stages: int = 3
     segments: int = 1
-    apart: bool = False
+    split_directions: bool = False
     value_block: int = 64
     exact_num_warps: int = 4
 
@@ -47,9 +47,9 @@ class Config:
             are those of `training`.
     """
 
-    forward: Launch = Launch()
-    training: Launch = Launch()
-    backward: Launch = Launch()
+    forward: KernelConfig = KernelConfig()
+    training: KernelConfig = KernelConfig()
+    backward: KernelConfig = KernelConfig()
 
     def __post_init__(self):
         for name in ("chunk", "segments", "value_block"):
@@ -73,7 +73,7 @@ def _state_tile(spec: GlaSpec) -> int:
     keys, values = (
         max(16, 1 << (width - 1).bit_length()) for width in (spec.key_width, spec.value_width)
     )
-    return keys * min(values, Launch.value_block)
+    return keys * min(values, KernelConfig.value_block)
 
 
 def default_warps(spec: GlaSpec) -> int:
@@ -90,9 +90,9 @@ def heuristic(spec: GlaSpec) -> Config:
     if spec.gate_normalizer is None:
         return config
     # The mixer adds the directions' outputs in passing, and has one array for all gradients.
-    apart = functools.partial(dataclasses.replace, apart=True)
-    together = dataclasses.replace(config.backward, apart=False)
-    return Config(apart(config.forward), apart(config.training), together)
+    split = functools.partial(dataclasses.replace, split_directions=True)
+    together = dataclasses.replace(config.backward, split_directions=False)
+    return Config(split(config.forward), split(config.training), together)
 
 
 def _plain_heuristic(spec: GlaSpec) -> Config:
@@ -105,14 +105,14 @@ def _plain_heuristic(spec: GlaSpec) -> Config:
     while rows < 128 and rows * segments < 384 and spec.tokens >= 1024 * segments:
         segments *= 2
     # Too few programs even so: twice as many, at the price of one more pass to add their outputs.
-    apart = rows * segments < 384
+    split_directions = rows * segments < 384
     # The pipeline keeps states in shared memory, once per stage: large ones leave no room for it.
     fits = _state_tile(spec) * spec.dtype.itemsize <= 16384
-    usual = Launch(
+    usual = KernelConfig(
         num_warps=num_warps,
         num_stages=3 if fits else 1,
         segments=segments,
-        apart=apart,
+        split_directions=split_directions,
         exact_num_warps=max(4, num_warps),
     )
     if spec.dtype == jnp.float32 or not fits:
@@ -145,7 +145,7 @@ def _stored(device: str) -> dict[tuple[Any, ...], Config]:
     entries = json.loads(path.read_text()) if path.exists() else []
     return {
         tuple(entry["call"]): Config(
-            **{name: Launch(**launch) for name, launch in entry["config"].items()}
+            **{name: KernelConfig(**launch) for name, launch in entry["config"].items()}
         )
         for entry in entries
     }

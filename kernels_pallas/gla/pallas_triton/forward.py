@@ -32,7 +32,7 @@ from kernels_pallas.gla.pallas_triton.chunk import (
     state_step,
     too_strong,
 )
-from kernels_pallas.gla.pallas_triton.config import Launch
+from kernels_pallas.gla.pallas_triton.config import KernelConfig
 from kernels_pallas.gla.spec import GlaSpec
 
 
@@ -103,7 +103,7 @@ def _forward_kernel(
     geometry: Geometry,
     views: tuple[View, ...],
     directions: tuple[bool, ...],
-    apart: bool,
+    split_directions: bool,
     has_initial: bool,
     wants_final: bool,
     keeps_states: bool,
@@ -115,8 +115,9 @@ def _forward_kernel(
     Refs: arrays of q, k, v and log-decays per direction, as `views` tells; initial states;
     outputs, final states, states before each chunk, least decays.
 
-    `directions` tells for each direction whether it is reversed. If `apart`, a program walks in one
-    of them and has an output of its own; else in all of them, one after the other. If `exact`, the
+    `directions` tells for each direction whether it is reversed. If `split_directions`, a program
+    walks in one of them and has an output of its own; else in all of them, one after the other.
+    If `exact`, the
     refs before the outputs include these themselves, and only programs that met too strong a decay
     the first time do anything.
     """
@@ -134,7 +135,7 @@ def _forward_kernel(
     out_refs = rest
     program = pallas_compat.program_id(0)
     least_index = (program,)
-    if apart and count > 1:
+    if split_directions and count > 1:
         which = program % count
         program = program // count
     place = locate(geometry, program)
@@ -156,11 +157,11 @@ def _forward_kernel(
             place,
             (q_ref, k_ref, v_ref, log_decay_refs[number]),
             state,
-            out_refs[number if apart else 0],
+            out_refs[number if split_directions else 0],
             keep,
             reverse=directions[number],
             exact=exact,
-            add=number > 0 and not apart,
+            add=number > 0 and not split_directions,
             interpreting=interpreting,
         )
         if wants_final:
@@ -177,7 +178,7 @@ def _forward_kernel(
             pallas_compat.store(least_ref, least_index, least, None, interpreting=interpreting)
 
     def launch() -> None:
-        if apart and count > 1:
+        if split_directions and count > 1:
             for number in range(count):
                 pallas_compat.when(which == number)(functools.partial(run, [number]))
         else:
@@ -192,7 +193,7 @@ def _forward_kernel(
 
 def forward(
     spec: GlaSpec,
-    launch: Launch,
+    launch: KernelConfig,
     directions: tuple[bool, ...],
     q: Operand,
     k: Operand,
@@ -218,12 +219,12 @@ def forward(
         keeps_states: Whether the states before each chunk are wanted.
 
     Returns:
-        Outputs [B, T, H, V], one, or one per direction if `launch.apart`; final states in the
-        layout of `initial`, or None; and states before each chunk [directions, B * H * segments,
-        chunks, K, V], or None.
+        Outputs [B, T, H, V], one, or one per direction if `launch.split_directions`; final states
+        in the layout of `initial`, or None; and states before each chunk
+        [directions, B * H * segments, chunks, K, V], or None.
     """
     geometry = geometry_of(spec, launch)
-    copies = len(directions) if launch.apart else 1
+    copies = len(directions) if launch.split_directions else 1
     rows = spec.batch * spec.heads * launch.segments
     programs = rows * geometry.value_blocks * copies
     out = (spec.batch, spec.tokens, spec.heads, spec.value_width)
@@ -244,7 +245,7 @@ def forward(
         geometry=geometry,
         views=views,
         directions=directions,
-        apart=launch.apart,
+        split_directions=launch.split_directions,
         has_initial=initial is not None,
         wants_final=wants_final,
         keeps_states=keeps_states,
@@ -311,7 +312,7 @@ def _states_kernel(
 
 def border_states(
     spec: GlaSpec,
-    launch: Launch,
+    launch: KernelConfig,
     directions: tuple[bool, ...],
     k: Operand,
     v: Operand,

@@ -16,7 +16,7 @@ from kernels_pallas.gla import pallas_triton as gla
 from kernels_pallas.gla.pallas_triton import backward as pallas_triton_bwd
 from kernels_pallas.gla.pallas_triton import forward as pallas_triton_fwd
 from kernels_pallas.gla.pallas_triton.chunk import Columns, Gates
-from kernels_pallas.gla.pallas_triton.config import Config, Launch, choose
+from kernels_pallas.gla.pallas_triton.config import Config, KernelConfig, choose
 from kernels_pallas.vig_mixer.pallas_triton import blend as pallas_triton_blend
 from kernels_pallas.vig_mixer.spec import MixerSpec
 
@@ -26,8 +26,8 @@ _MAX_ROWS = 2**30  # of B * T * H: the blend numbers rows in 32 bits, some past 
 
 def supports(spec: MixerSpec) -> str | None:
     """Serves bfloat16 and float32, heads whose values fit in one program of the scan."""
-    if spec.value_width > Launch.value_block:
-        return f"value width per head must be at most {Launch.value_block}"
+    if spec.value_width > KernelConfig.value_block:
+        return f"value width per head must be at most {KernelConfig.value_block}"
     if spec.batch * spec.tokens * spec.heads > _MAX_ROWS:
         return f"B * T * H must be at most {_MAX_ROWS}"
     return gla.supports(spec.scan)
@@ -113,7 +113,7 @@ def _mix(call: _Call, inputs: _Inputs) -> Any:
 
 
 def _scan(
-    spec: MixerSpec, launch: Launch, parts: _Parts, *, keeps_states: bool
+    spec: MixerSpec, launch: KernelConfig, parts: _Parts, *, keeps_states: bool
 ) -> tuple[list[Any], Any]:
     """Outputs [B, T, H, V], one or one per direction, and the states before each chunk."""
     initial = None

@@ -25,7 +25,7 @@ def check(config, call):
         assert launch.chunk >= 16
         assert min(launch.value_block, launch.num_warps, launch.num_stages, launch.segments) >= 1
     if "gates" in call:
-        assert not config.backward.apart
+        assert not config.backward.split_directions
         assert config.backward.value_block >= 64
 
 

@@ -16,7 +16,7 @@ from kernels_pallas.gla.arg_specs import WORKLOADS
 from kernels_pallas.gla.pallas_triton import backward as pallas_triton_bwd
 from kernels_pallas.gla.pallas_triton import forward as pallas_triton_fwd
 from kernels_pallas.gla.pallas_triton.chunk import Columns, Gates
-from kernels_pallas.gla.pallas_triton.config import Config, Launch, heuristic
+from kernels_pallas.gla.pallas_triton.config import Config, KernelConfig, heuristic
 from kernels_pallas.gla.spec import GlaSpec
 from kernels_pallas.testing import (
     GATE_KINDS,
@@ -121,7 +121,7 @@ def check_config(config, inputs, label):
 
 
 def uniform(**options):
-    launch = Launch(**options)
+    launch = KernelConfig(**options)
     return Config(launch, launch, launch)
 
 
@@ -258,7 +258,7 @@ def check_nothing_outside_is_read_or_written(strength):
     def run(array, kernel, bias, grad_out, into):
         q, k, v = (Columns(array, starts[name]) for name in ("q", "k", "v"))
         gates = [Gates(array, starts["features"], rank, kernel, bias, at) for at in (0, 16)]
-        launch, directions = Launch(), (False, True)
+        launch, directions = KernelConfig(), (False, True)
         [out], _, states = pallas_triton_fwd.forward(
             spec, launch, directions, q, k, v, gates, None, wants_final=False, keeps_states=True
         )
@@ -426,7 +426,7 @@ def test_the_heuristic_serves_every_workload(name):
 
 def test_training_and_backward_share_their_chunks():
     with pytest.raises(ValueError, match="same chunk"):
-        Config(training=Launch(chunk=16), backward=Launch(chunk=32))
+        Config(training=KernelConfig(chunk=16), backward=KernelConfig(chunk=32))
 
 
 GPU_CASES = [
@@ -480,7 +480,7 @@ def test_many_tokens_on_a_gpu():
 @pytest.mark.parametrize(
     "config",
     [
-        uniform(apart=True, num_warps=2),
+        uniform(split_directions=True, num_warps=2),
         uniform(chunk=32, num_warps=4, segments=3),
         uniform(chunk=64, num_warps=4, num_stages=2, value_block=32),
     ],

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from kernels_pallas import bidirectional_gla, vig_mixer
-from kernels_pallas.gla.pallas_triton.config import Config, Launch, heuristic
+from kernels_pallas.gla.pallas_triton.config import Config, KernelConfig, heuristic
 from kernels_pallas.testing import (
     TOLERANCES,
     interpret,
@@ -175,10 +175,10 @@ def test_the_definition_is_the_sum_of_its_parts(activation):
     assert error <= TOLERANCES["float64"].forward
 
 
-def uniform(*, chunk=16, segments=1, apart=False):
+def uniform(*, chunk=16, segments=1, split_directions=False):
     """A tiling; the backward pass always has the directions together."""
-    together = Launch(chunk=chunk, segments=segments)
-    launch = Launch(chunk=chunk, segments=segments, apart=apart)
+    together = KernelConfig(chunk=chunk, segments=segments)
+    launch = KernelConfig(chunk=chunk, segments=segments, split_directions=split_directions)
     return Config(forward=launch, training=launch, backward=together)
 
 
@@ -187,18 +187,25 @@ def uniform(*, chunk=16, segments=1, apart=False):
     [
         ("float32", (1, 19, 3, 24), 5, "silu", 1.0, None),
         ("float32", (1, 50, 1, 64), 20, None, 3000.0, {"segments": 2}),
-        ("bfloat16", (1, 70, 2, 16), 16, "silu", 1.0, {"chunk": 32, "segments": 2, "apart": True}),
+        (
+            "bfloat16",
+            (1, 70, 2, 16),
+            16,
+            "silu",
+            1.0,
+            {"chunk": 32, "segments": 2, "split_directions": True},
+        ),
         slow("bfloat16", (2, 17, 1, 24), 16, None, 3000.0, None),
         slow("float32", (1, 33, 1, 64), 20, None, 3000.0, None),
         slow("float32", (1, 1, 1, 2), 16, None, 1.0, None),
-        slow("bfloat16", (1, 41, 2, 16), 16, None, 1.0, {"segments": 2, "apart": True}),
+        slow("bfloat16", (1, 41, 2, 16), 16, None, 1.0, {"segments": 2, "split_directions": True}),
         slow("float32", (1, 50, 1, 16), 16, "silu", 3000.0, {"segments": 2}),
         slow("bfloat16", (1, 40, 1, 16), 16, "silu", 1.0, {"chunk": 32}),
     ],
     ids=str,
 )
 def test_interpreted_kernels(dtype, shape, rank, activation, strength, config):
-    """`config` None is the heuristic's: the directions apart."""
+    """`config` None is the heuristic's: split directions."""
     inputs, cotangent = make(shape, dtype, strength=strength, rank=rank)
     spec = spec_of(shape, dtype, activation, rank)
     config = None if config is None else uniform(**config)
@@ -419,13 +426,13 @@ def test_what_the_kernels_do_not_serve_falls_through(shape, dtype, reason):
 def test_the_heuristic_has_one_array_for_all_gradients():
     for shape in ((256, 196, 6, 64), (1, 4096, 3, 64), (256, 49, 24, 32), (1, 1, 1, 2)):
         config = heuristic(spec_of(shape, "bfloat16").scan)
-        assert config.forward.apart
-        assert not config.backward.apart
+        assert config.forward.split_directions
+        assert not config.backward.split_directions
 
 
 def test_a_tiling_whose_gradients_need_two_arrays_is_refused():
     inputs, cotangent = make((1, 17, 1, 16), "float32")
-    launch = Launch(apart=True)
+    launch = KernelConfig(split_directions=True)
     spec = spec_of((1, 17, 1, 16), "float32")
     config = Config(launch, launch, launch)
     run = with_gradients(functools.partial(pallas_triton.vig_mixer, spec, config=config))
@@ -507,7 +514,9 @@ def test_on_a_gpu(dtype, shape, activation, strength):
 @on_gpu
 @pytest.mark.gpu
 @pytest.mark.parametrize(
-    "options", [{}, {"segments": 3, "apart": True}, {"chunk": 32, "segments": 2}], ids=str
+    "options",
+    [{}, {"segments": 3, "split_directions": True}, {"chunk": 32, "segments": 2}],
+    ids=str,
 )
 def test_tilings_on_a_gpu(options):
     config = uniform(**options)
