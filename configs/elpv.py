@@ -12,24 +12,19 @@ The values below are a start, not tuned.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from vig_jax.config import recipes
 
 
 def get_config() -> ConfigDict:
-    config = common.get_config()
-
-    config.model.name = "vig_t"
+    config = recipes.imagenet("vig_t")
     config.model.drop_path_rate = 0.1
-    config.model.dtype = "bfloat16"
 
     config.data.source = "elpv"
-    config.data.image_size = 224
     config.data.mean = (0.599, 0.599, 0.599)
     config.data.std = (0.161, 0.161, 0.161)
     config.data.crop_scale = (0.6, 1.0)  # a crack at the rim decides, too
     config.data.crop_ratio = (0.9, 1.1)
     config.data.crop_pct = 1.0  # evaluation sees the whole cell
-    config.data.hflip = 0.5
     # Dark spots and inverted grays are what defects look like: only mild changes of tone.
     config.data.rand_augment_layers = 0
     config.data.color_jitter = 0.2
@@ -43,11 +38,9 @@ def get_config() -> ConfigDict:
     config.optimizer.min_lr = 1e-5
     config.optimizer.lr_batch = 64
     config.optimizer.warmup_epochs = 10.0
-    config.optimizer.weight_decay = 0.05
 
     config.train.batch_size = 64
     config.train.epochs = 150
-    config.train.label_smoothing = 0.1
     config.train.ema_decay = 0.999
     config.train.log_every_steps = 30
     config.train.eval_every_epochs = 5

@@ -8,13 +8,11 @@ of 87 to 88 % on these.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from vig_jax.config import recipes
 
 
 def get_config() -> ConfigDict:
-    config = common.get_config()
-
-    config.model.name = "vig_t"
+    config = recipes.imagenet("vig_t")
     config.model.img_size = 28
     config.model.patch_size = 4  # 7 x 7 tokens
     config.model.embed_dim = 64

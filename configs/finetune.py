@@ -13,24 +13,14 @@ thousands of images, not tuned; docs/training.md says what to try.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from vig_jax.config import recipes
 
 
 def get_config() -> ConfigDict:
-    config = common.get_config()
-
-    config.model.name = "vig_s"
+    config = recipes.imagenet("vig_s")
     config.model.drop_path_rate = 0.1
-    config.model.dtype = "bfloat16"
 
-    config.data.source = "image_folder"
-    config.data.image_size = 224
-    config.data.crop = "random_resized"
     config.data.crop_scale = (0.25, 1.0)  # a small part may not show the class
-    config.data.hflip = 0.5
-    config.data.rand_augment_layers = 2
-    config.data.rand_augment_magnitude = 9.0
-    config.data.erase_probability = 0.25
     config.data.mixup_alpha = 0.0  # a short run has no time for mixtures; 0.8 for a long one
     config.data.cutmix_alpha = 0.0
 
@@ -39,16 +29,12 @@ def get_config() -> ConfigDict:
     config.optimizer.min_lr = 1e-6
     config.optimizer.lr_batch = 256
     config.optimizer.warmup_epochs = 3.0
-    config.optimizer.weight_decay = 0.05
     config.optimizer.layer_decay = 0.75
-    config.optimizer.clip_norm = 5.0
 
     config.train.batch_size = 64
     config.train.epochs = 30
-    config.train.label_smoothing = 0.1
     config.train.ema_decay = 0.0  # over so few updates an average would still remember the new head
     config.train.log_every_steps = 20
-    config.train.eval_every_epochs = 1
     config.train.checkpoint_every_steps = 0  # with every evaluation is enough
     config.train.keep_checkpoints = 1  # and the best
     return config

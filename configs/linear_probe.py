@@ -9,21 +9,14 @@ is the quickest classifier for few images. The values are a start, not tuned.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from vig_jax.config import recipes
 
 
 def get_config() -> ConfigDict:
-    config = common.get_config()
-
-    config.model.name = "vig_s"
+    config = recipes.imagenet("vig_s")
     config.model.drop_path_rate = 0.0  # the backbone as it is
-    config.model.dtype = "bfloat16"
 
-    config.data.source = "image_folder"
-    config.data.image_size = 224
-    config.data.crop = "random_resized"
     config.data.crop_scale = (0.25, 1.0)
-    config.data.hflip = 0.5
     config.data.rand_augment_layers = 0
     config.data.erase_probability = 0.0
     config.data.mixup_alpha = 0.0
@@ -42,7 +35,6 @@ def get_config() -> ConfigDict:
     config.train.label_smoothing = 0.0
     config.train.ema_decay = 0.0
     config.train.log_every_steps = 20
-    config.train.eval_every_epochs = 1
     config.train.checkpoint_every_steps = 0  # with every evaluation is enough
     config.train.keep_checkpoints = 1  # and the best
     return config

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import vig_jax
 from configs import common
 from tests.train.test_run import at_step
 from vig_jax.config import parse
@@ -85,12 +84,8 @@ def test_checkpoints_of_before_there_were_these_settings():
     assert parse(stored).init_weights is None
 
 
-@pytest.mark.parametrize("name", vig_jax.list_models())
-def test_config_of_published_weights_is_that_of_the_configs(name):
-    values = common.get_config()
-    values.model.update({"name": name, "dtype": "float32"})
-    values.train.compilation_cache = ""  # of training alone
-    if not name.startswith("vig_h"):
-        values.model.merge_scale = 0.25
-    assert published_config(name) == parse(values)
-    assert published_config(name, image_size=320).data.image_size == 320
+def test_published_weights_are_evaluated_with_the_recipe():
+    config = published_config("vig_t", image_size=320)
+    assert (config.data.image_size, config.data.crop_pct) == (320, 0.875)
+    assert (config.model.dtype, config.model.merge_scale) == ("float32", 0.25)
+    assert published_config("vig_h_t").model.merge_scale is None

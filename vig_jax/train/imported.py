@@ -8,15 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vig_jax.config import (
-    DataConfig,
-    ModelConfig,
-    OptimizerConfig,
-    RunConfig,
-    TrainConfig,
-    parse,
-    to_dict,
-)
+from vig_jax.config import ModelConfig, RunConfig, parse, recipes
 from vig_jax.data.datasets.imagenet import class_names
 from vig_jax.errors import WeightsError
 from vig_jax.models import ViG, create_model
@@ -24,51 +16,6 @@ from vig_jax.tasks.protocol import Params
 from vig_jax.train.checkpoint import Restored
 from vig_jax.weights.load import WeightFile, Weights, fit, read_weight_file
 
-# What the published weights were trained and evaluated with (hustvl/ViG); the values of
-# configs/common.py, which packages cannot import.
-_DATA = DataConfig(
-    source="image_folder",
-    path=None,
-    image_size=224,
-    mean=(0.485, 0.456, 0.406),
-    std=(0.229, 0.224, 0.225),
-    crop="random_resized",
-    crop_scale=(0.08, 1.0),
-    crop_ratio=(3 / 4, 4 / 3),
-    crop_padding=0,
-    hflip=0.5,
-    crop_pct=0.875,
-    mixup_alpha=0.8,
-    cutmix_alpha=1.0,
-    mixup_group=128,
-    workers=8,
-    prefetch=2,
-    max_bad_images=100,
-    rand_augment_layers=2,
-    erase_probability=0.25,
-)
-_OPTIMIZER = OptimizerConfig(
-    base_lr=1e-3,
-    warmup_lr=5e-7,
-    min_lr=5e-6,
-    lr_batch=512,
-    warmup_epochs=20.0,
-    weight_decay=0.05,
-    b1=0.9,
-    b2=0.999,
-    eps=1e-8,
-    clip_norm=5.0,
-)
-_TRAIN = TrainConfig(
-    batch_size=1024,
-    epochs=300,
-    label_smoothing=0.1,
-    ema_decay=0.9999,
-    log_every_steps=50,
-    eval_every_epochs=1,
-    checkpoint_every_steps=1000,
-    keep_checkpoints=2,
-)
 _EVAL_MERGE_SCALE = 0.25  # of upstream's plain models: its evaluation halves the merged scan twice
 _NO_SIZES = {
     "name",
@@ -154,16 +101,12 @@ def published_config(
     if isinstance(published, ViG):
         model["merge_scale"] = _EVAL_MERGE_SCALE
     model |= settings or {}
-    side = image_size or model["img_size"] or getattr(published, "img_size", _DATA.image_size)
-    return parse(
-        {
-            "seed": 0,
-            "model": model,
-            "data": to_dict(_DATA) | {"image_size": side},
-            "optimizer": to_dict(_OPTIMIZER),
-            "train": to_dict(_TRAIN),
-        }
-    )
+    values = recipes.imagenet(model_name).to_dict() | {"model": model}
+    recipe_side = values["data"]["image_size"]
+    side = image_size or model["img_size"] or getattr(published, "img_size", recipe_side)
+    values["data"]["image_size"] = side
+    values["train"]["compilation_cache"] = ""
+    return parse(values)
 
 
 def initial_params(config: RunConfig) -> tuple[Params, str]:

@@ -1,0 +1,23 @@
+"""Settings of a run: their types (`schema`), values (`recipes`) and parsing (`parse`)."""
+
+from vig_jax.config.parse import parse, to_dict, unknown_settings
+from vig_jax.config.schema import (
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+    TaskConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "DataConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "RunConfig",
+    "TaskConfig",
+    "TrainConfig",
+    "parse",
+    "to_dict",
+    "unknown_settings",
+]

@@ -1,0 +1,117 @@
+"""Recipes: the one place of the values that runs are trained with.
+
+The pages in `configs/` start from a recipe here. `vig_jax.config.schema` has the types.
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+
+def imagenet(name: str = "vig_t") -> ConfigDict:
+    """Returns every setting of a run, with the values of the paper's ImageNet recipe.
+
+    The learning rate, weight decay and drop path rate are those of ViG-T. The pages of the other
+    models and other recipes change what differs.
+
+    Args:
+        name: of the model, one of `vig_jax.list_models()`.
+
+    Returns:
+        A config whose keys are those of `vig_jax.config.RunConfig`.
+
+    Source: hustvl/ViG (`classification/configs`) and section 4 of the paper.
+    """
+    config = ConfigDict()
+    config.seed = 0
+    config.task = ConfigDict({"name": "classification"})  # a name of vig_jax.tasks.registry
+    # Fine-tuning: a .pth or .safetensors file, or a run, to start from. A head for another number
+    # of classes is initialised anew; a position embedding for another img_size is resized.
+    config.init_weights = config_dict.placeholder(str)
+
+    config.model = ConfigDict()
+    config.model.name = name
+    # Unset (None): the model's default, and for num_classes the number of the data set's classes.
+    config.model.num_classes = config_dict.placeholder(int)
+    config.model.img_size = config_dict.placeholder(int)
+    config.model.patch_size = config_dict.placeholder(int)
+    config.model.embed_dim = config_dict.placeholder(int)
+    config.model.depth = config_dict.placeholder(int)
+    config.model.embed_dims = config_dict.placeholder(tuple)  # ViG-H: one per stage
+    config.model.depths = config_dict.placeholder(tuple)  # ViG-H: one per stage
+    config.model.num_heads = config_dict.placeholder(object)  # ViG-H: one per stage
+    config.model.drop_path_rate = config_dict.placeholder(float)
+    config.model.remat = False  # True: recompute blocks in the backward pass to save memory
+    config.model.dtype = "bfloat16"  # of the computation; parameters are float32
+    config.model.gla_implementation = config_dict.placeholder(
+        str
+    )  # unset: the fastest on this device
+    # Factor on the sum of the two scan directions; unset: 1/2, as in upstream's training.
+    config.model.merge_scale = config_dict.placeholder(float)
+
+    config.data = ConfigDict()
+    config.data.source = "image_folder"  # or array_record, tar, parquet, fashion_mnist, synthetic
+    config.data.path = config_dict.placeholder(str)
+    # "stratified": for data without train and val folders. Holds out val_fraction of each class,
+    # drawn with split_seed.
+    config.data.split = "given"
+    config.data.val_fraction = 0.1
+    config.data.split_seed = 0
+    config.data.image_size = 224
+    config.data.mean = (0.485, 0.456, 0.406)  # ImageNet's, in units of [0, 1]
+    config.data.std = (0.229, 0.224, 0.225)
+    config.data.crop = "random_resized"  # or "pad" (pad and crop), "none" (resize only)
+    config.data.crop_scale = (0.08, 1.0)  # fraction of the image's area
+    config.data.crop_ratio = (3 / 4, 4 / 3)  # width / height
+    config.data.crop_padding = 0  # pixels each side, for "pad"
+    config.data.hflip = 0.5  # probability
+    config.data.crop_pct = 0.875  # evaluation: image_size / resized shorter side
+    config.data.rand_augment_layers = 2  # operations per image, each with probability 1/2; 0: off
+    config.data.rand_augment_magnitude = 9.0  # mean, 0 to 10
+    config.data.rand_augment_std = 0.5  # standard deviation of the magnitude
+    config.data.color_jitter = 0.0  # strength; used only without RandAugment; 0: off
+    config.data.erase_probability = 0.25  # probability of random erasing
+    config.data.mixup_alpha = 0.8  # 0: off
+    config.data.cutmix_alpha = 1.0  # 0: off
+    config.data.mixup_group = 128  # images that share one draw of lambda
+    config.data.resize = "auto"  # or "pillow", "numba" (same pixels); auto: numba if installed
+    config.data.workers = 8  # decoding processes; 0: threads of this process
+    config.data.prefetch = 2  # batches kept ready per worker
+    config.data.max_bad_images = 100  # above this many undecodable images the run stops
+
+    config.optimizer = ConfigDict()  # AdamW; the three learning rates are per lr_batch images
+    config.optimizer.base_lr = 1e-3
+    config.optimizer.warmup_lr = 5e-7
+    config.optimizer.min_lr = 5e-6
+    config.optimizer.lr_batch = 512
+    config.optimizer.warmup_epochs = 20.0  # set one of the three, the others to 0
+    config.optimizer.warmup_steps = 0
+    config.optimizer.warmup_examples = 0
+    config.optimizer.weight_decay = 0.05
+    config.optimizer.b1 = 0.9
+    config.optimizer.b2 = 0.999
+    config.optimizer.eps = 1e-8
+    config.optimizer.clip_norm = 5.0  # 0: off
+    # Fine-tuning: the learning rate of a layer is this times that of the layer above it.
+    config.optimizer.layer_decay = 1.0
+    # Fine-tuning: parameters that are not trained, e.g. "patch_embed,pos_embed,blocks_[0-5]" or
+    # "backbone" (all but the head).
+    config.optimizer.freeze = ""
+
+    config.train = ConfigDict()
+    config.train.batch_size = 1024  # global, of one update
+    config.train.accumulation_steps = 1  # parts of the batch, computed in sequence to save memory
+    config.train.epochs = 300  # set one of the three, the others to 0
+    config.train.steps = 0
+    config.train.examples = 0
+    config.train.label_smoothing = 0.1
+    config.train.ema_decay = 0.9999  # 0: off
+    config.train.log_every_steps = 50
+    config.train.eval_every_epochs = 1  # set one of the three; all 0: only at the end
+    config.train.eval_every_steps = 0
+    config.train.eval_every_examples = 0
+    config.train.checkpoint_every_steps = 1000  # set one of the three; all 0: when evaluated
+    config.train.checkpoint_every_epochs = 0
+    config.train.checkpoint_every_examples = 0
+    config.train.keep_checkpoints = 2
+    # Folder of compiled programs, so that the next start need not compile them; "": off.
+    config.train.compilation_cache = "~/.cache/vig_jax"
+    return config
