@@ -71,7 +71,7 @@ def _unknown(values: Mapping[str, Any], kind: type, prefix: str) -> list[str]:
     return found
 
 
-def _group(hint: type, values: Mapping[str, Any]) -> type:
+def _group(hint: Any, values: Mapping[str, Any]) -> type:
     """Returns the class of a group of settings; that of `config.task` depends on its name."""
     return TASK_CONFIGS.get(values.get("name", ""), TaskConfig) if hint is TaskConfig else hint
 
