@@ -12,26 +12,26 @@ import jaxtyping
 import pytest
 from jaxtyping._import_hook import JaxtypingTransformer
 
-# Nearly all of the tests' time is XLA's compilation for the CPU, of programs that then run once.
-# These make it several times shorter and the programs slower. The second would touch code for a
-# GPU too, which is to be tested as users run it.
-if shutil.which("nvidia-smi") is None:
+# Compilation by XLA takes most of the tests' time on a CPU, and the programs then run once. These
+# flags make it several times shorter and the programs slower. VIG_TESTS_XLA=default (set by
+# `make test-all`) leaves XLA as users have it. The second flag would change the code for a GPU too.
+if shutil.which("nvidia-smi") is None and os.environ.get("VIG_TESTS_XLA") != "default":
     os.environ["XLA_FLAGS"] = " ".join(
         (
-            # Only JAX 0.10 knows it; an unknown flag ends the process.
+            # Only JAX 0.10 has this flag; an unknown one ends the process.
             "--xla_cpu_use_fusion_emitters=false" if version("jax") < "0.11" else "",
             "--xla_backend_optimization_level=0",
             "--xla_llvm_disable_expensive_passes=true",
             "--xla_cpu_parallel_codegen_split_count=1",
-            os.environ.get("XLA_FLAGS", ""),  # what is given counts more: it comes last
+            os.environ.get("XLA_FLAGS", ""),  # last, so that it has precedence
         )
     )
 
-# Tracing makes many small objects that live: by default they are searched again and again.
+# Tracing makes many small objects that stay alive; the default thresholds scan them too often.
 gc.set_threshold(100_000, 20, 100)
 
-# MLIR looks under this name, in vain and without remembering it, for every Triton operation it
-# makes. Seen with JAX 0.10 alone.
+# MLIR tries to import this name for every Triton operation that it builds, and does not remember
+# the failure. Seen with JAX 0.10 only.
 if version("jax") < "0.11":
     sys.modules.setdefault(
         "jaxlib.mlir.dialects.tt", importlib.import_module("jaxlib.triton.dialect")
@@ -43,15 +43,15 @@ def _visit_outside_of_functions(self, node):
         ast.NodeVisitor.generic_visit(self, node)
 
 
-# Functions inside of functions are left alone: they would be wrapped anew at each call of the outer
-# one, a third of the time that tracing a model takes.
+# Nested functions are not checked: they would be wrapped again at each call of the outer one, which
+# took a third of the time of tracing a model.
 JaxtypingTransformer.generic_visit = _visit_outside_of_functions
 jaxtyping.install_import_hook(["kernels_pallas", "vig_jax"], "beartype.beartype")
 
 
 @pytest.fixture
 def unchecked():
-    """Without those checks, to see our own errors as a user does."""
+    """Switches those checks off, so that our own errors appear as a user sees them."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
