@@ -111,7 +111,6 @@ PHRASES = {
     r"(?<!far\s)(?<!further\s)apart(?! from)": "separately, split",
     r"(heard|louder|loudly)": "logged at level ...",
     r"it is known by": "is named",
-    r"conv_patches": "im2col",
 }
 NAMES = {
     "Answer": "Prediction",
@@ -122,6 +121,7 @@ NAMES = {
     "Restored": "LoadedModel",
     "FREE_KEYS": "keys that may change on resume",
     "apart": "split_directions",
+    "conv_patches": "im2col",
     "few": "preview",
     "forgo_jax": "block_jax_import",
     "interpreting": "interpret",

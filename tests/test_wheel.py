@@ -1,0 +1,62 @@
+"""The wheel that users install has everything that the packages read at run time, and no tests."""
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("kernels_pallas", "vig_jax")
+BUILD = "import sys; from setuptools import build_meta; print(build_meta.build_wheel(sys.argv[1]))"
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """Builds the wheel of a copy of the tree with setuptools, without a network."""
+    pytest.importorskip("setuptools", minversion="77")  # of requirements-dev.txt
+    tree, out = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("wheel")
+    ignore = shutil.ignore_patterns("__pycache__", "*.pyc")
+    for package in (*PACKAGES, "tests"):
+        # No contents: only the tests' names could slip into the wheel.
+        copy = shutil.copy if package in PACKAGES else lambda _, file: Path(file).touch()
+        shutil.copytree(ROOT / package, tree / package, ignore=ignore, copy_function=copy)
+    for name in ("pyproject.toml", "README.md", "LICENSE", "requirements.txt"):
+        shutil.copy(ROOT / name, tree)
+    command = [sys.executable, "-c", BUILD, str(out)]
+    built = subprocess.run(command, cwd=tree, capture_output=True, text=True)
+    assert not built.returncode, built.stderr[-2000:]
+    (file,) = out.glob("*.whl")
+    with zipfile.ZipFile(file) as archive:
+        yield {name: archive.getinfo(name).file_size for name in archive.namelist()}
+
+
+def test_every_module_is_in_it(wheel):
+    for package in PACKAGES:
+        for file in (ROOT / package).rglob("*.py"):
+            assert str(file.relative_to(ROOT)) in wheel
+
+
+def test_every_data_file_is_in_it(wheel):
+    """Whatever lies beside the modules: marks of types, winners, embedded data, licences, pages."""
+    expected = {
+        str(file.relative_to(ROOT)): file.stat().st_size
+        for package in PACKAGES
+        for file in (ROOT / package).rglob("*")
+        if file.is_file() and file.suffix not in {".py", ".pyc"}
+    }
+    names = "\n".join(expected)
+    for part in ("/py.typed", "/autotune/data/", "gla/README.md", "fashion_mnist/", "imagenet/"):
+        assert part in names
+    assert expected.items() <= wheel.items()
+
+
+def test_nothing_else_is_in_it(wheel):
+    tops = {name.partition("/")[0] for name in wheel}
+    assert {top for top in tops if not top.endswith(".dist-info")} == set(PACKAGES)
+
+
+def test_it_installs_the_command(wheel):
+    assert any(name.endswith(".dist-info/entry_points.txt") for name in wheel)
