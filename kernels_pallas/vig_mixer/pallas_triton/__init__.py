@@ -13,14 +13,11 @@ from jaxtyping import Array, Float
 
 from kernels_pallas.core.products import weight_gradient
 from kernels_pallas.gla import pallas_triton as gla
-from kernels_pallas.gla.pallas_triton import backward as pallas_triton_bwd
-from kernels_pallas.gla.pallas_triton import forward as pallas_triton_fwd
-from kernels_pallas.gla.pallas_triton.chunk import Columns, Gates
+from kernels_pallas.gla.pallas_triton import scan
 from kernels_pallas.gla.pallas_triton.config import Config, KernelConfig, choose
 from kernels_pallas.vig_mixer.pallas_triton import blend as pallas_triton_blend
 from kernels_pallas.vig_mixer.spec import MixerSpec
 
-_DIRECTIONS = (False, True)
 _MAX_ROWS = 2**30  # of B * T * H: the blend numbers rows in 32 bits, some past the last too
 
 
@@ -80,19 +77,11 @@ class _Residuals(NamedTuple):
     states: Any
 
 
-class _Parts(NamedTuple):
-    """The scan's operands, read in place."""
-
-    q: Columns
-    k: Columns
-    v: Columns
-    decays: tuple[Gates, Gates]
-
-
-def _parts(spec: MixerSpec, inputs: _Inputs) -> _Parts:
-    q, k, v = (Columns(inputs.projected, spec.starts[name]) for name in ("q", "k", "v"))
-    forward, backward = (
-        Gates(
+def _scan_inputs(spec: MixerSpec, inputs: _Inputs) -> scan.ScanInputs:
+    """Returns the scan's operands, which are columns of `projected`."""
+    q, k, v = (scan.Columns(inputs.projected, spec.starts[name]) for name in ("q", "k", "v"))
+    gates = tuple(
+        scan.Gates(
             inputs.projected,
             spec.starts["decay"],
             spec.rank,
@@ -102,42 +91,21 @@ def _parts(spec: MixerSpec, inputs: _Inputs) -> _Parts:
         )
         for column in (0, spec.width // 2)
     )
-    return _Parts(q, k, v, (forward, backward))
+    return scan.ScanInputs(q, k, v, gates)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _mix(call: _Call, inputs: _Inputs) -> Any:
-    parts = _parts(call.spec, inputs)
-    scans, _ = _scan(call.spec, call.config.forward, parts, keeps_states=False)
-    return _output(call.spec, scans, inputs, keeps_sum=False)[0]
-
-
-def _scan(
-    spec: MixerSpec, launch: KernelConfig, parts: _Parts, *, keeps_states: bool
-) -> tuple[list[Any], Any]:
-    """Outputs [B, T, H, V], one or one per direction, and the states before each chunk."""
-    initial = None
-    if launch.segments > 1:
-        initial, _ = pallas_triton_fwd.border_states(
-            spec.scan, launch, _DIRECTIONS, parts.k, parts.v, parts.decays, None, gradient=False
-        )
-    outs, _, states = pallas_triton_fwd.forward(
-        spec.scan,
-        launch,
-        _DIRECTIONS,
-        *parts,
-        initial,
-        wants_final=False,
-        keeps_states=keeps_states,
-    )
-    return outs, states
+    parts = _scan_inputs(call.spec, inputs)
+    scans = scan.forward(call.spec.scan, call.config.forward, parts, chunk_states=False)
+    return _output(call.spec, scans.out, inputs, keeps_sum=False)[0]
 
 
 def _output(
     spec: MixerSpec, scans: list[Any], inputs: _Inputs, *, keeps_sum: bool
 ) -> tuple[Any, Any]:
     """The result [B, T, O] and the scans' sum [B, T, H, V]."""
-    blend, scan = pallas_triton_blend.forward(
+    blend, total = pallas_triton_blend.forward(
         spec,
         scans,
         inputs.projected,
@@ -147,24 +115,24 @@ def _output(
         inputs.local_scale,
         keeps_sum=keeps_sum,
     )
-    return jnp.matmul(blend, inputs.out_kernel, precision=spec.scan.dot_precision), scan
+    return jnp.matmul(blend, inputs.out_kernel, precision=spec.scan.dot_precision), total
 
 
 def _mix_forward(call: _Call, inputs: _Inputs) -> tuple[Any, _Residuals]:
-    parts = _parts(call.spec, inputs)
-    scans, states = _scan(call.spec, call.config.training, parts, keeps_states=True)
-    out, scan = _output(call.spec, scans, inputs, keeps_sum=True)
-    return out, _Residuals(inputs, scan, states)
+    parts = _scan_inputs(call.spec, inputs)
+    scans = scan.forward(call.spec.scan, call.config.training, parts, chunk_states=True)
+    out, total = _output(call.spec, scans.out, inputs, keeps_sum=True)
+    return out, _Residuals(inputs, total, scans.chunk_states)
 
 
 def _mix_backward(call: _Call, residuals: _Residuals, grad: Any) -> tuple[_Inputs]:
     spec, launch = call.spec, call.config.backward
-    inputs, scan, states = residuals
+    inputs, total, states = residuals
     precision = spec.scan.dot_precision
     grad_blend = jnp.matmul(grad, inputs.out_kernel.T, precision=precision)
     blend, grad_scan, grad_local, grad_projected, *grad_vectors = pallas_triton_blend.backward(
         spec,
-        scan,
+        total,
         inputs.projected,
         inputs.local,
         inputs.gate_bias,
@@ -172,14 +140,9 @@ def _mix_backward(call: _Call, residuals: _Residuals, grad: Any) -> tuple[_Input
         inputs.local_scale,
         grad_blend,
     )
-    parts = _parts(spec, inputs)
-    final = None
-    if launch.segments > 1:
-        final, _ = pallas_triton_fwd.border_states(
-            spec.scan, launch, _DIRECTIONS, parts.q, grad_scan, parts.decays, None, gradient=True
-        )
-    grad_projected, grad_logits = pallas_triton_bwd.backward_into(
-        spec.scan, launch, *parts, grad_scan, states, final, grad_projected
+    parts = _scan_inputs(spec, inputs)
+    grad_projected, grad_logits = scan.backward_in_place(
+        spec.scan, launch, parts, grad_scan, states, grad_projected
     )
 
     # The bias is the weight of a feature that is 1: its gradient needs no pass of its own. As many

@@ -13,9 +13,7 @@ from kernels_pallas import IMPLEMENTATIONS, bidirectional_gla, gla
 from kernels_pallas.core import pallas_compat
 from kernels_pallas.gla import pallas_triton
 from kernels_pallas.gla.arg_specs import WORKLOADS
-from kernels_pallas.gla.pallas_triton import backward as pallas_triton_bwd
-from kernels_pallas.gla.pallas_triton import forward as pallas_triton_fwd
-from kernels_pallas.gla.pallas_triton.chunk import Columns, Gates
+from kernels_pallas.gla.pallas_triton import scan
 from kernels_pallas.gla.pallas_triton.config import Config, KernelConfig, heuristic
 from kernels_pallas.gla.spec import GlaSpec
 from kernels_pallas.testing import (
@@ -256,15 +254,11 @@ def check_nothing_outside_is_read_or_written(strength):
 
     @jax.jit
     def run(array, kernel, bias, grad_out, into):
-        q, k, v = (Columns(array, starts[name]) for name in ("q", "k", "v"))
-        gates = [Gates(array, starts["features"], rank, kernel, bias, at) for at in (0, 16)]
-        launch, directions = KernelConfig(), (False, True)
-        [out], _, states = pallas_triton_fwd.forward(
-            spec, launch, directions, q, k, v, gates, None, wants_final=False, keeps_states=True
-        )
-        grads, grad_logits = pallas_triton_bwd.backward_into(
-            spec, launch, q, k, v, gates, grad_out, states, None, into
-        )
+        q, k, v = (scan.Columns(array, starts[name]) for name in ("q", "k", "v"))
+        gates = [scan.Gates(array, starts["features"], rank, kernel, bias, at) for at in (0, 16)]
+        inputs, config = scan.ScanInputs(q, k, v, tuple(gates)), KernelConfig()
+        [out], _, states = scan.forward(spec, config, inputs, chunk_states=True)
+        grads, grad_logits = scan.backward_in_place(spec, config, inputs, grad_out, states, into)
         return out, grads, grad_logits[:, :tokens, :32]
 
     def given(outside):

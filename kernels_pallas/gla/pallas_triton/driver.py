@@ -1,0 +1,211 @@
+"""Launches kernels whose references have names, and drives the scans of one or two directions."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from kernels_pallas.core import pallas_compat
+from kernels_pallas.gla.pallas_triton.config import KernelConfig
+from kernels_pallas.gla.pallas_triton.operands import Block, Ref, flatten_distinct
+from kernels_pallas.gla.pallas_triton.shapes import Problem, Program
+
+Refs = Mapping[str, Any]
+"""References by name: trees of operands, or None for an operand that a call does not have."""
+
+
+class Direction(NamedTuple):
+    """One direction of a scan, as one program sees it.
+
+    Attributes:
+        number: Position among the directions of the call.
+        reverse: The scan runs from the last token to the first.
+        output: Position among the outputs.
+        add: The program has scanned another direction before, and adds to its outputs.
+    """
+
+    number: int
+    reverse: bool
+    output: int
+    add: bool
+
+
+Scan = Callable[[Direction], Block]
+"""Scans a program's segment in one direction; returns the smallest decays of a chunk [K]."""
+
+MakeScan = Callable[[Refs, Program, bool], Scan]
+"""Makes the scan of a program from its references; the last argument asks for exact scores."""
+
+
+def launch(
+    kernel: Callable[..., None],
+    *,
+    name: str,
+    programs: int,
+    inputs: Mapping[str, Any],
+    outputs: Mapping[str, Any],
+    num_warps: int,
+    num_stages: int,
+    start_from: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Launches a kernel that finds its references by name.
+
+    Args:
+        kernel: Takes the references, one mapping for inputs and outputs, and `interpreting`.
+        name: Name of the kernel.
+        programs: Number of programs.
+        inputs: Trees of operands by name. An array that occurs more than once is passed once.
+        outputs: Trees of shapes and types by name.
+        num_warps: Warps per program.
+        num_stages: Depth of Triton's software pipeline.
+        start_from: Arrays by names of outputs, consumed: the outputs start with their contents.
+
+    Returns:
+        Trees of arrays, by the names of the outputs.
+    """
+    start_from = start_from or {}
+    arrays, layout = flatten_distinct(list(inputs.values()))
+    shapes, structure = jax.tree.flatten(list(outputs.values()))
+    initial: list[jax.Array] = []
+    aliases: dict[int, int] = {}
+    first = 0
+    for output, tree in outputs.items():
+        for i, array in enumerate(jax.tree.leaves(start_from.get(output))):
+            aliases[len(arrays) + len(initial)] = first + i
+            initial.append(array)
+        first += len(jax.tree.leaves(tree))
+
+    def with_names(*refs: Ref, interpreting: bool) -> None:
+        given = layout.unflatten(refs[: len(arrays)])
+        made = jax.tree.unflatten(structure, refs[-len(shapes) :])
+        named = dict(zip([*inputs, *outputs], [*given, *made], strict=True))
+        kernel(named, interpreting=interpreting)
+
+    results = pallas_compat.triton_call(
+        with_names,
+        name=name,
+        programs=programs,
+        out_shape=shapes,
+        num_warps=num_warps,
+        num_stages=num_stages,
+        aliases=aliases,
+    )(*arrays, *initial)
+    return dict(zip(outputs, jax.tree.unflatten(structure, results), strict=True))
+
+
+def launch_scans(
+    make_scan: MakeScan,
+    *,
+    name: str,
+    problem: Problem,
+    config: KernelConfig,
+    directions: Sequence[bool],
+    inputs: Mapping[str, Any],
+    outputs: Mapping[str, Any],
+    start_from: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Launches scans of all directions, and repeats those with too strong decays exactly.
+
+    The second launch is left out if the call promises that there are no such decays.
+
+    Args:
+        make_scan: Makes the scan of a program.
+        name: Name of the first launch; the second is `<name>_strong_decays`.
+        problem: Static shape of the launch.
+        config: Tiling of both launches.
+        directions: For each direction, True if it is reversed.
+        inputs: See `launch`.
+        outputs: See `launch`.
+        start_from: See `launch`.
+
+    Returns:
+        The outputs by name.
+    """
+    split = config.split_directions and len(directions) > 1
+    programs = problem.programs * (len(directions) if split else 1)
+    run = functools.partial(
+        launch,
+        programs=programs,
+        num_stages=config.num_stages,
+    )
+
+    def kernel(exact: bool) -> Callable[..., None]:
+        return functools.partial(
+            _scan_kernel,
+            make_scan=make_scan,
+            problem=problem,
+            directions=[
+                Direction(i, reverse, i if split else 0, i > 0 and not split)
+                for i, reverse in enumerate(directions)
+            ],
+            split=split,
+            exact=exact,
+        )
+
+    results = run(
+        kernel(exact=False),
+        name=name,
+        inputs=inputs,
+        outputs={**outputs, "least_decay": jax.ShapeDtypeStruct((programs,), jnp.float32)},
+        num_warps=config.num_warps,
+        start_from=start_from,
+    )
+    least_decay = results.pop("least_decay")
+    if not problem.strong_decays:
+        return results
+    return run(
+        kernel(exact=True),
+        name=f"{name}_strong_decays",
+        inputs={**inputs, "least_decay": least_decay},
+        outputs=outputs,
+        num_warps=config.exact_num_warps,
+        num_stages=1,
+        start_from=results,
+    )
+
+
+def _scan_kernel(
+    ref: Refs,
+    *,
+    make_scan: MakeScan,
+    problem: Problem,
+    directions: Sequence[Direction],
+    split: bool,
+    exact: bool,
+    interpreting: bool,
+) -> None:
+    """Scans a segment in one direction if `split`, else in all directions, one after the other.
+
+    Unless `exact`, the program writes the smallest decay of a chunk that it found. If `exact`, only
+    programs for which that decay was too small do anything.
+    """
+    number = pallas_compat.program_id(0)
+    least_index = (number,)
+    if split:
+        which = number % len(directions)
+        number = number // len(directions)
+    program = Program.from_number(problem, number, interpreting)
+    scan = make_scan(ref, program, exact)
+
+    def run(chosen: Sequence[Direction]) -> None:
+        least = scan(chosen[0])
+        for direction in chosen[1:]:
+            program.barrier()
+            least = jnp.minimum(least, scan(direction))
+        if not exact:
+            program.store(ref["least_decay"], least_index, jnp.min(least))
+
+    def run_all() -> None:
+        if split:
+            for direction in directions:
+                pallas_compat.when(which == direction.number)(functools.partial(run, [direction]))
+        else:
+            run(directions)
+
+    if exact:
+        least = program.load(ref["least_decay"], least_index)
+        pallas_compat.when(problem.too_strong(least))(run_all)
+    else:
+        run_all()

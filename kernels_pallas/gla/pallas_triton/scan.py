@@ -1,0 +1,176 @@
+"""The scans on a GPU, forward and backward: the interface to the kernels for other operators.
+
+Segments are handled here: their first states are computed before the main kernel runs.
+"""
+
+from typing import NamedTuple
+
+import jax
+
+from kernels_pallas.gla.pallas_triton import backward as backward_kernel
+from kernels_pallas.gla.pallas_triton import forward as forward_kernel
+from kernels_pallas.gla.pallas_triton.config import KernelConfig
+from kernels_pallas.gla.pallas_triton.operands import Columns, Gates, ScanInputs
+from kernels_pallas.gla.pallas_triton.shapes import Problem
+from kernels_pallas.gla.pallas_triton.states import border_states, pad_state, unpad_state
+from kernels_pallas.gla.spec import GlaSpec
+
+__all__ = [
+    "Columns",
+    "Gates",
+    "ScanInputs",
+    "ScanOutputs",
+    "backward",
+    "backward_in_place",
+    "forward",
+]
+
+
+class ScanOutputs(NamedTuple):
+    """Outputs of the scans.
+
+    Attributes:
+        out: Outputs [B, T, H, V], one per direction if `config.split_directions`, else one.
+        final_state: State [B, H, K, V] after the last token, or None.
+        chunk_states: States before each chunk, in the kernels' layout, or None.
+    """
+
+    out: list[jax.Array]
+    final_state: jax.Array | None
+    chunk_states: jax.Array | None
+
+
+def directions(spec: GlaSpec) -> tuple[bool, ...]:
+    """Returns the directions of a call: for each, True if it is reversed."""
+    return (False, True) if spec.bidirectional else (spec.reverse,)
+
+
+def forward(
+    spec: GlaSpec,
+    config: KernelConfig,
+    inputs: ScanInputs,
+    initial_state: jax.Array | None = None,
+    *,
+    chunk_states: bool,
+) -> ScanOutputs:
+    """Scans in the directions of a call.
+
+    Args:
+        spec: The call.
+        config: Tiling of the kernels.
+        inputs: Operands of the scans.
+        initial_state: State [B, H, K, V] before the first token, or None.
+        chunk_states: Also return the states before each chunk, which the backward pass reads.
+    """
+    initial = final = None
+    if initial_state is not None:
+        initial = pad_state(Problem.from_spec(spec, config), initial_state)
+    if config.segments > 1:
+        initial, final = border_states(
+            spec,
+            config,
+            directions(spec),
+            inputs.k,
+            inputs.v,
+            inputs.log_decays,
+            initial,
+            gradient=False,
+        )
+    results = forward_kernel.forward(
+        spec,
+        config,
+        directions(spec),
+        inputs,
+        initial,
+        final_states=spec.return_final_state and final is None,
+        chunk_states=chunk_states,
+    )
+    final_state = None
+    if spec.return_final_state:
+        final = results["final_states"] if final is None else final
+        final_state = unpad_state(spec, final[0])
+    return ScanOutputs(results["out"], final_state, results["chunk_states"])
+
+
+def backward(
+    spec: GlaSpec,
+    config: KernelConfig,
+    inputs: ScanInputs,
+    grad_out: jax.Array,
+    grad_final_state: jax.Array | None,
+    chunk_states: jax.Array,
+) -> tuple[ScanInputs, jax.Array | None]:
+    """Computes the gradients of inputs that are whole arrays.
+
+    Args:
+        spec: The call.
+        config: Tiling of the kernels; chunks and segments are those of the forward pass.
+        inputs: Operands of the scans.
+        grad_out: Gradient of the output [B, T, H, V].
+        grad_final_state: Gradient of the final state [B, H, K, V], or None.
+        chunk_states: States before each chunk, from the forward pass.
+
+    Returns:
+        Gradients of the inputs, and of the initial state [B, H, K, V] if the call has one.
+    """
+    final = start = None
+    if grad_final_state is not None:
+        final = pad_state(Problem.from_spec(spec, config), grad_final_state)
+    if config.segments > 1:
+        final, start = _border_gradients(spec, config, inputs, grad_out, final)
+    grads, initial = backward_kernel.backward(
+        spec,
+        config,
+        directions(spec),
+        inputs,
+        grad_out,
+        chunk_states,
+        final,
+        initial_states=spec.has_initial_state and start is None,
+    )
+    if not spec.has_initial_state:
+        return grads, None
+    start = initial if start is None else start
+    assert start is not None
+    return grads, unpad_state(spec, start[0])
+
+
+def backward_in_place(
+    spec: GlaSpec,
+    config: KernelConfig,
+    inputs: ScanInputs,
+    grad_out: jax.Array,
+    chunk_states: jax.Array,
+    into: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Computes the gradients of inputs that are columns of one array [B, T, E].
+
+    Args:
+        spec: The call, without states.
+        config: Tiling of the kernels; one program holds all values of a head and both directions.
+        inputs: Columns of one array, and gates that share one kernel [rank, F].
+        grad_out: Gradient of the output [B, T, H, V].
+        chunk_states: States before each chunk, from the forward pass.
+        into: [B, T, E], consumed. The gradients of q, k and v are written into their columns.
+
+    Returns:
+        `into` with these columns written, and the gradient [B, T, F] of the gates.
+    """
+    final = None
+    if config.segments > 1:
+        final, _ = _border_gradients(spec, config, inputs, grad_out, None)
+    return backward_kernel.backward_in_place(
+        spec, config, directions(spec), inputs, grad_out, chunk_states, final, into
+    )
+
+
+def _border_gradients(
+    spec: GlaSpec,
+    config: KernelConfig,
+    inputs: ScanInputs,
+    grad_out: jax.Array,
+    final: jax.Array | None,
+) -> tuple[jax.Array, jax.Array]:
+    return border_states(
+        spec, config, directions(spec), inputs.q, grad_out, inputs.log_decays, final, gradient=True
+    )

@@ -1,0 +1,206 @@
+"""The static shape of a launch, and the coordinates of one of its programs.
+
+A program owns one head of one image, or one segment of its tokens, and walks over chunks of C
+tokens. Axes inside of a kernel are powers of two: K and V are padded to `key_block` and
+`value_block`, and elements read beyond them are zero.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from kernels_pallas.core import pallas_compat
+from kernels_pallas.core.pallas_compat import power_of_two
+from kernels_pallas.gla.pallas_triton.config import KernelConfig
+from kernels_pallas.gla.pallas_triton.operands import Block, Index, Mask, Ref
+from kernels_pallas.gla.spec import GlaSpec
+
+Scalar = int | jax.Array
+"""An integer, known when tracing or traced."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """Static shape of a launch.
+
+    Attributes:
+        batch: B.
+        tokens: T.
+        heads: H.
+        key_width: K.
+        value_width: V.
+        chunk: Tokens per chunk C.
+        key_block: K padded to a power of two.
+        value_block: Values per program, a power of two. If V is larger, programs share it.
+        segments: Parts of the tokens; each part has its own programs.
+        scale: Factor on the queries.
+        gate_normalizer: If given, the log-decays are log_sigmoid(x) / gate_normalizer of gates x.
+        strong_decays: A chunk may decay by more than the factored scores allow.
+        exact_dtype: The inputs are float32, so nothing may be rounded to fewer bits.
+    """
+
+    batch: int
+    tokens: int
+    heads: int
+    key_width: int
+    value_width: int
+    chunk: int
+    key_block: int
+    value_block: int
+    segments: int
+    scale: float
+    gate_normalizer: float | None
+    strong_decays: bool
+    exact_dtype: bool
+
+    @classmethod
+    def from_spec(cls, spec: GlaSpec, config: KernelConfig) -> "Problem":
+        """Returns the shape of a call's launches."""
+        exact_dtype = spec.dtype == jnp.float32
+        promised = -math.inf if spec.min_log_decay is None else spec.min_log_decay * config.chunk
+        return cls(
+            batch=spec.batch,
+            tokens=spec.tokens,
+            heads=spec.heads,
+            key_width=spec.key_width,
+            value_width=spec.value_width,
+            chunk=config.chunk,
+            key_block=max(16, power_of_two(spec.key_width)),
+            value_block=max(16, min(config.value_block, power_of_two(spec.value_width))),
+            segments=config.segments,
+            scale=spec.scale,
+            gate_normalizer=spec.gate_normalizer,
+            strong_decays=promised < _lowest_total(exact_dtype),
+            exact_dtype=exact_dtype,
+        )
+
+    @property
+    def rows(self) -> int:
+        """Number of segments of all heads and images."""
+        return self.batch * self.heads * self.segments
+
+    @property
+    def value_blocks(self) -> int:
+        """Number of programs that share the values of a head."""
+        return -(-self.value_width // self.value_block)
+
+    @property
+    def programs(self) -> int:
+        """Number of programs that one direction takes."""
+        return self.rows * self.value_blocks
+
+    @property
+    def chunks(self) -> int:
+        """Number of chunks per segment."""
+        return -(-self.tokens // (self.chunk * self.segments))
+
+    @property
+    def state_shape(self) -> tuple[int, int]:
+        """Padded widths (K, V) of arrays of states."""
+        return self.key_block, self.value_blocks * self.value_block
+
+    @property
+    def operand_dtype(self) -> DTypeLike:
+        """Type of the operands of matrix products."""
+        return jnp.float32 if self.exact_dtype else jnp.bfloat16
+
+    def too_strong(self, least_decay: Block) -> Block:
+        """Returns True for a program that must run again with exact scores.
+
+        Args:
+            least_decay: The smallest decay of a chunk that the program found, possibly NaN.
+        """
+        return jnp.logical_not(least_decay >= math.exp(_lowest_total(self.exact_dtype)))
+
+
+def _lowest_total(exact_dtype: bool) -> float:
+    """Returns the lowest sum of log-decays over a chunk for which exp(-sum) may be a factor.
+
+    The exponents of bfloat16 and float32 leave room for keys, values and sums of them beside
+    exp(60). For float32 results the error of exp limits it, which grows with its argument.
+    """
+    return -20.0 if exact_dtype else -60.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """One program of a launch: its coordinates, and its access to memory and hardware.
+
+    Attributes:
+        problem: The launch.
+        image: Index of the image.
+        segment: Index of the segment.
+        value_block: Index of the block of values.
+        head: Index of the head.
+        interpreting: The kernel runs in Pallas's interpreter.
+    """
+
+    problem: Problem
+    image: Scalar
+    segment: Scalar
+    value_block: Scalar
+    head: Scalar
+    interpreting: bool
+
+    @classmethod
+    def from_number(cls, problem: Problem, number: Scalar, interpreting: bool) -> "Program":
+        """Returns a program from its number in the grid.
+
+        Programs with neighbouring numbers share an image, whose heads are neighbours in memory.
+        """
+        head = number % problem.heads
+        rest = number // problem.heads
+        value_block = rest % problem.value_blocks
+        rest = rest // problem.value_blocks
+        image, segment = rest // problem.segments, rest % problem.segments
+        return cls(problem, image, segment, value_block, head, interpreting)
+
+    @property
+    def row(self) -> Scalar:
+        """Index into arrays with an entry per image, head and segment."""
+        heads, segments = self.problem.heads, self.problem.segments
+        return (self.image * heads + self.head) * segments + self.segment
+
+    def chunk_number(self, step: Scalar, reverse: bool) -> Scalar:
+        """Returns the number of the chunk that a scan of the segment takes at `step`."""
+        if reverse:
+            step = self.problem.chunks - 1 - step
+        return self.segment * self.problem.chunks + step
+
+    def state_index(self, *leading: Scalar) -> Index:
+        """Returns the index of the program's part [K, V] of padded states [..., K, V]."""
+        block = self.problem.value_block
+        values = self.value_block * block + jnp.arange(block)[None, :]
+        return *leading, jnp.arange(self.problem.key_block)[:, None], values
+
+    def chunk_state_index(self, direction: int, chunk: Scalar) -> Index:
+        """Returns the same of states [directions, rows, chunks per segment, K, V]."""
+        within = chunk - self.segment * self.problem.chunks
+        return self.state_index(direction, self.row, within)
+
+    def load(self, ref: Ref, index: Index, mask: Mask = None) -> Block:
+        """Loads elements of `ref`; zero where the mask is False."""
+        return pallas_compat.load(ref, index, mask, interpreting=self.interpreting)
+
+    def store(self, ref: Ref, index: Index, value: Block, mask: Mask = None) -> None:
+        """Stores elements of `ref` where the mask is True."""
+        pallas_compat.store(ref, index, value, mask, interpreting=self.interpreting)
+
+    def barrier(self) -> None:
+        """Makes the program's stores visible to all of its threads."""
+        pallas_compat.barrier(interpreting=self.interpreting)
+
+    def exp2(self, x: Block) -> Block:
+        """Computes 2**x."""
+        return pallas_compat.exp2(x, interpreting=self.interpreting)
+
+    def log2(self, x: Block) -> Block:
+        """Computes the base-2 logarithm."""
+        return pallas_compat.log2(x, interpreting=self.interpreting)
+
+    def widen(self, x: Block) -> Block:
+        """Converts to float32."""
+        return pallas_compat.widen(x, interpreting=self.interpreting)
