@@ -1,30 +1,30 @@
-r"""Times our models against timm's, in turns, in one process on one GPU, in bfloat16.
+r"""Times our models and timm's alternately, in one process on one GPU, in bfloat16.
 
-  python benchmarks/peers.py                                  # each size against its like
+  python benchmarks/peers.py                                  # each size against its peer
   python benchmarks/peers.py --passes train --batch-size 128
   python benchmarks/peers.py --models vig_t=deit_tiny_patch16_224 --image-size 224 512 1024 \
       --batch-size 64 16 4 --plot sizes.png
   python benchmarks/peers.py --passes inference train --json rows.json --models \
       vig_t@224x256,512x32,1024x8,2048x2=deit_tiny_patch16_224 vig_s=deit_small_patch16_224
 
-An entry of --models is OURS[@PIXELSxBATCH,...][=PEER,...]: our model, images and batches of its own
-(else those of --image-size and --batch-size), and whom it runs against.
+An entry of --models is OURS[@PIXELSxBATCH,...][=PEER,...]: our model, its image and batch sizes (by
+default those of --image-size and --batch-size), and its peers.
 
-Ours are `vig_jax.predictor` and the training step of `train.py`. Peers run as PyTorch runs them
-best: bfloat16 weights and inference mode, or autocast, fused AdamW and averaged weights; attention
-through the flash kernel, convolutions channels-last; eager and compiled, of which the faster makes
-the row. All take uint8 pixels and normalise them on the device; in training all have drop path and
-labels, and no augmentation.
+Ours are `vig_jax.predictor` and the training step of `train.py`. Peers run in PyTorch's fastest
+way: bfloat16 weights and inference mode, or autocast, fused AdamW and EMA weights; attention in the
+flash kernel; convolutions in channels-last layout; eager and compiled, with the faster of both in
+the table. All take uint8 pixels and normalise them on the device. In training all have drop path
+and labels, and no augmentation.
 
-The samples of a model and its peers alternate. One is as many calls as fill --sample-seconds, back
-to back, with a wait at the end; printed are the median, half the distance between the 16th and 84th
-percentile, and the memory: of our compiled program, or the most that PyTorch held.
+The samples of a model and its peers alternate. A sample is a series of calls, queued back to back,
+that fills --sample-seconds, with one wait at the end. The table has the median, half the distance
+between the 16th and 84th percentile, and the memory: of our compiled program, or the most that
+PyTorch held.
 
-Ours are not timed if they are wrong. The program that will be timed is compared with one in
-float32, compiled for this alone: the logits of a few images, or loss and gradient norm of the first
-training step (on the whole batch, blocks computed again to save memory). Who fails is named, the
-others go on, and the exit status is 1 if one of ours failed. Tables are written after each turn of
-a model and its peers, plots at the end.
+Our models are not timed if their results are wrong. Before timing, the program is compared with one
+in float32: the logits of a few images, or loss and gradient norm of the first training step (on the
+whole batch, with `remat` to save memory). A model that fails is reported, the others continue, and
+the exit status is 1 if one of ours failed. Tables are written after each model, plots at the end.
 """
 
 import argparse
@@ -36,8 +36,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from vig_jax.errors import ConfigError
 
 _ROOT = Path(__file__).parents[1]
 _PAIRS = (
@@ -55,7 +53,7 @@ _MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagra
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     options = _options(argv)
-    # Else JAX takes most of the memory at once, and PyTorch has none.
+    # By default JAX allocates most of the memory at once, and PyTorch would have none.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     sys.path.insert(0, str(_ROOT))  # so that a checkout runs without being installed
     try:
@@ -77,7 +75,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         type=_entry,
         default=[_entry(text) for text in _PAIRS],
         metavar="OURS[@PIXELSxBATCH,...][=PEER,...]",
-        help=f"who runs against whom; OURS alone runs alone (default: {' '.join(_PAIRS)})",
+        help=f"models and their peers; OURS without peers runs alone (default: {' '.join(_PAIRS)})",
     )
     parser.add_argument("--image-size", type=int, nargs="+", default=[224], metavar="PIXELS")
     parser.add_argument(
@@ -93,15 +91,15 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         nargs="+",
         choices=_PASSES,
         default=["inference"],
-        help="logits, a training step, or both in turn (default inference)",
+        help="logits, a training step, or both (default inference)",
     )
     parser.add_argument("--repeats", type=int, default=10, help="samples (default 10)")
     parser.add_argument("--sample-seconds", type=float, default=0.2, help="(default 0.2)")
-    parser.add_argument("--skip-compile", action="store_true", help="peers only eager")
+    parser.add_argument("--skip-compile", action="store_true", help="run peers in eager mode only")
     parser.add_argument(
         "--compile-mode",
         choices=_MODES,
-        help="of torch.compile (default: reduce-overhead, with CUDA graphs; to train, default)",
+        help="of torch.compile (default: reduce-overhead, with CUDA graphs; in training: default)",
     )
     parser.add_argument(
         "--attention",
@@ -126,7 +124,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _entry(text: str) -> tuple[str, list[tuple[int, int]], list[str]]:
-    """Our model's name, its own image and batch sizes, and the names of its peers."""
+    """Parses an entry into our model's name, its image and batch sizes, and its peers' names."""
     left, _, peers = text.partition("=")
     name, at, shapes = left.partition("@")
     own = []
@@ -147,12 +145,13 @@ def _compare(options: argparse.Namespace) -> int:
     from vig_jax import list_models
     from vig_jax.bench.programs import image_and_batch_sizes
     from vig_jax.bench.throughput import by_model, draw, peak_flops, write_tables
+    from vig_jax.errors import ConfigError
 
     shapes = image_and_batch_sizes(options.image_size, options.batch_size)
     if unknown := [name for name, *_ in options.models if name not in list_models()]:
         known = ", ".join(list_models())
-        raise ConfigError(f"--models: {', '.join(unknown)} is none of ours ({known})")
-    device = jax.local_devices()[0]  # before PyTorch loads its cuDNN: JAX needs the one it has
+        raise ConfigError(f"--models: {', '.join(unknown)} is none of our models ({known})")
+    device = jax.local_devices()[0]  # before PyTorch loads its cuDNN: JAX needs its own
     facts: dict[str, Any] = {
         "dtype": "bfloat16",
         "device": f"{device.device_kind} ({device.platform})",
@@ -173,7 +172,7 @@ def _compare(options: argparse.Namespace) -> int:
     def write() -> None:
         write_tables(facts, rows, json_file=options.json, csv_file=options.csv)
 
-    write()  # what cannot be written shall not be found after an hour
+    write()  # fail now, not after an hour, if a file cannot be written
     title = f"{facts['dtype']}, on {facts['device']}"
     print(title)
     print(", ".join(f"{name} {value}" for name, value in list(facts.items())[2:]))
@@ -196,8 +195,8 @@ def _compare(options: argparse.Namespace) -> int:
                     peak_flops(device.device_kind),
                 )
             except (RuntimeError, ValueError) as error:  # out of memory, wrong results, ...
-                told = f"{name}, {pass_} at {size} pixels, batch {batch}: not measured: {error}"
-                print(f"peers.py: {told}", file=sys.stderr, flush=True)
+                reason = f"{name}, {pass_} at {size} pixels, batch {batch}: not measured: {error}"
+                print(f"peers.py: {reason}", file=sys.stderr, flush=True)
                 status = 1
                 continue
             finally:
@@ -210,21 +209,23 @@ def _compare(options: argparse.Namespace) -> int:
     for pass_ in options.passes if options.plot else ():
         drawn = [row for row in rows if row["pass"] == pass_]
         if drawn:
-            picture = options.plot.with_stem(f"{options.plot.stem}_{pass_}")
-            draw(by_model(drawn), f"{pass_}, {title}", picture, memory="memory_bytes")
-            print(f"picture: {picture}")
+            figure = options.plot.with_stem(f"{options.plot.stem}_{pass_}")
+            draw(by_model(drawn), f"{pass_}, {title}", figure, memory="memory_bytes")
+            print(f"figure: {figure}")
     return status
 
 
 def _torch_peers() -> Any:
+    from vig_jax.errors import ConfigError
+
     try:
         from benchmarks import torch_peers
     except ImportError as error:
         if (error.name or "").partition(".")[0] not in ("torch", "timm"):
             raise
         raise ConfigError(
-            f"the peers need PyTorch and timm, and {error.name} is not there: pip install torch "
-            "timm; or run ours alone, for example --models vig_t"
+            f"{error.name} is not installed, and the peers need PyTorch and timm: pip install "
+            "torch timm. Or run our models alone, for example --models vig_t"
         ) from error
     return torch_peers
 
@@ -239,8 +240,8 @@ def _rows(
     torch_peers: Any,
     peak: float | None,
 ) -> list[dict[str, Any]]:
-    """Our row at one image size, and one of each peer in its faster variant, of one pass."""
-    from benchmarks.contestants import ours
+    """Returns our row for one size and pass, and a row per peer in its faster variant."""
+    from benchmarks.candidates import ours
     from kernels_pallas.benchmarks.timing import interleaved
     from vig_jax.bench.throughput import spread
 
@@ -249,7 +250,7 @@ def _rows(
     given: Any = {"image_size": size, "batch_size": batch, "train": train}
     group = [ours(name, **given)]
     for peer in peers:
-        for found in torch_peers.contestants(
+        for found in torch_peers.candidates(
             peer,
             **given,
             compile_mode=None if options.skip_compile else mode,

@@ -1,4 +1,4 @@
-"""timm's models as PyTorch runs them best: bfloat16, fused attention, eager and compiled."""
+"""timm's models at PyTorch's best: bfloat16, fused attention, eager and compiled."""
 
 import contextlib
 import gc
@@ -12,20 +12,20 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.contestants import Contestant
+from benchmarks.candidates import Candidate
 from vig_jax.bench.programs import DROP_PATH, INPUTS, TRAIN_MACS
 from vig_jax.errors import ConfigError
 from vig_jax.layers.pixels import IMAGENET_MEAN, IMAGENET_STD
 
 ATTENTION = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
-_EMA_WEIGHT = 1e-4  # of the new parameters in their average
+_EMA_WEIGHT = 1e-4  # weight of the new parameters in the EMA
 
 
 def check(names: Sequence[str]) -> None:
-    """Refuses what cannot run here.
+    """Refuses models that cannot run here.
 
     Raises:
-        ConfigError: an unknown name, or no CUDA device.
+        ConfigError: a name is unknown, or there is no CUDA device.
     """
     if not torch.cuda.is_available():
         raise ConfigError("PyTorch sees no CUDA device, which the peers need; --models vig_t runs")
@@ -34,7 +34,7 @@ def check(names: Sequence[str]) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Of what the peers run on."""
+    """Returns the versions of the libraries that run the peers."""
     return {
         "torch": torch.__version__,
         "timm": timm.__version__,
@@ -44,14 +44,14 @@ def versions() -> dict[str, str]:
 
 
 def free() -> None:
-    """Gives back the memory of contestants that nobody holds any more."""
+    """Frees the memory of candidates that are no longer referenced."""
     gc.collect()
     torch.compiler.reset()  # compiled programs, and the memory of their CUDA graphs
     gc.collect()
     torch.cuda.empty_cache()
 
 
-def contestants(
+def candidates(
     name: str,
     *,
     image_size: int,
@@ -59,15 +59,17 @@ def contestants(
     train: bool,
     compile_mode: str | None,
     attention: str,
-) -> Iterator[Contestant | str]:
-    """A model in each of its variants, all with the same parameters; or why one is not measured.
+) -> Iterator[Candidate | str]:
+    """Yields a model in each of its variants, or the reason why one is not measured.
+
+    All variants share the same parameters.
 
     Args:
-        name: of timm.
+        name: timm's name of the model.
         image_size: side in pixels.
         batch_size: images per call.
-        train: forward, backward, AdamW and averaging instead of logits.
-        compile_mode: of `torch.compile`; None: only eager.
+        train: time forward, backward, AdamW and EMA instead of logits.
+        compile_mode: mode of `torch.compile`; None: eager only.
         attention: a key of `ATTENTION`, for models whose attention has no bias.
     """
     if name.startswith("swin_") and image_size != 224:
@@ -96,13 +98,13 @@ def contestants(
                 finite = bool(torch.isfinite(start(one, images[0])).all())  # compiles
             torch.cuda.reset_peak_memory_stats()
             run(3)
-        except RuntimeError as error:  # out of memory, and what compilation may raise
+        except RuntimeError as error:  # out of memory, or raised by the compiler
             yield f"{name}, {variant}: not measured: {_first_line(error)}"
             continue
         if not finite:
             yield f"{name}, {variant}: not measured: results are not finite"
             continue
-        yield Contestant(
+        yield Candidate(
             name=name,
             variant=variant,
             parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -117,7 +119,7 @@ def _first_line(error: RuntimeError) -> str:
 
 
 def _images(batch_size: int, side: int, *, channels_last: bool) -> list[torch.Tensor]:
-    """Batches of random pixels, uint8 [B, 3, side, side]."""
+    """Draws batches of random pixels, uint8 [B, 3, side, side]."""
     generator = torch.Generator("cuda").manual_seed(0)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     shape = (batch_size, 3, side, side)
@@ -130,7 +132,7 @@ def _images(batch_size: int, side: int, *, channels_last: bool) -> list[torch.Te
 
 
 def _model(name: str, side: int, *, channels_last: bool) -> torch.nn.Module:
-    # Convolutional models take images of any size and know no `img_size`.
+    # Convolutional models take images of any size and have no `img_size`.
     sizes = {} if channels_last else {"img_size": side}
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=1000, drop_path_rate=DROP_PATH, **sizes)
@@ -139,14 +141,14 @@ def _model(name: str, side: int, *, channels_last: bool) -> torch.nn.Module:
 
 
 def _attention(name: str, choice: str) -> Callable[[], contextlib.AbstractContextManager[Any]]:
-    """Holds scaled_dot_product_attention to one kernel, where that can serve the model."""
+    """Restricts scaled_dot_product_attention to one kernel, if that kernel can serve the model."""
     if name.startswith(("deit_", "vit_")):
         return lambda: sdpa_kernel(ATTENTION[choice])
     return contextlib.nullcontext  # swin adds a bias, which these kernels do not take
 
 
 def _flops(model: torch.nn.Module, side: int) -> int:
-    """Of the logits of one image; matrix products, convolutions and attention are counted."""
+    """Counts the operations of one image's logits: products, convolutions and attention."""
     image = torch.zeros(1, 3, side, side, device="cuda")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model.eval()(image)
@@ -154,12 +156,12 @@ def _flops(model: torch.nn.Module, side: int) -> int:
 
 
 def _normalised(pixels: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    """As `vig_jax.layers.pixels.normalise`, in bfloat16, which holds 0 to 255 exactly."""
+    """Does what `vig_jax.layers.pixels.normalise` does, in bfloat16, which holds 0 to 255."""
     return pixels.to(torch.bfloat16) * scale + shift
 
 
 def _constants() -> tuple[torch.Tensor, torch.Tensor]:
-    """Factor and summand of the normalisation, [3, 1, 1]."""
+    """Returns the factor and the summand of the normalisation, [3, 1, 1]."""
     mean, std = (torch.tensor(x, device="cuda") for x in (IMAGENET_MEAN, IMAGENET_STD))
     pair = 1 / (255 * std), -mean / std
     scale, shift = (x.to(torch.bfloat16)[:, None, None] for x in pair)
@@ -171,7 +173,7 @@ Start = Callable[[Any, torch.Tensor], torch.Tensor]
 
 
 def _inference(model: torch.nn.Module) -> tuple[Start, Any]:
-    """Pixels to logits, all in bfloat16."""
+    """Prepares inference, pixels to logits, all in bfloat16."""
     model.eval().to(torch.bfloat16)
     scale, shift = _constants()
 
@@ -186,14 +188,14 @@ def _inference(model: torch.nn.Module) -> tuple[Start, Any]:
 
 
 def _training(model: torch.nn.Module, batch_size: int) -> tuple[Start, Any]:
-    """Float32 parameters, bfloat16 computation, AdamW, averaged parameters."""
+    """Prepares a step: float32 parameters, bfloat16 computation, AdamW, EMA of the parameters."""
     model.train()
     scale, shift = _constants()
     parameters = list(model.parameters())
-    averages = [parameter.detach().clone() for parameter in parameters]
+    ema = [parameter.detach().clone() for parameter in parameters]
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.05, fused=True)
 
-    def loss_of(pixels: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def loss_fn(pixels: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         with torch.autocast("cuda", torch.bfloat16):
             logits = model(_normalised(pixels, scale, shift))
         return functional.cross_entropy(logits.float(), labels, label_smoothing=0.1)
@@ -206,10 +208,10 @@ def _training(model: torch.nn.Module, batch_size: int) -> tuple[Start, Any]:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
-            torch._foreach_lerp_(averages, parameters, _EMA_WEIGHT)
+            torch._foreach_lerp_(ema, parameters, _EMA_WEIGHT)
         return loss.detach()
 
-    return start, loss_of
+    return start, loss_fn
 
 
 def _runner(

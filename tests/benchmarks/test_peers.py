@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import contestants, peers
+from benchmarks import candidates, peers
 from vig_jax.bench import programs
 from vig_jax.bench.throughput import Program
 from vig_jax.tasks import classification
@@ -31,7 +31,7 @@ def shallow(monkeypatch):
 
 
 class Peers:
-    """Stands for `benchmarks.torch_peers`: contestants that sleep."""
+    """Replaces `benchmarks.torch_peers`: candidates that sleep."""
 
     def __init__(self, seconds):
         self.seconds = seconds  # by variant
@@ -48,14 +48,14 @@ class Peers:
     def free(self):
         self.freed += 1
 
-    def contestants(self, name, *, image_size, batch_size, train, compile_mode, attention):
+    def candidates(self, name, *, image_size, batch_size, train, compile_mode, attention):
         assert attention == "flash"
         assert compile_mode == ("default" if train else "reduce-overhead")
         self.asked.append((name, image_size, batch_size, train))
         yield f"{name}, broken: not measured"
         for variant, seconds in self.seconds.items():
             run = functools.partial(lambda seconds, calls: time.sleep(seconds * calls), seconds)
-            yield contestants.Contestant(name, variant, 7, 11, 13, run)
+            yield candidates.Candidate(name, variant, 7, 11, 13, run)
 
 
 @pytest.mark.parametrize("mode", ["inference", "train"])
@@ -66,12 +66,12 @@ def test_ours_and_the_faster_variant_of_a_peer(mode, tmp_path, capsys, monkeypat
     options = [text for name, file in files.items() for text in (f"--{name}", str(file))]
     options += ["--passes", mode, "--plot", str(tmp_path / "newest" / "rows.png")]
     assert peers.main(["--models", "vig_t=peer", *SMALL, *options]) == 0
-    told = json.loads(files["json"].read_text())
-    ours, peer = told["rows"]
-    assert told["torch"] == "0.0"
+    written = json.loads(files["json"].read_text())
+    ours, peer = written["rows"]
+    assert written["torch"] == "0.0"
     assert (ours["model"], ours["variant"], ours["relative"]) == ("vig_t", "vig_jax", 1.0)
     assert ours["memory_bytes"] > 4e6  # the parameters at least
-    assert ours["mfu"] is None  # nobody knows the peak of this CPU
+    assert ours["mfu"] is None  # the peak of this CPU is unknown
     assert (peer["model"], peer["variant"], peer["parameters"]) == ("peer", "compiled", 7)
     assert peer["ms"] >= 5.0
     assert peer["relative"] == pytest.approx(peer["img_per_s"] / ours["img_per_s"])
@@ -88,17 +88,17 @@ def test_ours_and_the_faster_variant_of_a_peer(mode, tmp_path, capsys, monkeypat
 
 
 def made_up(name, *, image_size, batch_size, train):
-    """Stands for `contestants.ours`: quick, and no memory for 48 pixels."""
+    """Stands for `candidates.ours`: quick, and no memory for 48 pixels."""
     if image_size == 48:
         raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
-    return contestants.Contestant(name, "vig_jax", 7, 11, 13, lambda calls: time.sleep(1e-4))
+    return candidates.Candidate(name, "vig_jax", 7, 11, 13, lambda calls: time.sleep(1e-4))
 
 
 def test_one_call_for_a_whole_table(tmp_path, capsys, monkeypatch):
-    """Passes, sizes of some models' own, and one that fails in between."""
+    """Covers passes, sizes given per model, and one failure in between."""
     torch_peers = Peers({"eager": 0.0001})
     monkeypatch.setattr(peers, "_torch_peers", lambda: torch_peers)
-    monkeypatch.setattr(contestants, "ours", made_up)
+    monkeypatch.setattr(candidates, "ours", made_up)
     file = tmp_path / "rows.json"
     models = ["vig_t@32x4,48x3,64x1=deit", "vig_s=swin,convnext"]
     assert peers.main(["--models", *models, *SMALL, *ALL_PASSES, "--json", str(file)]) == 1
@@ -122,7 +122,7 @@ def test_tables_are_there_when_a_run_is_ended(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return made_up(name, image_size=image_size, **sizes)
 
-    monkeypatch.setattr(contestants, "ours", ended)
+    monkeypatch.setattr(candidates, "ours", ended)
     file = tmp_path / "rows.csv"
     with pytest.raises(KeyboardInterrupt):
         peers.main(["--models", "vig_t@32x2,48x2", *SMALL, "--csv", str(file)])
@@ -131,7 +131,7 @@ def test_tables_are_there_when_a_run_is_ended(tmp_path, monkeypatch):
 
 
 def test_a_file_that_cannot_be_written_is_found_first(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(contestants, "ours", None)  # not even asked for
+    monkeypatch.setattr(candidates, "ours", None)  # not even called
     assert peers.main(["--models", "vig_t", "--json", str(tmp_path)]) == 1
     assert str(tmp_path) in capsys.readouterr().err
 
@@ -144,7 +144,7 @@ def test_wrong_logits_are_not_timed(capsys, monkeypatch):
         compiled = program.compiled
         return dataclasses.replace(program, compiled=lambda *inputs: 2 * compiled(*inputs))
 
-    monkeypatch.setattr(contestants, "inference_program", doubled)
+    monkeypatch.setattr(candidates, "inference_program", doubled)
     assert peers.main(["--models", "vig_t", *SMALL]) == 1
     printed = capsys.readouterr()
     assert "vig_t, inference at 32 pixels, batch 2: not measured: logits of bf" in printed.err
@@ -168,17 +168,20 @@ def test_wrong_steps_are_not_timed(factors, message, monkeypatch):
         metrics = {name: value * wrong.get(name, 1) for name, value in right.items()}
         return Program(lambda state, batch: (state, metrics), [(None,)], state=1)
 
-    monkeypatch.setattr(contestants, "training_program", step)
-    with pytest.raises(contestants.WrongResultError, match=message):
-        contestants.ours("vig_t", image_size=32, batch_size=2, train=True)
+    monkeypatch.setattr(candidates, "training_program", step)
+    with pytest.raises(candidates.WrongResultError, match=message):
+        candidates.ours("vig_t", image_size=32, batch_size=2, train=True)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--models", "vig_z=deit_tiny_patch16_224"], "--models: vig_z is none of ours (vig_t,"),
+        (
+            ["--models", "vig_z=deit_tiny_patch16_224"],
+            "--models: vig_z is none of our models (",
+        ),
         (["--models", "vig_t=absent"], "no model absent"),
-        (["--batch-size", "0"], "--batch-size is 0; at least 1 is wanted"),
+        (["--batch-size", "0"], "--batch-size is 0; at least 1 is required"),
         (
             ["--image-size", "224", "512", "--batch-size", "4", "2", "1"],
             "--batch-size has 3 numbers and --image-size 2; one for all or one for each",

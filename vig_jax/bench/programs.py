@@ -154,7 +154,7 @@ def image_and_batch_sizes(
         ConfigError: neither, or a batch size that is not positive.
     """
     if min(batch_sizes) < 1:
-        raise ConfigError(f"--batch-size is {min(batch_sizes)}; at least 1 is wanted")
+        raise ConfigError(f"--batch-size is {min(batch_sizes)}; at least 1 is required")
     if len(batch_sizes) == 1:
         batch_sizes = list(batch_sizes) * len(image_sizes)
     if len(batch_sizes) != len(image_sizes):

@@ -1,4 +1,4 @@
-"""What takes part in a comparison, and our models as such."""
+"""Models that are ready to be timed, and how ours become such candidates."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -15,21 +15,21 @@ from vig_jax.bench.programs import (
 )
 from vig_jax.config import RunConfig
 
-# Of bfloat16 against float32, relative. The loss of a fresh model is hardly moved by anything.
+# bfloat16 against float32, relative. The loss of a fresh model hardly depends on anything.
 ALLOWED_ERRORS = {"logits": 2e-2, "loss": 1e-3, "grad_norm": 2e-2}
 _CHECKED_IMAGES = 8
 
 
 @dataclasses.dataclass(frozen=True)
-class Contestant:
+class Candidate:
     """A model that is ready to be timed.
 
     Attributes:
         name: of the model.
-        variant: how it is run.
-        parameters: their number.
-        memory_bytes: that it takes while it runs, parameters and one batch of pixels included.
-        flops: of one image.
+        variant: way in which it runs, for example "eager".
+        parameters: number of parameters.
+        memory_bytes: memory while it runs, including parameters and one batch of pixels.
+        flops: operations for one image.
         run: see `kernels_pallas.benchmarks.timing.Contestant`.
     """
 
@@ -42,16 +42,16 @@ class Contestant:
 
 
 class WrongResultError(RuntimeError):
-    """A model computes something else than it should: its speed is worth nothing."""
+    """A model computes wrong results, so its speed is meaningless."""
 
 
-def ours(name: str, *, image_size: int, batch_size: int, train: bool) -> Contestant:
-    """Our model in bfloat16, through `vig_jax.predictor` or the training step of `train.py`.
+def ours(name: str, *, image_size: int, batch_size: int, train: bool) -> Candidate:
+    """Prepares our model in bfloat16: `vig_jax.predictor`, or the training step of `train.py`.
 
     Raises:
-        WrongResultError: logits, or the first step's loss or gradient, that are not finite or not
-            those of float32.
-        ConfigError: an unknown model, or a size that it refuses.
+        WrongResultError: the logits, or the loss or gradient norm of the first step, are not finite
+            or differ from those of float32.
+        ConfigError: the model is unknown, or refuses the image size.
     """
     config = benchmark_config(name, image_size=image_size, batch_size=batch_size)
     program = training_program(config) if train else inference_program(config)
@@ -62,13 +62,13 @@ def ours(name: str, *, image_size: int, batch_size: int, train: bool) -> Contest
     else:
         errors = {"logits": agreement(config, program, images=_CHECKED_IMAGES).rms}
     for what, error in errors.items():
-        if not error <= ALLOWED_ERRORS[what]:  # nor is NaN
+        if not error <= ALLOWED_ERRORS[what]:  # also true for NaN
             raise WrongResultError(
                 f"{what} of bfloat16 off by {error:.1e} (relative, against float32), allowed "
                 f"{ALLOWED_ERRORS[what]:.0e}"
             )
     params = program.state.params if program.state else program.inputs[0][0]
-    return Contestant(
+    return Candidate(
         name=name,
         variant="vig_jax",
         parameters=sum(leaf.size for leaf in jax.tree.leaves(params)),
@@ -79,7 +79,7 @@ def ours(name: str, *, image_size: int, batch_size: int, train: bool) -> Contest
 
 
 def _step_errors(config: RunConfig, metrics: Mapping[str, jax.Array]) -> dict[str, float]:
-    """Of the first step's loss and gradient norm, against a step in float32 on the same batch."""
+    """Returns the relative errors of the first step against one in float32 on the same batch."""
     wide = dataclasses.replace(config.model, dtype="float32", remat=True)
     _, (expected,) = training_program(dataclasses.replace(config, model=wide)).calls()()
     return {
