@@ -1,0 +1,54 @@
+"""Files that are written completely or not at all."""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+@contextlib.contextmanager
+def write_atomically(path: Path, *, concurrent: bool = False) -> Iterator[Path]:
+    """Yields a draft path and renames the draft to `path` when the block ends without an error.
+
+    A process that is killed leaves the old file or the new one, never a part. After an error the
+    draft is removed. The draft of a killed process is overwritten by the next attempt.
+
+    Args:
+        path: the file or folder to write. An existing one is replaced.
+        concurrent: several processes may write the file at the same time, so each needs another
+            draft.
+
+    Yields:
+        A path in the same folder, which keeps the suffix.
+    """
+    path = path.absolute()
+    tag = f".{os.getpid()}" if concurrent else ""
+    draft = path.with_name(f".{path.stem}{tag}.tmp{path.suffix}")
+    old = path.with_name(f".{path.stem}{tag}.old{path.suffix}")
+    try:
+        yield draft
+        if path.is_dir() and draft.is_dir():  # a folder cannot be replaced in one step
+            path.rename(old)
+        draft.replace(path)
+    finally:
+        if old.exists() and not path.exists():
+            old.rename(path)
+        for leftover in (draft, old):
+            if leftover.is_dir():
+                shutil.rmtree(leftover)
+            else:
+                leftover.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes text as UTF-8, atomically."""
+    with write_atomically(path) as draft:
+        draft.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes indented JSON, atomically."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
