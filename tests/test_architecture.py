@@ -10,6 +10,8 @@ ROOT = Path(__file__).parents[1]
 # A unit may import the units above it in this list, and itself.
 LAYERS = (
     "kernels_pallas",
+    "vig_jax.text",
+    "vig_jax.files",
     "vig_jax.errors",
     "vig_jax.config",
     "vig_jax.figures",
@@ -17,8 +19,7 @@ LAYERS = (
     "vig_jax.layers",
     "vig_jax.models",
     "vig_jax.weights",
-    "vig_jax.data.example",
-    "vig_jax.data.source",
+    "vig_jax.data.dataset",
     "vig_jax.data.preprocess",
     "vig_jax.data.formats",
     "vig_jax.data.datasets",

@@ -25,7 +25,7 @@ SECTIONS: tuple[tuple[str, str, tuple[str, ...] | None], ...] = (
     ("Operators", "kernels_pallas", None),
     ("Models, weights, inference", "vig_jax", None),
     ("Backbones", "vig_jax.models.backbone", ("FeatureInfo",)),
-    ("Data sets", "vig_jax.data.source", None),
+    ("Data sets", "vig_jax.data.dataset", None),
     ("Tasks", "vig_jax.tasks.protocol", None),
     ("Errors", "vig_jax.errors", None),
 )

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 import vig_jax
+from tests.data.loading import eval_image
 from tests.train.conftest import compilation_cache  # noqa: F401 - a fixture
 from vig_jax.cli.main import main
 from vig_jax.data.datasets.imagenet import class_ids, class_names
-from vig_jax.data.preprocess.transforms import eval_image
 from vig_jax.train.checkpoint import load_for_inference
 from vig_jax.train.imported import published_config, restore_weights
 

@@ -28,6 +28,7 @@ def make_data() -> Callable[..., DataConfig]:
             "workers": 0,
             "prefetch": 2,
             "max_bad_images": 100,
+            "val_fraction": 0.1,
         }
         return DataConfig(**(settings | changes))
 

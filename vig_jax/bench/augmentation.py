@@ -8,9 +8,9 @@ import numpy as np
 
 from vig_jax.augment.mixup import mix_images
 from vig_jax.config import DataConfig
+from vig_jax.data.dataset import Dataset
 from vig_jax.data.inspection import spread
-from vig_jax.data.preprocess import transforms
-from vig_jax.data.source import Source
+from vig_jax.data.preprocess.classification import ClassificationPreprocess
 from vig_jax.errors import ConfigError
 from vig_jax.tasks.classification import augment
 
@@ -18,14 +18,14 @@ _ROUNDS = 8  # at least
 _DISTINCT = 64  # images that fill the batch
 
 
-def device_speed(source: Source, data: DataConfig, batch_size: int, seconds: float) -> float:
+def device_speed(dataset: Dataset, data: DataConfig, batch_size: int, seconds: float) -> float:
     """Seconds per batch on JAX's device, the median.
 
     RandAugment or colour jitter, normalisation, erasing, mixup and CutMix as one program, as in the
     training step, where XLA may join it to what comes after. The flip is the host's.
 
     Args:
-        source: the training split.
+        dataset: the training split.
         data: what to do, and the size. A group of mixing that does not fit is the whole batch.
         batch_size: even.
         seconds: for about so long, after the compilation.
@@ -36,11 +36,10 @@ def device_speed(source: Source, data: DataConfig, batch_size: int, seconds: flo
     if batch_size < 2 or batch_size % 2:
         raise ConfigError(f"--device-batch {batch_size}: even, and at least 2")
     group = data.mixup_group if batch_size % data.mixup_group == 0 else batch_size
+    preprocess = ClassificationPreprocess(data, train=True)
     some = [
-        transforms.train_image(
-            transforms.load(source[index]["image"], data), data, np.random.default_rng(index)
-        )
-        for index in spread(len(source), min(batch_size, _DISTINCT))
+        preprocess(dataset[index], np.random.default_rng(index))["image"]
+        for index in spread(len(dataset), min(batch_size, _DISTINCT))
     ]
     images = jax.device_put(np.resize(np.stack(some), (batch_size, *some[0].shape)))
 

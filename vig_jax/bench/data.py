@@ -1,6 +1,5 @@
 """How fast one core makes images ready for the device, and how fast the loader is."""
 
-import dataclasses
 import time
 from collections.abc import Callable
 from typing import Any
@@ -9,40 +8,41 @@ import numpy as np
 from tqdm import tqdm
 
 from vig_jax.config import DataConfig
+from vig_jax.data.dataset import Dataset
 from vig_jax.data.inspection import spread
 from vig_jax.data.loader.batches import train_batches
-from vig_jax.data.preprocess import resize, transforms
-from vig_jax.data.source import Source
+from vig_jax.data.preprocess.classification import ClassificationPreprocess
+from vig_jax.data.preprocess.decode import load
+from vig_jax.data.preprocess.geometry import draw_view, image_size
 
 _ROUNDS = 8
 
 
-def host_stages(source: Source, data: DataConfig, images: int) -> dict[str, dict[str, float]]:
+def host_stages(dataset: Dataset, data: DataConfig, images: int) -> dict[str, dict[str, float]]:
     """Times the stages of the training path in this process, taking turns.
 
     Args:
-        source: the training split.
+        dataset: the training split.
         data: crop and size.
-        images: how many, spread over the source, shuffled.
+        images: how many, spread over the data set, shuffled.
 
     Returns:
         For "read", "decode", "crop and resize" and "all": CPU milliseconds per image, of the best
         round ("best") and of the middle one ("median").
     """
-    if data.resize != "pillow":
-        resize.why_not()  # compiles, now
-    indices = np.random.default_rng(0).permutation(spread(len(source), images)).tolist()
-    files = [source[index]["image"] for index in indices]
-    decoded = [transforms.load(file, data) for file in files]
+    preprocess = ClassificationPreprocess(data, train=True)  # compiles the kernel
+    indices = np.random.default_rng(0).permutation(spread(len(dataset), images)).tolist()
+    files = [dataset[index]["image"] for index in indices]
+    decoded = [load(file, data) for file in files]
 
     def crop(image: Any, number: int) -> Any:
-        return transforms.train_image(image, data, np.random.default_rng(number))
+        return draw_view(image_size(image), data, np.random.default_rng(number)).image(image)
 
     stages: dict[str, Callable[[int], Any]] = {
-        "read": lambda i: source[indices[i]],
-        "decode": lambda i: transforms.load(files[i], data),
+        "read": lambda i: dataset[indices[i]],
+        "decode": lambda i: load(files[i], data),
         "crop and resize": lambda i: crop(decoded[i], i),
-        "all": lambda i: crop(transforms.load(source[indices[i]]["image"], data), i),
+        "all": lambda i: preprocess(dataset[indices[i]], np.random.default_rng(i)),
     }
     times: dict[str, list[float]] = {name: [] for name in stages}
     for _ in tqdm(range(_ROUNDS), "host", unit="round", disable=None, leave=False):
@@ -56,17 +56,23 @@ def host_stages(source: Source, data: DataConfig, images: int) -> dict[str, dict
     }
 
 
-def loader_speed(source: Source, data: DataConfig, batch_size: int, seconds: float) -> float:
+def loader_speed(dataset: Dataset, data: DataConfig, batch_size: int, seconds: float) -> float:
     """Images per second of wall time through the whole loader, after its first batch.
 
     Args:
-        source: the training split.
+        dataset: the training split.
         data: workers, prefetch, crop, size.
         batch_size: images.
         seconds: for at least so long.
     """
-    data = dataclasses.replace(data, prefetch=max(1, data.prefetch))
-    with train_batches(source, data, batch_size=batch_size, seed=0) as batches:
+    with train_batches(
+        dataset,
+        ClassificationPreprocess(data, train=True),
+        batch_size=batch_size,
+        seed=0,
+        workers=data.workers,
+        prefetch=max(1, data.prefetch),
+    ) as batches:
         for _ in range(2 * max(1, data.workers)):  # what was ready before the clock started
             next(batches)
         begun, count = time.monotonic(), 0

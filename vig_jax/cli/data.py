@@ -147,18 +147,18 @@ def _images(args: argparse.Namespace) -> int:
 
 def _open(args: argparse.Namespace) -> dict[Any, Any]:
     from vig_jax.data.convert.conversion import find_kind, open_splits
-    from vig_jax.data.datasets.fashion_mnist import FashionMnistSource
+    from vig_jax.data.datasets.fashion_mnist import FashionMnistDataset
     from vig_jax.data.datasets.registry import FILES
-    from vig_jax.data.datasets.split import StratifiedSource
+    from vig_jax.data.datasets.split import StratifiedDataset
 
     if args.source == "fashion_mnist" and not Path(args.source).exists():
-        return {split: FashionMnistSource(split) for split in ("train", "eval")}
+        return {split: FashionMnistDataset(split) for split in ("train", "eval")}
     kind = args.kind or find_kind(args.source)
     if args.val_fraction is None:
         return dict(open_splits(args.source, kind))
     whole = FILES[kind](args.source, "all")
     return {
-        split: StratifiedSource(whole, split, args.val_fraction, args.split_seed)
+        split: StratifiedDataset(whole, split, args.val_fraction, args.split_seed)
         for split in ("train", "eval")
     }
 

@@ -50,7 +50,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluates and prints."""
-    from vig_jax.data import BadImages, eval_batches, open_source
+    from vig_jax.data import BadImages, eval_batches, open_dataset
+    from vig_jax.data.preprocess.classification import ClassificationPreprocess
     from vig_jax.evaluation.accuracy import evaluate, make_eval_step
     from vig_jax.sharding.mesh import check_batch_size, make_mesh
     from vig_jax.tasks.classification import make_task
@@ -65,9 +66,11 @@ def run(args: argparse.Namespace) -> int:
     batch_size = args.batch_size or (64 if args.weights else config.train.batch_size)
     mesh = make_mesh()
     check_batch_size(batch_size, mesh)
-    source = open_source(data, "eval")
-    _check_classes(source.class_names, restored)
-    bad_images = BadImages(source, data.max_bad_images)
+    source = open_dataset(data, "eval")
+    class_names = source.info.metadata["class_names"]
+    _check_classes(class_names, restored)
+    preprocess = ClassificationPreprocess(data, train=False)
+    bad_images = BadImages(source, preprocess, data.max_bad_images)
     task = make_task(config)
     progress = tqdm(total=len(source), unit="img", desc="evaluate", disable=None, leave=False)
 
@@ -75,7 +78,16 @@ def run(args: argparse.Namespace) -> int:
         bad_images.update(batch["bad"])
         progress.update(int(batch["weight"].sum()))
 
-    with progress, eval_batches(source, data, batch_size=batch_size) as batches:
+    with (
+        progress,
+        eval_batches(
+            source,
+            preprocess,
+            batch_size=batch_size,
+            workers=data.workers,
+            prefetch=data.prefetch,
+        ) as batches,
+    ):
         sums = evaluate(
             make_eval_step(task, mesh=mesh),
             {"": restored.variables["params"]},
@@ -97,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
             facts = {"weights": str(args.weights), "model": args.model, "ema": restored.ema}
         args.json.write_text(json.dumps(facts | metrics, indent=1) + "\n")
     if args.confusion:
-        _write_confusion(sums, source.class_names, restored, args.confusion)
+        _write_confusion(sums, class_names, restored, args.confusion)
     return 0
 
 

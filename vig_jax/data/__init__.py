@@ -1,9 +1,7 @@
-"""Bytes to batches: data sets, host transforms, the loader, and (`mixup`) mixing on the device.
+"""Bytes to batches: data sets, preprocessing on the host, and the loader. Nothing imports JAX."""
 
-`vig_jax.augment.mixup` is not imported here: worker processes need no JAX.
-"""
-
-from vig_jax.data.datasets.registry import Source, open_source
+from vig_jax.data.dataset import Dataset, DatasetInfo, Example
+from vig_jax.data.datasets.registry import open_dataset, register_dataset
 from vig_jax.data.loader.bad_images import BadImages
 from vig_jax.data.loader.batches import (
     Batch,
@@ -12,14 +10,19 @@ from vig_jax.data.loader.batches import (
     steps_per_epoch,
     train_batches,
 )
+from vig_jax.data.preprocess.protocol import Preprocess
 
 __all__ = [
     "BadImages",
     "Batch",
     "BatchIterator",
-    "Source",
+    "Dataset",
+    "DatasetInfo",
+    "Example",
+    "Preprocess",
     "eval_batches",
-    "open_source",
+    "open_dataset",
+    "register_dataset",
     "steps_per_epoch",
     "train_batches",
 ]

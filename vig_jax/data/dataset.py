@@ -1,70 +1,134 @@
-"""The interface of a data set; `vig_jax.data.datasets.registry` lists the known ones."""
+"""The interface of a data set, and the base class of the classification data sets of this package.
 
-from collections.abc import Sequence
+`vig_jax.data.datasets.registry` lists the data sets that are known by name.
+"""
+
+import abc
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
 
-from vig_jax.data.example import Example
 from vig_jax.errors import DataSetError
+from vig_jax.text import preview_names
 
+# One item of a data set, by name: `image` as encoded bytes or uint8 [H, W, 3], `label` as int, ...
+Example = Mapping[str, Any]
 Split = Literal["train", "eval"]
-# "all": of a data set that is not divided yet, see `vig_jax.data.datasets.split`.
+# "all" is the whole of a data set without a validation split: `vig_jax.data.datasets.split`.
 Part = Literal["train", "eval", "all"]
 
 
+@dataclasses.dataclass(frozen=True)
+class DatasetInfo:
+    """Facts about one split of a data set.
+
+    Args:
+        name: for messages.
+        fingerprint: digest of what the split holds. It is the same on every machine, wherever the
+            files are.
+        metadata: JSON values that the task needs, e.g. {"class_names": ("cat", "dog")}. They are
+            stored in checkpoints.
+    """
+
+    name: str
+    fingerprint: str
+    metadata: Mapping[str, Any]
+
+
 @runtime_checkable
-class Source(Protocol):
-    """A data set split with random access; picklable, and small when pickled."""
+class Dataset(Protocol):
+    """One split of a data set, with random access. It can be pickled, and is then small."""
 
     @property
-    def num_classes(self) -> int:
-        """How many labels there are."""
+    def info(self) -> DatasetInfo:
+        """Name, fingerprint and metadata. They are computed once, at the first access."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Example:
+        """Reads example `index`. An OSError marks it as a bad example."""
+
+    def name_of(self, index: int) -> str:
+        """Returns the origin of example `index` for messages, e.g. a relative path."""
+
+
+@runtime_checkable
+class ClassificationDataset(Dataset, Protocol):
+    """A data set of examples that have `image` and `label`."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """One name per label."""
 
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Example: ...
-
-    def name_of(self, index: int) -> str:
-        """Where example `index` comes from, for messages: a relative path, or like one."""
-
-    def fingerprint(self) -> str:
-        """Digest of what the split holds; the same on every machine, wherever the data lies."""
-
-
-@runtime_checkable
-class Labelled(Protocol):
-    """A source that knows its labels without reading the images."""
+    @property
+    def num_classes(self) -> int:
+        """The number of labels."""
 
     def labels(self) -> Int[np.ndarray, "n"]:
-        """The label of every example, int32."""
+        """Returns the label of every example, int32."""
 
 
-def labels_of(source: Source) -> Int[np.ndarray, "n"]:
-    """The labels of all examples; of some sources every record must be read for that.
+class ClassificationBase(abc.ABC):
+    """Base class of the classification data sets of this package.
+
+    Subclasses implement `__getitem__`, `name_of` and `digest`, and set `_labels` unless they
+    override `labels` and `__len__`.
 
     Args:
-        source: any.
-
-    Returns:
-        int32, in the order of the source.
+        name: for messages.
+        class_names: one name per label.
     """
-    if isinstance(source, Labelled):
-        return source.labels()
-    return np.array([source[index]["label"] for index in range(len(source))], np.int32)
+
+    _labels: Int[np.ndarray, "n"]
+
+    def __init__(self, name: str, class_names: Sequence[str]):
+        self.name = name
+        self.class_names = tuple(class_names)
+
+    @functools.cached_property
+    def info(self) -> DatasetInfo:
+        """Name, fingerprint and `class_names`."""
+        return DatasetInfo(self.name, self.digest(), {"class_names": self.class_names})
+
+    @property
+    def num_classes(self) -> int:
+        """The number of labels."""
+        return len(self.class_names)
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    @abc.abstractmethod
+    def __getitem__(self, index: int) -> Example: ...
+
+    @abc.abstractmethod
+    def name_of(self, index: int) -> str:
+        """Returns the origin of example `index` for messages, e.g. a relative path."""
+
+    @abc.abstractmethod
+    def digest(self) -> str:
+        """Computes the fingerprint."""
+
+    def labels(self) -> Int[np.ndarray, "n"]:
+        """Returns the label of every example, int32."""
+        return self._labels
+
+    def check_index(self, index: int) -> None:
+        """Raises IndexError if there is no example `index`."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
 
 
 def check_labels(labels: Int[np.ndarray, "n"], class_names: Sequence[str], where: Path) -> None:
-    """Holds labels to the range that the class names give.
+    """Checks that every label has a class name.
 
     Raises:
-        DataSetError: a label that has no class name.
+        DataSetError: a label is out of range.
     """
     wrong = np.flatnonzero((labels < 0) | (labels >= len(class_names)))
     if len(wrong):
@@ -78,19 +142,20 @@ def check_labels(labels: Int[np.ndarray, "n"], class_names: Sequence[str], where
 def check_classes_filled(
     counts: Int[np.ndarray, "k"], class_names: Sequence[str], where: object, hint: str = ""
 ) -> None:
-    """Refuses a training split some of whose classes have no images.
+    """Checks that every class of a training split has images.
+
+    Args:
+        counts: images per class.
+        class_names: one name per label.
+        where: the folder, for the message.
+        hint: added to the message.
 
     Raises:
-        DataSetError: names those classes.
+        DataSetError: names the empty classes.
     """
     empty = [name for name, count in zip(class_names, counts, strict=True) if not count]
     if empty:
         raise DataSetError(
-            f"{len(empty)} classes of {where} hold no images: {few(empty)}. "
+            f"{len(empty)} classes of {where} have no images: {preview_names(empty)}. "
             f"Fill them or remove them.{hint}"
         )
-
-
-def few(names: Sequence[str]) -> str:
-    """The first of many names, for a message."""
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

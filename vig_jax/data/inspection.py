@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
+from vig_jax.data.dataset import ClassificationDataset
 from vig_jax.data.loader.workers import cpu_count
-from vig_jax.data.preprocess import transforms
-from vig_jax.data.source import Source, labels_of
+from vig_jax.data.preprocess.decode import decode, read_header
 from vig_jax.errors import UndecodableImageError
 
 _CELL, _CAPTION, _MARGIN = 112, 14, 4  # pixels
@@ -31,23 +31,23 @@ class _Look:
     error: str | None
 
 
-def inspect(source: Source, *, sample: int | None = None) -> dict[str, Any]:
+def inspect(dataset: ClassificationDataset, *, sample: int | None = None) -> dict[str, Any]:
     """Decodes a split and describes it.
 
     Args:
-        source: the split.
+        dataset: the split.
         sample: look at so many images, spread evenly; None: at all.
 
     Returns:
         A dictionary ready for JSON: images, inspected, classes {name: count}, width, height and
         bytes {min, median, mean, max}, formats {name: count}, undecodable [{index, path, reason}].
     """
-    indices = spread(len(source), sample or len(source))
+    indices = spread(len(dataset), sample or len(dataset))
     # The decoders let go of Python's lock.
     with concurrent.futures.ThreadPoolExecutor(cpu_count()) as pool:
         looks = list(
             tqdm(
-                pool.map(lambda index: _look(source, index), indices),
+                pool.map(lambda index: _look(dataset, index), indices),
                 "inspect",
                 len(indices),
                 unit="img",
@@ -56,17 +56,17 @@ def inspect(source: Source, *, sample: int | None = None) -> dict[str, Any]:
             )
         )
     good = [look for look in looks if look.size is not None]
-    counts = np.bincount(labels_of(source), minlength=source.num_classes).tolist()
+    counts = np.bincount(dataset.labels(), minlength=dataset.num_classes).tolist()
     return {
-        "images": len(source),
+        "images": len(dataset),
         "inspected": len(looks),
-        "classes": dict(zip(source.class_names, counts, strict=True)),
+        "classes": dict(zip(dataset.class_names, counts, strict=True)),
         "width": _summary([look.size[0] for look in good if look.size]),
         "height": _summary([look.size[1] for look in good if look.size]),
         "bytes": _summary([look.bytes for look in looks]),
         "formats": dict(collections.Counter(look.kind for look in good).most_common()),
         "undecodable": [
-            {"index": look.index, "path": source.name_of(look.index), "reason": look.error}
+            {"index": look.index, "path": dataset.name_of(look.index), "reason": look.error}
             for look in looks
             if look.error is not None
         ],
@@ -78,17 +78,17 @@ def spread(length: int, count: int) -> list[int]:
     return np.unique(np.linspace(0, length - 1, min(count, length)).astype(int)).tolist()
 
 
-def _look(source: Source, index: int) -> _Look:
+def _look(dataset: ClassificationDataset, index: int) -> _Look:
     size = 0
     try:
-        image = source[index]["image"]
+        image = dataset[index]["image"]
         size = len(image) if isinstance(image, bytes) else image.nbytes
         if isinstance(image, bytes):
-            header = transforms.read_header(image)
+            header = read_header(image)
             kind = f"{header.format} {header.mode}"
         else:
             kind = "pixels RGB"
-        return _Look(index, size, kind, transforms.decode(image).size, None)
+        return _Look(index, size, kind, decode(image).size, None)
     except (UndecodableImageError, OSError) as error:
         return _Look(index, size, "", None, str(error))
 
@@ -105,14 +105,14 @@ def _summary(values: list[int]) -> dict[str, float] | None:
     }
 
 
-def contact_sheet(source: Source) -> Image.Image:
+def contact_sheet(dataset: ClassificationDataset) -> Image.Image:
     """Up to a hundred pictures with their classes' names, of as many classes as there is room for.
 
     Returns:
         An RGB image.
     """
-    labels = labels_of(source)
-    by_class = [np.flatnonzero(labels == label) for label in range(source.num_classes)]
+    labels = dataset.labels()
+    by_class = [np.flatnonzero(labels == label) for label in range(dataset.num_classes)]
     by_class = [members for members in by_class if len(members)]
     shown = [by_class[i] for i in spread(len(by_class), _MOST_PICTURES)]
     each = max(1, min(_COLUMNS, _MOST_PICTURES // len(shown)))
@@ -126,7 +126,7 @@ def contact_sheet(source: Source) -> Image.Image:
         left = _MARGIN + number % columns * width
         top = _MARGIN + number // columns * height
         try:
-            picture = transforms.decode(source[index]["image"])
+            picture = decode(dataset[index]["image"])
         except (UndecodableImageError, OSError):
             draw.rectangle((left, top, left + _CELL, top + _CELL), outline="red")
         else:
@@ -134,14 +134,14 @@ def contact_sheet(source: Source) -> Image.Image:
             size = tuple(max(1, round(side * scale)) for side in picture.size)
             picture = picture.resize((size[0], size[1]), Image.Resampling.BICUBIC)
             sheet.paste(picture, (left + (_CELL - size[0]) // 2, top + (_CELL - size[1]) // 2))
-        name = source.class_names[labels[index]]
+        name = dataset.class_names[labels[index]]
         while draw.textlength(name) > _CELL:
             name = name.removesuffix("…")[:-1] + "…"
         draw.text((left, top + _CELL), name, fill="black")
     return sheet
 
 
-def save_sheet(source: Source, path: Path) -> None:
+def save_sheet(dataset: ClassificationDataset, path: Path) -> None:
     """Writes the contact sheet as PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(source).save(path)
+    contact_sheet(dataset).save(path)

@@ -10,8 +10,9 @@ import numpy as np
 
 from vig_jax.config import DataConfig
 from vig_jax.data.datasets.fashion_mnist import folder_name
-from vig_jax.data.datasets.registry import is_image
-from vig_jax.data.preprocess.transforms import decode, eval_image
+from vig_jax.data.formats.image_folder import is_image
+from vig_jax.data.preprocess.decode import decode
+from vig_jax.data.preprocess.geometry import draw_view
 from vig_jax.errors import UndecodableImageError
 from vig_jax.inference.predictor import Predictor, predictor
 from vig_jax.tasks.classification import make_task
@@ -88,7 +89,8 @@ class Classifier:
         errors: dict[int, str] = {}
         for row, file in enumerate(files):
             try:
-                images[row] = eval_image(decode(file.read_bytes()), self.data)
+                image = decode(file.read_bytes())
+                images[row] = draw_view(image.size, self.data, None).image(image)
             except (UndecodableImageError, OSError) as error:
                 errors[row] = str(error)
         probabilities = np.asarray(jax.nn.softmax(run(images)))

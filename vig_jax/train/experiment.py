@@ -13,12 +13,15 @@ from vig_jax.config import DataConfig, RunConfig
 from vig_jax.data import (
     Batch,
     BatchIterator,
-    Source,
+    Dataset,
+    Preprocess,
     eval_batches,
-    open_source,
+    open_dataset,
     steps_per_epoch,
     train_batches,
 )
+from vig_jax.data.preprocess.classification import ClassificationPreprocess
+from vig_jax.data.preprocess.protocol import bytes_per_example
 from vig_jax.errors import ConfigError
 from vig_jax.evaluation.accuracy import EvalStep, make_eval_step
 from vig_jax.models import create_model
@@ -41,8 +44,10 @@ class Experiment:
     """Data, task and compiled functions of one run."""
 
     config: RunConfig  # resolved: nothing is left to the data set
-    train_source: Source
-    eval_source: Source
+    train_source: Dataset
+    eval_source: Dataset
+    train_preprocess: Preprocess
+    eval_preprocess: Preprocess
     info: RunInfo
     mesh: Mesh
     calendar: Calendar
@@ -64,8 +69,8 @@ class Experiment:
 
     @classmethod
     def _of(cls, config: RunConfig) -> "Experiment":
-        train_source = open_source(config.data, "train")
-        eval_source = open_source(config.data, "eval")
+        train_source = open_dataset(config.data, "train")
+        eval_source = open_dataset(config.data, "eval")
         config = _resolve(config, train_source)
         mesh = make_mesh()
         batch_size, parts = config.train.batch_size, config.train.accumulation_steps
@@ -96,11 +101,13 @@ class Experiment:
             config=config,
             train_source=train_source,
             eval_source=eval_source,
+            train_preprocess=ClassificationPreprocess(config.data, train=True),
+            eval_preprocess=ClassificationPreprocess(config.data, train=False),
             info=RunInfo(
                 config,
-                tuple(train_source.class_names),
-                train_source.fingerprint(),
-                eval_source.fingerprint(),
+                tuple(train_source.info.metadata["class_names"]),
+                train_source.info.fingerprint,
+                eval_source.info.fingerprint,
             ),
             mesh=mesh,
             calendar=calendar,
@@ -132,12 +139,14 @@ class Experiment:
         """This process's rows of the batches from `start_step` on, without end."""
         return train_batches(
             self.train_source,
-            self.config.data,
+            self.train_preprocess,
             batch_size=self.config.train.batch_size,
             seed=self.config.seed,
             start_step=start_step,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
+            workers=self.config.data.workers,
+            prefetch=self.config.data.prefetch,
         )
 
     @contextlib.contextmanager
@@ -152,13 +161,15 @@ class Experiment:
             return
         with eval_batches(
             self.eval_source,
-            self.config.data,
+            self.eval_preprocess,
             batch_size=self.config.train.batch_size,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
+            workers=self.config.data.workers,
+            prefetch=self.config.data.prefetch,
         ) as batches:
             own = len(self.eval_source) / jax.process_count()
-            few = own * self.config.data.image_size**2 * 3 <= _KEPT_BYTES
+            few = own * bytes_per_example(self.eval_preprocess.spec) <= _KEPT_BYTES
             yield self._keeping(batches) if few else batches
 
     def _keeping(self, batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -170,15 +181,16 @@ class Experiment:
         self.decoded.extend(some)
 
 
-def _resolve(config: RunConfig, source: Source) -> RunConfig:
+def _resolve(config: RunConfig, source: Dataset) -> RunConfig:
     """Fills in what the config leaves to the data set, and checks what it does not."""
+    in_data = len(source.info.metadata["class_names"])
     classes = config.model.num_classes
     if classes is None:
-        classes = source.num_classes
-    if classes < source.num_classes:
+        classes = in_data
+    if classes < in_data:
         raise ConfigError(
             f"config.model.num_classes is {classes}, but the data set has "
-            f"{source.num_classes} classes: unset it, or set it to at least that"
+            f"{in_data} classes: unset it, or set it to at least that"
         )
     model = dataclasses.replace(config.model, num_classes=classes)
     side = config.data.image_size

@@ -22,7 +22,7 @@ import jax
 import numpy as np
 
 from vig_jax.config import RunConfig, to_dict
-from vig_jax.data import BadImages, Source
+from vig_jax.data import BadImages, Dataset, Preprocess
 from vig_jax.data.loader.workers import cpu_count
 from vig_jax.errors import DataWorkerError, NonFiniteLossError
 from vig_jax.evaluation.accuracy import HostSums, evaluate
@@ -108,7 +108,9 @@ def run(config: RunConfig, workdir: Path) -> dict[str, float]:
             log.say(_describe(experiment, state, start, workdir))
             if beginning:
                 log.say(beginning[1])
-            bad_images = _bad_images(experiment.train_source, config, workdir)
+            bad_images = _bad_images(
+                experiment.train_source, experiment.train_preprocess, config, workdir
+            )
             on_device = DeviceMetrics()
             for step in range(start, calendar.total + 1):  # with `step` updates done
                 stopping = stop.agreed(step, calendar.log_every)
@@ -249,7 +251,9 @@ def _evaluate(
     experiment: Experiment, state: TrainState, step: int, workdir: Path, stop: StopRequest
 ) -> dict[str, float]:
     """Metrics of the parameters and of their averages; empty if a stop was asked for meanwhile."""
-    bad_images = _bad_images(experiment.eval_source, experiment.config, workdir)
+    bad_images = _bad_images(
+        experiment.eval_source, experiment.eval_preprocess, experiment.config, workdir
+    )
     parameter_sets = {"eval/": state.params}
     if state.ema_params is not None:
         parameter_sets["eval/ema_"] = state.ema_params
@@ -297,13 +301,15 @@ def _save_confusion(
         ).save(workdir)
 
 
-def _bad_images(source: Source, config: RunConfig, workdir: Path) -> BadImages:
+def _bad_images(
+    source: Dataset, preprocess: Preprocess, config: RunConfig, workdir: Path
+) -> BadImages:
     """The account of one source in this process."""
     process = jax.process_index()
     path = workdir / BAD_IMAGES_FILE
     if process > 0:
         path = path.with_suffix(f".{process}{path.suffix}")
-    return BadImages(source, config.data.max_bad_images, path)
+    return BadImages(source, preprocess, config.data.max_bad_images, path)
 
 
 def _advice(workdir: Path, last_good: int | None) -> str:

@@ -12,13 +12,18 @@ import pytest
 from PIL import Image
 
 from tests.data.pictures import encoded, photo
-from vig_jax.data import open_source
+from vig_jax.data import open_dataset
 from vig_jax.data.convert import conversion
-from vig_jax.data.convert.conversion import Options, convert, find_kind, open_splits, verify
+from vig_jax.data.convert.conversion import (
+    Options,
+    convert,
+    find_kind,
+    open_splits,
+    verify,
+)
 from vig_jax.data.formats import array_record
 from vig_jax.data.inspection import contact_sheet, inspect
-from vig_jax.data.preprocess.transforms import decode, read_header
-from vig_jax.data.source import labels_of
+from vig_jax.data.preprocess.decode import decode, read_header
 from vig_jax.errors import ConversionError, DataSetError
 
 KINDS = ("array_record", "image_folder", "parquet", "tar")
@@ -57,11 +62,11 @@ def test_round_trip_through_all_formats(sources, tmp_path):
 def test_the_order_is_drawn_by_the_seed(sources, tmp_path):
     def labels(name, **options):
         convert(sources, tmp_path / name, Options(**options))
-        return labels_of(open_splits(str(tmp_path / name), "array_record")["train"]).tolist()
+        return open_splits(str(tmp_path / name), "array_record")["train"].labels().tolist()
 
     assert labels("a", seed=1) == labels("b", seed=1, shards=3)
     assert labels("c", seed=2) != labels("d", seed=1, shards=2)
-    assert labels("e", shuffle=False) == labels_of(sources["train"]).tolist()
+    assert labels("e", shuffle=False) == sources["train"].labels().tolist()
 
 
 def test_workers_write_the_same(sources, tmp_path):
@@ -256,10 +261,10 @@ def test_verify_finds_every_flipped_bit(kind, sources, tmp_path):
 
 
 def test_a_folder_keeps_the_numbers_of_its_classes(make_data, tmp_path):
-    sources = {split: open_source(make_data(), split) for split in ("train", "eval")}
+    sources = {split: open_dataset(make_data(), split) for split in ("train", "eval")}
     convert(sources, tmp_path / "out", Options(to="image_folder", limit=60))
     data = make_data(source="image_folder", path=str(tmp_path / "out"))
-    folder = open_source(data, "eval")
+    folder = open_dataset(data, "eval")
     assert folder.class_names[:2] == ("T-shirt-top", "Trouser")  # not in the order of the alphabet
     for index in (0, 30, 59):
         number = int(folder.name_of(index).rpartition("/")[2].partition(".")[0])
@@ -270,7 +275,7 @@ def test_a_folder_keeps_the_numbers_of_its_classes(make_data, tmp_path):
     (tmp_path / "out" / "val" / "Trouser").rename(tmp_path / "out" / "val" / "Trousers")
     (tmp_path / "out" / "train" / "Trouser").rename(tmp_path / "out" / "train" / "Trousers")
     with pytest.raises(DataSetError, match=r"not those of its info\.json"):
-        open_source(data, "eval")
+        open_dataset(data, "eval")
 
 
 def test_a_full_disk_is_noticed_before(sources, tmp_path, monkeypatch):
@@ -301,7 +306,9 @@ def test_lines_instead_of_a_bar(sources, tmp_path, monkeypatch, caplog):
 KILLED = """
 import multiprocessing, os, signal, sys, threading, time
 from pathlib import Path
-from vig_jax.data import conversion
+from vig_jax.data.convert import conversion
+from vig_jax.data.dataset import DatasetInfo
+from vig_jax.errors import ConversionError, DataSetError
 
 folder = Path(sys.argv[1])
 
@@ -320,8 +327,7 @@ class Slow:
     def name_of(self, index):
         return str(index)
 
-    def fingerprint(self):
-        return "slow"
+    info = DatasetInfo("slow", "slow", {})
 
 def kill():
     while not (started := list(folder.glob("*.pid"))):
@@ -343,7 +349,7 @@ def test_a_killed_worker_ends_the_conversion(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(KILLED)
     begun = time.monotonic()
-    root = Path(conversion.__file__).parents[2]
+    root = Path(conversion.__file__).parents[3]
     ended = subprocess.run(
         [sys.executable, str(script), str(tmp_path)],
         stdout=subprocess.PIPE,
@@ -372,7 +378,7 @@ def test_inspect(folder, sources):
 
 
 def test_contact_sheet(make_data):
-    sheet = np.asarray(contact_sheet(open_source(make_data(), "eval")))
+    sheet = np.asarray(contact_sheet(open_dataset(make_data(), "eval")))
     assert sheet.shape[0] > sheet.shape[1] > 1000  # ten of each class, with captions
     assert sheet.std() > 50
 

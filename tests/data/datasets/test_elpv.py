@@ -9,10 +9,11 @@ import pytest
 from PIL import Image
 
 from configs import elpv as page
+from tests.data.loading import eval_image
 from vig_jax.config import parse
-from vig_jax.data import open_source
+from vig_jax.data import open_dataset
 from vig_jax.data.datasets.elpv import find_folder, split_positions
-from vig_jax.data.preprocess.transforms import decode, eval_image
+from vig_jax.data.preprocess.decode import decode
 from vig_jax.errors import DataSetError
 
 DATA = parse(page.get_config()).data
@@ -34,7 +35,7 @@ def package(tmp_path, monkeypatch):
 
 def test_split_and_rule(package):
     assert find_folder() == package
-    train, held_out = (open_source(DATA, split) for split in ("train", "eval"))
+    train, held_out = (open_dataset(DATA, split) for split in ("train", "eval"))
     assert (len(train), len(held_out)) == (18, 6)
     assert train.class_names == ("functional", "defective")
     numbers = collections.Counter()
@@ -56,12 +57,12 @@ def test_split_and_rule(package):
 
 
 def test_fingerprint(package):
-    train, held_out = (open_source(DATA, split) for split in ("train", "eval"))
-    fingerprint = train.fingerprint()
-    assert pickle.loads(pickle.dumps(train)).fingerprint() == fingerprint
-    assert held_out.fingerprint() != fingerprint
+    train, held_out = (open_dataset(DATA, split) for split in ("train", "eval"))
+    fingerprint = train.info.fingerprint
+    assert pickle.loads(pickle.dumps(train)).info.fingerprint == fingerprint
+    assert held_out.info.fingerprint != fingerprint
     (package / train.name_of(0)).write_bytes(b"changed")
-    assert train.fingerprint() != fingerprint
+    assert open_dataset(DATA, "train").info.fingerprint != fingerprint
 
 
 def test_every_stratum_is_shared_alike():
@@ -79,4 +80,4 @@ def test_every_stratum_is_shared_alike():
 def test_absent_package_is_told_with_the_command(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(DataSetError, match=r"pip install elpv-dataset .*not for commercial use"):
-        open_source(DATA, "train")
+        open_dataset(DATA, "train")

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from array_record.python import array_record_module
 
+from tests.data.loading import train_batches
 from tests.data.pictures import encoded, photo
-from vig_jax.data import open_source, train_batches
+from vig_jax.data import open_dataset
 from vig_jax.data.convert.conversion import Options, convert, find_kind, open_splits
 from vig_jax.data.formats.shards import class_names_beside
 from vig_jax.data.formats.tar import INDEX_SUFFIX
-from vig_jax.data.source import labels_of
 from vig_jax.errors import DataSetError, UnreadableRecordError
 
 SHARDED = ("array_record", "parquet", "tar")
@@ -40,7 +40,7 @@ def written(folder, tmp_path):
 @pytest.fixture
 def opened(make_data):
     def opened_(kind, path, part="train", **changes):
-        return open_source(make_data(source=kind, path=str(path), **changes), part)
+        return open_dataset(make_data(source=kind, path=str(path), **changes), part)
 
     return opened_
 
@@ -55,14 +55,16 @@ def test_every_format_holds_the_same(kind, written, opened, folder):
         assert len(source) == len(original)
         for index in range(len(source)):
             assert source[index] == original[index]
-        np.testing.assert_array_equal(labels_of(source), labels_of(original))
+        np.testing.assert_array_equal(source.labels(), original.labels())
         assert source.name_of(3)
-        assert opened(kind, path, split).fingerprint() == source.fingerprint()
+        assert opened(kind, path, split).info.fingerprint == source.info.fingerprint
         again = pickle.loads(pickle.dumps(source))
         assert again[5] == source[5]
         with pytest.raises(IndexError):
             source[len(source)]
-    assert opened(kind, path, "train").fingerprint() != opened(kind, path, "eval").fingerprint()
+    assert (
+        opened(kind, path, "train").info.fingerprint != opened(kind, path, "eval").info.fingerprint
+    )
 
 
 @pytest.mark.parametrize("kind", SHARDED)
@@ -72,7 +74,7 @@ def test_every_format_gives_the_same_batches(kind, written, make_data, folder):
         parts = []
         for process in range(process_count):
             with train_batches(
-                open_source(data, "train"),
+                open_dataset(data, "train"),
                 data,
                 batch_size=8,
                 seed=3,
@@ -97,13 +99,13 @@ def test_every_format_gives_the_same_batches(kind, written, make_data, folder):
 @pytest.mark.parametrize("kind", SHARDED)
 def test_a_fingerprint_follows_the_content(kind, written, opened, folder, tmp_path):
     path = written(kind)
-    before = opened(kind, path).fingerprint()
+    before = opened(kind, path).info.fingerprint
     path.rename(tmp_path / "moved")
-    assert opened(kind, tmp_path / "moved").fingerprint() == before
+    assert opened(kind, tmp_path / "moved").info.fingerprint == before
     file = folder / "train" / "cat" / "001.PNG"
     image = file.read_bytes()
     file.write_bytes(encoded(photo(30, 30, 99), "PNG"))
-    assert opened(kind, written(kind)).fingerprint() != before
+    assert opened(kind, written(kind)).info.fingerprint != before
     file.write_bytes(image)
 
 
@@ -146,7 +148,7 @@ def test_nothing_there_is_explained(kind, tmp_path, opened, make_data):
     with pytest.raises(DataSetError, match=f"no train-.*{SUFFIX[kind]}.* it holds other.txt"):
         opened(kind, tmp_path)
     with pytest.raises(DataSetError, match=r"config\.data\.path is not set"):
-        open_source(make_data(source=kind), "train")
+        open_dataset(make_data(source=kind), "train")
 
 
 def test_class_names_beside_shards(written, opened, tmp_path):
@@ -158,7 +160,7 @@ def test_class_names_beside_shards(written, opened, tmp_path):
     assert class_names_beside(path) == ("Katze", "Hund")
     source = opened("array_record", path)
     with pytest.raises(DataSetError, match="has label 2, but there are 2 class names"):
-        labels_of(source)
+        source.labels()
     (path / "classes.txt").write_text("a\na\n")
     with pytest.raises(DataSetError, match="'a' comes twice"):
         opened("array_record", path)
@@ -216,7 +218,7 @@ def test_tar_of_class_folders(tmp_path, opened):
     _tar(tmp_path / "val.tar", {"dog/7.jpg": image})
     source, held_out = (opened("tar", tmp_path, split) for split in ("train", "eval"))
     assert source.class_names == held_out.class_names == ("cat", "dog")
-    assert labels_of(source).tolist() == [1, 1, 0, 0]
+    assert source.labels().tolist() == [1, 1, 0, 0]
     assert held_out[0] == {"image": image, "label": 1}
     assert held_out.name_of(0) == "val.tar/dog/7.jpg"
     _tar(tmp_path / "val.tar", {"yak/7.jpg": image})
@@ -245,7 +247,7 @@ def test_tars_by_pattern(tmp_path, opened):
         ({"a.jpg": b"", "a.cls": b"cat"}, r"a.cls is not one number"),
         ({"a.txt": b""}, "holds no images"),
         ({"a.jpg": b"", "a.cls": b"2"}, "1 labels of .* out of range.* label 2"),
-        ({"a.jpg": b"", "a.cls": b"1"}, "1 classes of .* hold no images: cat"),
+        ({"a.jpg": b"", "a.cls": b"1"}, "1 classes of .* have no images: cat"),
     ],
 )
 def test_tar_of_another_layout(tmp_path, opened, members, message):
@@ -262,7 +264,7 @@ def test_tar_index_is_stored_and_made_anew_for_another_tar(tmp_path, opened, cap
     index = tar.with_name(tar.name + INDEX_SUFFIX)
     source = opened("tar", tmp_path)
     stored = index.read_bytes()
-    assert opened("tar", tmp_path).fingerprint() == source.fingerprint()
+    assert opened("tar", tmp_path).info.fingerprint == source.info.fingerprint
     assert index.read_bytes() == stored
     assert not caplog.records
     _tar(tar, {"cat/1.jpg": images[1], "cat/0.jpg": images[0]})
@@ -271,9 +273,9 @@ def test_tar_index_is_stored_and_made_anew_for_another_tar(tmp_path, opened, cap
     later = opened("tar", tmp_path)
     assert "older than the tar" in caplog.text
     assert [later[i]["image"] for i in range(2)] == images[::-1]
-    assert later.fingerprint() != source.fingerprint()
+    assert later.info.fingerprint != source.info.fingerprint
     index.write_bytes(b"damaged")
-    assert opened("tar", tmp_path).fingerprint() == later.fingerprint()
+    assert opened("tar", tmp_path).info.fingerprint == later.info.fingerprint
 
 
 def test_tar_index_goes_to_the_cache_where_it_must(tmp_path, opened, monkeypatch):
@@ -345,13 +347,13 @@ def test_stratified_split_counts(undivided, opened, fraction, held_out):
         opened("image_folder", undivided, split, **settings) for split in ("train", "eval")
     )
     total = np.array([1, 13, 8, 11])
-    assert np.bincount(labels_of(val), minlength=4).tolist() == held_out
-    assert np.bincount(labels_of(train)).tolist() == (total - held_out).tolist()
+    assert np.bincount(val.labels(), minlength=4).tolist() == held_out
+    assert np.bincount(train.labels()).tolist() == (total - held_out).tolist()
     names = [source.name_of(i) for source in (train, val) for i in range(len(source))]
     assert len(set(names)) == 33
     for source in (train, val):
         assert source.class_names == ("ant", "cat", "dog", "yak")
-        assert [source[i]["label"] for i in range(len(source))] == labels_of(source).tolist()
+        assert [source[i]["label"] for i in range(len(source))] == source.labels().tolist()
 
 
 def test_stratified_split_is_drawn_by_its_seed_and_pinned(undivided, opened):
@@ -364,7 +366,7 @@ def test_stratified_split_is_drawn_by_its_seed_and_pinned(undivided, opened):
             val_fraction=0.25,
             split_seed=seed,
         )
-        return [source.name_of(i) for i in range(len(source))], source.fingerprint()
+        return [source.name_of(i) for i in range(len(source))], source.info.fingerprint
 
     assert held_out(0) == held_out(0)
     assert held_out(0)[0] != held_out(1)[0]
@@ -392,8 +394,8 @@ def test_stratified_split_of_every_format(kind, undivided, opened, tmp_path):
 def test_stratified_split_of_what_is_divided(folder, opened, make_data):
     with pytest.raises(DataSetError, match="has a folder val already"):
         opened("image_folder", folder, split="stratified")
-    with pytest.raises(DataSetError, match="has a split of its own"):
-        open_source(make_data(split="stratified"), "train")
+    with pytest.raises(DataSetError, match="has a validation split already"):
+        open_dataset(make_data(split="stratified"), "train")
     for fraction in (0.0, 1.0):
         with pytest.raises(DataSetError, match="val_fraction"):
             opened("image_folder", folder / "train", split="stratified", val_fraction=fraction)

@@ -7,24 +7,31 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.data.loading import eval_batches, train_batches
 from tests.data.pictures import encoded, photo
-from vig_jax.data import BadImages, eval_batches, open_source, train_batches
-from vig_jax.data.preprocess.transforms import decode
+from vig_jax.data import BadImages, open_dataset
+from vig_jax.data.preprocess.classification import ClassificationPreprocess
+from vig_jax.data.preprocess.decode import decode
 from vig_jax.errors import TooManyBadImagesError, UndecodableImageError
 
 
 @pytest.fixture
+def preprocess(make_data):
+    return ClassificationPreprocess(make_data(), train=False)
+
+
+@pytest.fixture
 def source(make_data, folder):
-    source = open_source(make_data(source="image_folder", path=str(folder)), "train")
+    source = open_dataset(make_data(source="image_folder", path=str(folder)), "train")
     for index in (2, 3, 5):
         (folder / source.name_of(index)).write_bytes(b"")
     (folder / source.name_of(6)).write_bytes(encoded(photo(9, 9))[:150])
     return source
 
 
-def test_bad_images_are_told_once(source, tmp_path, caplog):
+def test_bad_images_are_told_once(source, preprocess, tmp_path, caplog):
     log = tmp_path / "run" / "bad_images.jsonl"
-    account = BadImages(source, 100, log)
+    account = BadImages(source, preprocess, 100, log)
     account.update(np.array([-1, -1]))
     assert len(account) == 0
     assert not log.exists()
@@ -49,22 +56,22 @@ def test_what_is_no_image_is_told_by_its_beginning():
     )
 
 
-def test_a_later_account_tells_only_what_is_new(source, tmp_path, caplog):
+def test_a_later_account_tells_only_what_is_new(source, preprocess, tmp_path, caplog):
     log = tmp_path / "bad_images.jsonl"
-    BadImages(source, 100, log).update(np.array([2]))
+    BadImages(source, preprocess, 100, log).update(np.array([2]))
     with log.open("a") as file:
         file.write('{"index": 9, "pa')  # the writer was killed
         file.write("\n")
     caplog.clear()
-    later = BadImages(source, 100, log)
+    later = BadImages(source, preprocess, 100, log)
     later.update(np.array([2, 3]))
     assert len(later) == 2
     assert [source.name_of(3) in record.getMessage() for record in caplog.records] == [True]
     assert len(log.read_text().splitlines()) == 3
 
 
-def test_too_many_bad_images_stop_the_run(source, tmp_path):
-    account = BadImages(source, 2, tmp_path / "bad_images.jsonl")
+def test_too_many_bad_images_stop_the_run(source, preprocess, tmp_path):
+    account = BadImages(source, preprocess, 2, tmp_path / "bad_images.jsonl")
     account.update(np.array([2, 3]))
     with pytest.raises(
         TooManyBadImagesError, match=r"3 images .*max_bad_images=2 .*bad_images\.jsonl"
@@ -73,8 +80,8 @@ def test_too_many_bad_images_stop_the_run(source, tmp_path):
     assert source.name_of(5) in str(caught.value)
 
 
-def test_none_may_be_allowed(source):
-    account = BadImages(source, 0)
+def test_none_may_be_allowed(source, preprocess):
+    account = BadImages(source, preprocess, 0)
     account.update(np.array([-1]))
     with pytest.raises(TooManyBadImagesError):
         account.update(np.array([2]))
@@ -148,10 +155,10 @@ def test_every_kind_of_file_as_the_documentation_says(kind, make_data, tmp_path)
         ("train", "train", functools.partial(train_batches, batch_size=4, seed=0)),
         ("eval", "val", functools.partial(eval_batches, batch_size=2)),
     ):
-        source = open_source(data, split)
+        source = open_dataset(data, split)
         with batches(source, data) as opened:
             batch = next(opened)
-        account = BadImages(source, 0)
+        account = BadImages(source, ClassificationPreprocess(data, train=False), 0)
         if expected is None:
             with pytest.raises(TooManyBadImagesError, match=f"the latest {folder}/cat/{name}"):
                 account.update(batch["bad"])

@@ -3,7 +3,6 @@ import itertools
 import multiprocessing
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,10 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.data.loading import eval_batches, eval_image, train_batches
 from tests.data.pictures import encoded, photo
-from vig_jax.data import eval_batches, open_source, steps_per_epoch, train_batches
+from vig_jax.data import open_dataset, steps_per_epoch
 from vig_jax.data.loader import batches as loader
-from vig_jax.data.preprocess.transforms import decode, eval_image
+from vig_jax.data.loader.shared_memory import SHARED_MEMORY
+from vig_jax.data.preprocess.decode import decode
 from vig_jax.errors import DataSetError
 
 BATCH = 8
@@ -58,7 +59,7 @@ def assert_same(batches, others):
 
 
 def test_batch_has_its_types_and_belongs_to_its_indices(data):
-    source = open_source(data, "train")
+    source = open_dataset(data, "train")
     plain = dataclasses.replace(data, crop="none", hflip=0.0)
     for batch in take(source, plain, 3):
         kinds = {name: (array.dtype, array.shape) for name, array in batch.items()}
@@ -80,7 +81,7 @@ def test_batch_has_its_types_and_belongs_to_its_indices(data):
 
 @pytest.mark.parametrize("batch_size", [8, 5])
 def test_an_epoch_repeats_nothing_and_the_next_differs(data, batch_size):
-    source = open_source(data, "train")
+    source = open_dataset(data, "train")
     steps = steps_per_epoch(source, batch_size)
     assert steps == 32 // batch_size
     batches = take(source, data, 3 * steps, batch_size=batch_size)
@@ -94,7 +95,7 @@ def test_an_epoch_repeats_nothing_and_the_next_differs(data, batch_size):
 
 
 def test_augmentation_differs_between_epochs_and_seeds(data):
-    source = open_source(data, "train")
+    source = open_dataset(data, "train")
     drawn = {}
     for seed in (0, 1):
         for step, batch in enumerate(take(source, data, 8, seed=seed)):
@@ -105,7 +106,7 @@ def test_augmentation_differs_between_epochs_and_seeds(data):
 
 
 def test_consecutive_seeds_share_no_order(data):
-    source = open_source(data, "train")
+    source = open_dataset(data, "train")
     orders = {
         seed: np.concatenate([b["index"] for b in take(source, data, 12, seed=seed)]).reshape(3, 32)
         for seed in (0, 1)
@@ -116,30 +117,30 @@ def test_consecutive_seeds_share_no_order(data):
 
 def test_the_order_is_pinned(data):
     # Whoever changes this breaks the resumption of runs in progress.
-    batch = take(open_source(data, "train"), data, 1, start=5)[0]
+    batch = take(open_dataset(data, "train"), data, 1, start=5)[0]
     assert batch["index"].tolist() == [29, 17, 30, 21, 13, 18, 28, 22]
 
 
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_share_out_the_same_global_batches(data, processes):
-    source = open_source(data, "train")
+    source = open_dataset(data, "train")
     assert_same(take(source, data, 6, processes=processes), take(source, data, 6))
 
 
 @pytest.mark.parametrize("start", [1, 4, 11])
 def test_resuming_is_starting_at_a_step(data, start):
-    source = open_source(data, "train")
+    source = open_dataset(data, "train")
     assert_same(take(source, data, 3, start=start), take(source, data, start + 3)[start:])
 
 
 def test_a_distant_step_is_reached_at_once(data):
-    source = open_source(data, "train")
+    source = open_dataset(data, "train")
     assert_same(take(source, data, 1, start=10**9), take(source, data, 1, start=10**9))
 
 
 def test_workers_change_nothing(data, monkeypatch):
     monkeypatch.setattr("vig_jax.data.loader.batches.cpu_count", lambda: 2)
-    source = open_source(data, "train")
+    source = open_dataset(data, "train")
     here = take(source, data, 6, start=1)  # across the end of an epoch
     for workers, processes in ((1, 2), (2, 1)):
         elsewhere = dataclasses.replace(data, workers=workers)
@@ -148,7 +149,7 @@ def test_workers_change_nothing(data, monkeypatch):
 
 
 def evaluate(data, batch_size, processes=1):
-    source = open_source(data, "eval")
+    source = open_dataset(data, "eval")
     parts = []
     for process in range(processes):
         with eval_batches(
@@ -168,7 +169,7 @@ def evaluate(data, batch_size, processes=1):
 
 def test_evaluation_is_one_pass_in_order(data):
     batches = evaluate(data, 4)
-    source = open_source(data, "eval")
+    source = open_dataset(data, "eval")
     assert [b["weight"].tolist() for b in batches] == [[1, 1, 1, 1], [1, 1, 1, 0]]
     assert [b["index"].tolist() for b in batches] == [[0, 1, 2, 3], [4, 5, 6, -1]]
     assert batches[0]["weight"].dtype == np.float32
@@ -197,15 +198,15 @@ def test_evaluation_with_workers(data):
 @pytest.fixture
 def spoilt(data, folder):
     """Files 3, 4 and the last (31) of the training split are no images, nor is 2 of the other."""
-    source = open_source(data, "train")
+    source = open_dataset(data, "train")
     for index, contents in ((3, b""), (4, b"no image"), (31, encoded(photo(9, 9))[:200])):
         (folder / source.name_of(index)).write_bytes(contents)
-    (folder / open_source(data, "eval").name_of(2)).write_bytes(b"")
+    (folder / open_dataset(data, "eval").name_of(2)).write_bytes(b"")
     return data
 
 
 def test_training_replaces_a_bad_image_by_the_next_good_one(spoilt):
-    source = open_source(spoilt, "train")
+    source = open_dataset(spoilt, "train")
     batches = take(source, spoilt, 4)
     rows = {
         name: np.concatenate([batch[name] for batch in batches])
@@ -224,7 +225,7 @@ def test_training_replaces_a_bad_image_by_the_next_good_one(spoilt):
 
 
 def test_a_vanished_file_is_a_bad_image(data, folder):
-    source = open_source(data, "train")
+    source = open_dataset(data, "train")
     (folder / source.name_of(7)).unlink()
     bad = np.concatenate([batch["bad"] for batch in take(source, data, 4)])
     assert bad[bad >= 0].tolist() == [7]
@@ -240,13 +241,13 @@ def test_evaluation_gives_bad_images_no_weight(spoilt):
 def test_a_folder_of_nothing_but_bad_images_is_an_error(data, folder):
     for file in (folder / "train").rglob("*.*"):
         file.write_bytes(b"")
-    source = open_source(data, "train")
+    source = open_dataset(data, "train")
     with pytest.raises(DataSetError, match="32 images in a row cannot be decoded, from train/"):
         take(source, data, 1)
 
 
 def test_too_few_images_for_a_batch(data):
-    source = open_source(data, "train")
+    source = open_dataset(data, "train")
     with pytest.raises(DataSetError, match=r"32 images.*batch of 33.*at most 32"):
         train_batches(source, data, batch_size=33, seed=0)
 
@@ -265,13 +266,13 @@ def test_too_few_images_for_a_batch(data):
     ],
 )
 def test_settings_out_of_range(data, change, message):
-    source = open_source(data, "train")
+    source = open_dataset(data, "train")
     with pytest.raises(ValueError, match=message):
         train_batches(source, dataclasses.replace(data, **change), batch_size=8, seed=0)
 
 
 def test_processes_must_divide_the_batch(data):
-    source = open_source(data, "train")
+    source = open_dataset(data, "train")
     with pytest.raises(ValueError, match="batch_size=8 must be a multiple of the 3 processes"):
         train_batches(source, data, batch_size=8, seed=0, process_count=3)
     with pytest.raises(ValueError, match="process 2 of 2"):
@@ -282,17 +283,15 @@ def test_processes_must_divide_the_batch(data):
 
 def test_little_shared_memory_is_said_beforehand(make_data, monkeypatch):
     monkeypatch.setattr("vig_jax.data.loader.batches.cpu_count", lambda: 4)
-    monkeypatch.setattr("vig_jax.data.loader.batches._SHARED_MEMORY", "/")
-    free = shutil.disk_usage("/")._replace(free=64 * 2**20)
-    monkeypatch.setattr("shutil.disk_usage", lambda path: free)
+    monkeypatch.setattr("vig_jax.data.loader.shared_memory.free_bytes", lambda: 64 * 2**20)
     data = make_data(source="synthetic", image_size=224, workers=4)
-    source = open_source(data, "train")
+    source = open_dataset(data, "train")
     with pytest.raises(DataSetError, match=r"but 64 MiB are free.*--shm-size.*workers=0"):
         train_batches(source, data, batch_size=512, seed=0)
     # 17 batches of 20 images are 51 MB: enough alone, but not for evaluation beside training.
     with pytest.raises(DataSetError, match="98 MiB"):
         train_batches(source, data, batch_size=20, seed=0)
-    eval_batches(open_source(data, "eval"), data, batch_size=20).close()
+    eval_batches(open_dataset(data, "eval"), data, batch_size=20).close()
 
 
 def test_more_workers_than_cpus_are_not_started(data, monkeypatch, caplog):
@@ -300,7 +299,7 @@ def test_more_workers_than_cpus_are_not_started(data, monkeypatch, caplog):
     many = dataclasses.replace(data, workers=64)
     with (
         caplog.at_level("INFO"),
-        train_batches(open_source(data, "train"), many, batch_size=8, seed=0) as batches,
+        train_batches(open_dataset(data, "train"), many, batch_size=8, seed=0) as batches,
     ):
         next(batches)
         assert len(multiprocessing.active_children()) == 1
@@ -310,7 +309,7 @@ def test_more_workers_than_cpus_are_not_started(data, monkeypatch, caplog):
 def test_workers_start_together_and_before_the_first_batch_is_wanted(data, monkeypatch):
     monkeypatch.setattr("vig_jax.data.loader.batches.cpu_count", lambda: 2)
     two = dataclasses.replace(data, workers=2)
-    with train_batches(open_source(data, "train"), two, batch_size=8, seed=0):
+    with train_batches(open_dataset(data, "train"), two, batch_size=8, seed=0):
         for _ in range(200):
             if len(multiprocessing.active_children()) == 2:
                 break
@@ -319,7 +318,7 @@ def test_workers_start_together_and_before_the_first_batch_is_wanted(data, monke
 
 
 def test_a_closed_iterator_says_so(data):
-    batches = train_batches(open_source(data, "train"), data, batch_size=8, seed=0)
+    batches = train_batches(open_dataset(data, "train"), data, batch_size=8, seed=0)
     next(batches)
     batches.close()
     batches.close()
@@ -329,7 +328,7 @@ def test_a_closed_iterator_says_so(data):
 
 def test_a_killed_worker_is_an_error_and_not_a_wait(data):
     with train_batches(
-        open_source(data, "train"), dataclasses.replace(data, workers=1), batch_size=8, seed=0
+        open_dataset(data, "train"), dataclasses.replace(data, workers=1), batch_size=8, seed=0
     ) as batches:
         next(batches)
         worker = multiprocessing.active_children()[0].pid
@@ -349,22 +348,26 @@ def test_only_what_runs_on_the_device_imports_jax():
         for file in package.glob("*.py")
         if re.search(r"^\s*(import|from) (jax|flax)\b", file.read_text(), re.MULTILINE)
     }
-    assert importing == {"augment.py", "mixup.py"}  # the workers' start and memory
+    assert importing == set()  # the workers' start and memory
 
 
 SCRIPT = """
     import os, signal, sys
     from vig_jax.config import DataConfig
-    from vig_jax.data import eval_batches, open_source, train_batches
+    from vig_jax.data import eval_batches, open_dataset, train_batches
+    from vig_jax.data.preprocess.classification import ClassificationPreprocess
 
     if __name__ == "__main__":
         data = DataConfig(**{settings!r})
+        preprocess = ClassificationPreprocess(data, train=True)
         if "pass" in sys.argv:
-            with eval_batches(open_source(data, "eval"), data, batch_size=500) as batches:
+            dataset = open_dataset(data, "eval")
+            with eval_batches(dataset, preprocess, batch_size=500, workers=1) as batches:
                 print(sum(1 for _ in batches))
             sys.exit()
-        batches = train_batches(open_source(data, "train"), data, batch_size=32, seed=0)
-        batch = next(batches)  # both left to the end of the program
+        dataset = open_dataset(data, "train")
+        batches = train_batches(dataset, preprocess, batch_size=32, seed=0, workers=1)
+        batch = next(batches)  # both are left to the end of the program
         print(len(batch["label"]), flush=True)
         if "die" in sys.argv:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -390,7 +393,7 @@ def test_a_program_that_evaluates_ends_quietly(script):
 
 
 def test_workers_die_with_their_parent(script):
-    shared = Path(loader._SHARED_MEMORY)
+    shared = SHARED_MEMORY
     before = set(shared.iterdir())
     # The pipe stays open as long as any of them lives.
     ended = subprocess.run([*script, "die"], stdout=subprocess.PIPE, timeout=60)

@@ -4,13 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.data.loading import eval_image, train_image
 from tests.data.pictures import encoded, photo
-from vig_jax.data.preprocess.transforms import (
-    decode,
-    eval_image,
-    random_resized_crop_box,
-    train_image,
-)
+from vig_jax.data.preprocess.decode import decode
+from vig_jax.data.preprocess.geometry import random_resized_crop_box
 from vig_jax.errors import UndecodableImageError
 
 PHOTO = photo(60, 45)

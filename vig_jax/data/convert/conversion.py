@@ -35,14 +35,16 @@ from PIL import Image
 from tqdm import tqdm
 
 from vig_jax.data.convert.writers import RAW, SUFFIXES, WRITERS, Picture, class_folders
+from vig_jax.data.dataset import ClassificationDataset, Split
 from vig_jax.data.datasets.registry import FILES
 from vig_jax.data.formats import shards
 from vig_jax.data.loader.workers import isolate
-from vig_jax.data.preprocess import transforms
-from vig_jax.data.source import Source, Split
+from vig_jax.data.preprocess.decode import decode, read_header
 from vig_jax.errors import ConfigError, ConversionError, DataSetError, UndecodableImageError
 
 logger = logging.getLogger(__name__)
+
+Sources = Mapping[Split, ClassificationDataset]
 
 ERRORS_FILE = "errors.jsonl"
 SPLIT_NAMES: dict[Split, str] = {"train": "train", "eval": "val"}
@@ -114,7 +116,7 @@ class _Shard:
 class _Job:
     """What every worker needs to know."""
 
-    sources: Mapping[Split, Source]
+    sources: Sources
     options: Options
     state: Path
 
@@ -123,7 +125,7 @@ _Tell = Callable[[int, int, list[dict[str, Any]]], None]  # images, bytes, error
 
 
 def convert(
-    sources: Mapping[Split, Source],
+    sources: Sources,
     destination: Path,
     options: Options,
     *,
@@ -190,11 +192,11 @@ def convert(
     return info
 
 
-def _plan(sources: Mapping[Split, Source], options: Options) -> dict[str, Any]:
+def _plan(sources: Sources, options: Options) -> dict[str, Any]:
     return {
         "options": dataclasses.asdict(options),
         "sources": {
-            SPLIT_NAMES[split]: {"images": len(source), "fingerprint": source.fingerprint()}
+            SPLIT_NAMES[split]: {"images": len(source), "fingerprint": source.info.fingerprint}
             for split, source in sources.items()
         },
     }
@@ -236,7 +238,7 @@ def _begin(destination: Path, plan: Mapping[str, Any], resume: bool) -> None:
     _write_json(stored, plan)
 
 
-def _shards(destination: Path, sources: Mapping[Split, Source], options: Options) -> list[_Shard]:
+def _shards(destination: Path, sources: Sources, options: Options) -> list[_Shard]:
     """All shards; a pure function of the plan."""
     orders = {split: _order(len(source), options) for split, source in sources.items()}
     largest = max(len(order) for order in orders.values())
@@ -269,7 +271,9 @@ def _order(length: int, options: Options) -> Int[np.ndarray, "n"]:
 
 
 def _mean_bytes(
-    sources: Mapping[Split, Source], orders: Mapping[Split, np.ndarray], options: Options
+    sources: Sources,
+    orders: Mapping[Split, np.ndarray],
+    options: Options,
 ) -> float:
     """About how large a converted image is."""
     split = max(orders, key=lambda s: len(orders[s]))
@@ -301,7 +305,7 @@ def _check_space(destination: Path, job: _Job, left: list[_Shard]) -> None:
         )
 
 
-def _picture(source: Source, index: int, options: Options) -> Picture:
+def _picture(source: ClassificationDataset, index: int, options: Options) -> Picture:
     """Reads, tries and, where wanted, resizes or re-encodes one image.
 
     Raises:
@@ -312,13 +316,13 @@ def _picture(source: Source, index: int, options: Options) -> Picture:
     image = example["image"]
     if isinstance(image, np.ndarray):
         image = _encode(Image.fromarray(image), "PNG")
-    header = transforms.read_header(image)
+    header = read_header(image)
     size = header.width, header.height
     extension = _EXTENSIONS.get(header.format, header.format.lower())
     short = options.resize_short
     reduced = 0 < short < min(size)
     if reduced or options.raw or (options.reencode_progressive and header.progressive):
-        decoded = transforms.decode(image)
+        decoded = decode(image)
         if reduced:
             scale = short / min(size)
             size = (
@@ -332,7 +336,7 @@ def _picture(source: Source, index: int, options: Options) -> Picture:
             settings = {"quality": options.quality, "subsampling": options.subsampling}
             image, extension = _encode(decoded, "JPEG", **settings), "jpg"
     elif options.decode:
-        transforms.decode(image)
+        decode(image)
     key = source.name_of(index)
     return Picture(image, example["label"], index, key, extension, *size)
 
@@ -524,7 +528,7 @@ class _Account:
 
 
 def _info(
-    sources: Mapping[Split, Source],
+    sources: Sources,
     class_names: tuple[str, ...],
     options: Options,
     plan: Mapping[str, Any],
@@ -620,7 +624,7 @@ def _try_reading(destination: Path, info: Mapping[str, Any], name: str) -> list[
     count = _VERIFIED * len(expected["shards"])
     for index in np.unique(np.linspace(0, len(source) - 1, count).astype(int)).tolist():
         try:
-            transforms.decode(source[index]["image"])
+            decode(source[index]["image"])
         except (UndecodableImageError, OSError) as error:
             problems.append(f"{source.name_of(index)}: {error}")
     return problems
@@ -651,13 +655,13 @@ def find_kind(path: str) -> str:
     return found.pop() if found else "image_folder"
 
 
-def open_splits(path: str, kind: str) -> dict[Split, Source]:
+def open_splits(path: str, kind: str) -> dict[Split, ClassificationDataset]:
     """Opens the splits that a data set has; an undivided one as its training split.
 
     Raises:
         DataSetError: none, or one that cannot be opened.
     """
-    result: dict[Split, Source] = {}
+    result: dict[Split, ClassificationDataset] = {}
     for split in SPLIT_NAMES:
         if _has(path, kind, split):
             result[split] = FILES[kind](path, split)

@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Int
 
-from vig_jax.data.example import Example
+from vig_jax.data.dataset import ClassificationBase, Example
 
 PIP_COMMAND = "pip install elpv-dataset"
 CLASS_NAMES = ("functional", "defective")
@@ -31,7 +30,7 @@ _HELD_OUT = 4  # one in so many
 _LABELS = "labels.csv"
 
 
-class ElpvSource:
+class ElpvDataset(ClassificationBase):
     """One split of the cells, as bytes of PNG files.
 
     Args:
@@ -39,10 +38,8 @@ class ElpvSource:
         split: "train" or "eval".
     """
 
-    num_classes = len(CLASS_NAMES)
-    class_names = CLASS_NAMES
-
     def __init__(self, folder: Path, split: Literal["train", "eval"]):
+        super().__init__(f"elpv {split}", CLASS_NAMES)
         rows = [line.split() for line in (folder / _LABELS).read_text().splitlines() if line]
         strata = [" ".join(row[1:]) for row in rows]
         train, held_out = split_positions(strata)
@@ -53,23 +50,16 @@ class ElpvSource:
         probabilities = np.array([float(rows[i][1]) for i in positions])
         self._labels = (probabilities >= DEFECTIVE_FROM).astype(np.int32)
 
-    def __len__(self) -> int:
-        return len(self._labels)
-
     def __getitem__(self, index: int) -> Example:
         image = (self._folder / self._names[index]).read_bytes()
         return {"image": image, "label": int(self._labels[index])}
 
-    def labels(self) -> Int[np.ndarray, "n"]:
-        """The label of every cell, int32."""
-        return self._labels
-
     def name_of(self, index: int) -> str:
-        """Path in the package's data, e.g. "images/cell0001.png"."""
+        """Returns the path in the package's data, e.g. "images/cell0001.png"."""
         return self._names[index]
 
-    def fingerprint(self) -> str:
-        """Digest of names, probabilities, kinds and sizes of the files."""
+    def digest(self) -> str:
+        """Hashes names, probabilities, kinds and sizes of the files."""
         digest = hashlib.sha256(f"elpv {self._split}".encode())
         for row, name in zip(self._rows, self._names, strict=True):
             digest.update(f"\n{row} {(self._folder / name).stat().st_size}".encode())

@@ -13,8 +13,8 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-from vig_jax.data.example import Example
-from vig_jax.data.preprocess import transforms
+from vig_jax.data.dataset import ClassificationBase, Example
+from vig_jax.data.preprocess.decode import decode
 
 CLASS_NAMES = (
     "T-shirt/top",
@@ -35,16 +35,14 @@ _IMAGES = "t10k-images-idx3-ubyte.gz"
 _LABELS = "t10k-labels-idx1-ubyte.gz"
 
 
-class FashionMnistSource:
+class FashionMnistDataset(ClassificationBase):
     """One split of the embedded data set, as RGB arrays.
 
     `name_of(i)` counts in the file of 10,000, e.g. "fashion_mnist/test/123", whichever the split.
     """
 
-    num_classes = len(CLASS_NAMES)
-    class_names = CLASS_NAMES
-
     def __init__(self, split: Literal["train", "eval"]):
+        super().__init__(f"fashion_mnist {split}", CLASS_NAMES)
         images, labels = read_files()
         train, held_out = split_positions(labels)
         self._split = split
@@ -52,19 +50,16 @@ class FashionMnistSource:
         self._images = images[self._positions]
         self._labels = labels[self._positions]
 
-    def __len__(self) -> int:
-        return len(self._labels)
-
     def __getitem__(self, index: int) -> Example:
         image = np.repeat(self._images[index][:, :, None], 3, axis=2)  # gray as RGB
         return {"image": image, "label": int(self._labels[index])}
 
     def name_of(self, index: int) -> str:
-        """Position in the original test file, as a path."""
+        """Returns the position in the original test file, as a path."""
         return f"fashion_mnist/test/{self._positions[index]}"
 
-    def fingerprint(self) -> str:
-        """Digest of the pixels, labels and positions of this split."""
+    def digest(self) -> str:
+        """Hashes the pixels, labels and positions of this split."""
         digest = hashlib.sha256(f"fashion_mnist {self._split}".encode())
         for array in (self._images, self._labels.astype("<i4"), self._positions.astype("<i8")):
             digest.update(array.tobytes())
@@ -114,20 +109,20 @@ def write_images(directory: Path, split: Literal["train", "eval"], per_class: in
     """Writes a split as PNG files, one folder per class; returns how many.
 
     Args:
-        directory: made if absent; files that are there already are written again.
+        directory: made if absent; existing files are overwritten.
         split: "train" or "eval".
-        per_class: only so many of each class, the first; None for all.
+        per_class: write only the first images of each class; None: all.
     """
-    source = FashionMnistSource(split)
-    written = dict.fromkeys(range(source.num_classes), 0)
-    for index in range(len(source)):
-        example = source[index]
+    dataset = FashionMnistDataset(split)
+    written = dict.fromkeys(range(dataset.num_classes), 0)
+    for index in range(len(dataset)):
+        example = dataset[index]
         label = example["label"]
         if per_class is not None and written[label] >= per_class:
             continue
-        number = source.name_of(index).rpartition("/")[2]
+        number = dataset.name_of(index).rpartition("/")[2]
         file = directory / folder_name(CLASS_NAMES[label]) / f"{int(number):05d}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
-        transforms.decode(example["image"]).save(file)
+        decode(example["image"]).save(file)
         written[label] += 1
     return sum(written.values())

@@ -11,12 +11,11 @@ import math
 import numpy as np
 from jaxtyping import Int
 
-from vig_jax.data.example import Example
-from vig_jax.data.source import Source, Split, labels_of
+from vig_jax.data.dataset import ClassificationBase, ClassificationDataset, Example, Split
 from vig_jax.errors import DataSetError
 
 
-class StratifiedSource:
+class StratifiedDataset(ClassificationBase):
     """One side of the division, in the order of the whole.
 
     Args:
@@ -29,45 +28,34 @@ class StratifiedSource:
         DataSetError: a fraction or seed out of range, or nothing to hold out.
     """
 
-    def __init__(self, whole: Source, split: Split, fraction: float, seed: int):
+    def __init__(self, whole: ClassificationDataset, split: Split, fraction: float, seed: int):
         if not 0 < fraction < 1:
             raise DataSetError(f"config.data.val_fraction={fraction} must be between 0 and 1")
         if not 0 <= seed < 2**32:
             raise DataSetError(f"config.data.split_seed={seed} must be from 0 to 2**32 - 1")
+        super().__init__(f"{whole.info.name} {split}", whole.class_names)
         self._whole = whole
-        self._law = f"stratified {split} {fraction!r} {seed}"
-        labels = labels_of(whole)
+        self._settings = f"stratified {split} {fraction!r} {seed}"
+        labels = whole.labels()
         train, held_out = stratified_positions(labels, fraction, seed)
         self._positions = train if split == "train" else held_out
         self._labels = labels[self._positions]
-        self.class_names = whole.class_names
         if not len(held_out):
             raise DataSetError(
                 f"none of {len(whole)} images can be held out: every class has one image only"
             )
 
-    @property
-    def num_classes(self) -> int:
-        """As many as the whole has."""
-        return len(self.class_names)
-
-    def __len__(self) -> int:
-        return len(self._positions)
-
     def __getitem__(self, index: int) -> Example:
         return self._whole[int(self._positions[index])]
 
-    def labels(self) -> Int[np.ndarray, "n"]:
-        """The label of every image."""
-        return self._labels
-
     def name_of(self, index: int) -> str:
-        """Its name in the whole."""
+        """Returns the image's name in the whole."""
         return self._whole.name_of(int(self._positions[index]))
 
-    def fingerprint(self) -> str:
-        """Digest of the whole's and of the law of the division."""
-        return hashlib.sha256(f"{self._whole.fingerprint()} {self._law}".encode()).hexdigest()
+    def digest(self) -> str:
+        """Hashes the fingerprint of the whole and the settings of the split."""
+        text = f"{self._whole.info.fingerprint} {self._settings}"
+        return hashlib.sha256(text.encode()).hexdigest()
 
 
 def stratified_positions(

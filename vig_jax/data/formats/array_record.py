@@ -15,9 +15,14 @@ import numpy as np
 from array_record.python import array_record_data_source
 from jaxtyping import Int
 
-from vig_jax.data.example import Example
+from vig_jax.data.dataset import (
+    ClassificationBase,
+    ClassificationDataset,
+    Example,
+    Part,
+    check_classes_filled,
+)
 from vig_jax.data.formats import shards
-from vig_jax.data.source import Part, Source, check_classes_filled
 from vig_jax.errors import DataSetError, UnreadableRecordError
 
 SUFFIX = ".arrayrecord"
@@ -38,8 +43,8 @@ def pack(image: bytes, label: int, key: str, size: tuple[int, int], raw: bool = 
     return msgpack.packb(record | ({"raw": True} if raw else {}), use_bin_type=True)
 
 
-class ArrayRecordSource:
-    """The records of some files, in order.
+class ArrayRecordDataset(ClassificationBase):
+    """The records of some ArrayRecord files, in order.
 
     Args:
         files: the shards.
@@ -53,7 +58,7 @@ class ArrayRecordSource:
     def __init__(
         self, files: Sequence[Path], class_names: tuple[str, ...], info: dict[str, Any] | None
     ):
-        self.class_names = class_names
+        super().__init__(str(files[0].parent), class_names)
         self._files = tuple(files)
         digest = shards.shards_digest("array_record", files, class_names, info)
         paths = [str(file) for file in files]
@@ -63,11 +68,6 @@ class ArrayRecordSource:
             raise DataSetError(_first_unreadable(files, error)) from error
         digest.update(str(len(self._records)).encode())
         self._fingerprint = digest.hexdigest()
-
-    @property
-    def num_classes(self) -> int:
-        """How many class names."""
-        return len(self.class_names)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -84,27 +84,26 @@ class ArrayRecordSource:
         return {"image": _pixels(record, index) if record.get("raw") else image, "label": label}
 
     def labels(self) -> Int[np.ndarray, "n"]:
-        """The label of every record. Reads them all."""
+        """Returns the label of every record, int32. Reads all records."""
         labels = np.empty(len(self), np.int32)
         for index in range(len(self)):
             labels[index] = self[index]["label"]
         return labels
 
     def name_of(self, index: int) -> str:
-        """The record's key, or its number where that cannot be read."""
+        """Returns the record's key, or its number if the record cannot be read."""
         try:
             key = self._record(index).get("key")
         except OSError:
             key = None
         return str(key) if key else f"{self._files[0].name}, record {index} of the split"
 
-    def fingerprint(self) -> str:
-        """Digest of the files' names and sizes, of the checksums in `info.json`, and the count."""
+    def digest(self) -> str:
+        """Hashes the files' names and sizes, the checksums in `info.json`, and the count."""
         return self._fingerprint
 
     def _record(self, index: int) -> dict[str, Any]:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
+        self.check_index(index)
         try:
             data = self._records[index]
         except Exception as error:  # the library's own kinds, by way of C++
@@ -153,7 +152,7 @@ def _first_unreadable(files: Sequence[Path], error: Exception) -> str:
     return str(error)
 
 
-def open_array_record(path: str | None, part: Part) -> Source:
+def open_array_record(path: str | None, part: Part) -> ClassificationDataset:
     """Opens the ArrayRecord files of a split.
 
     Args:
@@ -170,7 +169,7 @@ def open_array_record(path: str | None, part: Part) -> Source:
     class_names = shards.class_names_beside(home)
     if class_names is None:
         raise shards.no_class_names(home)
-    source = ArrayRecordSource(files, class_names, info)
+    source = ArrayRecordDataset(files, class_names, info)
     if len(source) == 0:
         raise DataSetError(f"the ArrayRecord files of {home} hold no records")
     try:

@@ -16,12 +16,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int
 
-from vig_jax.data.example import Example
+from vig_jax.data.dataset import (
+    ClassificationBase,
+    ClassificationDataset,
+    Example,
+    Part,
+    check_classes_filled,
+)
 from vig_jax.data.formats.shards import read_info
-from vig_jax.data.source import Part, Source, few
 from vig_jax.errors import DataSetError
+from vig_jax.text import preview_names
 
 _EXTENSIONS = frozenset({"jpg", "jpeg", "png", "bmp", "webp", "gif", "tif", "tiff", "ppm"})
 _FOLDERS: dict[Part, str] = {"train": "train", "eval": "val"}
@@ -42,7 +47,7 @@ A folder of class folders without train and val: --config.data.split=stratified.
 To run without any data of your own: `make demo`, or --config=configs/fashion_mnist.py."""
 
 
-class ImageFolderSource:
+class ImageFolderDataset(ClassificationBase):
     """Images in `root/folder/<class>/`, in the order of class and path.
 
     A list of a million paths is heavy to copy to every worker, so paths are kept as one string of
@@ -55,9 +60,9 @@ class ImageFolderSource:
     """
 
     def __init__(self, root: Path, folder: str, class_names: tuple[str, ...]):
+        super().__init__(str(root / folder), class_names)
         self._base = os.fspath(root.absolute() / folder)
         self._folder = folder
-        self.class_names = class_names
         names: list[bytes] = []
         counts: list[int] = []
         for class_name in class_names:
@@ -68,34 +73,18 @@ class ImageFolderSource:
         self._ends = np.cumsum([len(name) for name in names], dtype=np.int64)
         self._labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
 
-    @property
-    def num_classes(self) -> int:
-        """How many class folders."""
-        return len(self.class_names)
-
-    def __len__(self) -> int:
-        return len(self._labels)
-
     def __getitem__(self, index: int) -> Example:
         path = Path(self._base, self._path_in_folder(index))
         return {"image": path.read_bytes(), "label": int(self._labels[index])}
 
-    def labels(self) -> Int[np.ndarray, "n"]:
-        """The label of every image."""
-        return self._labels
-
-    def counts(self) -> Int[np.ndarray, "k"]:
-        """Images per class."""
-        return np.bincount(self._labels, minlength=self.num_classes)
-
     def name_of(self, index: int) -> str:
-        """Path below the root, e.g. "train/cat/001.jpg"."""
+        """Returns the path below the root, e.g. "train/cat/001.jpg"."""
         return f"{self._folder}/{self._path_in_folder(index)}".removeprefix("/")
 
-    def fingerprint(self) -> str:
-        """Digest of all names and labels, and of up to a thousand file sizes.
+    def digest(self) -> str:
+        """Hashes all names and labels, and up to a thousand file sizes.
 
-        Asking for the size of every file would take minutes on a network disk.
+        To ask for the size of every file would take minutes on a network disk.
         """
         digest = hashlib.sha256(
             "\0".join(("image_folder", self._folder, *self.class_names)).encode(
@@ -105,7 +94,8 @@ class ImageFolderSource:
         for part in (self._names, self._ends.astype("<i8"), self._labels.astype("<i4")):
             digest.update(bytes(part))
         for index in np.unique(np.linspace(0, len(self) - 1, _SIZED_FILES).astype(int)):
-            size = Path(self._base, self._path_in_folder(int(index))).stat().st_size
+            file = Path(self._base, self._path_in_folder(int(index)))
+            size = file.stat().st_size if file.exists() else 2**64 - 1
             digest.update(size.to_bytes(8, "little"))
         return digest.hexdigest()
 
@@ -115,7 +105,7 @@ class ImageFolderSource:
         return f"{self.class_names[self._labels[index]]}/{name}"
 
 
-def open_image_folder(path: str | None, part: Part) -> Source:
+def open_image_folder(path: str | None, part: Part) -> ClassificationDataset:
     """Opens a split, or all of an undivided folder.
 
     Args:
@@ -145,23 +135,16 @@ def open_image_folder(path: str | None, part: Part) -> Source:
         raise DataSetError(f"{root / folder} holds {found}{_shards_instead(root)}. {layout}")
     if part == "eval" and (root / "train").is_dir():
         _check_same_classes(_class_folders(root / "train"), class_names, layout)
-    source = ImageFolderSource(root, folder, _in_order(root, class_names))
-    if len(source) == 0:
+    dataset = ImageFolderDataset(root, folder, _in_order(root, class_names))
+    if len(dataset) == 0:
         raise DataSetError(
             f"{root / folder} has {len(class_names)} class folders, but no images in them "
             f"(looked for {', '.join(sorted(_EXTENSIONS))}). {layout}"
         )
-    if part != "eval" and not source.counts().all():
-        empty = [
-            name
-            for name, count in zip(source.class_names, source.counts(), strict=True)
-            if not count
-        ]
-        raise DataSetError(
-            f"{len(empty)} class folders of {root / folder} hold no images: {few(empty)}. "
-            f"Fill them or remove them. {layout}"
-        )
-    return source
+    if part != "eval":
+        counts = np.bincount(dataset.labels(), minlength=dataset.num_classes)
+        check_classes_filled(counts, dataset.class_names, root / folder, hint=f" {layout}")
+    return dataset
 
 
 def _shards_instead(root: Path) -> str:
@@ -214,11 +197,13 @@ def _check_same_classes(train: tuple[str, ...], val: tuple[str, ...], layout: st
     unknown, lacking = sorted(set(val) - set(train)), sorted(set(train) - set(val))
     problems = []
     if unknown:
-        problems.append(f"val has {len(unknown)} classes that train has not: {few(unknown)}")
+        problems.append(
+            f"val has {len(unknown)} classes that are missing from train: {preview_names(unknown)}"
+        )
     if lacking:
         problems.append(
-            f"val lacks {len(lacking)} classes of train: {few(lacking)} "
-            "(an empty folder will do, if they have no images)"
+            f"train has {len(lacking)} classes that are missing from val: {preview_names(lacking)} "
+            "(an empty folder is enough for a class without images)"
         )
     raise DataSetError(f"the classes of train and val differ. {'; '.join(problems)}. {layout}")
 

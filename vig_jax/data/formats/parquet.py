@@ -17,11 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
 
-from vig_jax.data.example import Example
+from vig_jax.data.dataset import (
+    ClassificationBase,
+    ClassificationDataset,
+    Example,
+    Part,
+    check_classes_filled,
+    check_labels,
+)
 from vig_jax.data.formats import shards
-from vig_jax.data.source import Part, Source, check_classes_filled, check_labels
 from vig_jax.errors import DataSetError, UnreadableRecordError
 
 logger = logging.getLogger(__name__)
@@ -47,7 +52,7 @@ def import_pyarrow() -> Any:
     return pyarrow
 
 
-class ParquetSource:
+class ParquetDataset(ClassificationBase):
     """The rows of some files, in order.
 
     Args:
@@ -74,7 +79,7 @@ class ParquetSource:
         names = class_names or _names_in_metadata(opened[0], next(iter(label)))
         if names is None:
             raise shards.no_class_names(files[0].parent)
-        self.class_names = names
+        super().__init__(str(files[0].parent), names)
         self._labels = np.concatenate([_read_labels(f, next(iter(label))) for f in opened])
         check_labels(self._labels, self.class_names, files[0].parent)
         groups = [
@@ -114,24 +119,12 @@ class ParquetSource:
         self.__dict__.update(state)
         self._reset()
 
-    @property
-    def num_classes(self) -> int:
-        """How many class names."""
-        return len(self.class_names)
-
-    def __len__(self) -> int:
-        return len(self._labels)
-
     def __getitem__(self, index: int) -> Example:
         image = self._row(index)
         return {"image": (image or {}).get("bytes") or b"", "label": int(self._labels[index])}
 
-    def labels(self) -> Int[np.ndarray, "n"]:
-        """The label of every row."""
-        return self._labels
-
     def name_of(self, index: int) -> str:
-        """The path in the row, or the file and the row."""
+        """Returns the path in the row, or the file and the number of the row."""
         try:
             path = (self._row(index) or {}).get("path")
         except OSError:
@@ -140,13 +133,12 @@ class ParquetSource:
         file = Path(self._files[self._groups[group][0]]).name
         return path or f"{file}, row {index - self._first[group]} of row group {group}"
 
-    def fingerprint(self) -> str:
-        """Digest of names and sizes of the files, of the row groups and of all labels."""
+    def digest(self) -> str:
+        """Hashes names and sizes of the files, the row groups and all labels."""
         return self._fingerprint
 
     def _group_of(self, index: int) -> int:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
+        self.check_index(index)
         return int(np.searchsorted(self._first, index, side="right")) - 1
 
     def _row(self, index: int) -> dict[str, Any]:
@@ -227,7 +219,7 @@ def _names_in_metadata(opened: Any, column: str) -> tuple[str, ...] | None:
         return None
 
 
-def open_parquet(path: str | None, part: Part) -> Source:
+def open_parquet(path: str | None, part: Part) -> ClassificationDataset:
     """Opens the parquet files of a split.
 
     Args:
@@ -243,7 +235,7 @@ def open_parquet(path: str | None, part: Part) -> Source:
     home = shards.home_of(files, path)
     info = shards.read_info(home)
     shards.check_sizes(files, info)
-    source = ParquetSource(files, shards.class_names_beside(home), info)
+    source = ParquetDataset(files, shards.class_names_beside(home), info)
     if len(source) == 0:
         raise DataSetError(f"the parquet files of {home} hold no rows")
     if part == "train":

@@ -18,8 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vig_jax.data.source import Part
+from vig_jax.data.dataset import Part
 from vig_jax.errors import DataSetError
+from vig_jax.text import preview_names
 
 INFO_FILE = "info.json"
 CLASSES_FILE = "classes.txt"
@@ -128,10 +129,10 @@ def _check_numbering(files: Sequence[Path]) -> None:
             )
     for (name, total), numbers in numbered.items():
         if missing := sorted(set(range(total)) - numbers):
-            shown = ", ".join(str(n) for n in missing[:5]) + (", ..." if len(missing) > 5 else "")
             raise DataSetError(
                 f"{len(missing)} of the {total} shards {name}-*-of-{total:05} are missing in "
-                f"{files[0].parent}: number {shown}. Copy them, or convert again with --resume"
+                f"{files[0].parent}: number {preview_names(missing)}. Copy them, or convert "
+                "again with --resume"
             )
 
 

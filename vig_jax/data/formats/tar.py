@@ -19,13 +19,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
 
-from vig_jax.data.example import Example
+from vig_jax.data.dataset import (
+    ClassificationBase,
+    ClassificationDataset,
+    Example,
+    Part,
+    check_classes_filled,
+    check_labels,
+)
 from vig_jax.data.formats import shards
 from vig_jax.data.formats.image_folder import is_image
-from vig_jax.data.source import Part, Source, check_classes_filled, check_labels, few
 from vig_jax.errors import DataSetError
+from vig_jax.files import write_atomically
+from vig_jax.text import preview_names
 
 logger = logging.getLogger(__name__)
 
@@ -182,7 +189,6 @@ def _read(place: Path) -> TarIndex | None:
 
 
 def _write(index: TarIndex, place: Path) -> None:
-    """Whole or not at all, also with several processes at it."""
     place.parent.mkdir(parents=True, exist_ok=True)
     fields = {
         "version": np.array(_VERSION),
@@ -193,16 +199,11 @@ def _write(index: TarIndex, place: Path) -> None:
         "labels": index.labels,
         "names": np.frombuffer("\0".join(index.names).encode(errors="surrogateescape"), np.uint8),
     }
-    draft = place.with_name(f"{place.name}.{os.getpid()}.tmp")
-    try:
-        with draft.open("wb") as file:
-            np.savez(file, allow_pickle=False, **fields)
-        draft.replace(place)
-    finally:
-        draft.unlink(missing_ok=True)
+    with write_atomically(place, concurrent=True) as draft:
+        np.savez(draft, allow_pickle=False, **fields)
 
 
-class TarSource:
+class TarDataset(ClassificationBase):
     """The images of some tars, in order.
 
     Args:
@@ -222,7 +223,7 @@ class TarSource:
         class_names: tuple[str, ...],
         info: dict[str, Any] | None,
     ):
-        self.class_names = class_names
+        super().__init__(str(files[0].parent), class_names)
         self._files = tuple(str(file) for file in files)
         self._versions = tuple((index.size, index.mtime) for index in indexes)
         self._first = np.cumsum([0, *(len(index.names) for index in indexes)])
@@ -239,17 +240,8 @@ class TarSource:
         digest.update(self._names)
         self._fingerprint = digest.hexdigest()
 
-    @property
-    def num_classes(self) -> int:
-        """How many class names."""
-        return len(self.class_names)
-
-    def __len__(self) -> int:
-        return len(self._labels)
-
     def __getitem__(self, index: int) -> Example:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
+        self.check_index(index)
         shard = self._shard_of(index)
         # Opened for each image: costs microseconds, and a thousand shards need no thousand handles.
         handle = os.open(self._files[shard], os.O_RDONLY)
@@ -264,18 +256,14 @@ class TarSource:
             os.close(handle)
         return {"image": image, "label": int(self._labels[index])}
 
-    def labels(self) -> Int[np.ndarray, "n"]:
-        """The label of every image."""
-        return self._labels
-
     def name_of(self, index: int) -> str:
-        """The tar and the member, e.g. "train-00000-of-00008.tar/00000012.jpg"."""
+        """Returns the tar and the member, e.g. "train-00000-of-00008.tar/00000012.jpg"."""
         start = self._ends[index - 1] if index else 0
         member = os.fsdecode(self._names[start : self._ends[index]])
         return f"{Path(self._files[self._shard_of(index)]).name}/{member}"
 
-    def fingerprint(self) -> str:
-        """Digest of names and sizes of the tars, and of names, places and labels of the images."""
+    def digest(self) -> str:
+        """Hashes names and sizes of the tars, and names, offsets and labels of the images."""
         return self._fingerprint
 
     def _shard_of(self, index: int) -> int:
@@ -290,12 +278,12 @@ def _numbers(index: TarIndex, class_names: Sequence[str]) -> np.ndarray:
     if unknown := sorted(set(index.folders) - set(by_name)):
         raise DataSetError(
             f"{len(unknown)} class folders in the tar are not among the {len(by_name)} classes: "
-            f"{few(unknown)}"
+            f"{preview_names(unknown)}"
         )
     return np.array([by_name[folder] for folder in index.folders], np.int32)
 
 
-def open_tar(path: str | None, part: Part) -> Source:
+def open_tar(path: str | None, part: Part) -> ClassificationDataset:
     """Opens the tars of a split.
 
     Args:
@@ -319,7 +307,7 @@ def open_tar(path: str | None, part: Part) -> Source:
         if by_folder == {False}:
             raise shards.no_class_names(home)
         class_names = _class_folders(path, part, indexes)
-    source = TarSource(files, indexes, class_names, info)
+    source = TarDataset(files, indexes, class_names, info)
     if part == "train":
         counts = np.bincount(source.labels(), minlength=len(class_names))
         check_classes_filled(counts, class_names, home)

@@ -1,0 +1,70 @@
+"""Preprocessing for image classification: decode, crop, resize, flip."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+
+from vig_jax.config import DataConfig
+from vig_jax.data.dataset import Example
+from vig_jax.data.preprocess import resize
+from vig_jax.data.preprocess.decode import load
+from vig_jax.data.preprocess.geometry import draw_view, image_size
+from vig_jax.data.preprocess.protocol import Spec
+from vig_jax.errors import ConfigError, DataSetError
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassificationPreprocess:
+    """Makes `image` uint8 [S, S, 3] and `label` int32 [] from one example.
+
+    Args:
+        data: S is `data.image_size`; crop, flip, and whether the fast kernel may be used.
+        train: draw random views. Otherwise, and without a generator, every image gets the view of
+            evaluation.
+
+    Raises:
+        ConfigError: a setting is out of range.
+        DataSetError: `data.resize` is "numba" and the kernel cannot be used.
+    """
+
+    data: DataConfig
+    train: bool
+
+    def __post_init__(self) -> None:
+        _check(self.data)
+
+    @property
+    def spec(self) -> Spec:
+        """Shape and dtype of `image` and `label`."""
+        side = self.data.image_size
+        return {"image": ((side, side, 3), np.dtype(np.uint8)), "label": ((), np.dtype(np.int32))}
+
+    def __call__(
+        self, example: Example, rng: np.random.Generator | None
+    ) -> Mapping[str, np.ndarray]:
+        """Decodes the image and applies a random view, or the view of evaluation.
+
+        Raises:
+            UndecodableImageError: the image is truncated, empty, or not an image.
+        """
+        image = load(example["image"], self.data)
+        view = draw_view(image_size(image), self.data, rng if self.train else None)
+        return {"image": view.image(image), "label": np.array(example["label"], np.int32)}
+
+
+def _check(data: DataConfig) -> None:
+    requirements = {
+        "image_size": (data.image_size >= 1, "at least 1"),
+        "crop_scale": (0 < data.crop_scale[0] <= data.crop_scale[1] <= 1, "0 < low <= high <= 1"),
+        "crop_ratio": (0 < data.crop_ratio[0] <= data.crop_ratio[1], "0 < low <= high"),
+        "crop_padding": (data.crop_padding >= 0, "at least 0"),
+        "hflip": (0 <= data.hflip <= 1, "a probability"),
+        "crop_pct": (0 < data.crop_pct <= 1, "above 0 and at most 1"),
+    }
+    for name, (holds, required) in requirements.items():
+        if not holds:
+            raise ConfigError(f"config.data.{name}={getattr(data, name)} must be {required}")
+    # The kernel is compiled here, so that worker processes find it in numba's cache.
+    if data.resize != "pillow" and (reason := resize.why_not()) and data.resize == "numba":
+        raise DataSetError(f"config.data.resize=numba, but {reason}; or set it to auto")
