@@ -17,6 +17,7 @@ LAYERS = (
     "vig_jax.figures",
     "vig_jax.sharding",
     "vig_jax.layers",
+    "vig_jax.heads",
     "vig_jax.models",
     "vig_jax.weights",
     "vig_jax.data.dataset",

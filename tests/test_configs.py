@@ -48,7 +48,7 @@ def test_builds(name):
         steps_per_epoch=10,
         total=10 * config.train.epochs,
     )
-    jax.eval_shape(make_optimizer(config.optimizer, schedule).init, params)
+    jax.eval_shape(make_optimizer(config.optimizer, schedule, task.model).init, params)
     assert Calendar.of(config.train, 10).total == 10 * config.train.epochs
     check_batch_size(config.train.batch_size, make_mesh())
     side, batch = config.data.image_size, config.train.batch_size

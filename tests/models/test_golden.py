@@ -11,8 +11,9 @@ import pytest
 from flax import traverse_util
 
 import vig_jax
+from kernels_pallas import vig_mixer
 from tests import golden
-from vig_jax.layers import gated_linear_attention
+from vig_jax.layers.gated_linear_attention import GATE_NORMALIZER
 from vig_jax.weights import upstream
 
 FOLDER = Path(__file__).parent / "golden"
@@ -165,47 +166,75 @@ def check_digests(gradients, arrays, tolerance):
 BLOCK_MODULES = ("attn", "mlp")
 
 
-def features_of(model, variables, images, monkeypatch):
-    """What modules return by their paths, what the first mixers make by block, and the maps."""
-    mixer = gated_linear_attention.vig_mixer
+def features_of(model, variables, images):
+    """Returns what modules return by their paths, the pieces of each mixer, and the maps."""
 
     def run(variables, images):
-        mixers = []
-
-        def spy(projected, local, gate_bias, decay_kernel, decay_bias, *rest, **options):
-            *scales, out_kernel = rest
-            width = local.shape[-1]
-
-            def mix(gate_bias, out_kernel, **changed):
-                arrays = (projected, local, gate_bias, decay_kernel, decay_bias, *scales)
-                return mixer(*arrays, out_kernel, **(options | changed))
-
-            blend = functools.partial(mix, out_kernel=jnp.eye(width, dtype=local.dtype))
-            decay_logits = jnp.dot(projected[..., 3 * width :], decay_kernel, precision="highest")
-            shut = jnp.full_like(gate_bias, -1e9)
-            mixers.append(
-                {
-                    "in_proj": jnp.swapaxes(local, 1, 2),  # upstream's are channels first
-                    "qkv_proj": projected[..., : 2 * width],
-                    "g_proj": projected[..., 2 * width : 3 * width] + gate_bias,
-                    "gk_proj": decay_logits + decay_bias,
-                    "l_norm": blend(shut, activation=None),
-                    "g_norm": blend(-shut, activation=None),
-                    "o_proj.in": blend(gate_bias),
-                    "o_proj": mix(gate_bias, out_kernel),
-                }
-            )
-            return mixers[-1]["o_proj"]
-
-        monkeypatch.setattr(gated_linear_attention, "vig_mixer", spy)
         maps, state = model.apply(variables, images, method="features", capture_intermediates=True)
         captured = {
-            "/".join(path[:-1]): value[0]
-            for path, value in traverse_util.flatten_dict(state["intermediates"]).items()
+            path: value[0]
+            for path, value in traverse_util.flatten_dict(state["intermediates"], sep="/").items()
         }
-        return captured, mixers, maps
+        modules = {path.removesuffix("/__call__"): x for path, x in captured.items()}
+        params = traverse_util.flatten_dict(variables["params"], sep="/")
+        mixers = {
+            path.removesuffix("/projected"): path.removesuffix("projected")
+            for path in captured
+            if path.endswith("/projected")
+        }
+        pieces = {name: mixer_pieces(model, captured, params, at) for name, at in mixers.items()}
+        return modules, pieces, maps
 
     return jax.jit(run)(variables, images)
+
+
+def mixer_pieces(model, captured, params, at):
+    """Returns what upstream has inside the mixer at the path `at`, under upstream's names."""
+    projected, local = (captured[f"{at}{name}"] for name in ("projected", "local"))
+    decays = [captured[f"{at}log_decay_{way}"] for way in ("fwd", "bwd")]
+    width, heads = local.shape[-1], decays[0].shape[2]
+    bias, kernel = params[f"{at}g_proj/bias"], params[f"{at}o_proj/kernel"]
+    activation = "silu" if model.use_out_act else None
+
+    def mix(gate_bias, out_kernel, activation=activation):
+        return vig_mixer(
+            projected,
+            local,
+            gate_bias,
+            params[f"{at}gk_proj_up/kernel"],
+            params[f"{at}gk_proj_up/bias"],
+            params[f"{at}g_norm/scale"],
+            params[f"{at}l_norm/scale"],
+            out_kernel,
+            heads=heads,
+            scale=getattr(model, "merge_scale", 0.5) * (width // heads // 2) ** -0.5,
+            activation=activation,
+            implementation="reference",
+        )
+
+    identity, shut = jnp.eye(width, dtype=local.dtype), jnp.full_like(bias, -1e9)
+    return {
+        "in_proj": jnp.swapaxes(local, 1, 2),  # upstream's are channels first
+        "qkv_proj": projected[..., : 2 * width],
+        "log_decay": jnp.concatenate([x.reshape(*x.shape[:2], -1) for x in decays], axis=-1),
+        "local_gate": captured[f"{at}local_gate"],
+        "l_norm": mix(shut, identity, None),
+        "g_norm": mix(-shut, identity, None),
+        "o_proj.in": mix(bias, identity),
+        "o_proj": mix(bias, kernel),
+    }
+
+
+def gates_of(arrays):
+    """Returns the golden arrays with upstream's gate logits turned into the gates."""
+    arrays = dict(arrays)
+    for key, logits in list(arrays.items()):
+        if key.endswith(".gk_proj"):
+            log_sigmoid = -np.logaddexp(0, -logits)
+            arrays[f"{key.removesuffix('gk_proj')}log_decay"] = log_sigmoid / GATE_NORMALIZER
+        elif key.endswith(".g_proj"):
+            arrays[f"{key.removesuffix('g_proj')}local_gate"] = 1 / (1 + np.exp(-logits))
+    return arrays
 
 
 def check_features(ours, arrays, tolerance):
@@ -216,28 +245,30 @@ def check_features(ours, arrays, tolerance):
 
 
 @pytest.mark.parametrize("name", [n for n in PLAIN if n not in ("plain_x", "plain_eps")])
-def test_inner_features(name, dtype, monkeypatch):
+def test_inner_features(name, dtype):
     model, variables, case, arrays = build(name, UPSTREAM_EVAL, dtype)
     images = jnp.asarray(golden.images(name, "native", case["images"]["native"])[:1], dtype)
-    captured, mixers, maps = features_of(model, variables, images, monkeypatch)
+    captured, mixers, maps = features_of(model, variables, images)
+    arrays = gates_of(arrays)
     ours = {"patch_embed": captured["patch_embed"], "norm": maps[0]}
     for i in range(model.depth):
         ours[f"blocks.{i}"] = captured[f"blocks_{i}"].total()
         for path in BLOCK_MODULES:
             ours[f"blocks.{i}.{path.replace('/', '.')}"] = captured[f"blocks_{i}/{path}"]
-        for piece, value in mixers[i].items():
+        for piece, value in mixers[f"blocks_{i}/attn"].items():
             ours[f"blocks.{i}.attn.{piece}"] = value
     ours = {theirs: value for theirs, value in ours.items() if f"feat64.{theirs}" in arrays}
     assert len(ours) >= 13
     check_features(ours, arrays, 2 * LOGITS[dtype])
 
 
-def test_inner_features_of_the_hierarchical_model(monkeypatch):
+def test_inner_features_of_the_hierarchical_model():
     with jax.enable_x64(True):
         model, variables, case, arrays = build("hier_a", 0.5, "float64")
         images = jnp.asarray(golden.images("hier_a", "native", case["images"]["native"])[:1])
         images = images.astype(jnp.float64)
-        captured, mixers, maps = features_of(model, variables, images, monkeypatch)
+        captured, mixers, maps = features_of(model, variables, images)
+        arrays = gates_of(arrays)
 
     def channels_first(x):
         return np.moveaxis(np.asarray(x), -1, 1)
@@ -252,8 +283,8 @@ def test_inner_features_of_the_hierarchical_model(monkeypatch):
         attended = captured[f"stages_{stage}/blocks_{depth - 1}/attn"]
         ours[f"{last}.op"] = channels_first(attended)
     first = "layers.3.blocks.0.op"
-    projections = ("qkv_proj", "g_proj", "gk_proj")  # convolutions there
-    for piece, value in mixers[sum(model.depths[:3])].items():
+    projections = ("qkv_proj", "local_gate", "log_decay")  # made by convolutions there
+    for piece, value in mixers["stages_3/blocks_0/attn"].items():
         is_map = piece in projections
         ours[f"{first}.{piece}"] = channels_first(value) if is_map else value
     check_features(ours, arrays, LOGITS["float64"])

@@ -101,9 +101,9 @@ def test_initialisers_match_upstream():
     [
         ((1, 31, 64, 3), jnp.float32, "31x64 pixels; .* at least 32"),
         ((1, 64, 31, 3), jnp.float32, "64x31 pixels; .* at least 32"),
-        ((64, 64, 3), jnp.float32, r"\[B, H, W, 3\] is wanted"),
-        ((1, 3, 64, 64), jnp.float32, r"\[B, H, W, 3\] is wanted"),
-        ((1, 64, 64, 3), jnp.uint8, "floating-point"),
+        ((64, 64, 3), jnp.float32, r"must be \[B, H, W, 3\]"),
+        ((1, 3, 64, 64), jnp.float32, r"must be \[B, H, W, 3\]"),
+        ((1, 64, 64, 3), jnp.uint8, "must be normalised floats"),
     ],
 )
 @pytest.mark.usefixtures("unchecked")

@@ -1,6 +1,7 @@
 """Run by test_mesh.py in a process with eight simulated devices."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,13 +10,27 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 
 from configs import common
+from kernels_pallas.testing import TOLERANCES, interpret, rms_relative_error
 from vig_jax.config import parse
-from vig_jax.sharding.kernels import over_batch
-from vig_jax.sharding.mesh import DATA_AXIS, check_batch_size, make_mesh, place_batch, replicated
+from vig_jax.errors import ConfigError
+from vig_jax.layers import gated_linear_attention
+from vig_jax.layers.gated_linear_attention import GatedLinearAttention
+from vig_jax.sharding.kernels import ROWS, WHOLE, shard_kernel
+from vig_jax.sharding.mesh import (
+    DATA_AXIS,
+    batch_sharded,
+    check_batch_size,
+    make_mesh,
+    place_batch,
+    replicated,
+    smallest_batch,
+)
 from vig_jax.tasks.classification import make_task
 from vig_jax.train.optim.optimizer import make_optimizer
 from vig_jax.train.state import init_state
 from vig_jax.train.step import make_train_step
+
+COLLECTIVE = re.compile(r"\b(?:all-gather|all-to-all|all-reduce|collective-permute)[.\w-]*\(")
 
 
 def tiny_config(**data):
@@ -98,30 +113,70 @@ def check_placement():
         check_batch_size(20, mesh)
 
 
-def check_over_batch():
-    """Each device sees its own rows only, forward and backward."""
+def check_shard_kernel():
+    """Each device has its own rows only, forward and backward; an odd batch is refused."""
     seen = []
 
-    @over_batch
-    def kernel(x, y):
+    def product(x, y):
         seen.append(x.shape)
         return x * y
 
+    kernel = shard_kernel(product, (ROWS, ROWS), ROWS)
     mesh = make_mesh()
     x = np.arange(48.0, dtype=np.float32).reshape(16, 3)
     batch = place_batch({"x": x, "y": x + 1}, mesh)
     with jax.set_mesh(mesh):
+        assert smallest_batch() == 8
         gradient = jax.jit(jax.grad(lambda x, y: jnp.sum(kernel(x, y))))(batch["x"], batch["y"])
+        with pytest.raises(ConfigError, match=r"\[20, 3\].* 8 devices of mesh axis 'data'.* 16"):
+            jax.eval_shape(kernel, jnp.zeros((20, 3)), jnp.zeros((20, 3)))
     np.testing.assert_array_equal(gradient, x + 1)
     assert gradient.sharding.spec[0] == DATA_AXIS
     assert set(seen) == {(2, 3)}
-    with jax.set_mesh(mesh):
-        jax.jit(kernel)(x[:3], x[:3])  # three rows cannot be shared by eight
-    assert seen[-1] == (3, 3)
+    columns = jax.make_mesh((2, 4), ("rows", "columns"), axis_types=(AxisType.Auto,) * 2)
+    grid = shard_kernel(product, (PartitionSpec("rows", "columns"), WHOLE), PartitionSpec("rows"))
+    with jax.set_mesh(columns):
+        assert jax.eval_shape(grid, jnp.zeros((4, 8)), jnp.zeros(())).shape == (4, 2)
+        jax.eval_shape(kernel, x, x)  # this mesh has no data axis to split over
+    assert seen[-2:] == [(2, 2), (16, 3)]
+
+
+def check_interpreted_kernels():
+    """Mapped over two devices, the mixer's Pallas kernels need no communication at all."""
+    mesh = make_mesh(jax.devices()[:2])
+    generator = np.random.default_rng(0)
+    x = generator.standard_normal((4, 2, 3, 16)).astype(np.float32)
+    reference, pallas = (
+        GatedLinearAttention(features=16, num_heads=1, gla_implementation=name)
+        for name in ("reference", "pallas_triton")
+    )
+    variables = jax.tree.map(
+        lambda leaf: 0.3 * generator.standard_normal(leaf.shape).astype(np.float32),
+        jax.eval_shape(reference.init, jax.random.key(0), x),
+    )
+
+    def compiled():
+        """Compiles a new function each time: JAX would reuse the trace of an old one."""
+        run = jax.jit(
+            lambda *arguments: pallas.apply(*arguments),
+            in_shardings=(replicated(mesh), batch_sharded(mesh)),
+        )
+        with jax.set_mesh(mesh), interpret():
+            return run.lower(variables, x).compile()
+
+    mapped = compiled()
+    actual = mapped(variables, jax.device_put(x, batch_sharded(mesh)))
+    assert rms_relative_error(actual, reference.apply(variables, x)) < TOLERANCES["float32"].forward
+    assert not COLLECTIVE.findall(mapped.as_text())
+    # The same kernels without the mapping do communicate: the pattern finds it.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gated_linear_attention, "shard_kernel", lambda kernel, *specs: kernel)
+        assert COLLECTIVE.findall(compiled().as_text())
 
 
 check_placement()
-check_over_batch()
+check_shard_kernel()
+check_interpreted_kernels()
 check_steps()
 check_accumulation()
 print("all equal")

@@ -8,8 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vig_jax.sharding.kernels import over_batch
-from vig_jax.sharding.mesh import check_batch_size, make_mesh, place_batch, replicated
+from vig_jax.sharding.kernels import ROWS, shard_kernel
+from vig_jax.sharding.mesh import (
+    check_batch_size,
+    make_mesh,
+    place_batch,
+    replicated,
+    smallest_batch,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,12 +31,18 @@ def test_one_device():
         check_batch_size(0, mesh)
 
 
-def test_over_batch_does_nothing_without_a_mesh():
+def test_a_kernel_is_called_directly_without_several_devices():
     x = jnp.arange(6.0).reshape(3, 2)
-    double = over_batch(lambda x: 2 * x)
-    np.testing.assert_array_equal(double(x), 2 * x)
+
+    def primitives():
+        double = shard_kernel(lambda x: 2 * x, (ROWS,), ROWS)
+        return [str(equation.primitive) for equation in jax.make_jaxpr(double)(x).eqns]
+
+    assert primitives() == ["mul"]
+    assert smallest_batch() == 1
     with jax.set_mesh(make_mesh()):
-        np.testing.assert_array_equal(jax.jit(double)(x), 2 * x)
+        assert primitives() == ["mul"]
+        assert smallest_batch() == 1
 
 
 @pytest.mark.multidevice

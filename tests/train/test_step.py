@@ -14,6 +14,7 @@ import vig_jax
 from configs import common
 from tests import golden
 from vig_jax.config import parse
+from vig_jax.models import ViG
 from vig_jax.sharding.mesh import make_mesh
 from vig_jax.tasks.losses import soft_cross_entropy
 from vig_jax.tasks.protocol import Task
@@ -206,7 +207,7 @@ class Line(Task):
 
 def steps_of(batch, count=3, *, freeze="", **options):
     config = dataclasses.replace(CONFIG, freeze=freeze, clip_norm=0.5)
-    optimizer = make_optimizer(config, lambda step: 0.1)
+    optimizer = make_optimizer(config, lambda step: 0.1, ViG())
     state = init_state(Line(), optimizer, seed=3, ema=True)
     step = make_train_step(
         Line(),
@@ -215,6 +216,7 @@ def steps_of(batch, count=3, *, freeze="", **options):
         ema_decay=0.7,
         mesh=make_mesh(),
         freeze=freeze,
+        head_prefixes=ViG().head_prefixes,
         **options,
     )
     metrics = []

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
-from vig_jax.sharding.kernels import over_batch
+from vig_jax.sharding.kernels import ROWS, shard_kernel
 
 RAND_AUGMENT_OPS = (
     "AutoContrast",
@@ -107,7 +107,7 @@ def rand_augment(
             images = _apply_ops(jax.vmap(law)(layer_keys[:, layer]), images, fill)
         return images
 
-    return over_batch(augment)(_row_keys(key, images.shape[0]), images)
+    return shard_kernel(augment, (ROWS, ROWS), ROWS)(_row_keys(key, images.shape[0]), images)
 
 
 def color_jitter(
@@ -138,7 +138,7 @@ def color_jitter(
             images = _recolour(op, images, tables)
         return images
 
-    return over_batch(jitter)(_row_keys(key, images.shape[0]), images)
+    return shard_kernel(jitter, (ROWS, ROWS), ROWS)(_row_keys(key, images.shape[0]), images)
 
 
 def erase(

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from vig_jax.sharding.mesh import batch_sharded, placed_ahead, replicated, steps_ahead
+from vig_jax.sharding.mesh import batch_sharded, max_in_flight, prefetch_to_device, replicated
 from vig_jax.tasks.protocol import Batch, Params, Sums, Task
 
 EvalStep = Callable[[Params, Batch], Sums]
@@ -47,8 +47,8 @@ def evaluate(
     """
     totals: dict[str, Sums] = {}
     started: collections.deque[Sums] = collections.deque()
-    ahead = steps_ahead()
-    for batch, placed in placed_ahead(batches, mesh, DEVICE_KEYS):
+    ahead = max_in_flight()
+    for batch, placed in prefetch_to_device(batches, mesh, DEVICE_KEYS):
         on_batch(batch)
         for name, params in parameter_sets.items():
             sums = eval_step(params, placed)

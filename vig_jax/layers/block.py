@@ -1,4 +1,4 @@
-"""The residual block that both families stack."""
+"""The residual block of both model families."""
 
 from collections.abc import Callable
 
@@ -15,18 +15,18 @@ from vig_jax.layers.norm import Norm, Residual
 class Block(nn.Module):
     """`x + mixer(norm(x))`, then `x + mlp(norm(x))`, each branch under drop path.
 
-    A branch is added by the norm that comes next, the last one by whoever follows the block.
+    The next norm adds a branch to the stream. The MLP's branch is still pending in the result.
 
     Attributes:
         features: model width D.
         num_heads: heads of the mixer.
         mlp_hidden: inner width of the gated MLP.
         drop_path: probability that a sample skips a branch.
-        norm: makes a normalisation over channels; called once for each branch.
+        norm: returns a new normalisation over channels; called once per branch.
         mixer_init: initialiser of the mixer's linear maps.
         use_act_in_conv, use_out_act, merge_scale, gla_implementation: see `GatedLinearAttention`.
-        dtype: of the computation; None promotes inputs and parameters.
-        param_dtype: of the parameters.
+        dtype: dtype of the computation; None promotes inputs and parameters.
+        param_dtype: dtype of the parameters.
     """
 
     features: int
@@ -62,16 +62,16 @@ class Block(nn.Module):
 
     def __call__(self, stream: Residual, train: bool) -> Residual:
         batch = stream.x.shape[0]
-        x, normed = self.attn_norm(stream)
+        x, normed = self.attn_norm.add(stream)
         stream = Residual(x, self.attn(normed), self.attn_drop(batch, train))
-        x, normed = self.mlp_norm(stream)
+        x, normed = self.mlp_norm.add(stream)
         return Residual(x, self.mlp(normed), self.mlp_drop(batch, train))
 
 
 def block_class(remat: bool) -> type[Block]:
-    """`Block`, or with `remat` one whose inner values are computed again for the gradient.
+    """Returns `Block`, or with `remat` a block that recomputes its inner values for the gradient.
 
-    Memory for the backward pass then holds the stream and one branch per block instead of every
-    intermediate, for about one more forward pass of time. Parameters and values are the same.
+    The backward pass then keeps the stream and one branch per block instead of every intermediate
+    value, for the time of about one more forward pass. Parameters and values do not change.
     """
     return nn.remat(Block, static_argnums=(2,)) if remat else Block  # 2: `train`

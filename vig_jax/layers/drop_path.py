@@ -7,17 +7,17 @@ from jaxtyping import Array, Float
 
 
 class DropPath(nn.Module):
-    """Draws which samples keep a residual branch: each drops it with probability `rate`.
+    """Draws which samples drop a residual branch, each with probability `rate`.
 
-    As timm's `DropPath`: a kept branch is divided by `1 - rate`. Draws from the "dropout" stream.
-    Source: Huang et al., "Deep Networks with Stochastic Depth", 2016.
+    A kept branch is divided by `1 - rate`, as in timm's `DropPath`. The draw uses the "dropout" RNG
+    stream. Source: Huang et al., "Deep Networks with Stochastic Depth", 2016.
     """
 
     rate: float
 
     @nn.compact
     def __call__(self, batch: int, train: bool) -> Float[Array, " B"] | None:
-        """Factors on the branch, 0 or 1 / (1 - rate) per sample; None where all are 1."""
+        """Returns the factor on each sample's branch, 0 or 1 / (1 - rate); None if all are 1."""
         if not train or self.rate == 0.0:
             return None
         keep = 1.0 - self.rate

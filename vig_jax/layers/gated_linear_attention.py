@@ -17,7 +17,7 @@ from vig_jax.layers.linear import (
     xavier_mixer,
 )
 from vig_jax.layers.locality import DepthwiseConv
-from vig_jax.sharding.kernels import over_batch
+from vig_jax.sharding.kernels import ROWS, WHOLE, shard_kernel
 
 GATE_RANK = 16
 GATE_NORMALIZER = 16.0  # log-decay = logsigmoid(logit) / 16
@@ -26,14 +26,21 @@ GATE_NORMALIZER = 16.0  # log-decay = logsigmoid(logit) / 16
 class GatedLinearAttention(nn.Module):
     """Bidirectional gated linear attention with 2D gating locality injection.
 
-    A depthwise 3x3 convolution gives the local map `s`. Queries, keys (D/2 channels each), values
-    (D) and the decays of the two directions are projected from `s`; the normalised result of the
-    scan and the normalised `s` are blended by a sigmoid gate. Source: ViG (AAAI 2025), section 3;
+    A depthwise 3x3 convolution computes the local map `s`. Queries, keys (D/2 channels each),
+    values (D) and the decays of the two directions are projected from `s`. A sigmoid gate blends
+    the normalised result of the scan and the normalised `s`. Source: ViG (AAAI 2025), section 3;
     hustvl/ViG `classification/models/vig.py`.
 
+    If the collection "intermediates" is mutable, the module stores in it `projected` [B, T, 3D + R]
+    and `local` [B, T, D], the inputs of `kernels_pallas.vig_mixer`; `log_decay_fwd` and
+    `log_decay_bwd` [B, T, H, K], the log-decays of the two directions; and `local_gate` [B, T, D],
+    the weight of the scan, where 1 minus it is the weight of `s`. Otherwise none of them is
+    computed.
+
     Attributes:
-        num_heads: heads; each has D/2/num_heads key and D/num_heads value channels.
-        kernel_init: of the linear maps; the depthwise convolution has its own.
+        features: model width D.
+        num_heads: number of heads H; each has D/2/H key and D/H value channels.
+        kernel_init: initialiser of the linear maps; the depthwise convolution has a separate one.
         use_act_in_conv: SiLU after the depthwise convolution.
         use_out_act: SiLU before the output projection.
         merge_scale: factor on the sum of the two directions. Upstream trains with 1/2; see
@@ -82,8 +89,11 @@ class GatedLinearAttention(nn.Module):
         s, merged, decay_kernel, out_kernel = nn.dtypes.promote_dtype(
             s, merged, decay_kernel, out_kernel, dtype=self.dtype
         )
-        out = over_batch(mixer, replicated=6)(
-            jnp.dot(s, merged, precision=precision(self.dtype)),
+        projected = jnp.dot(s, merged, precision=precision(self.dtype))
+        if self.is_mutable_collection("intermediates"):
+            self._capture(projected, s, gate_bias, decay_kernel, decay_bias)
+        out = shard_kernel(mixer, (ROWS, ROWS, *[WHOLE] * 6), ROWS)(
+            projected,
             s,
             gate_bias,
             decay_kernel,
@@ -93,6 +103,34 @@ class GatedLinearAttention(nn.Module):
             out_kernel,
         )
         return out.reshape(x.shape)
+
+    def _capture(
+        self,
+        projected: Float[Array, "B T E"],
+        local: Float[Array, "B T D"],
+        gate_bias: Float[Array | np.ndarray, " D"],
+        decay_kernel: Float[Array, "R D"],
+        decay_bias: Float[Array | np.ndarray, " D"],
+    ) -> None:
+        """Stores the inputs and the gates of the mixer as intermediates, gates in float32."""
+        wide = jnp.promote_types(projected.dtype, jnp.float32)
+        gate, features = jnp.split(projected[..., 2 * self.features :], [self.features], axis=-1)
+        highest = jax.lax.Precision.HIGHEST
+        logits = jnp.dot(features.astype(wide), decay_kernel.astype(wide), precision=highest)
+        log_decays = jax.nn.log_sigmoid(logits + decay_bias) / GATE_NORMALIZER
+        forward, backward = (
+            part.reshape(*part.shape[:2], self.num_heads, -1)
+            for part in jnp.split(log_decays, 2, axis=-1)
+        )
+        gates = {
+            "projected": projected,
+            "local": local,
+            "log_decay_fwd": forward,
+            "log_decay_bwd": backward,
+            "local_gate": jax.nn.sigmoid(gate.astype(wide) + gate_bias),
+        }
+        for name, value in gates.items():
+            self.sow("intermediates", name, value)
 
 
 class HeadScale(nn.Module):

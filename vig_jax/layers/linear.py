@@ -1,4 +1,4 @@
-"""Dense layers and convolutions with the precision and initialisers this project uses."""
+"""Dense layers and convolutions with this project's precision and initialisers."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +19,7 @@ torch_conv = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 def uniform_bias(fan_in: int) -> Callable[..., jax.Array]:
-    """PyTorch's default bias initialiser: uniform in +-1/sqrt(fan_in)."""
+    """Returns PyTorch's default bias initialiser: uniform in +-1/sqrt(fan_in)."""
     bound = fan_in**-0.5
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> jax.Array:
@@ -29,13 +29,13 @@ def uniform_bias(fan_in: int) -> Callable[..., jax.Array]:
 
 
 def precision(dtype: Dtype) -> jax.lax.Precision | None:
-    """float32 products are float32-grade on every device (no silent TF32); bf16 needs nothing."""
+    """Returns the precision of products: full float32 (never TF32), or None for narrower dtypes."""
     narrow = dtype is not None and jnp.finfo(dtype).bits < 32
     return None if narrow else jax.lax.Precision.HIGHEST
 
 
 def dense(features: int, kernel_init: Initializer, dtype: Dtype, param_dtype: Dtype) -> nn.Dense:
-    """A biased linear map over the last axis, `[..., D] -> [..., features]`, bias starting at 0."""
+    """Returns a linear map with bias over the last axis, `[..., D] -> [..., features]`."""
     return nn.Dense(
         features,
         kernel_init=kernel_init,
@@ -46,7 +46,7 @@ def dense(features: int, kernel_init: Initializer, dtype: Dtype, param_dtype: Dt
 
 
 class LinearWeights(nn.Module):
-    """The parameters of a linear map without the product, for layers that merge or fuse it."""
+    """The parameters of a linear map, for layers that merge the product or fuse it."""
 
     features: int
     kernel_init: Initializer
@@ -55,7 +55,7 @@ class LinearWeights(nn.Module):
 
     @nn.compact
     def __call__(self, in_features: int) -> tuple[jax.Array | np.ndarray, ...]:
-        """The kernel [in_features, features], and with `use_bias` the bias [features]."""
+        """Returns the kernel [in_features, features], and with `use_bias` the bias [features]."""
         shape = (in_features, self.features)
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
         if not self.use_bias:
@@ -72,7 +72,7 @@ def conv(
     dtype: Dtype,
     param_dtype: Dtype,
 ) -> nn.Conv:
-    """A biased convolution, `[B, h, w, in_features] -> [B, h', w', features]`, padding 1."""
+    """Returns a biased convolution `[B, h, w, in_features] -> [B, h', w', features]`, padding 1."""
     return nn.Conv(
         features,
         (kernel_size, kernel_size),

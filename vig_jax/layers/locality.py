@@ -8,14 +8,14 @@ from jaxtyping import Array, Float
 
 from kernels_pallas import depthwise_conv
 from vig_jax.layers.linear import Dtype, xavier_mixer
-from vig_jax.sharding.kernels import over_batch
+from vig_jax.sharding.kernels import ROWS, WHOLE, shard_kernel
 
 
 class DepthwiseConv(nn.Module):
     """Depthwise 3x3 convolution, zero padding 1, no bias: `[B, h, w, D] -> [B, h, w, D]`.
 
     Attributes:
-        activation: None, or "silu", on the result.
+        activation: None or "silu", applied to the result.
     """
 
     activation: str | None = None
@@ -27,4 +27,4 @@ class DepthwiseConv(nn.Module):
         kernel = self.param("kernel", xavier_mixer, (3, 3, 1, x.shape[-1]), self.param_dtype)
         x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
         conv = functools.partial(depthwise_conv, activation=self.activation)
-        return over_batch(conv, replicated=1)(x, kernel)
+        return shard_kernel(conv, (ROWS, WHOLE), ROWS)(x, kernel)

@@ -1,4 +1,6 @@
-"""The channel mixer."""
+"""The channel mixer of a block."""
+
+import math
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -6,19 +8,20 @@ from jaxtyping import Array, Float
 
 from kernels_pallas import swiglu_mlp
 from vig_jax.layers.linear import Dtype, LinearWeights, normal_002
-from vig_jax.sharding.kernels import over_batch
+from vig_jax.sharding.kernels import ROWS, WHOLE, shard_kernel
 
 
 def swiglu_hidden(features: int, multiple_of: int) -> int:
-    """Inner width: 8/3 of the width, where a plain MLP would have 4, rounded up to a multiple.
+    """Returns the inner width: 8/3 of `features`, rounded up to a multiple of `multiple_of`.
 
-    Three matrices of that width hold as many weights as two of four times the width.
+    Three matrices of this width have the parameter count of the two in a plain MLP, whose inner
+    width is 4 * `features`.
     """
-    return multiple_of * -(-int(8 * features / 3) // multiple_of)
+    return multiple_of * math.ceil(int(8 * features / 3) / multiple_of)
 
 
 class SwiGLU(nn.Module):
-    """`down_proj(SiLU(gate) * y)` with `[gate, y] = gate_proj(x)`; no biases.
+    """Gated MLP: `down_proj(SiLU(gate) * up)` with `[gate, up] = gate_proj(x)`; no biases.
 
     Source: Shazeer, "GLU Variants Improve Transformer", 2020.
     """
@@ -35,4 +38,4 @@ class SwiGLU(nn.Module):
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         (kernel,), (down_kernel,) = self.gate_proj(x.shape[-1]), self.down_proj(self.hidden)
         arrays = nn.dtypes.promote_dtype(x, kernel, down_kernel, dtype=self.dtype)
-        return over_batch(swiglu_mlp, replicated=2)(*arrays)
+        return shard_kernel(swiglu_mlp, (ROWS, WHOLE, WHOLE), ROWS)(*arrays)

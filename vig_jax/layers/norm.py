@@ -1,51 +1,54 @@
-"""Normalisations, joined with the sum of a residual branch or with an activation."""
+"""Normalisations, fused with the sum of a residual branch or with an activation."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from kernels_pallas import norm_act, residual_norm
 from vig_jax.layers.linear import Dtype
-from vig_jax.sharding.kernels import over_batch
+from vig_jax.sharding.kernels import ROWS, WHOLE, shard_kernel
 
 
-class Residual(NamedTuple):
-    """A residual stream whose last branch is still to be added.
+class Residual(flax.struct.PyTreeNode):
+    """A residual stream whose last branch is not added yet.
 
-    The norm that reads the stream adds it: one pass over memory instead of two.
+    The norm that reads the stream next adds the branch: one pass over memory instead of two.
 
     Attributes:
         x: the stream [B, h, w, D].
-        branch: what to add, or None.
-        keep: factor on the branch of each sample [B], or None for 1; see `DropPath`.
+        branch: the branch to add [B, h, w, D], or None.
+        branch_scale: the factor on the branch of each sample [B], or None for 1; see `DropPath`.
     """
 
     x: Float[Array, "B h w D"]
     branch: Float[Array, "B h w D"] | None = None
-    keep: Float[Array, " B"] | None = None
+    branch_scale: Float[Array, " B"] | None = None
 
     def total(self) -> Float[Array, "B h w D"]:
-        """The stream with the branch added."""
+        """Returns the stream with the branch added."""
         if self.branch is None:
             return self.x
-        if self.keep is None:
+        if self.branch_scale is None:
             return self.x + self.branch
-        keep = self.keep[:, None, None, None]
-        kept = jnp.where(keep == 0, 0, keep * self.branch)
-        return (self.x + kept).astype(self.x.dtype)
+        scale = self.branch_scale[:, None, None, None]
+        scaled = jnp.where(scale == 0, 0, scale * self.branch)
+        return (self.x + scaled).astype(self.x.dtype)
 
 
 class Norm(nn.Module):
-    """Normalisation over channels; statistics are float32 or wider, results have the input's type.
+    """Normalisation over channels; statistics are float32 or wider, results have the input's dtype.
 
     Attributes:
-        kind: "rms", `x / sqrt(mean(x^2) + eps) * scale`, or "layer", with the mean taken off first
-            and a bias.
-        epsilon: eps; upstream has 1e-6 in RMS norms and 1e-5 in layer norms.
-        activation: None, "silu" or "gelu" (the exact one), after the norm.
+        kind: "rms", `x / sqrt(mean(x^2) + eps) * scale`, or "layer", which first subtracts the mean
+            and has a bias.
+        epsilon: eps; upstream uses 1e-6 in RMS norms and 1e-5 in layer norms.
+        activation: None, "silu" or "gelu" (the exact one), applied after the norm; not by `add`.
+        param_dtype: dtype of scale and bias.
     """
 
     kind: str
@@ -54,36 +57,53 @@ class Norm(nn.Module):
     param_dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, stream: Residual) -> tuple[Float[Array, "B h w D"], Float[Array, "B h w D"]]:
-        """The stream with its branch added, and that normalised."""
-        x, branch, keep = stream
-        shape = (x.shape[-1],)
-        parameters = [self.param("scale", nn.initializers.ones, shape, self.param_dtype)]
-        if self.kind == "layer":
-            parameters.append(self.param("bias", nn.initializers.zeros, shape, self.param_dtype))
-        options: dict[str, Any] = {"kind": self.kind, "epsilon": self.epsilon}
-        if branch is None:
+    def _weights(self, width: int) -> tuple[jax.Array | np.ndarray, ...]:
+        """Returns the scale [D], and for a layer norm the bias [D]."""
+        scale = self.param("scale", nn.initializers.ones, (width,), self.param_dtype)
+        if self.kind != "layer":
+            return (scale,)
+        return scale, self.param("bias", nn.initializers.zeros, (width,), self.param_dtype)
 
-            def norm(x: jax.Array, *parameters: jax.Array) -> jax.Array:
-                return norm_act(x, *parameters, activation=self.activation, **options)
+    def __call__(self, x: Float[Array, "B h w D"]) -> Float[Array, "B h w D"]:
+        """Normalises `x` and applies the activation."""
+        weights = self._weights(x.shape[-1])
 
-            return x, over_batch(norm, replicated=len(parameters))(x, *parameters)
+        def norm(x: jax.Array, *weights: jax.Array) -> jax.Array:
+            options: dict[str, Any] = {"kind": self.kind, "epsilon": self.epsilon}
+            return norm_act(x, *weights, activation=self.activation, **options)
+
+        specs = (ROWS, *[WHOLE] * len(weights))
+        return shard_kernel(norm, specs, ROWS)(x, *weights)
+
+    def add(self, stream: Residual) -> tuple[Float[Array, "B h w D"], Float[Array, "B h w D"]]:
+        """Adds the pending branch of a stream and normalises the sum.
+
+        Args:
+            stream: with or without a pending branch.
+
+        Returns:
+            The sum, and the sum normalised.
+        """
+        if stream.branch is None:
+            return stream.x, self(stream.x)
+        weights = self._weights(stream.x.shape[-1])
+        scales = () if stream.branch_scale is None else (stream.branch_scale,)
 
         def add_norm(x: jax.Array, branch: jax.Array, *rest: jax.Array) -> Any:
-            if keep is None:
-                return residual_norm(x, branch, *rest, **options)
-            return residual_norm(x, branch, *rest[1:], keep=rest[0], **options)
+            keep, weights = rest[: len(scales)], rest[len(scales) :]
+            options: dict[str, Any] = {"kind": self.kind, "epsilon": self.epsilon}
+            return residual_norm(x, branch, *weights, keep=keep[0] if keep else None, **options)
 
-        kept = () if keep is None else (keep,)
-        run = over_batch(add_norm, replicated=len(parameters))
-        return run(x, branch, *kept, *parameters)
+        rows, whole = 2 + len(scales), len(weights)
+        run = shard_kernel(add_norm, (*[ROWS] * rows, *[WHOLE] * whole), ROWS)
+        return run(stream.x, stream.branch, *scales, *weights)
 
 
 def rms_norm(param_dtype: Dtype) -> Norm:
-    """RMS norm with upstream's epsilon."""
+    """Returns an RMS norm with upstream's epsilon."""
     return Norm("rms", 1e-6, param_dtype=param_dtype)
 
 
 def layer_norm(param_dtype: Dtype, activation: str | None = None) -> Norm:
-    """Layer norm with upstream's epsilon."""
+    """Returns a layer norm with upstream's epsilon."""
     return Norm("layer", 1e-5, activation, param_dtype)

@@ -1,4 +1,4 @@
-"""From uint8 pixels to what models take."""
+"""Normalisation of uint8 pixels."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
@@ -11,5 +11,5 @@ IMAGENET_STD: Channels = (0.229, 0.224, 0.225)
 def normalise(
     images: UInt8[Array, "B H W 3"], mean: Channels, std: Channels
 ) -> Float[Array, "B H W 3"]:
-    """Pixels in units of [0, 1] minus the mean, over the standard deviation, per channel."""
+    """Scales pixels to [0, 1], subtracts `mean` and divides by `std`, per channel."""
     return (images / 255.0 - jnp.asarray(mean)) / jnp.asarray(std)

@@ -9,10 +9,10 @@ from jaxtyping import Array, Float
 
 
 def bicubic_matrix(source: int, target: int) -> np.ndarray:
-    """The `[target, source]` float64 matrix that resizes one axis.
+    """Returns the `[target, source]` float64 matrix that resizes one axis.
 
-    PyTorch's `interpolate(mode="bicubic", align_corners=False)`: cubic with a = -0.75, half-pixel
-    centres, the border repeated, no antialiasing.
+    It equals PyTorch's `interpolate(mode="bicubic", align_corners=False)`: cubic with a = -0.75,
+    half-pixel centres, border pixels repeated, no antialiasing.
     """
     a = -0.75
     matrix = np.zeros((target, source))
@@ -36,7 +36,7 @@ def resize_pos_embed(
 
     Args:
         pos_embed: embedding of a square grid of N = n * n tokens, row-major.
-        grid: rows and columns wanted; (n, n) returns the embedding as it is.
+        grid: the number of rows and columns; (n, n) returns the embedding unchanged.
 
     Returns:
         The embedding at `grid`, in `pos_embed`'s dtype.

@@ -1,4 +1,4 @@
-"""Overlapping convolutions between images and tokens and between stages."""
+"""Overlapping convolutions: from images to tokens, and from stage to stage."""
 
 import functools
 
@@ -9,16 +9,16 @@ from jaxtyping import Array, Float
 from kernels_pallas import im2col
 from vig_jax.errors import ConfigError
 from vig_jax.layers.linear import Dtype, conv, precision, torch_conv, uniform_bias
-from vig_jax.layers.norm import Residual, layer_norm
-from vig_jax.sharding.kernels import over_batch
+from vig_jax.layers.norm import layer_norm
+from vig_jax.sharding.kernels import ROWS, shard_kernel
 
 
 class PatchConv(nn.Module):
-    """A biased convolution of padding 1, its kernel one larger than its stride, as a product.
+    """A biased convolution with padding 1 and kernel size `stride + 1`, as im2col and a product.
 
-    A convolution of three channels keeps GPUs busy with padding them; here the pixels under each
-    position of the kernel are laid out side by side once, and behind them a one, which brings the
-    bias. The parameters are those of `nn.Conv`.
+    GPU convolutions of three channels spend their time on padding the channels. im2col avoids
+    that. It also appends a one to each patch, so that the product includes the bias. The parameters
+    are those of `nn.Conv`.
     """
 
     features: int
@@ -34,18 +34,23 @@ class PatchConv(nn.Module):
         bias_init = uniform_bias(channels * size**2)
         bias = self.param("bias", bias_init, (self.features,), self.param_dtype)
         images, kernel, bias = nn.dtypes.promote_dtype(images, kernel, bias, dtype=self.dtype)
-        under = functools.partial(im2col, kernel_size=size, stride=self.stride, ones=True)
-        columns = over_batch(under)(images)
+        patches = functools.partial(im2col, kernel_size=size, stride=self.stride, ones=True)
+        columns = shard_kernel(patches, (ROWS,), ROWS)(images)
         matrix = jnp.concatenate([kernel.reshape(-1, self.features), bias[None]])
         matrix = jnp.pad(matrix, ((0, columns.shape[-1] - len(matrix)), (0, 0)))
         return jnp.dot(columns, matrix, precision=precision(self.dtype))
 
 
-class ConvStem(nn.Module):
-    """Images to a map of tokens: conv, norm, activation, conv, norm.
+def smallest_image(patch_size: int) -> int:
+    """Returns the smallest image side in pixels that a `ConvStem` accepts."""
+    return max(1, patch_size // 2 - 1)
 
-    The first convolution (kernel `patch_size // 2 + 1`, stride `patch_size // 2`) makes half of
-    the channels, the second (kernel 3, stride 2) all of them. Source: hustvl/ViG `V2PatchEmbed`
+
+class ConvStem(nn.Module):
+    """Patch embedding, images to a map of tokens: conv, norm, activation, conv, norm.
+
+    The first convolution (kernel `patch_size // 2 + 1`, stride `patch_size // 2`) has half of the
+    channels, the second (kernel 3, stride 2) all of them. Source: hustvl/ViG `V2PatchEmbed`
     (`patch_size=16`, SiLU) and ViG-H's patch embedding v2 (`patch_size=4`, GELU).
     """
 
@@ -64,18 +69,18 @@ class ConvStem(nn.Module):
         self.norm2 = layer_norm(self.param_dtype)
 
     def __call__(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w D"]:
-        smallest = self.patch_size // 2 - 1
+        smallest = smallest_image(self.patch_size)
         if min(images.shape[1:3]) < smallest:
             raise ConfigError(
                 f"images are {images.shape[1]}x{images.shape[2]} pixels; the stem of a model with "
-                f"patch_size={self.patch_size} needs at least {smallest} on either side"
+                f"patch_size={self.patch_size} needs at least {smallest} on each side"
             )
-        _, x = self.norm1(Residual(self.conv1(images)))
-        return self.norm2(Residual(self.conv2(x)))[1]
+        x = self.norm1(self.conv1(images))
+        return self.norm2(self.conv2(x))
 
 
 class Downsample(nn.Module):
-    """Half the rows and columns, rounded up, and another width: conv 3x3 of stride 2, norm."""
+    """Halves rows and columns, rounding up, and changes the width: 3x3 conv of stride 2, norm."""
 
     features: int
     in_features: int
@@ -88,4 +93,4 @@ class Downsample(nn.Module):
         self.norm = layer_norm(self.param_dtype)
 
     def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B h2 w2 D"]:
-        return self.norm(Residual(self.conv(x)))[1]
+        return self.norm(self.conv(x))

@@ -1,12 +1,14 @@
-"""Blocks stacked into models."""
+"""The model families, the published variants by name, and the contract of a backbone."""
 
-from vig_jax.models.backbone import FeatureInfo
+from vig_jax.models.backbone import Backbone, FeatureInfo, ParameterGroups
 from vig_jax.models.variants import create_model, list_models, model_settings
 from vig_jax.models.vig import ViG
 from vig_jax.models.vig_h import ViGH
 
 __all__ = [
+    "Backbone",
     "FeatureInfo",
+    "ParameterGroups",
     "ViG",
     "ViGH",
     "create_model",

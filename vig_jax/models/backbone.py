@@ -1,9 +1,9 @@
-"""What the model families share around their blocks."""
+"""The contract of a backbone, and the checks that all model families share."""
 
 import contextlib
 import difflib
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -12,33 +12,132 @@ from jaxtyping import Array, Float
 
 from kernels_pallas.vig_mixer import IMPLEMENTATIONS
 from vig_jax.errors import ConfigError
+from vig_jax.layers.linear import Dtype
 
 
 class FeatureInfo(NamedTuple):
-    """One entry of `feature_info`, in timm's terms."""
+    """Description of one map that `features` returns, in timm's terms.
 
-    num_chs: int  # channels
-    reduction: int  # stride against the image
+    Attributes:
+        num_chs: number of channels.
+        reduction: stride relative to the image.
+        module: path of the module that makes the map.
+    """
+
+    num_chs: int
+    reduction: int
     module: str
 
 
+@runtime_checkable
+class ParameterGroups(Protocol):
+    """A model that knows which of its parameters belong together."""
+
+    @property
+    def head_prefixes(self) -> tuple[str, ...]:
+        """First names of the parameter paths that are the head; all others are the backbone."""
+
+    def layer_ids(self, params: Any) -> tuple[Any, int]:
+        """Returns the layer number of every parameter, and the number of the last layer.
+
+        Args:
+            params: the parameter tree of the model; only its structure counts.
+
+        Returns:
+            A tree of ints from 0 (the stem) to n + 1 (the last norm and the head) for n blocks, and
+            n + 1.
+        """
+
+
+class Backbone(ParameterGroups, Protocol):
+    """A `flax.linen.Module` with the members that the rest of the package relies on.
+
+    Attributes:
+        num_classes: width of the classification head; 0 means no head, and calling the model
+            returns pooled features.
+        dtype: dtype of the computation; None promotes images and parameters.
+        gla_implementation: see `kernels_pallas.vig_mixer`; None chooses the best for the device.
+    """
+
+    num_classes: int
+    dtype: Dtype
+    gla_implementation: str | None
+
+    @property
+    def native_size(self) -> int | None:
+        """Image side in pixels that the parameters are made for; None if any size is as good."""
+
+    @property
+    def smallest_size(self) -> int:
+        """Smallest image side in pixels."""
+
+    @property
+    def pos_embed_grid(self) -> int | None:
+        """Side of the square grid of the position embedding; None if there is none."""
+
+    @property
+    def stage_sizes(self) -> tuple[tuple[int, int], ...]:
+        """Width and number of blocks of each stage; plain models have one stage."""
+
+    @property
+    def feature_info(self) -> tuple[FeatureInfo, ...]:
+        """Channels and stride of the maps that `features` returns by default."""
+
+    def __call__(self, images: Float[Array, "B H W 3"], train: bool = False) -> Any:
+        """Returns logits [B, num_classes], or pooled features [B, D] without a head."""
+
+    def features(
+        self,
+        images: Float[Array, "B H W 3"],
+        *,
+        out_indices: Sequence[int] | None = None,
+        train: bool = False,
+    ) -> tuple[Float[Array, "B h w D"], ...]:
+        """Returns maps [B, h, w, D]; `out_indices` selects blocks or stages."""
+
+    def init(self, rngs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Returns fresh variables; see `flax.linen.Module.init`."""
+
+    def apply(self, variables: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Calls the model with these variables; see `flax.linen.Module.apply`."""
+
+
 def check_images(images: jax.Array) -> None:
-    """Refuses what is not a batch of normalised images.
+    """Checks that an array is a batch of normalised images.
 
     Raises:
         ValueError: the array is not [B, H, W, 3] or not floating-point.
     """
     if images.ndim != 4 or images.shape[-1] != 3:
-        raise ValueError(f"images have shape {images.shape}; [B, H, W, 3] is wanted")
+        raise ValueError(f"images have shape {images.shape}; they must be [B, H, W, 3]")
     if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise ValueError(f"images are {images.dtype}; normalised floating-point pixels are wanted")
+        raise ValueError(f"images are {images.dtype}; they must be normalised floats")
+
+
+def check_indices(out_indices: Sequence[int], count: int, unit: str) -> tuple[int, ...]:
+    """Returns `out_indices` with negative ones counted from the end.
+
+    Args:
+        out_indices: indices from -count to count - 1.
+        count: number of blocks or stages.
+        unit: "blocks" or "stages", for the message.
+
+    Raises:
+        ConfigError: there is no index, or one is out of range.
+    """
+    if not out_indices or not all(-count <= index < count for index in out_indices):
+        raise ConfigError(
+            f"out_indices={tuple(out_indices)} must be one or more of {-count} to {count - 1}: the "
+            f"model has {count} {unit}"
+        )
+    return tuple(index % count for index in out_indices)
 
 
 def check_implementation(name: str | None) -> None:
-    """Refuses a name that `kernels_pallas.vig_mixer` does not know.
+    """Checks that `kernels_pallas.vig_mixer` has an implementation of this name.
 
     Raises:
-        ConfigError: an unknown name; the message has the nearest one.
+        ConfigError: an unknown name; the message suggests the nearest one.
     """
     if name is not None and name not in IMPLEMENTATIONS:
         near = difflib.get_close_matches(name, IMPLEMENTATIONS, n=1, cutoff=0.4)
@@ -51,8 +150,8 @@ def implementation_refusals(name: str | None) -> Iterator[None]:
     """Reports an implementation that cannot serve the model on this device as a `ConfigError`.
 
     Args:
-        name: the model's `gla_implementation`. None, when the operators choose by themselves,
-            changes no exception.
+        name: the model's `gla_implementation`. For None, when the operators choose for themselves,
+            no exception is changed.
 
     Raises:
         ConfigError: the body raised `NotImplementedError`, as operators do when they refuse a call.
@@ -66,10 +165,10 @@ def implementation_refusals(name: str | None) -> Iterator[None]:
 
 
 def check_heads(embed_dim: int, num_heads: int) -> None:
-    """Refuses a width that keys (half of it) and values (all of it) cannot split into heads.
+    """Checks that keys (half of the width) and values (the full width) split into heads.
 
     Raises:
-        ConfigError: `embed_dim` is no multiple of twice `num_heads`.
+        ConfigError: `embed_dim` is not a multiple of twice `num_heads`.
     """
     if num_heads < 1 or embed_dim < 1 or embed_dim % (2 * num_heads):
         raise ConfigError(
@@ -78,8 +177,18 @@ def check_heads(embed_dim: int, num_heads: int) -> None:
         )
 
 
+def check_classes(num_classes: int) -> None:
+    """Checks the width of a head.
+
+    Raises:
+        ConfigError: `num_classes` is negative.
+    """
+    if num_classes < 0:
+        raise ConfigError(f"num_classes={num_classes} must be at least 0; 0 means no head")
+
+
 def drop_path_rates(last: float, depth: int) -> list[float]:
-    """Rates of `depth` blocks, rising linearly from 0 to `last`.
+    """Returns the rates of `depth` blocks, rising linearly from 0 to `last`.
 
     Raises:
         ConfigError: `last` is not a probability below 1.
@@ -87,8 +196,3 @@ def drop_path_rates(last: float, depth: int) -> list[float]:
     if not 0 <= last < 1:
         raise ConfigError(f"drop_path_rate={last} must be at least 0 and below 1")
     return [float(rate) for rate in np.linspace(0, last, depth)]
-
-
-def mean_pool(x: Float[Array, "B h w D"]) -> Float[Array, "B D"]:
-    """The mean over tokens, accumulated and returned in float32 or wider."""
-    return jnp.mean(x, axis=(1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))

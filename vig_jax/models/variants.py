@@ -4,8 +4,6 @@ import dataclasses
 import difflib
 from typing import Any
 
-import flax.linen as nn
-
 from vig_jax.errors import ConfigError
 from vig_jax.models.vig import ViG
 from vig_jax.models.vig_h import ViGH
@@ -49,24 +47,25 @@ VARIANTS: dict[str, tuple[type[ViG | ViGH], dict[str, Any]]] = {
 
 
 def list_models() -> tuple[str, ...]:
-    """The names `create_model` knows."""
+    """Returns the names that `create_model` accepts."""
     return tuple(VARIANTS)
 
 
-def create_model(name: str, num_classes: int = 1000, **overrides: Any) -> nn.Module:
+def create_model(name: str, num_classes: int = 1000, **overrides: Any) -> ViG | ViGH:
     """Builds a model by name.
 
     Args:
         name: one of `list_models()`.
-        num_classes: width of the classification head.
+        num_classes: width of the classification head; 0 means no head.
         **overrides: fields of the model class, `vig_jax.models.ViG` or for the hierarchical models
             `vig_jax.models.ViGH`; e.g. `drop_path_rate=0.1`, `dtype=jnp.bfloat16`.
 
     Returns:
-        A `flax.linen` module; `model.apply(variables, images)` gives logits [B, num_classes].
+        A `flax.linen` module; `model.apply(variables, images)` returns logits [B, num_classes], or
+        pooled features [B, D] if `num_classes` is 0.
 
     Raises:
-        ConfigError: unknown name or field; the message names the nearest ones.
+        ConfigError: unknown name or field; the message suggests the nearest ones.
     """
     fields = model_settings(name)
     for key in overrides:
@@ -77,10 +76,10 @@ def create_model(name: str, num_classes: int = 1000, **overrides: Any) -> nn.Mod
 
 
 def model_settings(name: str) -> tuple[str, ...]:
-    """The settings that `create_model` takes for a model, `num_classes` included.
+    """Returns the settings that `create_model` accepts for a model, with `num_classes`.
 
     Raises:
-        ConfigError: unknown name; the message names the nearest ones.
+        ConfigError: unknown name; the message suggests the nearest ones.
     """
     if name not in VARIANTS:
         raise ConfigError(f"unknown model {name!r}{_nearest(name, list(VARIANTS))}")

@@ -1,26 +1,32 @@
-"""Plain ViG: one resolution, twelve blocks."""
+"""Plain ViG: blocks at one resolution."""
 
 import functools
+from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vig_jax.errors import ConfigError
+from vig_jax.heads.classification import classification_head, mean_pool
 from vig_jax.layers.block import block_class
-from vig_jax.layers.linear import Dtype, dense, normal_002
+from vig_jax.layers.linear import Dtype, normal_002
 from vig_jax.layers.mlp import swiglu_hidden
 from vig_jax.layers.norm import Residual, rms_norm
 from vig_jax.layers.pos_embed import resize_pos_embed
-from vig_jax.layers.stem import ConvStem
+from vig_jax.layers.stem import ConvStem, smallest_image
 from vig_jax.models.backbone import (
     FeatureInfo,
+    check_classes,
     check_heads,
     check_images,
     check_implementation,
+    check_indices,
     drop_path_rates,
-    mean_pool,
 )
+from vig_jax.models.parameter_groups import HEAD_PREFIXES, layer_ids
 
 
 class ViG(nn.Module):
@@ -30,23 +36,23 @@ class ViG(nn.Module):
     (AAAI 2025); hustvl/ViG `classification/models/vig.py`.
 
     Attributes:
-        num_classes: width of the head.
-        img_size: side in pixels the position embedding is made for; other image sizes resize it.
-        patch_size: pixels a token covers, even.
+        num_classes: width of the head; 0 means no head.
+        img_size: image side in pixels of the position embedding; it is resized for other sizes.
+        patch_size: side of a patch in pixels, even.
         embed_dim: model width D.
         depth: number of blocks.
         num_heads: heads of the mixer; D/2 must be a multiple of it.
-        drop_path_rate: of the last block; the rates rise linearly from 0.
+        drop_path_rate: rate of the last block; the rates rise linearly from 0.
         use_act_in_conv: SiLU after the mixer's depthwise convolution.
         use_out_act: SiLU before the mixer's output projection.
-        merge_scale: factor on the sum of the two scan directions. 1/2, as upstream trains.
-            Upstream's evaluation code halves twice (1/4); the RMS norm that follows cancels all
-            but its epsilon, so the published weights' logits move by about 4e-6 relative. Set
-            0.25 only to compare with upstream's evaluation to the last digit.
+        merge_scale: factor on the sum of the two scan directions; upstream trains with 1/2.
+            Upstream's evaluation code halves twice (1/4). The RMS norm that follows cancels the
+            factor up to its epsilon, so the logits of the published weights change by about 4e-6
+            relative. Set 0.25 only to reproduce upstream's evaluation to the last digit.
         gla_implementation: see `kernels_pallas.vig_mixer`.
-        remat: compute each block again in the backward pass: less memory, more time.
-        dtype: of the computation; None promotes images and parameters.
-        param_dtype: of the parameters.
+        remat: recompute each block in the backward pass: less memory, more time.
+        dtype: dtype of the computation; None promotes images and parameters.
+        param_dtype: dtype of the parameters.
     """
 
     num_classes: int = 1000
@@ -71,17 +77,47 @@ class ViG(nn.Module):
                 f"{self.img_size}"
             )
         if not isinstance(self.num_heads, int):
-            raise ConfigError(f"num_heads={self.num_heads} must be one number: there are no stages")
+            raise ConfigError(f"num_heads={self.num_heads} must be one number: ViG has no stages")
         if self.depth < 1:
             raise ConfigError(f"depth={self.depth} must be at least 1")
         check_heads(self.embed_dim, self.num_heads)
+        check_classes(self.num_classes)
         check_implementation(self.gla_implementation)
         super().__post_init__()
 
     @property
     def feature_info(self) -> tuple[FeatureInfo, ...]:
-        """Channels and stride of what `features` returns."""
+        """Channels and stride of the map that `features` returns by default."""
         return (FeatureInfo(self.embed_dim, self.patch_size, "norm"),)
+
+    @property
+    def native_size(self) -> int:
+        """Image side in pixels that the position embedding is made for."""
+        return self.img_size
+
+    @property
+    def smallest_size(self) -> int:
+        """Smallest image side in pixels that the stem accepts."""
+        return smallest_image(self.patch_size)
+
+    @property
+    def pos_embed_grid(self) -> int:
+        """Rows and columns of the position embedding."""
+        return self.img_size // self.patch_size
+
+    @property
+    def stage_sizes(self) -> tuple[tuple[int, int], ...]:
+        """Width and number of blocks of the only stage."""
+        return ((self.embed_dim, self.depth),)
+
+    @property
+    def head_prefixes(self) -> tuple[str, ...]:
+        """First names of the parameter paths that are the head."""
+        return HEAD_PREFIXES
+
+    def layer_ids(self, params: Any) -> tuple[Any, int]:
+        """Returns layer numbers; see `vig_jax.models.backbone.ParameterGroups`."""
+        return layer_ids(params)
 
     def setup(self) -> None:
         tokens = (self.img_size // self.patch_size) ** 2
@@ -109,32 +145,57 @@ class ViG(nn.Module):
             for rate in drop_path_rates(self.drop_path_rate, self.depth)
         ]
         self.norm = rms_norm(self.param_dtype)
-        # The head is small: float32 logits cost nothing.
-        self.head = dense(self.num_classes, normal_002, None, self.param_dtype)
+        if self.num_classes:
+            self.head = classification_head(self.num_classes, self.param_dtype)
 
     def __call__(
         self, images: Float[Array, "B H W 3"], train: bool = False
     ) -> Float[Array, "B classes"]:
-        """Class logits, float32 or wider.
+        """Returns class logits, or without a head the mean of the last map; float32 or wider.
 
         Args:
-            images: normalised pixels of any size the stem accepts, square or not.
-            train: drop path on; needs `rngs={"dropout": key}`.
+            images: normalised pixels of any size that the stem accepts, square or not.
+            train: enables drop path, which needs `rngs={"dropout": key}`.
 
         Raises:
             ValueError: the images are not [B, H, W, 3] floats, or (ConfigError) too small.
         """
-        (x,) = self.features(images, train)
-        return self.head(mean_pool(x))
+        (x,) = self.features(images, train=train)
+        pooled = mean_pool(x)
+        return self.head(pooled) if self.num_classes else pooled
 
     def features(
-        self, images: Float[Array, "B H W 3"], train: bool = False
-    ) -> tuple[Float[Array, "B h w D"]]:
-        """The normalised last map, as a tuple with one entry per stage (here one)."""
+        self,
+        images: Float[Array, "B H W 3"],
+        *,
+        out_indices: Sequence[int] | None = None,
+        train: bool = False,
+    ) -> tuple[Float[Array, "B h w D"], ...]:
+        """Returns maps of the residual stream, all of stride `patch_size`.
+
+        Args:
+            images: as for `__call__`.
+            out_indices: the blocks after which to return the stream; -1 is the last. Blocks above
+                the highest index are not computed. None means the last block.
+            train: as for `__call__`.
+
+        Returns:
+            One map for each index. The model's norm is applied to that of the last block only.
+
+        Raises:
+            ValueError: as for `__call__`, or (ConfigError) an index is out of range.
+        """
         check_images(images)
+        indices = check_indices((-1,) if out_indices is None else out_indices, self.depth, "blocks")
         x = self.patch_embed(images)
         _, h, w, _ = x.shape
         stream = Residual(x + resize_pos_embed(self.pos_embed, (h, w)).astype(x.dtype))
-        for block in self.blocks:
+        maps: dict[int, jax.Array] = {}
+        for i, block in enumerate(self.blocks[: max(indices) + 1]):
             stream = block(stream, train)
-        return (self.norm(stream)[1],)
+            if i in indices and i < self.depth - 1:
+                stream = Residual(stream.total())
+                maps[i] = stream.x
+        if self.depth - 1 in indices:
+            _, maps[self.depth - 1] = self.norm.add(stream)
+        return tuple(maps[i] for i in indices)

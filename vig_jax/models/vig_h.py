@@ -1,7 +1,8 @@
-"""Hierarchical ViG: four stages of halving resolution and growing width."""
+"""Hierarchical ViG: four stages; each halves the resolution and widens the channels."""
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -9,19 +10,22 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vig_jax.errors import ConfigError
+from vig_jax.heads.classification import classification_head, mean_pool
 from vig_jax.layers.block import block_class
-from vig_jax.layers.linear import Dtype, dense, normal_002
+from vig_jax.layers.linear import Dtype, normal_002
 from vig_jax.layers.mlp import swiglu_hidden
 from vig_jax.layers.norm import Residual, layer_norm
 from vig_jax.layers.stem import ConvStem, Downsample
 from vig_jax.models.backbone import (
     FeatureInfo,
+    check_classes,
     check_heads,
     check_images,
     check_implementation,
+    check_indices,
     drop_path_rates,
-    mean_pool,
 )
+from vig_jax.models.parameter_groups import HEAD_PREFIXES, layer_ids
 
 _STRIDE = 32  # of the last stage
 
@@ -32,8 +36,8 @@ class Stage(nn.Module):
     Attributes:
         features: width D.
         num_heads: heads of the mixers.
-        drop_paths: drop path rate of each block; as many blocks.
-        remat: see `ViGH`, as the others are.
+        drop_paths: the drop path rate of each block; its length is the number of blocks.
+        use_act_in_conv, use_out_act, gla_implementation, remat, dtype, param_dtype: see `ViGH`.
     """
 
     features: int
@@ -79,20 +83,19 @@ class ViGH(nn.Module):
     (AAAI 2025); hustvl/ViG `classification/models/vig_h.py`.
 
     Attributes:
-        num_classes: width of the head.
+        num_classes: width of the head; 0 means no head.
         embed_dims: width of each stage.
         depths: number of blocks of each stage.
         num_heads: heads of each stage's mixers; half a stage's width must be a multiple of them.
-        drop_path_rate: of the last block; the rates rise linearly from 0 over all stages.
-        out_norms: a layer norm for each map that `features` returns, as dense tasks want. They
-            are parameters of their own, made when the model is initialised; the published weights
-            have none.
+        drop_path_rate: rate of the last block; the rates rise linearly from 0 over all stages.
+        out_norms: apply a layer norm to each map that `features` returns, as dense tasks need. Each
+            norm adds parameters that the published weights do not have.
         use_act_in_conv: SiLU after the mixer's depthwise convolution.
         use_out_act: SiLU before the mixer's output projection.
         gla_implementation: see `kernels_pallas.vig_mixer`.
-        remat: compute each block again in the backward pass: less memory, more time.
-        dtype: of the computation; None promotes images and parameters.
-        param_dtype: of the parameters.
+        remat: recompute each block in the backward pass: less memory, more time.
+        dtype: dtype of the computation; None promotes images and parameters.
+        param_dtype: dtype of the parameters.
     """
 
     num_classes: int = 1000
@@ -113,7 +116,8 @@ class ViGH(nn.Module):
             value = getattr(self, field)
             if not isinstance(value, Sequence) or len(value) != 4 or min(value) < 1:
                 raise ConfigError(f"{field}={value} must be four positive numbers, one per stage")
-            setattr(self, field, tuple(value))  # a list has no hash, which jit wants
+            setattr(self, field, tuple(value))  # jit needs a hash, which a list lacks
+        check_classes(self.num_classes)
         for embed_dim, num_heads in zip(self.embed_dims, self.num_heads, strict=True):
             check_heads(embed_dim, num_heads)
         check_implementation(self.gla_implementation)
@@ -121,11 +125,40 @@ class ViGH(nn.Module):
 
     @property
     def feature_info(self) -> tuple[FeatureInfo, ...]:
-        """Channels and stride of what `features` returns."""
+        """Channels and stride of the maps that `features` returns by default."""
         return tuple(
             FeatureInfo(channels, 4 * 2**i, f"{'out_norm' if self.out_norms else 'stages'}_{i}")
             for i, channels in enumerate(self.embed_dims)
         )
+
+    @property
+    def native_size(self) -> None:
+        """No image size is special: there is no position embedding."""
+        return
+
+    @property
+    def smallest_size(self) -> int:
+        """Smallest image side in pixels that leaves a token in the last stage."""
+        return _STRIDE
+
+    @property
+    def pos_embed_grid(self) -> None:
+        """There is no position embedding."""
+        return
+
+    @property
+    def stage_sizes(self) -> tuple[tuple[int, int], ...]:
+        """Width and number of blocks of each stage."""
+        return tuple(zip(self.embed_dims, self.depths, strict=True))
+
+    @property
+    def head_prefixes(self) -> tuple[str, ...]:
+        """First names of the parameter paths that are the head."""
+        return HEAD_PREFIXES
+
+    def layer_ids(self, params: Any) -> tuple[Any, int]:
+        """Returns layer numbers; see `vig_jax.models.backbone.ParameterGroups`."""
+        return layer_ids(params)
 
     def setup(self) -> None:
         dtypes = self.dtype, self.param_dtype
@@ -153,51 +186,74 @@ class ViGH(nn.Module):
         ]
         self.out_norm = [layer_norm(self.param_dtype) for _ in range(4 if self.out_norms else 0)]
         self.norm = layer_norm(self.param_dtype)
-        # The head is small: float32 logits cost nothing.
-        self.head = dense(self.num_classes, normal_002, None, self.param_dtype)
+        if self.num_classes:
+            self.head = classification_head(self.num_classes, self.param_dtype)
 
     def __call__(
         self, images: Float[Array, "B H W 3"], train: bool = False
     ) -> Float[Array, "B classes"]:
-        """Class logits, float32 or wider.
+        """Returns class logits, or without a head pooled features; float32 or wider.
 
         Args:
-            images: normalised pixels, at least 32 on either side, square or not; odd sizes round
-                up at every halving.
-            train: drop path on; needs `rngs={"dropout": key}`.
+            images: normalised pixels, at least 32 on each side, square or not; odd sizes round up
+                at every halving.
+            train: enables drop path, which needs `rngs={"dropout": key}`.
 
         Raises:
             ValueError: the images are not [B, H, W, 3] floats, or (ConfigError) too small.
         """
-        streams = self._stages(images, train)
+        streams = self._stages(images, range(4), train)
         if self.is_initializing():
-            self._normalised(streams)  # their parameters too, which logits do not use
-        return self.head(mean_pool(self.norm(streams[-1])[1]))
+            for i, stream in streams.items():  # logits do not use these parameters
+                self._map(i, stream)
+        _, x = self.norm.add(streams[3])
+        pooled = mean_pool(x)
+        return self.head(pooled) if self.num_classes else pooled
 
     def features(
-        self, images: Float[Array, "B H W 3"], train: bool = False
+        self,
+        images: Float[Array, "B H W 3"],
+        *,
+        out_indices: Sequence[int] | None = None,
+        train: bool = False,
     ) -> tuple[Float[Array, "B h w D"], ...]:
-        """The pyramid: the map at the end of each stage, strides 4, 8, 16 and 32.
+        """Returns the maps at the end of the stages, of strides 4, 8, 16 and 32.
 
-        With `out_norms` each is normalised; without, they are the sums of the residual branches.
+        Args:
+            images: as for `__call__`.
+            out_indices: the stages to return; -1 is the last. Stages above the highest index are
+                not computed. None means all four.
+            train: as for `__call__`.
+
+        Returns:
+            One map for each index: normalised with `out_norms`, else the residual stream.
+
+        Raises:
+            ValueError: as for `__call__`, or (ConfigError) an index is out of range.
         """
-        return self._normalised(self._stages(images, train))
+        indices = check_indices(range(4) if out_indices is None else out_indices, 4, "stages")
+        streams = self._stages(images, indices, train)
+        return tuple(self._map(i, streams[i]) for i in indices)
 
-    def _stages(self, images: jax.Array, train: bool) -> list[Residual]:
-        """What the stages end with; a map that is read more than once is added up once."""
+    def _stages(
+        self, images: jax.Array, indices: Sequence[int], train: bool
+    ) -> dict[int, Residual]:
+        """Returns the streams at the end of the stages `indices`, by stage."""
         check_images(images)
         if min(images.shape[1:3]) < _STRIDE:
             raise ConfigError(
                 f"images are {images.shape[1]}x{images.shape[2]} pixels; a model of four stages "
-                f"needs at least {_STRIDE} on either side"
+                f"needs at least {_STRIDE} on each side"
             )
-        streams = [self.stages[0](self.patch_embed(images), train)]
-        for downsample, stage in zip(self.downsample, self.stages[1:], strict=True):
-            streams[-1] = Residual(streams[-1].total())
-            streams.append(stage(downsample(streams[-1].x), train))
+        last = max(indices)
+        x, streams = self.patch_embed(images), {}
+        for i, stage in enumerate(self.stages[: last + 1]):
+            streams[i] = stage(x, train)
+            if i < last:
+                streams[i] = Residual(streams[i].total())  # read more than once: added once
+                x = self.downsample[i](streams[i].x)
         return streams
 
-    def _normalised(self, streams: list[Residual]) -> tuple[jax.Array, ...]:
-        if not self.out_norms:
-            return tuple(stream.total() for stream in streams)
-        return tuple(norm(stream)[1] for norm, stream in zip(self.out_norm, streams, strict=True))
+    def _map(self, stage: int, stream: Residual) -> jax.Array:
+        """Returns what `features` returns for the stream at the end of a stage."""
+        return self.out_norm[stage].add(stream)[1] if self.out_norms else stream.total()

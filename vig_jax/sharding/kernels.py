@@ -1,49 +1,100 @@
-"""Hand-written kernels under a mesh: the compiler cannot split them, so they are mapped."""
+"""Kernels on several devices: XLA cannot split a hand-written kernel, so each device runs its own.
+
+XLA splits its own operations over a mesh. It would gather the inputs of a hand-written kernel on
+every device instead.
+"""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
+from jax.sharding import AbstractMesh, PartitionSpec
 
+from vig_jax.errors import ConfigError
 from vig_jax.sharding.mesh import DATA_AXIS
 
+ROWS = PartitionSpec(DATA_AXIS)
+"""The leading axis is split over the devices of the data axis."""
+WHOLE = PartitionSpec()
+"""Every device has the whole array."""
 
-def over_batch(function: Callable[..., Any], *, replicated: int = 0) -> Callable[..., Any]:
-    """Makes a function of arrays `[B, ...]` run on each device's own rows.
 
-    XLA splits its own operations over the mesh, but would gather the inputs of a hand-written
-    kernel on every device. The mesh is the ambient one (`jax.set_mesh`); without one, on a single
-    device, or if the devices cannot share the batch equally, the function is called as it is.
+def shard_kernel(
+    kernel: Callable[..., Any], in_specs: Sequence[PartitionSpec], out_specs: Any
+) -> Callable[..., Any]:
+    """Returns a function that runs `kernel` on each device's shards of its arguments.
+
+    The mesh is the ambient one (`jax.set_mesh`). Without a mesh, or if every axis named in the
+    specs has one device, the kernel is called directly.
 
     Args:
-        function: positional arrays in, arrays out, rows of the leading axis independent. NumPy's
-            arrays, which parameters may be, reach it as JAX's.
-        replicated: so many of the last arguments are weights, whole on every device.
+        kernel: takes arrays, returns arrays; must not depend on what other shards hold.
+        in_specs: how each argument is split, by the names of mesh axes. A name that the mesh lacks
+            means no split.
+        out_specs: the same for the results; a pytree of specs that is a prefix of the results.
 
     Returns:
-        The mapped function.
+        A function of the same arguments. NumPy arrays reach the kernel as JAX arrays.
+
+    Raises:
+        ConfigError: when called, if an axis of an argument does not divide by its devices.
     """
 
-    @functools.wraps(function)
-    def mapped(*given: jax.Array | np.ndarray) -> Any:
-        arrays = [jnp.asarray(x) for x in given]
+    @functools.wraps(kernel)
+    def sharded(*arguments: jax.Array | np.ndarray) -> Any:
+        arrays = [jnp.asarray(x) for x in arguments]
         mesh = jax.sharding.get_abstract_mesh()
-        shards = 1 if mesh.empty else mesh.shape.get(DATA_AXIS, 1)
-        if shards == 1 or arrays[0].shape[0] % shards:
-            return function(*arrays)
-        rows = PartitionSpec(DATA_AXIS)
+        specs = [_present(spec, mesh) for spec in in_specs]
+        for number, (array, spec) in enumerate(zip(arrays, specs, strict=True)):
+            _check_divides(array.shape, spec, mesh, number)
+        if all(_devices(names, mesh) == 1 for spec in specs for names in spec):
+            return kernel(*arrays)
+        results = jax.tree.map(
+            lambda spec: _present(spec, mesh),
+            out_specs,
+            is_leaf=lambda x: isinstance(x, PartitionSpec),
+        )
         # check_vma: kernels do not declare over which axes their outputs vary.
         run = jax.shard_map(
-            function,
-            mesh=mesh,
-            in_specs=(rows,) * (len(arrays) - replicated) + (PartitionSpec(),) * replicated,
-            out_specs=rows,
-            check_vma=False,
+            kernel, mesh=mesh, in_specs=tuple(specs), out_specs=results, check_vma=False
         )
         return run(*arrays)
 
-    return mapped
+    return sharded
+
+
+def _present(spec: PartitionSpec, mesh: AbstractMesh) -> PartitionSpec:
+    """Returns the spec without the axes that the mesh lacks."""
+    return PartitionSpec(
+        *(tuple(name for name in _names(entry) if name in mesh.shape) or None for entry in spec)
+    )
+
+
+def _names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """Returns the mesh axes of one entry of a spec."""
+    return () if entry is None else (entry,) if isinstance(entry, str) else entry
+
+
+def _devices(entry: str | tuple[str, ...] | None, mesh: AbstractMesh) -> int:
+    """Returns the number of devices that one entry of a spec splits an axis over."""
+    count = 1
+    for name in _names(entry):
+        count *= mesh.shape[name]
+    return count
+
+
+def _check_divides(
+    shape: tuple[int, ...], spec: PartitionSpec, mesh: AbstractMesh, number: int
+) -> None:
+    for axis, entry in enumerate(spec):
+        devices = _devices(entry, mesh)
+        if shape[axis] % devices:
+            near = max(1, round(shape[axis] / devices)) * devices
+            raise ConfigError(
+                f"argument {number} of a kernel has shape {list(shape)}; the {devices} devices of "
+                f"mesh axis {' x '.join(_names(entry))!r} need a multiple of {devices} along axis "
+                f"{axis}: use for example {near}, or call it without a mesh"
+            )

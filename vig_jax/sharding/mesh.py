@@ -1,4 +1,4 @@
-"""Where arrays live: batches are split over the devices, parameters are on every device."""
+"""The mesh of devices, and the placement of batches and parameters on it."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -12,28 +12,28 @@ DATA_AXIS = "data"
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """One axis over the devices, by default all of all processes."""
+    """Returns a mesh with one axis over `devices`, by default over all devices of all processes."""
     count = jax.device_count() if devices is None else len(devices)
     return jax.make_mesh((count,), (DATA_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The sharding of parameters: a full copy per device."""
+    """Returns the sharding of parameters: a full copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharded(mesh: Mesh) -> NamedSharding:
-    """The sharding of batches: the leading axis in equal blocks, one per device."""
+    """Returns the sharding of batches: the leading axis in equal blocks, one per device."""
     return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
 
 
 def parts_sharded(mesh: Mesh) -> NamedSharding:
-    """The sharding of a batch cut into parts [parts, rows, ...]: the rows of each are split."""
+    """Returns the sharding of a batch in parts [parts, rows, ...]: the rows of each are split."""
     return NamedSharding(mesh, PartitionSpec(None, DATA_AXIS))
 
 
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:
-    """Refuses a global batch that the devices cannot share equally.
+    """Checks that the devices can share a global batch equally.
 
     Raises:
         ConfigError: `batch_size` is not a positive multiple of the number of devices.
@@ -47,6 +47,12 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> None:
         )
 
 
+def smallest_batch() -> int:
+    """Returns the smallest number of rows that the ambient mesh can split; 1 without a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else mesh.shape.get(DATA_AXIS, 1)
+
+
 def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Turns this process's rows of a batch into global arrays, split over the devices.
 
@@ -55,19 +61,19 @@ def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Ar
         mesh: from `make_mesh`.
 
     Returns:
-        The same names, as arrays of the global batch.
+        Arrays of the global batch, under the same names.
     """
     sharding = batch_sharded(mesh)
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
 
 
-def placed_ahead(
+def prefetch_to_device(
     batches: Iterable[Mapping[str, np.ndarray]], mesh: Mesh, names: Sequence[str]
 ) -> Iterator[tuple[Mapping[str, np.ndarray], dict[str, jax.Array]]]:
-    """Each batch and the arrays `names` of it on the devices, those of the next on their way.
+    """Yields each batch and its arrays `names` on the devices, while the next batch transfers.
 
-    A transfer to a GPU begins when the work that was started before it is done. Started one step
-    early, it goes on beside that step; else it would keep the device waiting.
+    A transfer to a GPU begins when the work queued before it is done. Started one step early, it
+    runs during that step; otherwise the device would wait for it.
     """
     current = None
     for batch in batches:
@@ -79,10 +85,10 @@ def placed_ahead(
         yield current
 
 
-def steps_ahead() -> int:
-    """How many computations the host may start before it waits for the device.
+def max_in_flight() -> int:
+    """Returns the number of computations that the host may queue before it waits for the device.
 
     Each holds a batch in memory. On a CPU there is nothing to gain, and simulated devices that run
-    two programs at once can wait for each other forever.
+    two programs at once can deadlock.
     """
     return 0 if jax.default_backend() == "cpu" else 2

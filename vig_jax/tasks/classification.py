@@ -15,7 +15,8 @@ from vig_jax.augment.rand_augment import color_jitter, erase, mean_color, rand_a
 from vig_jax.config import DataConfig, ModelConfig, RunConfig
 from vig_jax.errors import DataSetError
 from vig_jax.layers.pixels import normalise
-from vig_jax.models import create_model
+from vig_jax.models import ViG, ViGH, create_model
+from vig_jax.sharding.mesh import smallest_batch
 from vig_jax.tasks.losses import cross_entropy, soft_cross_entropy
 from vig_jax.tasks.protocol import Batch, Params, Sums
 
@@ -39,7 +40,7 @@ class Classification:
     def init(self, key: jax.Array) -> Params:
         """Fresh parameters."""
         side = self.data.image_size
-        return self.model.init(key, jnp.zeros((1, side, side, 3)))["params"]
+        return self.model.init(key, jnp.zeros((smallest_batch(), side, side, 3)))["params"]
 
     def loss(self, params: Params, batch: Batch, key: jax.Array) -> Float[Array, ""]:
         """Mean cross-entropy against mixed, smoothed targets, in nats."""
@@ -134,7 +135,7 @@ def augment(
     return normalised
 
 
-def make_model(config: ModelConfig) -> nn.Module:
+def make_model(config: ModelConfig) -> ViG | ViGH:
     """The backbone with its head; settings that are None keep the variant's own values."""
     given = {name: value for name, value in dataclasses.asdict(config).items() if value is not None}
     return create_model(given.pop("name"), **(given | {"dtype": jnp.dtype(config.dtype)}))

@@ -24,7 +24,7 @@ from vig_jax.data.preprocess.classification import ClassificationPreprocess
 from vig_jax.data.preprocess.protocol import bytes_per_example
 from vig_jax.errors import ConfigError
 from vig_jax.evaluation.accuracy import EvalStep, make_eval_step
-from vig_jax.models import create_model
+from vig_jax.models import ParameterGroups, create_model
 from vig_jax.models.backbone import implementation_refusals
 from vig_jax.sharding.mesh import check_batch_size, make_mesh, replicated
 from vig_jax.tasks.classification import make_task
@@ -79,10 +79,11 @@ class Experiment:
         epoch = steps_per_epoch(train_source, batch_size)
         calendar = Calendar.of(config.train, epoch)
         task = make_task(config)
+        groups = task.model if isinstance(task.model, ParameterGroups) else None
         schedule = warmup_cosine(
             config.optimizer, batch_size=batch_size, steps_per_epoch=epoch, total=calendar.total
         )
-        optimizer = make_optimizer(config.optimizer, schedule)
+        optimizer = make_optimizer(config.optimizer, schedule, groups)
         freeze, ema_decay = config.optimizer.freeze, config.train.ema_decay
         new_state = jax.jit(
             lambda: init_state(task, optimizer, seed=config.seed, ema=ema_decay > 0),
@@ -121,6 +122,7 @@ class Experiment:
                 mesh=mesh,
                 accumulation_steps=parts,
                 freeze=freeze,
+                head_prefixes=groups.head_prefixes if groups else (),
             ),
             eval_step=make_eval_step(task, mesh=mesh),
         )

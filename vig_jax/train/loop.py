@@ -27,7 +27,7 @@ from vig_jax.data.loader.workers import cpu_count
 from vig_jax.errors import DataWorkerError, NonFiniteLossError
 from vig_jax.evaluation.accuracy import HostSums, evaluate
 from vig_jax.metrics.confusion import Confusion
-from vig_jax.sharding.mesh import placed_ahead
+from vig_jax.sharding.mesh import prefetch_to_device
 from vig_jax.train.calendar import Calendar
 from vig_jax.train.checkpoint import Checkpoints
 from vig_jax.train.compilation_cache import use_compilation_cache
@@ -104,7 +104,7 @@ def run(config: RunConfig, workdir: Path) -> dict[str, float]:
         ):
             clock = _Clock(config, start)
             waited_for = clock.timed(_guarded(train_batches))
-            batches = placed_ahead(waited_for, mesh, ("image", "label"))
+            batches = prefetch_to_device(waited_for, mesh, ("image", "label"))
             log.say(_describe(experiment, state, start, workdir))
             if beginning:
                 log.say(beginning[1])

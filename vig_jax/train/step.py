@@ -1,6 +1,6 @@
 """One update, compiled over the mesh."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ def make_train_step(
     mesh: Mesh,
     accumulation_steps: int = 1,
     freeze: str = "",
+    head_prefixes: Sequence[str] = (),
 ) -> TrainStep:
     """Compiles `(state, batch) -> (state, metrics)`; the given state is consumed.
 
@@ -41,12 +42,13 @@ def make_train_step(
         accumulation_steps: equal parts of the batch whose gradients are computed one after another
             and averaged. Mixing and other draws are made per part; without them the update is that
             of the whole batch.
-        freeze: parameters that stay as they are; see `vig_jax.train.optim.freeze`.
+        freeze: the parameters that are not trained; see `vig_jax.train.optim.freeze`.
+        head_prefixes: first names of the parameter paths that are the head, for "backbone".
     """
 
     def loss_of(params: Params, batch: Batch, key: jax.Array) -> jax.Array:
         # Where no gradient is wanted, none is computed: the backward pass ends above.
-        frozen = frozen_mask(freeze, params)
+        frozen = frozen_mask(freeze, params, head_prefixes)
         params = jax.tree.map(lambda x, f: jax.lax.stop_gradient(x) if f else x, params, frozen)
         return task.loss(params, batch, key)
 
@@ -82,7 +84,7 @@ def make_train_step(
         if ema_params is not None:
             averages = optax.incremental_update(params, ema_params, 1.0 - ema_decay)
             # The average of what stays is what it was; computed anew it would be rounded.
-            frozen = frozen_mask(freeze, params)
+            frozen = frozen_mask(freeze, params, head_prefixes)
             ema_params = jax.tree.map(
                 lambda old, new, f: old if f else new, ema_params, averages, frozen
             )

@@ -1,7 +1,8 @@
 import jax
 import pytest
 
-from vig_jax.train.optim.freeze import frozen_mask, path_of
+from vig_jax.models.parameter_groups import path_of
+from vig_jax.train.optim.freeze import frozen_mask
 
 PARAMS = {
     "patch_embed": {"conv1": {"kernel": 0, "bias": 0}},
@@ -14,7 +15,7 @@ PARAMS = {
 
 
 def frozen(freeze):
-    mask = frozen_mask(freeze, PARAMS)
+    mask = frozen_mask(freeze, PARAMS, ("head",))
     return {path_of(path) for path, value in jax.tree_util.tree_leaves_with_path(mask) if value}
 
 
@@ -48,4 +49,4 @@ def test_names_and_globs(freeze, expected):
 )
 def test_refuses(freeze, message):
     with pytest.raises(ValueError, match=message):
-        frozen_mask(freeze, PARAMS)
+        frozen_mask(freeze, PARAMS, ("head",))

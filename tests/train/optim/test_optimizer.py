@@ -5,11 +5,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from flax import traverse_util
 
 import vig_jax
 from configs import common
 from vig_jax.config import parse
+from vig_jax.errors import ConfigError
+from vig_jax.models import ViG
 from vig_jax.train.optim.optimizer import decay_mask, global_norm, make_optimizer
 
 CONFIG = parse(common.get_config()).optimizer
@@ -54,6 +57,12 @@ def test_one_update_is_adamw():
     chex.assert_trees_all_close(updates, expected, rtol=1e-4)
 
 
+@pytest.mark.parametrize("setting", [{"layer_decay": 0.5}, {"freeze": "backbone"}])
+def test_groups_are_needed(setting):
+    with pytest.raises(ConfigError, match="need a model with parameter groups"):
+        make_optimizer(dataclasses.replace(CONFIG, **setting), lambda step: 0.1)
+
+
 def test_layers_and_frozen_parameters():
     config = dataclasses.replace(
         CONFIG, clip_norm=0.0, weight_decay=0.3, layer_decay=0.5, freeze="blocks_0/mlp"
@@ -63,7 +72,7 @@ def test_layers_and_frozen_parameters():
         {f"{name}/kernel": jnp.full((2, 2), 2.0) for name in names}, sep="/"
     )
     grads = jax.tree.map(lambda x: jnp.full_like(x, -4.0), params)
-    optimizer = make_optimizer(config, lambda step: 0.1)
+    optimizer = make_optimizer(config, lambda step: 0.1, ViG())
     state = optimizer.init(params)
     # Two moments of each of the four that are trained.
     assert sum(leaf.size for leaf in jax.tree.leaves(state) if leaf.ndim) == 4 * 2 * 4

@@ -5,7 +5,7 @@ import math
 import jax
 
 from vig_jax.errors import NonFiniteLossError
-from vig_jax.sharding.mesh import steps_ahead
+from vig_jax.sharding.mesh import max_in_flight
 
 
 class DeviceMetrics:
@@ -13,7 +13,7 @@ class DeviceMetrics:
 
     def __init__(self) -> None:
         self._pending: list[tuple[int, dict[str, jax.Array]]] = []
-        self._ahead = steps_ahead()
+        self._ahead = max_in_flight()
 
     def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Takes the metrics of the update that made the run `step` updates long."""

@@ -7,7 +7,9 @@ import jax.flatten_util
 import optax
 
 from vig_jax.config import OptimizerConfig
-from vig_jax.train.optim.freeze import frozen_mask
+from vig_jax.errors import ConfigError
+from vig_jax.models import ParameterGroups
+from vig_jax.train.optim.freeze import BACKBONE, frozen_mask
 from vig_jax.train.optim.layer_decay import scale_by_layer
 
 
@@ -33,16 +35,26 @@ def global_norm(tree: Any) -> jax.Array:
 
 
 def make_optimizer(
-    config: OptimizerConfig, schedule: optax.Schedule
+    config: OptimizerConfig, schedule: optax.Schedule, groups: ParameterGroups | None = None
 ) -> optax.GradientTransformation:
-    """The transformation from gradients to parameter updates.
+    """Returns the transformation from gradients to parameter updates.
 
     Frozen parameters have no optimizer state, and updates of 0.
 
+    Args:
+        config: rates, decay, clipping, and which parameters to freeze.
+        schedule: the learning rate by update.
+        groups: the model, if it has parameter groups. Layer decay and freezing by the name
+            "backbone" need them.
+
     Raises:
-        ConfigError: a setting out of range. Whether `config.freeze` names parameters shows only
-            when the state is initialised.
+        ConfigError: a setting is out of range or needs `groups`. A name in `config.freeze` that no
+            parameter has is found when the state is initialised.
     """
+    if groups is None and (config.layer_decay != 1 or BACKBONE in config.freeze):
+        raise ConfigError(
+            "config.optimizer.layer_decay and freeze='backbone' need a model with parameter groups"
+        )
     clip = optax.identity()
     if config.clip_norm:  # of one vector, for the reason that `global_norm` has
         clip = optax.flatten(optax.clip_by_global_norm(config.clip_norm))
@@ -59,9 +71,10 @@ def make_optimizer(
         def labels(params: Any) -> Any:
             return jax.tree.map(
                 lambda frozen: "frozen" if frozen else "trained",
-                frozen_mask(config.freeze, params),
+                frozen_mask(config.freeze, params, groups.head_prefixes if groups else ()),
             )
 
         adamw = optax.partition({"trained": adamw, "frozen": optax.set_to_zero()}, labels)
-    by_layer = scale_by_layer(config.layer_decay)  # refuses bad values in any case
-    return optax.chain(clip, adamw, *([by_layer] if config.layer_decay < 1 else []))
+    if groups is None or config.layer_decay == 1:
+        return optax.chain(clip, adamw)
+    return optax.chain(clip, adamw, scale_by_layer(config.layer_decay, groups.layer_ids))

@@ -1,0 +1,1 @@
+"""Task heads: modules that turn the maps of a backbone into predictions."""
