@@ -34,7 +34,7 @@ from kernels_pallas.gla.pallas_triton.config import (
 )
 from kernels_pallas.gla.spec import GlaSpec
 from kernels_pallas.vig_mixer import pallas_triton as mixer
-from kernels_pallas.vig_mixer.spec import MixerSpec
+from kernels_pallas.vig_mixer.spec import MixerInputs, MixerSpec
 
 _INPUT_SETS = 2  # more bytes than the cache holds, so that memory is read
 
@@ -180,7 +180,7 @@ def _times(
 def _run(spec: GlaSpec, config: Config, backward: bool) -> Callable[..., Any]:
     def forward(*arguments):
         if spec.gate_normalizer is not None:
-            return mixer.vig_mixer(_mixer_spec(spec), *arguments, config=config)
+            return mixer.vig_mixer(_mixer_spec(spec), MixerInputs(*arguments), config=config)
         if spec.bidirectional:
             return pallas_triton.bidirectional_gla(spec, *arguments, config=config)
         q, k, v, log_decay, _ = arguments

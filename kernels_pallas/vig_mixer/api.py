@@ -2,6 +2,7 @@
 
 import numbers
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -9,7 +10,7 @@ from jaxtyping import Array, Float
 from kernels_pallas.core.checks import checked_array
 from kernels_pallas.core.dispatch import compiled, dispatch
 from kernels_pallas.vig_mixer import pallas_triton, reference, xla_chunked
-from kernels_pallas.vig_mixer.spec import MixerSpec
+from kernels_pallas.vig_mixer.spec import MixerInputs, MixerSpec
 
 # Best first: `implementation=None` takes the first that serves the call on the platform.
 _MODULES = {"pallas_triton": pallas_triton, "xla_chunked": xla_chunked, "reference": reference}
@@ -81,22 +82,29 @@ def vig_mixer(
     Source: "ViG: Linear-complexity Visual Sequence Learning with Gated Linear Attention", AAAI
     2025, section 3; hustvl/ViG `classification/models/vig.py`.
     """
-    arrays = tuple(
-        checked_array(name, value)
-        for name, value in (
-            ("projected", projected),
-            ("local", local),
-            ("gate_bias", gate_bias),
-            ("decay_kernel", decay_kernel),
-            ("decay_bias", decay_bias),
-            ("scan_scale", scan_scale),
-            ("local_scale", local_scale),
-            ("out_kernel", out_kernel),
-        )
+    inputs = MixerInputs(
+        projected=checked_array("projected", projected),
+        local=checked_array("local", local),
+        gate_bias=checked_array("gate_bias", gate_bias),
+        decay_kernel=checked_array("decay_kernel", decay_kernel),
+        decay_bias=checked_array("decay_bias", decay_bias),
+        scan_scale=checked_array("scan_scale", scan_scale),
+        local_scale=checked_array("local_scale", local_scale),
+        out_kernel=checked_array("out_kernel", out_kernel),
     )
-    projected, local, gate_bias, decay_kernel, decay_bias, scan_scale, local_scale, out_kernel = (
-        arrays
+    spec = _spec(inputs, heads, scale, gate_normalizer, epsilon, activation)
+    return dispatch(
+        "vig_mixer",
+        spec,
+        (inputs,),
+        implementation=implementation,
+        table=_TABLE,
+        order=IMPLEMENTATIONS,
     )
+
+
+def _check_shapes(inputs: MixerInputs, heads: int) -> None:
+    local, decay_kernel, out_kernel = inputs.local, inputs.decay_kernel, inputs.out_kernel
     if local.ndim != 3 or 0 in local.shape[1:]:
         raise ValueError(f"local must have shape [B, T, D], got {local.shape}")
     if decay_kernel.ndim != 2 or 0 in decay_kernel.shape:
@@ -105,23 +113,41 @@ def vig_mixer(
     rank = decay_kernel.shape[0]
     if heads < 1 or width % (2 * heads):
         raise ValueError(f"width {width} must be a multiple of 2 * heads ({2 * heads})")
-    value_width = width // heads
-    for name, array, shape in (
-        ("projected", projected, (batch, tokens, 3 * width + rank)),
-        ("decay_kernel", decay_kernel, (rank, width)),
-        ("gate_bias", gate_bias, (width,)),
-        ("decay_bias", decay_bias, (width,)),
-        ("scan_scale", scan_scale, (value_width,)),
-        ("local_scale", local_scale, (value_width,)),
-    ):
-        if array.shape != shape:
-            raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
+    shapes = {
+        "projected": (batch, tokens, 3 * width + rank),
+        "decay_kernel": (rank, width),
+        "gate_bias": (width,),
+        "decay_bias": (width,),
+        "scan_scale": (width // heads,),
+        "local_scale": (width // heads,),
+    }
+    for name, shape in shapes.items():
+        if getattr(inputs, name).shape != shape:
+            raise ValueError(f"{name} must have shape {shape}, got {getattr(inputs, name).shape}")
     if out_kernel.ndim != 2 or out_kernel.shape[0] != width or out_kernel.shape[1] == 0:
         raise ValueError(
             f"out_kernel must have shape [D, O] for the D = {width} channels of local, "
             f"got {out_kernel.shape}"
         )
-    types = [x.dtype for x in (projected, local, decay_kernel, out_kernel)]
+
+
+def _spec(
+    inputs: MixerInputs,
+    heads: int,
+    scale: Any,
+    gate_normalizer: float,
+    epsilon: float,
+    activation: str | None,
+) -> MixerSpec:
+    """Returns the spec of a call.
+
+    Raises:
+        TypeError: Types of arrays differ, or a setting is no number.
+        ValueError: Shapes do not fit together, or a setting is out of its range.
+    """
+    _check_shapes(inputs, heads)
+    types = [x.dtype for x in (inputs.projected, inputs.local, inputs.decay_kernel)]
+    types.append(inputs.out_kernel.dtype)
     if len(set(types)) > 1:
         raise TypeError(
             "projected, local, decay_kernel and out_kernel must be of one type, "
@@ -131,28 +157,21 @@ def vig_mixer(
         raise ValueError(f"gate_normalizer must be in (0, 256], got {gate_normalizer}")
     if activation not in (None, "silu"):
         raise ValueError(f'activation must be "silu" or None, got {activation!r}')
+    batch, tokens, width = inputs.local.shape
     if scale is None:
-        scale = (value_width // 2) ** -0.5
+        scale = (width // heads // 2) ** -0.5
     elif not isinstance(scale, numbers.Real):
         raise TypeError(f"scale must be a Python number or None, got {type(scale).__name__}")
-    spec = MixerSpec(
+    return MixerSpec(
         batch=batch,
         tokens=tokens,
         heads=heads,
         width=width,
-        rank=rank,
-        out_features=out_kernel.shape[1],
-        dtype=jnp.dtype(projected.dtype),
+        rank=inputs.decay_kernel.shape[0],
+        out_features=inputs.out_kernel.shape[1],
+        dtype=jnp.dtype(inputs.projected.dtype),
         scale=float(scale),
         gate_normalizer=float(gate_normalizer),
         epsilon=float(epsilon),
         activation=activation,
-    )
-    return dispatch(
-        "vig_mixer",
-        spec,
-        arrays,
-        implementation=implementation,
-        table=_TABLE,
-        order=IMPLEMENTATIONS,
     )

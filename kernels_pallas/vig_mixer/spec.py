@@ -1,28 +1,43 @@
-"""The static facts of one mixer call, known before any array value is."""
+"""The arrays of one mixer call, and the facts that are known before the values of arrays are."""
 
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Array, Float
 
 from kernels_pallas.gla.spec import GlaSpec
 
 
+class MixerInputs(NamedTuple):
+    """Arrays of the operator, or their gradients; `kernels_pallas.vig_mixer` describes them."""
+
+    projected: Float[Array, "B T E"]
+    local: Float[Array, "B T D"]
+    gate_bias: Float[Array, " D"]
+    decay_kernel: Float[Array, "R D"]
+    decay_bias: Float[Array, " D"]
+    scan_scale: Float[Array, " V"]
+    local_scale: Float[Array, " V"]
+    out_kernel: Float[Array, "D O"]
+
+
 @dataclasses.dataclass(frozen=True)
 class MixerSpec:
-    """Everything an implementation may look at to decide whether it can serve a call.
+    """Static facts of a call, by which an implementation decides whether it can serve it.
 
     Attributes:
         batch: Images B.
         tokens: Tokens T.
         heads: Heads H.
         width: Model width D; a head has D / 2H key and D / H value channels.
-        rank: Features R that the decays' logits are made from.
+        rank: Number R of features that the decays' logits are computed from.
         out_features: Width O of the result.
         dtype: Type of `projected`, `local`, both kernels and the result.
         scale: Factor on the queries.
         gate_normalizer: Log-decays are log_sigmoid(logit) / gate_normalizer.
-        epsilon: Of both norms.
-        activation: "silu" or None, on the blend.
+        epsilon: Added to the mean square in both norms.
+        activation: Activation of the blend, "silu" or None.
     """
 
     batch: int
@@ -39,21 +54,26 @@ class MixerSpec:
 
     @property
     def value_width(self) -> int:
-        """V, channels per head of values, local map and blend."""
+        """Channels V per head of values, local map and blend."""
         return self.width // self.heads
 
     @property
+    def rows(self) -> int:
+        """Number of vectors of V channels in the blend."""
+        return self.batch * self.tokens * self.heads
+
+    @property
     def starts(self) -> dict[str, int]:
-        """The first column in `projected` [B, T, 3 D + R] of each of its parts."""
+        """First column of each part of `projected` [B, T, 3 D + R]."""
         half = self.width // 2
         names = ("q", "k", "v", "gate", "decay")
         return dict(zip(names, (0, half, 2 * half, 4 * half, 6 * half), strict=True))
 
     @property
     def scan(self) -> GlaSpec:
-        """The scan in both directions, its decays given by gates.
+        """Spec of the scan in both directions, with decays given by gates.
 
-        Logits are unbounded, and so are log-decays: there is no `min_log_decay` to promise.
+        It promises no `min_log_decay`, since logits are unbounded.
         """
         return GlaSpec(
             batch=self.batch,

@@ -8,10 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from kernels_pallas.core.named_refs import Refs
+from kernels_pallas.core.types import Block
 from kernels_pallas.gla.pallas_triton.backward_scan import BackwardScan, Gradients
 from kernels_pallas.gla.pallas_triton.config import KernelConfig
-from kernels_pallas.gla.pallas_triton.driver import Direction, Refs, Scan, launch_scans
-from kernels_pallas.gla.pallas_triton.operands import Block, Columns, Gates, ScanInputs
+from kernels_pallas.gla.pallas_triton.driver import Direction, Scan, launch_scans
+from kernels_pallas.gla.pallas_triton.operands import Columns, Gates, ScanInputs
 from kernels_pallas.gla.pallas_triton.shapes import Problem, Program
 from kernels_pallas.gla.spec import GlaSpec
 

@@ -6,8 +6,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from kernels_pallas.core.named_refs import Refs
+from kernels_pallas.core.types import Block
 from kernels_pallas.gla.pallas_triton.chunk import Chunk
-from kernels_pallas.gla.pallas_triton.driver import Direction, Refs
+from kernels_pallas.gla.pallas_triton.driver import Direction
 from kernels_pallas.gla.pallas_triton.gates import (
     GateWeights,
     LogDecays,
@@ -16,7 +18,7 @@ from kernels_pallas.gla.pallas_triton.gates import (
     read_gate_weights,
     read_log_decays,
 )
-from kernels_pallas.gla.pallas_triton.operands import Block, Operand
+from kernels_pallas.gla.pallas_triton.operands import Operand
 from kernels_pallas.gla.pallas_triton.scores import (
     dot,
     exact_gradients,

@@ -3,7 +3,8 @@
 import jax.numpy as jnp
 
 from kernels_pallas.core.pallas_compat import both
-from kernels_pallas.gla.pallas_triton.operands import Block, Columns, Index, Mask, Operand, Ref
+from kernels_pallas.core.types import Block, Index, Mask, Ref
+from kernels_pallas.gla.pallas_triton.operands import Columns, Operand
 from kernels_pallas.gla.pallas_triton.shapes import Program, Scalar
 
 

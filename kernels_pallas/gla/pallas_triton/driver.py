@@ -1,4 +1,4 @@
-"""Launches kernels whose references have names, and drives the scans of one or two directions."""
+"""Drives the scans of one or two directions, forward and backward."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -8,12 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from kernels_pallas.core import pallas_compat
+from kernels_pallas.core.named_refs import Refs, launch
+from kernels_pallas.core.types import Block
 from kernels_pallas.gla.pallas_triton.config import KernelConfig
-from kernels_pallas.gla.pallas_triton.operands import Block, Ref, flatten_distinct
 from kernels_pallas.gla.pallas_triton.shapes import Problem, Program
-
-Refs = Mapping[str, Any]
-"""References by name: trees of operands, or None for an operand that a call does not have."""
 
 
 class Direction(NamedTuple):
@@ -37,62 +35,6 @@ Scan = Callable[[Direction], Block]
 
 MakeScan = Callable[[Refs, Program, bool], Scan]
 """Makes the scan of a program from its references; the last argument asks for exact scores."""
-
-
-def launch(
-    kernel: Callable[..., None],
-    *,
-    name: str,
-    programs: int,
-    inputs: Mapping[str, Any],
-    outputs: Mapping[str, Any],
-    num_warps: int,
-    num_stages: int,
-    start_from: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Launches a kernel that finds its references by name.
-
-    Args:
-        kernel: Takes the references, one mapping for inputs and outputs, and `interpreting`.
-        name: Name of the kernel.
-        programs: Number of programs.
-        inputs: Trees of operands by name. An array that occurs more than once is passed once.
-        outputs: Trees of shapes and types by name.
-        num_warps: Warps per program.
-        num_stages: Depth of Triton's software pipeline.
-        start_from: Arrays by names of outputs, consumed: the outputs start with their contents.
-
-    Returns:
-        Trees of arrays, by the names of the outputs.
-    """
-    start_from = start_from or {}
-    arrays, layout = flatten_distinct(list(inputs.values()))
-    shapes, structure = jax.tree.flatten(list(outputs.values()))
-    initial: list[jax.Array] = []
-    aliases: dict[int, int] = {}
-    first = 0
-    for output, tree in outputs.items():
-        for i, array in enumerate(jax.tree.leaves(start_from.get(output))):
-            aliases[len(arrays) + len(initial)] = first + i
-            initial.append(array)
-        first += len(jax.tree.leaves(tree))
-
-    def with_names(*refs: Ref, interpreting: bool) -> None:
-        given = layout.unflatten(refs[: len(arrays)])
-        made = jax.tree.unflatten(structure, refs[-len(shapes) :])
-        named = dict(zip([*inputs, *outputs], [*given, *made], strict=True))
-        kernel(named, interpreting=interpreting)
-
-    results = pallas_compat.triton_call(
-        with_names,
-        name=name,
-        programs=programs,
-        out_shape=shapes,
-        num_warps=num_warps,
-        num_stages=num_stages,
-        aliases=aliases,
-    )(*arrays, *initial)
-    return dict(zip(outputs, jax.tree.unflatten(structure, results), strict=True))
 
 
 def launch_scans(

@@ -6,15 +6,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from kernels_pallas.core.named_refs import Refs
+from kernels_pallas.core.types import Block
 from kernels_pallas.gla.pallas_triton.chunk import Chunk
 from kernels_pallas.gla.pallas_triton.config import KernelConfig
-from kernels_pallas.gla.pallas_triton.driver import Direction, Refs, Scan, launch_scans
+from kernels_pallas.gla.pallas_triton.driver import Direction, Scan, launch_scans
 from kernels_pallas.gla.pallas_triton.gates import (
     log_decay_sums,
     read_gate_weights,
     read_log_decays,
 )
-from kernels_pallas.gla.pallas_triton.operands import Block, ScanInputs
+from kernels_pallas.gla.pallas_triton.operands import ScanInputs
 from kernels_pallas.gla.pallas_triton.scores import dot, exact_scores, scanned_before
 from kernels_pallas.gla.pallas_triton.shapes import Problem, Program
 from kernels_pallas.gla.spec import GlaSpec

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from kernels_pallas.core.pallas_compat import LOG2_E, power_of_two
+from kernels_pallas.core.types import Block
 from kernels_pallas.gla.pallas_triton.chunk import Chunk
-from kernels_pallas.gla.pallas_triton.operands import Block, Gates, Operand
+from kernels_pallas.gla.pallas_triton.operands import Gates, Operand
 from kernels_pallas.gla.pallas_triton.scores import dot, row_sums
 from kernels_pallas.gla.pallas_triton.shapes import Problem, Program
 

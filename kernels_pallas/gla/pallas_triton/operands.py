@@ -9,17 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-Ref = Any
-"""A reference to an array, inside of a kernel; outside, the array or its shape and type."""
-
-Block = jax.Array
-"""A traced array that a program holds in registers."""
-
-Index = tuple[Any, ...]
-"""Broadcastable indices into a reference, one per axis."""
-
-Mask = jax.Array | None
-"""True where an index is valid; None where all are."""
+from kernels_pallas.core.types import Ref
 
 
 @jax.tree_util.register_dataclass
@@ -76,31 +66,3 @@ class ScanInputs(NamedTuple):
     k: Operand
     v: Operand
     log_decays: tuple[Operand, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """The positions of a tree's leaves in a list of arrays.
-
-    Attributes:
-        tree: Structure of the tree.
-        positions: For each leaf its position in the list.
-    """
-
-    tree: Any
-    positions: tuple[int, ...]
-
-    def unflatten(self, arrays: list[Any] | tuple[Any, ...]) -> Any:
-        """Returns the tree with `arrays` as leaves."""
-        return jax.tree.unflatten(self.tree, [arrays[i] for i in self.positions])
-
-
-def flatten_distinct(tree: Any) -> tuple[list[Any], Layout]:
-    """Returns the distinct leaves of a tree and their layout.
-
-    Operands that are columns of one array share it, so that kernels take it once.
-    """
-    leaves, structure = jax.tree.flatten(tree)
-    distinct = list({id(leaf): leaf for leaf in leaves}.values())
-    number = {id(leaf): i for i, leaf in enumerate(distinct)}
-    return distinct, Layout(structure, tuple(number[id(leaf)] for leaf in leaves))

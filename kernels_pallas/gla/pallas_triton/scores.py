@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from kernels_pallas.gla.pallas_triton.operands import Block
+from kernels_pallas.core.types import Block
 from kernels_pallas.gla.pallas_triton.shapes import Problem
 
 

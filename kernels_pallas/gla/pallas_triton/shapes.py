@@ -14,8 +14,8 @@ from jax.typing import DTypeLike
 
 from kernels_pallas.core import pallas_compat
 from kernels_pallas.core.pallas_compat import power_of_two
+from kernels_pallas.core.types import Block, Index, Mask, Ref
 from kernels_pallas.gla.pallas_triton.config import KernelConfig
-from kernels_pallas.gla.pallas_triton.operands import Block, Index, Mask, Ref
 from kernels_pallas.gla.spec import GlaSpec
 
 Scalar = int | jax.Array

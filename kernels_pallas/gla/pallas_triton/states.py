@@ -7,16 +7,17 @@ import jax
 import jax.numpy as jnp
 
 from kernels_pallas.core import pallas_compat
+from kernels_pallas.core.named_refs import Refs, launch
+from kernels_pallas.core.types import Block
 from kernels_pallas.gla.pallas_triton.chunk import Chunk
 from kernels_pallas.gla.pallas_triton.config import KernelConfig
-from kernels_pallas.gla.pallas_triton.driver import Refs, launch
 from kernels_pallas.gla.pallas_triton.gates import (
     GateWeights,
     log_decay_sums,
     read_gate_weights,
     read_log_decays,
 )
-from kernels_pallas.gla.pallas_triton.operands import Block, Operand
+from kernels_pallas.gla.pallas_triton.operands import Operand
 from kernels_pallas.gla.pallas_triton.scores import dot, scanned_before
 from kernels_pallas.gla.pallas_triton.shapes import Problem, Program
 from kernels_pallas.gla.spec import GlaSpec

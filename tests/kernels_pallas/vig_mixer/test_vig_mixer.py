@@ -3,7 +3,6 @@
 import functools
 import re
 from collections import Counter
-from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -21,25 +20,14 @@ from kernels_pallas.testing import (
     rms_relative_error,
 )
 from kernels_pallas.vig_mixer import IMPLEMENTATIONS, pallas_triton
-from kernels_pallas.vig_mixer.pallas_triton import blend as pallas_triton_blend
-from kernels_pallas.vig_mixer.spec import MixerSpec
+from kernels_pallas.vig_mixer.pallas_triton import backward, forward
+from kernels_pallas.vig_mixer.pallas_triton.config import BlendConfig
+from kernels_pallas.vig_mixer.pallas_triton.rows import RowLoop
+from kernels_pallas.vig_mixer.spec import MixerInputs, MixerSpec
 
 NAME = "pallas_triton"
 slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 on_gpu = pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs a CUDA GPU")
-
-
-class Inputs(NamedTuple):
-    """The operator's arrays."""
-
-    projected: Any
-    local: Any
-    gate_bias: Any
-    decay_kernel: Any
-    decay_bias: Any
-    scan_scale: Any
-    local_scale: Any
-    out_kernel: Any
 
 
 def outputs_of(width):
@@ -57,7 +45,7 @@ def make(shape, dtype, *, strength=1.0, rank=16):
         return jnp.asarray(mean + deviation * generator.standard_normal(shape), dtype)
 
     wide = "float64" if dtype == "float64" else "float32"
-    inputs = Inputs(
+    inputs = MixerInputs(
         projected=normal(batch, tokens, 3 * width + rank),
         local=normal(batch, tokens, width),
         gate_bias=normal(width, dtype=wide),
@@ -85,6 +73,11 @@ def spec_of(shape, dtype, activation=None, rank=16):
         epsilon=1e-6,
         activation=activation,
     )
+
+
+def kernels(spec, config=None):
+    """Returns the Triton implementation as a function of the arrays."""
+    return lambda *arrays: pallas_triton.vig_mixer(spec, MixerInputs(*arrays), config=config)
 
 
 def with_gradients(run):
@@ -115,7 +108,7 @@ def check(run, inputs, cotangent, heads, activation):
     for what, mine in (("alone", alone), ("with gradients", actual[0])):
         error = rms_relative_error(mine, expected[0])
         assert error <= tolerance.forward, f"result {what}: {error:.2e}"
-    for name, mine, theirs in zip(Inputs._fields, actual[1:], expected[1:], strict=True):
+    for name, mine, theirs in zip(MixerInputs._fields, actual[1:], expected[1:], strict=True):
         error = rms_relative_error(mine, theirs)
         assert error <= tolerance.gradient, f"gradient of {name}: {error:.2e}"
 
@@ -210,45 +203,41 @@ def test_interpreted_kernels(dtype, shape, rank, activation, strength, config):
     spec = spec_of(shape, dtype, activation, rank)
     config = None if config is None else uniform(**config)
     with interpret():
-        run = functools.partial(pallas_triton.vig_mixer, spec, config=config)
-        check(run, inputs, cotangent, shape[2], activation)
+        check(kernels(spec, config), inputs, cotangent, shape[2], activation)
 
 
-@pytest.mark.parametrize("shape", [(1, 30, 3, 24), (2, 32, 6, 16)], ids=str)
-def test_programs_of_several_blocks(shape, monkeypatch):
+@pytest.mark.parametrize(
+    ("shape", "programs", "steps"), [((1, 30, 3, 24), 3, 8), ((2, 32, 6, 16), 3, 16)], ids=str
+)
+def test_programs_of_several_blocks(shape, programs, steps):
     """With and without rows past the last; a block begins in the middle of a token's heads."""
     spec = spec_of(shape, "float32", "silu")
     inputs, _ = make(shape, "float32")
-    arrays = (inputs.projected, inputs.local, inputs.gate_bias, *inputs[5:7])
     scan = jnp.asarray(np.random.default_rng(0).standard_normal(shape), "float32")
+    small = BlendConfig(programs=2, block=128)
+    loop = RowLoop.from_config(spec, small)
+    assert (loop.programs, loop.steps) == (programs, steps)
 
-    def results():
+    def results(**options):
         with interpret():
-            forward, _ = pallas_triton_blend.forward(spec, [scan], *arrays, keeps_sum=True)
-            backward = pallas_triton_blend.backward(spec, scan, *arrays, inputs.local)
-        out, grad_scan, grad_local, grad_projected, *sums = backward
-        gate = grad_projected[..., spec.starts["gate"] : spec.starts["decay"]]
-        return [forward, out, grad_scan, grad_local, gate], sums
+            blend, _ = forward.forward(spec, [scan], inputs, total=True, **options)
+            again, grads = backward.backward(spec, scan, inputs, inputs.local, **options)
+        gate = grads.projected[..., spec.starts["gate"] : spec.starts["decay"]]
+        return blend, again, grads._replace(projected=gate)
 
-    expected = results()
-    for name, value in (("BLOCK", 128), ("FORWARD_PROGRAMS", 2), ("BACKWARD_PROGRAMS", 2)):
-        monkeypatch.setattr(pallas_triton_blend, f"_{name}", value)
-    walk = pallas_triton_blend._walk(spec, 2)
-    assert (walk.programs, walk.steps) == {(1, 30, 3, 24): (3, 8), (2, 32, 6, 16): (3, 16)}[shape]
-    chex.assert_trees_all_close(results(), expected, rtol=1e-5, atol=1e-5)
+    chex.assert_trees_all_close(results(config=small), results(), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("activation", [None, "silu"])
 @pytest.mark.parametrize("shape", [(2, 17, 2, 16), (1, 70, 3, 24)], ids=str)
-def test_the_blend_is_written_again_as_it_was(shape, activation):
+def test_the_blend_is_recomputed_to_the_bit(shape, activation):
     """The gradient of `out_kernel` belongs to the very values that it was applied to."""
     inputs, _ = make(shape, "bfloat16")
-    arrays = (inputs.projected, inputs.local, inputs.gate_bias, *inputs[5:7])
     scan = jnp.asarray(np.random.default_rng(0).standard_normal(shape), "bfloat16")
     spec = spec_of(shape, "bfloat16", activation)
     with interpret():
-        expected, _ = pallas_triton_blend.forward(spec, [scan], *arrays, keeps_sum=True)
-        again, *_ = pallas_triton_blend.backward(spec, scan, *arrays, inputs.local)
+        expected, _ = forward.forward(spec, [scan], inputs, total=True)
+        again, _ = backward.backward(spec, scan, inputs, inputs.local)
     np.testing.assert_array_equal(again, expected)
 
 
@@ -262,10 +251,9 @@ def test_weights_of_the_narrow_type():
     """A model whose parameters are bfloat16 too gets gradients of that type."""
     shape = (2, 17, 2, 24)
     inputs, cotangent = make(shape, "bfloat16", strength=3000.0)
-    inputs = Inputs(*(x.astype("bfloat16") for x in inputs))
+    inputs = MixerInputs(*(x.astype("bfloat16") for x in inputs))
     with interpret():
-        run = functools.partial(pallas_triton.vig_mixer, spec_of(shape, "bfloat16"))
-        check(run, inputs, cotangent, 2, None)
+        check(kernels(spec_of(shape, "bfloat16")), inputs, cotangent, 2, None)
 
 
 @pytest.mark.slow
@@ -286,7 +274,9 @@ def test_interpreted_with_weights_outside_of_vmap():
     """Gradients of the weights for each image."""
     inputs, cotangent = make((2, 1, 1, 2), "float32", rank=3)
     maps = inputs._replace(projected=inputs.projected[:, None], local=inputs.local[:, None])
-    axes = Inputs(*(0 if name in ("projected", "local") else None for name in Inputs._fields))
+    axes = MixerInputs(
+        *(0 if name in ("projected", "local") else None for name in MixerInputs._fields)
+    )
     run = with_gradients(functools.partial(vig_mixer, heads=1, implementation=NAME))
     with interpret():
         actual = jax.jit(jax.vmap(run, in_axes=(axes, 0)))(maps, cotangent[:, None])
@@ -308,7 +298,7 @@ def shapes_of(shape, dtype):
         jax.ShapeDtypeStruct(shape, dtype) for shape in ((16, width), (width, outputs_of(width)))
     )
     cotangent = jax.ShapeDtypeStruct((batch, tokens, outputs_of(width)), dtype)
-    return Inputs(projected, local, bias, kernel, bias, scale, scale, out_kernel), cotangent
+    return MixerInputs(projected, local, bias, kernel, bias, scale, scale, out_kernel), cotangent
 
 
 def test_no_blend_is_kept():
@@ -434,8 +424,7 @@ def test_a_tiling_whose_gradients_need_two_arrays_is_refused():
     inputs, cotangent = make((1, 17, 1, 16), "float32")
     launch = KernelConfig(split_directions=True)
     spec = spec_of((1, 17, 1, 16), "float32")
-    config = Config(launch, launch, launch)
-    run = with_gradients(functools.partial(pallas_triton.vig_mixer, spec, config=config))
+    run = with_gradients(kernels(spec, Config(launch, launch, launch)))
     with interpret(), pytest.raises(ValueError, match="both directions"):
         run(inputs, cotangent)
 
@@ -522,8 +511,7 @@ def test_tilings_on_a_gpu(options):
     config = uniform(**options)
     shape = (2, 197, 2, 64)
     inputs, cotangent = make(shape, "bfloat16", strength=100.0)
-    run = functools.partial(pallas_triton.vig_mixer, spec_of(shape, "bfloat16"), config=config)
-    check(run, inputs, cotangent, shape[2], None)
+    check(kernels(spec_of(shape, "bfloat16"), config), inputs, cotangent, shape[2], None)
 
 
 @on_gpu
@@ -542,9 +530,9 @@ def test_transformations_on_a_gpu(shape):
         jax.tree.map(np.testing.assert_array_equal, results, expected)
     stacked = jax.tree.map(lambda x: jnp.stack([x, -x]), (inputs, cotangent))
     mapped = jax.jit(jax.vmap(with_gradients(run)))(*stacked)
-    out, grads = mapped[0][0], Inputs(*(x[0] for x in mapped[1:]))
+    out, grads = mapped[0][0], MixerInputs(*(x[0] for x in mapped[1:]))
     np.testing.assert_array_equal(out, expected[0])
-    theirs = Inputs(*expected[1:])
+    theirs = MixerInputs(*expected[1:])
     np.testing.assert_array_equal(grads.local, theirs.local)
     kernels_own = 3 * width  # the rest, and sums over tokens, are XLA's products
     np.testing.assert_array_equal(

@@ -1,0 +1,17 @@
+"""Type aliases for what kernels work on."""
+
+from typing import Any
+
+import jax
+
+Ref = Any
+"""A reference to an array in a GPU's memory: an argument of a kernel."""
+
+Block = jax.Array
+"""An array that a program of a kernel holds in registers."""
+
+Index = tuple[Any, ...]
+"""One integer or integer block for each axis of a reference; they broadcast."""
+
+Mask = jax.Array | None
+"""A boolean block; None is True everywhere."""
