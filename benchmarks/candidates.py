@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 
 import jax
 
-from kernels_pallas.benchmarks.timing import contestant
+from kernels_pallas.core.timing import candidate
 from vig_jax.bench.programs import (
     agreement,
     benchmark_config,
@@ -30,7 +30,7 @@ class Candidate:
         parameters: number of parameters.
         memory_bytes: memory while it runs, including parameters and one batch of pixels.
         flops: operations for one image.
-        run: see `kernels_pallas.benchmarks.timing.Contestant`.
+        run: see `kernels_pallas.core.timing.Candidate`.
     """
 
     name: str
@@ -74,7 +74,7 @@ def ours(name: str, *, image_size: int, batch_size: int, train: bool) -> Candida
         parameters=sum(leaf.size for leaf in jax.tree.leaves(params)),
         memory_bytes=program.bytes,
         flops=flops_per_image(config, train=train),
-        run=contestant(call),
+        run=candidate(call),
     )
 
 

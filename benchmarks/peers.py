@@ -141,7 +141,7 @@ def _entry(text: str) -> tuple[str, list[tuple[int, int]], list[str]]:
 def _compare(options: argparse.Namespace) -> int:
     import jax
 
-    from kernels_pallas.benchmarks.timing import commit, driver
+    from kernels_pallas.core.timing import commit, driver
     from vig_jax import list_models
     from vig_jax.bench.programs import image_and_batch_sizes
     from vig_jax.bench.throughput import by_model, draw, peak_flops, write_tables
@@ -242,7 +242,7 @@ def _rows(
 ) -> list[dict[str, Any]]:
     """Returns our row for one size and pass, and a row per peer in its faster variant."""
     from benchmarks.candidates import ours
-    from kernels_pallas.benchmarks.timing import interleaved
+    from kernels_pallas.core.timing import interleaved
     from vig_jax.bench.throughput import spread
 
     train = pass_ == "train"

@@ -1,5 +1,6 @@
 """Fast operators for JAX, usable on their own: `from kernels_pallas import gla`."""
 
+from kernels_pallas.autotune import autotune
 from kernels_pallas.depthwise_conv import depthwise_conv
 from kernels_pallas.gla import IMPLEMENTATIONS, bidirectional_gla, gla
 from kernels_pallas.im2col import im2col
@@ -11,6 +12,7 @@ from kernels_pallas.vig_mixer import vig_mixer
 
 __all__ = [
     "IMPLEMENTATIONS",
+    "autotune",
     "bidirectional_gla",
     "depthwise_conv",
     "gla",

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from fla.ops.gla import chunk_gla
 
-from kernels_pallas.benchmarks.timing import Contestant
+from kernels_pallas.core.timing import Candidate
 
 ONE_DIRECTION = "fla, one direction"
 
@@ -27,11 +27,11 @@ def results(
     return _array(out[:images]), [_array(x[:images]) for x in gradients]
 
 
-def contestants(
+def candidates(
     op: str,
     sets: Sequence[Sequence[jax.Array]],
     cotangents: Sequence[jax.Array] | None,
-) -> Mapping[str, Contestant]:
+) -> Mapping[str, Candidate]:
     """The operator, and for both directions also one of them bare.
 
     Args:
@@ -41,10 +41,10 @@ def contestants(
     """
     tensors = [[_tensor(x) for x in arguments] for arguments in sets]
     outer = None if cotangents is None else [_tensor(x) for x in cotangents]
-    runs = {"fla": _contestant(_OPERATORS[op], tensors, outer)}
+    runs = {"fla": _candidate(_OPERATORS[op], tensors, outer)}
     if op == "bidirectional_gla":
         first_four = [inputs[:4] for inputs in tensors]
-        runs[ONE_DIRECTION] = _contestant(_gla, first_four, outer)
+        runs[ONE_DIRECTION] = _candidate(_gla, first_four, outer)
     return runs
 
 
@@ -88,11 +88,11 @@ def _with_gradients(
     return out, torch.autograd.grad(out, inputs, cotangent)
 
 
-def _contestant(
+def _candidate(
     operator: Callable[..., torch.Tensor],
     sets: Sequence[Sequence[torch.Tensor]],
     cotangents: Sequence[torch.Tensor] | None,
-) -> Contestant:
+) -> Candidate:
     if cotangents is None:
         in_turn: Any = itertools.cycle((inputs, None) for inputs in sets)
     else:

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kernels_pallas.benchmarks.timing import Contestant, commit, contestant, driver, interleaved
+from kernels_pallas.core.timing import Candidate, candidate, commit, driver, interleaved
 from kernels_pallas.gla.api import IMPLEMENTATIONS, bidirectional_gla, gla
 from kernels_pallas.gla.arg_specs import WORKLOADS, Workload
 from kernels_pallas.testing import (
@@ -284,13 +284,13 @@ def _rows(
         if backward:
             # It reads the inputs again and the cotangent, and writes the gradients.
             moved += 2 * given + inputs.cotangent.nbytes
-        runs: dict[str, Contestant] = {
-            name: _contestant(both[backward], [s[first:] for s in sets])
+        runs: dict[str, Candidate] = {
+            name: _candidate(both[backward], [s[first:] for s in sets])
             for name, both in programs.items()
         }
         if peer:
             cotangents = [s[0] for s in sets] if backward else None
-            runs |= peer.contestants(case.op, [s[1:] for s in sets], cotangents)
+            runs |= peer.candidates(case.op, [s[1:] for s in sets], cotangents)
         seconds = interleaved(runs, repeats=repeats, sample_seconds=_SAMPLE_SECONDS)
         for name, samples in seconds.items():
             low, middle, high = _quartiles(samples)
@@ -310,15 +310,15 @@ def _rows(
     return rows
 
 
-def _contestant(run: Callable[..., Any], sets: Sequence[tuple[Any, ...]]) -> Contestant:
+def _candidate(run: Callable[..., Any], sets: Sequence[tuple[Any, ...]]) -> Candidate:
     in_turn = itertools.cycle(sets)
-    return contestant(lambda: run(*next(in_turn)))
+    return candidate(lambda: run(*next(in_turn)))
 
 
 def _bandwidth(repeats: int) -> float:
     """Bytes per second of a large copy on the device, read and written."""
     source = jnp.ones(_COPIED_FLOATS, jnp.float32)
-    copy = _contestant(jax.jit(jnp.copy), [(source,)])
+    copy = _candidate(jax.jit(jnp.copy), [(source,)])
     (seconds,) = interleaved(
         {"copy": copy}, repeats=repeats, sample_seconds=_SAMPLE_SECONDS
     ).values()

@@ -1,26 +1,34 @@
-"""What the local devices are."""
+"""Describes the local GPUs."""
 
+import dataclasses
 import functools
 import re
 
 import jax
 
 
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """A kind of accelerator that programs are compiled for.
+
+    Attributes:
+        platform: The platform as it is named when lowering, such as "cuda".
+        name: The model, in the form that folders are named by, such as "nvidia_h200".
+        compute_capability: The CUDA compute capability.
+    """
+
+    platform: str
+    name: str
+    compute_capability: float
+
+
 @functools.cache
-def least_cuda_capability() -> float | None:
-    """The least compute capability among the local CUDA GPUs, or None if there are none."""
+def local_gpu() -> Device | None:
+    """Returns the local CUDA GPU of the lowest compute capability, or None if there is no GPU."""
     try:
         devices = jax.local_devices(backend="cuda")
     except RuntimeError:
         return None
-    return min(float(device.compute_capability) for device in devices)
-
-
-@functools.cache
-def cuda_device_name() -> str | None:
-    """Name of the first local CUDA GPU as files are named by it, or None if there is none."""
-    try:
-        device = jax.local_devices(backend="cuda")[0]
-    except RuntimeError:
-        return None
-    return re.sub(r"[^a-z0-9]+", "_", device.device_kind.lower()).strip("_")
+    lowest = min(devices, key=lambda device: float(device.compute_capability))
+    name = re.sub(r"[^a-z0-9]+", "_", lowest.device_kind.lower()).strip("_")
+    return Device("cuda", name, float(lowest.compute_capability))

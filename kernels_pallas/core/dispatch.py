@@ -1,23 +1,75 @@
-"""Which implementation of an operator serves a call: boring on purpose, and loud.
+"""Selects the implementation of an operator that serves a call.
 
-An implementation says in `supports(spec)` why it cannot serve a call. Named alone, that reason is
-an error. In a list (the default order is one) it means "try the next", and so does a
-NotImplementedError while the implementation is being traced; nothing else falls through.
+An implementation is a module; `Module` lists what it defines. Its `supports(spec, device)` returns
+the reason for which it cannot serve a call. If the implementation was named alone, the reason
+becomes an error. In a sequence of names, such as the default order, the next name is tried; so it
+is if tracing the implementation raises NotImplementedError. Other errors are not caught.
 
-An implementation made for some platforms only is chosen when the program is lowered for one of
-them, not when it is traced: a traced function stays portable between machines and exportable.
+An implementation for some platforms only is selected when the program is lowered, not when it is
+traced. So a traced function can be lowered for other machines, and exported.
 """
 
+import contextvars
 import dataclasses
 import difflib
 import functools
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 import jax
 
+from kernels_pallas.core.device import Device
+from kernels_pallas.core.launch import target_device
+
 _LOG = logging.getLogger("kernels_pallas")
+
+
+class Module(Protocol):
+    """An implementation of an operator that serves every platform.
+
+    Attributes:
+        PLATFORMS: Platforms that it can be lowered for ("cuda", ...), or None for all platforms.
+    """
+
+    PLATFORMS: tuple[str, ...] | None
+
+    def supports(self, spec: Any, device: Device | None) -> str | None:
+        """Returns the reason for which a call cannot be served, or None.
+
+        Args:
+            spec: The static facts of the call.
+            device: The GPU at hand, or None if it is not known.
+        """
+
+    def run(self, spec: Any, *arrays: Any) -> Any:
+        """Computes the operator."""
+
+
+class Backend(Protocol):
+    """An implementation in kernels: a `Module` with a config that can be chosen and tuned.
+
+    Attributes:
+        PLATFORMS: As of `Module`.
+        TUNED_AS: Name of the stored winners, "<operator>.<backend>".
+        Config: The type of configs, a frozen dataclass: see `kernels_pallas.core.config`.
+    """
+
+    PLATFORMS: tuple[str, ...] | None
+    TUNED_AS: str
+    Config: type
+
+    def supports(self, spec: Any, device: Device | None) -> str | None:
+        """As of `Module`."""
+
+    def heuristic(self, spec: Any, device: Device | None) -> Any:
+        """Returns the config for a call that was not measured."""
+
+    def candidates(self, spec: Any, device: Device | None) -> Iterable[Any]:
+        """Returns the configs that autotuning tries."""
+
+    def run(self, spec: Any, *arrays: Any, config: Any = None) -> Any:
+        """Computes the operator; `config` defaults to the stored winner or the heuristic's."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,41 +77,80 @@ class Implementation:
     """One way to compute an operator.
 
     Attributes:
-        name: Also its file stem and its value of `implementation=`.
-        supports: Pure; takes the call's spec and returns why the call cannot be served, or None.
-        run: Takes the spec and the operator's arrays.
-        platforms: Platforms it lowers for ("cuda", "tpu", ...), or None for all of them.
+        name: Its value of `implementation=`, also the name of its module.
+        supports: See `Module`.
+        run: Takes the spec, the operator's arrays and, if there is a config type, `config=`.
+        platforms: See `Module.PLATFORMS`.
+        config_type: The type of its configs, or None if it has no settings.
+        module: Where it is defined.
     """
 
     name: str
-    supports: Callable[[Any], str | None]
+    supports: Callable[[Any, Device | None], str | None]
     run: Callable[..., Any]
     platforms: tuple[str, ...] | None = None
+    config_type: type | None = None
+    module: Any = None
 
 
-# What only lowers for some platforms, by the name of the implementation.
-_PLATFORMS: Mapping[str, tuple[str, ...]] = {"pallas_triton": ("cuda",)}
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """A call of an operator as `dispatch` sees it."""
+
+    op: str
+    spec: Any
+    table: Mapping[str, Implementation]
 
 
-def compiled(modules: Mapping[str, Any], op: str) -> dict[str, Implementation]:
-    """The implementations of an operator, one per module, best first.
+class _ObservedError(Exception):
+    """Carries the first call of an operator out of `dispatch`."""
 
-    They are compiled by spec: a call outside of jit compiles once, and a model's equal layers trace
-    once.
+    def __init__(self, call: Call) -> None:
+        super().__init__(call)
+        self.call = call
+
+
+_observing = contextvars.ContextVar("kernels_pallas_observing", default=False)
+
+
+def observe(run: Callable[..., Any], *arguments: Any) -> Call:
+    """Returns the first call of an operator that a function makes, and computes nothing.
 
     Args:
-        modules: By name; each has `supports` and a function called `op`, spec first.
-        op: The operator's name.
+        run: A function that calls an operator.
+        *arguments: Its arrays, or `jax.ShapeDtypeStruct`s.
+
+    Raises:
+        ValueError: The function calls no operator.
     """
-    return {
-        name: Implementation(
-            name,
-            module.supports,
-            jax.jit(getattr(module, op), static_argnums=0),
-            _PLATFORMS.get(name),
-        )
-        for name, module in modules.items()
-    }
+    token = _observing.set(True)
+    try:
+        jax.eval_shape(run, *arguments)
+    except _ObservedError as observed:
+        return observed.call
+    finally:
+        _observing.reset(token)
+    raise ValueError("the function calls no operator of kernels_pallas")
+
+
+def implementations(modules: Mapping[str, Any], op: str = "run") -> dict[str, Implementation]:
+    """Makes the table of an operator's implementations, best first.
+
+    Each is compiled by spec and config: a call outside of `jax.jit` compiles once, and equal layers
+    of a model are traced once.
+
+    Args:
+        modules: The implementations' modules (see `Module` and `Backend`) by name.
+        op: Name of the function in each module that computes the operator.
+    """
+    table = {}
+    for name, module in modules.items():
+        config_type = getattr(module, "Config", None)
+        static = ("config",) if config_type else ()
+        run = jax.jit(getattr(module, op), static_argnums=0, static_argnames=static)
+        platforms = module.PLATFORMS
+        table[name] = Implementation(name, module.supports, run, platforms, config_type, module)
+    return table
 
 
 def dispatch(
@@ -68,43 +159,57 @@ def dispatch(
     arrays: Sequence[Any],
     *,
     implementation: str | Sequence[str] | None,
+    config: Any = None,
     table: Mapping[str, Implementation],
-    order: Sequence[str],
 ) -> Any:
-    """Runs `op` with the implementation asked for.
+    """Runs the implementation that the caller asks for, or the best one.
 
     Args:
         op: The operator's name, for messages.
-        spec: Static facts of the call, handed to `supports` and `run`.
-        arrays: The operator's arrays, in the order of `run`; an entry may be None.
-        implementation: A name, several names to try in order, or None for `order`.
-        table: Every implementation by name.
-        order: Names to try when `implementation` is None, best first.
+        spec: The static facts of the call.
+        arrays: The operator's arrays in the order of `run`; an entry may be None.
+        implementation: A name, several names to try in order, or None for all in the table's order.
+        config: The config of one of these implementations, which runs with it; None lets every
+            implementation choose.
+        table: All implementations by name, best first.
 
     Returns:
-        What the chosen implementation returns.
+        The result of the chosen implementation.
 
     Raises:
         ValueError: A name is unknown, or the sequence of names is empty.
-        TypeError: `implementation` is neither a name, a sequence of names nor None.
-        NotImplementedError: No implementation named can serve the call; the reasons are told.
+        TypeError: `implementation` is neither a name, a sequence of names nor None; or `config`
+            does not belong to any of the implementations.
+        NotImplementedError: No implementation that was asked for can serve the call. The message
+            has the reasons.
     """
-    names = _names(op, implementation, table, order)
-    reasons = {name: table[name].supports(spec) for name in names}
+    if _observing.get():
+        raise _ObservedError(Call(op, spec, table))
+    names = _names(op, implementation, table)
+    _check_config(op, config, names, table)
+    device = target_device()
+    reasons = {name: table[name].supports(spec, device) for name in names}
     usable = [table[name] for name in names if reasons[name] is None]
     skipped = {name: reason for name, reason in reasons.items() if reason is not None}
+
+    def run(impl: Implementation, arrays: Sequence[Any]) -> Any:
+        if config is None or type(config) is not impl.config_type:
+            return impl.run(spec, *arrays)
+        return impl.run(spec, *arrays, config=config)
+
     if isinstance(implementation, str):
         if skipped:
             raise _cannot_run(op, spec, skipped)
-        return usable[0].run(spec, *arrays)
+        return run(usable[0], arrays)
 
-    # Platforms with a branch of their own; none where nothing serves the others: as a name alone.
+    # Platforms that need their own branch. Without a portable implementation there is no branch for
+    # other platforms, and the program is not divided, as when a name is given alone.
     special = {platform for impl in usable for platform in impl.platforms or ()}
     if all(impl.platforms for impl in usable):
         special = set()
 
     def level(platform: str | None) -> int:
-        """All branches are traced; what matters here and now is told louder."""
+        """Returns INFO for the branch of the local platform, DEBUG for the other branches."""
         here = "cuda" if jax.default_backend() == "gpu" else jax.default_backend()
         elsewhere = here in special if platform is None else here != platform
         return logging.DEBUG if elsewhere else logging.INFO
@@ -114,7 +219,7 @@ def dispatch(
         for impl in usable:
             if not special or impl.platforms is None or platform in impl.platforms:
                 try:
-                    result = impl.run(spec, *arrays)
+                    result = run(impl, arrays)
                 except NotImplementedError as error:
                     failed[impl.name] = str(error)
                 else:
@@ -129,14 +234,9 @@ def dispatch(
     return jax.lax.platform_dependent(*arrays, **branches)
 
 
-def _names(
-    op: str,
-    implementation: Any,
-    table: Mapping[str, Implementation],
-    order: Sequence[str],
-) -> list[str]:
+def _names(op: str, implementation: Any, table: Mapping[str, Implementation]) -> list[str]:
     if implementation is None:
-        return list(order)
+        return list(table)
     names = [implementation] if isinstance(implementation, str) else implementation
     if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
         raise TypeError(
@@ -155,9 +255,25 @@ def _names(
     return list(names)
 
 
+def _check_config(
+    op: str, config: Any, names: Sequence[str], table: Mapping[str, Implementation]
+) -> None:
+    types = [table[name].config_type for name in names]
+    if config is None or type(config) in types:
+        return
+    takes = "; ".join(
+        f"{name!r} takes {'no config' if kind is None else f'{kind.__module__}.{kind.__name__}'}"
+        for name, kind in zip(names, types, strict=True)
+    )
+    raise TypeError(
+        f"{op}: config is a {type(config).__module__}.{type(config).__name__}, which does not "
+        f"belong to the implementation: {takes}"
+    )
+
+
 def _cannot_run(op: str, spec: Any, reasons: Mapping[str, str]) -> NotImplementedError:
-    told = "; ".join(f"{name!r} cannot run this call: {reason}" for name, reason in reasons.items())
-    return NotImplementedError(f"{op}: {told or 'nothing to try'}. The call: {spec}")
+    text = "; ".join(f"{name!r} cannot run this call: {reason}" for name, reason in reasons.items())
+    return NotImplementedError(f"{op}: {text or 'nothing to try'}. The call: {spec}")
 
 
 @functools.cache  # one line per distinct choice, however often the operator is traced

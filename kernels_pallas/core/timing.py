@@ -1,4 +1,4 @@
-"""Timing of contestants in turn, of whatever framework, and what to say of where it was done."""
+"""Times programs of any framework in rounds, and describes the machine."""
 
 import dataclasses
 import pathlib
@@ -10,12 +10,12 @@ from typing import Any
 
 import jax
 
-Contestant = Callable[[int], None]
-"""Makes so many calls back to back, without waiting in between, and then waits for the device."""
+Candidate = Callable[[int], None]
+"""Makes that many calls back to back without waiting in between, then waits for the device."""
 
 
-def contestant(call: Callable[[], Any]) -> Contestant:
-    """Of a function that starts the next call of a JAX program and returns its result."""
+def candidate(call: Callable[[], Any]) -> Candidate:
+    """Makes a candidate of a function that starts a JAX program and returns its result."""
 
     def run(calls: int) -> None:
         for _ in range(calls):
@@ -26,30 +26,33 @@ def contestant(call: Callable[[], Any]) -> Contestant:
 
 
 def interleaved(
-    contestants: Mapping[str, Contestant], *, repeats: int, sample_seconds: float
+    candidates: Mapping[str, Candidate], *, repeats: int, sample_seconds: float
 ) -> dict[str, list[float]]:
-    """Seconds per call: `repeats` samples of each, taken in turns so that drift hits all alike.
+    """Times candidates in rounds, so that drift affects all of them alike.
 
-    One call before each sample is not counted: it gets back the memory that the others gave away.
+    One call before each sample is not counted: it allocates memory that other candidates freed.
 
     Args:
-        contestants: by name.
-        repeats: samples of each.
-        sample_seconds: a sample is as many calls as fill this, at least one.
+        candidates: Candidates by name.
+        repeats: Rounds: samples of each candidate.
+        sample_seconds: Length of a sample; it is at least one call.
+
+    Returns:
+        Seconds per call, a list of samples for each candidate.
     """
     calls = {}
-    for name, run in contestants.items():
+    for name, run in candidates.items():
         run(1)  # compile
         calls[name] = max(1, round(sample_seconds / max(1e-6, _seconds(run, 1))))
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(repeats):
-        for name, run in contestants.items():
+        for name, run in candidates.items():
             run(1)
             seconds[name].append(_seconds(run, calls[name]))
     return seconds
 
 
-def _seconds(run: Contestant, calls: int) -> float:
+def _seconds(run: Candidate, calls: int) -> float:
     start = time.perf_counter()
     run(calls)
     return (time.perf_counter() - start) / calls
@@ -57,12 +60,12 @@ def _seconds(run: Contestant, calls: int) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """What a GPU ran under one name in a call of a program, copies included.
+    """A kernel or copy that a GPU ran during a call of a program.
 
     Attributes:
-        name: of the kernel.
-        calls: of it in one call of the program, on average.
-        us: of all of these, in microseconds.
+        name: The kernel's name.
+        calls: Its calls in one call of the program, on average.
+        us: Microseconds of all of these calls.
     """
 
     name: str
@@ -70,8 +73,8 @@ class Kernel:
     us: float
 
 
-def kernels(run: Contestant, calls: int = 4) -> list[Kernel]:
-    """Profiles some calls; longest first, and none where there is no GPU."""
+def kernels(run: Candidate, calls: int = 4) -> list[Kernel]:
+    """Profiles some calls; returns the longest kernel first, and none where there is no GPU."""
     run(1)  # compile
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
@@ -88,18 +91,18 @@ def kernels(run: Contestant, calls: int = 4) -> list[Kernel]:
 
 
 def commit() -> str:
-    """The commit of this checkout, "-dirty" with changes, or "unknown"."""
-    return _said("git", "describe", "--always", "--dirty") or "unknown"
+    """Returns the commit of this checkout, with "-dirty" if it has changes, or "unknown"."""
+    return _output_of("git", "describe", "--always", "--dirty") or "unknown"
 
 
 def driver() -> str:
-    """The version of NVIDIA's driver, or "none"."""
-    lines = _said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    """Returns the version of NVIDIA's driver, or "none"."""
+    lines = _output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     return lines.splitlines()[0] if lines else "none"
 
 
-def _said(*command: str) -> str:
-    """What a command prints; nothing if it fails or is not there."""
+def _output_of(*command: str) -> str:
+    """Returns what a command prints; "" if it fails or is missing."""
     try:
         done = subprocess.run(
             command, cwd=pathlib.Path(__file__).parent, capture_output=True, text=True, check=True

@@ -1,21 +1,19 @@
-"""The public operator: what it means, what it accepts, and who computes it."""
+"""The public operator: its definition, its argument checks and its implementations."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from jaxtyping import Array, Float
 
 from kernels_pallas.core.checks import checked_array
-from kernels_pallas.core.dispatch import compiled, dispatch
+from kernels_pallas.core.dispatch import dispatch, implementations
 from kernels_pallas.depthwise_conv import pallas_triton, reference, xla
 from kernels_pallas.depthwise_conv.spec import DepthwiseConvSpec
 
-# Best first: `implementation=None` takes the first that serves the call on the platform.
-_MODULES = {"pallas_triton": pallas_triton, "xla": xla, "reference": reference}
+_TABLE = implementations({"pallas_triton": pallas_triton, "xla": xla, "reference": reference})
 
-IMPLEMENTATIONS: tuple[str, ...] = tuple(_MODULES)
-"""Names accepted by `implementation=`, best first."""
-
-_TABLE = compiled(_MODULES, "depthwise_conv")
+IMPLEMENTATIONS: tuple[str, ...] = tuple(_TABLE)
+"""Names that `implementation=` accepts, best first."""
 
 
 def depthwise_conv(
@@ -24,8 +22,9 @@ def depthwise_conv(
     *,
     activation: str | None = None,
     implementation: str | Sequence[str] | None = None,
+    config: Any = None,
 ) -> Float[Array, "B h w D"]:
-    """Convolution of each channel with its own 3x3 kernel, stride 1, zero padding 1, no bias.
+    """Convolves each channel with its 3x3 kernel; stride 1, zero padding 1, no bias.
 
     With zeros outside of the map::
 
@@ -38,16 +37,20 @@ def depthwise_conv(
         x: Maps; float32, bfloat16, float16 or float64.
         kernel: Weights in Flax's layout (HWIO), type of x.
         activation: None, or "silu" for a * sigmoid(a) of the sum a.
-        implementation: None for the best one on the platform the program is lowered for, a name
-            out of `kernels_pallas.depthwise_conv.IMPLEMENTATIONS`, or several to try in order.
+        implementation: None for the best one on the platform that the program is lowered for, a
+            name in `kernels_pallas.depthwise_conv.IMPLEMENTATIONS`, or several names to try in
+            order.
+        config: A config of the implementation, such as `kernels_pallas.autotune` returns; None for
+            its own choice.
 
     Returns:
         Maps in the type of x.
 
     Raises:
-        TypeError: An argument is not an array, of a type not listed above, or of another than x.
+        TypeError: An argument is not an array, or has a type not listed above or another one than
+            x; or the config does not belong to the implementation.
         ValueError: Shapes do not fit together; the activation or an implementation is unknown.
-        NotImplementedError: The implementation asked for cannot serve this call.
+        NotImplementedError: The implementation that was named cannot serve this call.
     """
     x, kernel = checked_array("x", x), checked_array("kernel", kernel)
     if x.ndim != 4 or 0 in x.shape[1:]:
@@ -55,10 +58,10 @@ def depthwise_conv(
             "x must have four axes [batch, rows, columns, channels], all but the first of at least "
             f"1, got shape {x.shape}"
         )
-    wanted = (3, 3, 1, x.shape[3])
-    if kernel.shape != wanted:
+    expected = (3, 3, 1, x.shape[3])
+    if kernel.shape != expected:
         raise ValueError(
-            f"kernel must have shape [3, 3, 1, channels of x], {wanted}, got {kernel.shape}"
+            f"kernel must have shape [3, 3, 1, channels of x], {expected}, got {kernel.shape}"
         )
     if kernel.dtype != x.dtype:
         raise TypeError(f"kernel must have the type of x, {x.dtype}, got {kernel.dtype}: cast")
@@ -70,6 +73,6 @@ def depthwise_conv(
         DepthwiseConvSpec(batch, height, width, channels, x.dtype, activation),
         (x, kernel),
         implementation=implementation,
+        config=config,
         table=_TABLE,
-        order=IMPLEMENTATIONS,
     )

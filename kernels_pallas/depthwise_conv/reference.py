@@ -4,18 +4,21 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from kernels_pallas.core.device import Device
 from kernels_pallas.depthwise_conv.spec import DepthwiseConvSpec
 
+PLATFORMS = None
 
-def supports(spec: DepthwiseConvSpec) -> str | None:
-    """Serves every call."""
+
+def supports(spec: DepthwiseConvSpec, device: Device | None = None) -> str | None:
+    """Returns None: it serves every call."""
     return None
 
 
-def depthwise_conv(
+def run(
     spec: DepthwiseConvSpec, x: Float[Array, "B h w D"], kernel: Float[Array, "3 3 1 D"]
 ) -> Float[Array, "B h w D"]:
-    """See `kernels_pallas.depthwise_conv.api.depthwise_conv`."""
+    """Computes `kernels_pallas.depthwise_conv`."""
     padded = jnp.pad(x.astype(spec.wide_dtype), ((0, 0), (1, 1), (1, 1), (0, 0)))
     rows = jnp.arange(spec.height)[:, None] + jnp.arange(3)  # [h, 3]
     columns = jnp.arange(spec.width)[:, None] + jnp.arange(3)  # [w, 3]

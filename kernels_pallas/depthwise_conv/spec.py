@@ -1,4 +1,4 @@
-"""The static facts of one depthwise convolution, known before any array value is."""
+"""The static facts of one call."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class DepthwiseConvSpec:
-    """Everything an implementation may look at to decide whether it can serve a call.
+    """The static facts of one call.
 
     Attributes:
         batch: Images B.
@@ -16,7 +16,7 @@ class DepthwiseConvSpec:
         width: Columns w of a map, at least 1.
         channels: Channels D, at least 1.
         dtype: Type of the maps, the kernel and the result.
-        activation: "silu" of the convolution's result is wanted, or None.
+        activation: "silu" to apply it to the sums, or None.
     """
 
     batch: int
@@ -28,5 +28,5 @@ class DepthwiseConvSpec:
 
     @property
     def wide_dtype(self) -> np.dtype:
-        """Type of sums and activations: float64 for float64 inputs, else float32."""
+        """Returns the type of sums and activations: float64 for float64 inputs, else float32."""
         return np.dtype(jnp.float64 if self.dtype == jnp.float64 else jnp.float32)

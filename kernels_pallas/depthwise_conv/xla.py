@@ -6,28 +6,31 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from kernels_pallas.core.device import Device
 from kernels_pallas.depthwise_conv.spec import DepthwiseConvSpec
 
+PLATFORMS = None
 
-def supports(spec: DepthwiseConvSpec) -> str | None:
-    """Serves every call."""
+
+def supports(spec: DepthwiseConvSpec, device: Device | None = None) -> str | None:
+    """Returns None: it serves every call."""
     return None
 
 
-def depthwise_conv(
+def run(
     spec: DepthwiseConvSpec, x: Float[Array, "B h w D"], kernel: Float[Array, "3 3 1 D"]
 ) -> Float[Array, "B h w D"]:
-    """See `kernels_pallas.depthwise_conv.api.depthwise_conv`."""
+    """Computes `kernels_pallas.depthwise_conv`."""
     return jax.lax.platform_dependent(
         x,
         kernel,
-        cpu=functools.partial(_shifted_sum, spec),
-        default=functools.partial(_grouped_conv, spec),
+        cpu=functools.partial(shifted_sum, spec),
+        default=functools.partial(grouped_conv, spec),
     )
 
 
-def _grouped_conv(spec: DepthwiseConvSpec, x: Array, kernel: Array) -> Array:
-    """Accumulates in float32; its result is rounded before the activation.
+def grouped_conv(spec: DepthwiseConvSpec, x: Array, kernel: Array) -> Array:
+    """Computes a grouped convolution: sums in float32, rounded before the activation.
 
     JAX has no gradient of a convolution whose result is wider than its arguments.
     """
@@ -44,8 +47,8 @@ def _grouped_conv(spec: DepthwiseConvSpec, x: Array, kernel: Array) -> Array:
     return _activated(spec, out.astype(spec.wide_dtype))
 
 
-def _shifted_sum(spec: DepthwiseConvSpec, x: Array, kernel: Array) -> Array:
-    """Nine shifted products; XLA's CPU backend has no fast grouped convolution."""
+def shifted_sum(spec: DepthwiseConvSpec, x: Array, kernel: Array) -> Array:
+    """Adds nine shifted products: XLA's CPU backend has no fast grouped convolution."""
     padded = jnp.pad(x.astype(spec.wide_dtype), ((0, 0), (1, 1), (1, 1), (0, 0)))
     weights = kernel.astype(spec.wide_dtype)
     products = [

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from kernels_pallas.core.checks import checked_array
-from kernels_pallas.core.dispatch import compiled, dispatch
+from kernels_pallas.core.dispatch import dispatch, implementations
 from kernels_pallas.gla import pallas_triton, reference, xla_chunked
 from kernels_pallas.gla.spec import GlaSpec
 
@@ -25,8 +25,8 @@ _MODULES = {
 IMPLEMENTATIONS: tuple[str, ...] = tuple(_MODULES)
 """Names accepted by `implementation=`, best first."""
 
-_GLA = compiled(_MODULES, "gla")
-_BIDIRECTIONAL_GLA = compiled(_MODULES, "bidirectional_gla")
+_GLA = implementations(_MODULES, "gla")
+_BIDIRECTIONAL_GLA = implementations(_MODULES, "bidirectional_gla")
 
 _CHECK_DECAY_VARIABLE = "KERNELS_PALLAS_CHECK_DECAY"
 
@@ -43,6 +43,7 @@ def gla(
     return_final_state: bool = False,
     min_log_decay: float | None = None,
     implementation: str | Sequence[str] | None = None,
+    config: Any = None,
 ) -> Float[Array, "B T H V"] | tuple[Float[Array, "B T H V"], Float[Array, "B H K V"]]:
     """Gated linear attention along the tokens, in one direction.
 
@@ -77,6 +78,8 @@ def gla(
             where KERNELS_PALLAS_CHECK_DECAY=1 checks.
         implementation: None for the best one on the platform the program is lowered for, a name
             out of `kernels_pallas.IMPLEMENTATIONS`, or several names to try in order.
+        config: A config of the implementation, such as `kernels_pallas.autotune` returns; None for
+            its own choice.
 
     Returns:
         The output in the type of v; with `return_final_state` a pair of it and the final state,
@@ -110,8 +113,8 @@ def gla(
         spec,
         (q, k, v, log_decay, initial_state),
         implementation=implementation,
+        config=config,
         table=_GLA,
-        order=IMPLEMENTATIONS,
     )
     return (out, state) if return_final_state else out
 
@@ -126,6 +129,7 @@ def bidirectional_gla(
     scale: float | None = None,
     min_log_decay: float | None = None,
     implementation: str | Sequence[str] | None = None,
+    config: Any = None,
 ) -> Float[Array, "B T H V"]:
     """Gated linear attention in both directions at once, each with decays of its own.
 
@@ -141,6 +145,7 @@ def bidirectional_gla(
         scale: As in `gla`.
         min_log_decay: As in `gla`, for both directions.
         implementation: As in `gla`.
+        config: As in `gla`.
 
     Returns:
         The sum of both directions in the type of v.
@@ -163,8 +168,8 @@ def bidirectional_gla(
         spec,
         (q, k, v, log_decay_fwd, log_decay_bwd),
         implementation=implementation,
+        config=config,
         table=_BIDIRECTIONAL_GLA,
-        order=IMPLEMENTATIONS,
     )
 
 

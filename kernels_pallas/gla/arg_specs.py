@@ -2,6 +2,11 @@
 
 import dataclasses
 
+import jax
+import numpy as np
+
+from kernels_pallas.core.arg_specs import MODEL, Case
+
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
@@ -61,3 +66,30 @@ WORKLOADS: dict[str, Workload] = {
     )
 }
 """Every workload by name."""
+
+
+def _log_decays(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Draws log-decays as a ViG layer makes them: log_sigmoid(x) / 16."""
+    return -np.logaddexp(0.0, -2.0 * generator.standard_normal(shape)) / 16
+
+
+def _cases(op: str) -> tuple[Case, ...]:
+    decays = ("log_decay",) if op == "gla" else ("log_decay_fwd", "log_decay_bwd")
+    cases = []
+    for workload in WORKLOADS.values():
+        if workload.op == op or workload.name.startswith(("cpu_", "tiny")):
+            keys = (workload.batch, workload.tokens, workload.heads, workload.key_width)
+            args = {name: jax.ShapeDtypeStruct(keys, "bfloat16") for name in ("q", "k")}
+            args["v"] = jax.ShapeDtypeStruct((*keys[:3], workload.value_width), "bfloat16")
+            args |= {name: jax.ShapeDtypeStruct(keys, "bfloat16") for name in decays}
+            tags = frozenset({MODEL} if workload.name.startswith(("vig_", "lm_")) else ())
+            draws = dict.fromkeys(decays, _log_decays)
+            cases.append(Case(workload.name, args, draws=draws, tags=tags))
+    return tuple(cases)
+
+
+BIDIRECTIONAL_CASES = _cases("bidirectional_gla")
+"""The calls of `bidirectional_gla` that tests, benchmarks and autotuning share."""
+
+GLA_CASES = _cases("gla")
+"""The calls of `gla` that tests, benchmarks and autotuning share."""

@@ -9,11 +9,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from kernels_pallas.core.device import Device
 from kernels_pallas.gla.spec import GlaSpec
 
+PLATFORMS = None
 
-def supports(spec: GlaSpec) -> str | None:
-    """Serves every call."""
+
+def supports(spec: GlaSpec, device: Device | None = None) -> str | None:
+    """Returns None: it serves every call."""
     return None
 
 

@@ -1,6 +1,7 @@
 """The static facts of one gated-linear-attention call, known before any array value is."""
 
 import dataclasses
+from collections.abc import Hashable
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +44,13 @@ class GlaSpec:
     return_final_state: bool = False
     min_log_decay: float | None = None
     gate_normalizer: float | None = None
+
+    @property
+    def tuning_key(self) -> tuple[Hashable, ...]:
+        """Returns what identifies the call among the stored configs of its kernels."""
+        decays = self.decay_dtype.name if self.gate_normalizer is None else "gates"
+        shape = (self.batch, self.tokens, self.heads, self.key_width, self.value_width)
+        return (*shape, self.dtype.name, decays, self.bidirectional)
 
     @property
     def state_dtype(self) -> np.dtype:

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from kernels_pallas.core.device import Device
+from kernels_pallas.core.integers import next_power_of_two
 from kernels_pallas.gla.spec import GlaSpec
 
 # Tokens per chunk, a power of two: more means fewer states but wider score matrices.
@@ -32,8 +34,11 @@ _MAX_GROUPS = 32
 _UNROLL = 8
 
 
-def supports(spec: GlaSpec) -> str | None:
-    """Serves every call."""
+PLATFORMS = None
+
+
+def supports(spec: GlaSpec, device: Device | None = None) -> str | None:
+    """Returns None: it serves every call."""
     return None
 
 
@@ -71,7 +76,7 @@ def _scan(
     The backward pass keeps the inputs and computes a group of rows again.
     """
     rows = spec.batch * spec.heads
-    chunk = min(_CHUNK, 1 << (spec.tokens - 1).bit_length())
+    chunk = min(_CHUNK, next_power_of_two(spec.tokens))
     chunks = -(-spec.tokens // chunk)
     padded = chunks * chunk
     most = max(1, min(_MAX_GROUPS, q.size // _GROUP_ELEMENTS))

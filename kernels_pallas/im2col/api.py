@@ -1,21 +1,20 @@
-"""The public operator: what it means, what it accepts, and who computes it."""
+"""The public operator: its definition, its argument checks and its implementations."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from jaxtyping import Array, Float
 
 from kernels_pallas.core.checks import checked_array
-from kernels_pallas.core.dispatch import compiled, dispatch
+from kernels_pallas.core.dispatch import dispatch, implementations
+from kernels_pallas.core.integers import cdiv
 from kernels_pallas.im2col import pallas_triton, reference, xla
 from kernels_pallas.im2col.spec import Im2colSpec
 
-# Best first: `implementation=None` takes the first that serves the call on the platform.
-_MODULES = {"pallas_triton": pallas_triton, "xla": xla, "reference": reference}
+_TABLE = implementations({"pallas_triton": pallas_triton, "xla": xla, "reference": reference})
 
-IMPLEMENTATIONS: tuple[str, ...] = tuple(_MODULES)
-"""Names accepted by `implementation=`, best first."""
-
-_TABLE = compiled(_MODULES, "im2col")
+IMPLEMENTATIONS: tuple[str, ...] = tuple(_TABLE)
+"""Names that `implementation=` accepts, best first."""
 
 
 def im2col(
@@ -26,17 +25,18 @@ def im2col(
     columns: int | None = None,
     ones: bool = False,
     implementation: str | Sequence[str] | None = None,
+    config: Any = None,
 ) -> Float[Array, "B h w X"]:
-    """The pixels under each position of a square convolution kernel, side by side.
+    """Copies the pixels under each position of a square convolution kernel side by side.
 
     With zeros outside of the image::
 
         out[y, x, (i * kernel_size + j) * C + c] = image[y * stride + i - 1, x * stride + j - 1, c]
 
-    so that a convolution of zero padding 1 is the product of these with `kernel.reshape(-1, D)`
-    for a kernel in Flax's layout (HWIO). Behind the real columns are zeros: products want rows of
-    whole 16-byte pieces. With `ones` the first of these is 1: its weights in the product are a
-    bias. Differentiable.
+    So a convolution of zero padding 1 is the product of the result and `kernel.reshape(-1, D)` for
+    a kernel in Flax's layout (HWIO). Columns of zeros follow, because products are faster for rows
+    of whole 16-byte pieces. With `ones` the first of them is 1, and its weights in the product are
+    a bias. Differentiable.
 
     Args:
         images: float32, bfloat16, float16 or float64.
@@ -44,19 +44,22 @@ def im2col(
         stride: From one position to the next, at least 1.
         columns: Columns X of the output, at least kernel_size**2 * C, with `ones` one more; None
             rounds that up to a multiple of 32.
-        ones: Whether the first column behind the real ones is 1.
-        implementation: None for the best one on the platform the program is lowered for, a name
-            out of `kernels_pallas.im2col.IMPLEMENTATIONS`, or several to try in order.
+        ones: Sets the first column after the pixels to 1.
+        implementation: None for the best one on the platform that the program is lowered for, a
+            name in `kernels_pallas.im2col.IMPLEMENTATIONS`, or several names to try in order.
+        config: A config of the implementation, such as `kernels_pallas.autotune` returns; None for
+            its own choice.
 
     Returns:
         An array of h = (H + 2 - kernel_size) // stride + 1 rows and w columns of positions, in the
         type of the images.
 
     Raises:
-        TypeError: The images are not an array, or of a type not listed above.
-        ValueError: The images have not four axes, the kernel does not fit into them, there are too
-            few columns, the stride is not positive, or an implementation is unknown.
-        NotImplementedError: The implementation asked for cannot serve this call.
+        TypeError: The images are not an array or have a type not listed above, or the config does
+            not belong to the implementation.
+        ValueError: The images do not have four axes, the kernel does not fit into them, there are
+            too few columns, the stride is not positive, or an implementation is unknown.
+        NotImplementedError: The implementation that was named cannot serve this call.
     """
     images = checked_array("images", images)
     if images.ndim != 4 or 0 in images.shape[1:]:
@@ -74,7 +77,7 @@ def im2col(
         raise ValueError(f"stride must be at least 1, got {stride}")
     least = kernel_size**2 * channels + ones
     if columns is None:
-        columns = -(-least // 32) * 32
+        columns = 32 * cdiv(least, 32)
     if columns < least:
         raise ValueError(
             f"columns must be at least {least} = kernel_size**2 * channels{' + 1' * ones}, "
@@ -87,6 +90,6 @@ def im2col(
         ),
         (images,),
         implementation=implementation,
+        config=config,
         table=_TABLE,
-        order=IMPLEMENTATIONS,
     )

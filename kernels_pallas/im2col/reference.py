@@ -1,18 +1,21 @@
-"""The pixels under a kernel, one position of the kernel's own after the other: the definition."""
+"""The pixels under a kernel, one pixel of the kernel after the other: the definition."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from kernels_pallas.core.device import Device
 from kernels_pallas.im2col.spec import Im2colSpec
 
+PLATFORMS = None
 
-def supports(spec: Im2colSpec) -> str | None:
-    """Serves every call."""
+
+def supports(spec: Im2colSpec, device: Device | None = None) -> str | None:
+    """Returns None: it serves every call."""
     return None
 
 
-def im2col(spec: Im2colSpec, images: Float[Array, "B H W C"]) -> Float[Array, "B h w X"]:
-    """See `kernels_pallas.im2col.api.im2col`."""
+def run(spec: Im2colSpec, images: Float[Array, "B H W C"]) -> Float[Array, "B h w X"]:
+    """Computes `kernels_pallas.im2col`."""
     padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
     h, w = spec.positions
     out = jnp.zeros((spec.batch, h, w, spec.columns), spec.dtype)

@@ -1,4 +1,4 @@
-"""The static facts of one call, known before any array value is."""
+"""The static facts of one call."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Im2colSpec:
-    """Everything an implementation may look at to decide whether it can serve a call.
+    """The static facts of one call.
 
     Attributes:
         batch: Images B.
@@ -16,9 +16,9 @@ class Im2colSpec:
         channels: Numbers per pixel C.
         kernel_size: Rows and columns of the convolution's kernel.
         stride: Pixels from one position of the kernel to the next.
-        columns: Numbers per position in the output, zeros behind the real ones among them.
+        columns: Numbers per position in the output, the padding included.
         dtype: Type of images and output.
-        ones: Whether the first column behind the real ones is 1, not 0.
+        ones: The first column after the pixels is 1 instead of 0.
     """
 
     batch: int
@@ -33,7 +33,7 @@ class Im2colSpec:
 
     @property
     def positions(self) -> tuple[int, int]:
-        """Rows h and columns w of positions of the kernel."""
+        """Returns the rows h and columns w of positions of the kernel."""
         h, w = (
             (side + 2 - self.kernel_size) // self.stride + 1 for side in (self.height, self.width)
         )
@@ -41,5 +41,5 @@ class Im2colSpec:
 
     @property
     def taken(self) -> int:
-        """Numbers under the kernel, the columns that are pixels."""
+        """Returns the numbers under the kernel: the columns that are pixels."""
         return self.kernel_size**2 * self.channels

@@ -1,4 +1,4 @@
-"""A linear map with SwiGLU's gate as the formula says: what every implementation is compared with.
+"""A linear map with SwiGLU's gate by its formula: all implementations are compared with this one.
 
 Source: Shazeer, "GLU Variants Improve Transformer", 2020.
 """
@@ -7,19 +7,22 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from kernels_pallas.core.device import Device
 from kernels_pallas.linear_swiglu.spec import LinearSwigluSpec
 
+PLATFORMS = None
 
-def supports(spec: LinearSwigluSpec) -> str | None:
-    """Serves every call."""
+
+def supports(spec: LinearSwigluSpec, device: Device | None = None) -> str | None:
+    """Returns None: it serves every call."""
     return None
 
 
-def linear_swiglu(
+def run(
     spec: LinearSwigluSpec, x: Float[Array, "... D"], kernel: Float[Array, "D X"]
 ) -> Float[Array, "... I"]:
-    """See `kernels_pallas.linear_swiglu.api.linear_swiglu`."""
+    """Computes `kernels_pallas.linear_swiglu`."""
     x, kernel = x.astype(spec.compute_dtype), kernel.astype(spec.compute_dtype)
     product = jnp.matmul(x, kernel, precision=jax.lax.Precision.HIGHEST)
-    gate, y = product[..., : spec.width], product[..., spec.width :]
-    return (gate * jax.nn.sigmoid(gate) * y).astype(spec.dtype)
+    gate, up = product[..., : spec.width], product[..., spec.width :]
+    return (gate * jax.nn.sigmoid(gate) * up).astype(spec.dtype)

@@ -4,18 +4,21 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from kernels_pallas.core.device import Device
 from kernels_pallas.linear_swiglu.spec import LinearSwigluSpec
 
+PLATFORMS = None
 
-def supports(spec: LinearSwigluSpec) -> str | None:
-    """Serves every call."""
+
+def supports(spec: LinearSwigluSpec, device: Device | None = None) -> str | None:
+    """Returns None: it serves every call."""
     return None
 
 
-def linear_swiglu(
+def run(
     spec: LinearSwigluSpec, x: Float[Array, "... D"], kernel: Float[Array, "D X"]
 ) -> Float[Array, "... I"]:
-    """See `kernels_pallas.linear_swiglu.api.linear_swiglu`."""
+    """Computes `kernels_pallas.linear_swiglu`."""
     product = jnp.matmul(x, kernel, precision=spec.dot_precision)
-    gate, y = jnp.split(product.astype(spec.compute_dtype), 2, axis=-1)
-    return (jax.nn.silu(gate) * y).astype(spec.dtype)
+    gate, up = jnp.split(product.astype(spec.compute_dtype), 2, axis=-1)
+    return (jax.nn.silu(gate) * up).astype(spec.dtype)

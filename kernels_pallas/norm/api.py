@@ -1,4 +1,4 @@
-"""The public operators: what they mean, what they accept, and who computes them."""
+"""The public operators: their definitions, their argument checks and their implementations."""
 
 import math
 import numbers
@@ -9,18 +9,14 @@ import jax
 from jaxtyping import Array, Float
 
 from kernels_pallas.core.checks import checked_array
-from kernels_pallas.core.dispatch import compiled, dispatch
-from kernels_pallas.norm import pallas_triton, xla
+from kernels_pallas.core.dispatch import dispatch, implementations
+from kernels_pallas.norm import pallas_triton, reference, xla
 from kernels_pallas.norm.spec import ACTIVATIONS, KINDS, NormSpec
 
-# Best first: `implementation=None` takes the first that serves the call on the platform.
-_MODULES = {"pallas_triton": pallas_triton, "xla": xla}
+_TABLE = implementations({"pallas_triton": pallas_triton, "xla": xla, "reference": reference})
 
-IMPLEMENTATIONS: tuple[str, ...] = tuple(_MODULES)
-"""Names accepted by `implementation=`, best first."""
-
-_NORM_ACT = compiled(_MODULES, "norm_act")
-_RESIDUAL_NORM = compiled(_MODULES, "residual_norm")
+IMPLEMENTATIONS: tuple[str, ...] = tuple(_TABLE)
+"""Names that `implementation=` accepts, best first."""
 
 
 def norm_act(
@@ -32,16 +28,17 @@ def norm_act(
     epsilon: float,
     activation: str | None = None,
     implementation: str | Sequence[str] | None = None,
+    config: Any = None,
 ) -> Float[Array, "... D"]:
-    """Normalisation over the last axis, then perhaps an activation.
+    """Normalises over the last axis, and may apply an activation.
 
     With means over the last axis::
 
         rms:    y = x / sqrt(mean(x^2) + epsilon) * scale + bias
         layer:  y = (x - mean(x)) / sqrt(mean((x - mean(x))^2) + epsilon) * scale + bias
 
-    All of it, the activation too, is float32 (float64 for float64) and rounded once. Differentiable
-    in every array.
+    Everything, the activation included, is computed in float32 (float64 for float64) and rounded
+    once. Differentiable in every array.
 
     Args:
         x: float32, bfloat16, float16 or float64.
@@ -50,27 +47,31 @@ def norm_act(
         kind: "rms" or "layer".
         epsilon: A positive Python number.
         activation: None, "silu" or "gelu" (the exact one).
-        implementation: None for the best one on the platform the program is lowered for, a name
-            out of `kernels_pallas.norm.IMPLEMENTATIONS`, or several names to try in order.
+        implementation: None for the best one on the platform that the program is lowered for, a
+            name in `kernels_pallas.norm.IMPLEMENTATIONS`, or several names to try in order.
+        config: A config of the implementation, such as `kernels_pallas.autotune` returns; None for
+            its own choice.
 
     Returns:
         y, or the activation of y, in the type of x.
 
     Raises:
-        TypeError: An argument is not an array, or of a type not listed above.
+        TypeError: An argument is not an array or has a type not listed above, or the config does
+            not belong to the implementation.
         ValueError: Shapes do not fit together, or a name is unknown.
-        NotImplementedError: The implementation asked for cannot serve this call.
+        NotImplementedError: The implementation that was named cannot serve this call.
     """
     x, scale, bias = checked_array("x", x), checked_array("scale", scale), _optional("bias", bias)
     spec = _spec(x, scale, bias, kind, epsilon, activation=activation)
-    return dispatch(
+    _, y = dispatch(
         "norm_act",
         spec,
-        (x, scale, bias),
+        (x, None, None, scale, bias),
         implementation=implementation,
-        table=_NORM_ACT,
-        order=IMPLEMENTATIONS,
+        config=config,
+        table=_TABLE,
     )
+    return y
 
 
 def residual_norm(
@@ -83,23 +84,25 @@ def residual_norm(
     epsilon: float,
     keep: Float[Array, " B"] | None = None,
     implementation: str | Sequence[str] | None = None,
+    config: Any = None,
 ) -> tuple[Float[Array, "... D"], Float[Array, "... D"]]:
-    """A residual sum and its normalisation, which the next branch starts from.
+    """Computes a residual sum and its normalisation, which the next branch starts from.
 
-    `total = x + branch * keep`, rounded once to the type of x, and
+    `total = x + branch * keep` is rounded once to the type of x, and
     `y = norm_act(total, scale, bias)`. Differentiable in every array but `keep`, whose gradient is
-    zero: it holds random numbers.
+    zero because it holds random numbers.
 
     Args:
         x: float32, bfloat16, float16 or float64.
-        branch: What to add, shape and type of x.
+        branch: The array to add, shape and type of x.
         scale: As in `norm_act`.
         bias: As in `norm_act`.
         kind: As in `norm_act`.
         epsilon: As in `norm_act`.
         keep: A factor on the branch for each index of the first axis, such as drop path's 0 or
-            1 / (1 - rate); 1 if None. What is dropped by a 0 may be anything, NaN too.
+            1 / (1 - rate); 1 if None. A branch that is dropped by a 0 may have any values, NaN too.
         implementation: As in `norm_act`.
+        config: As in `norm_act`.
 
     Returns:
         total and y.
@@ -129,8 +132,8 @@ def residual_norm(
         spec,
         (x, branch, keep, scale, bias),
         implementation=implementation,
-        table=_RESIDUAL_NORM,
-        order=IMPLEMENTATIONS,
+        config=config,
+        table=_TABLE,
     )
 
 

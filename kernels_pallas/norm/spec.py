@@ -1,4 +1,4 @@
-"""The static facts of one normalisation, known before any array value is."""
+"""The static facts of one call."""
 
 import dataclasses
 
@@ -11,7 +11,7 @@ ACTIVATIONS = (None, "silu", "gelu")
 
 @dataclasses.dataclass(frozen=True)
 class NormSpec:
-    """Everything an implementation may look at to decide whether it can serve a call.
+    """The static facts of one call.
 
     Attributes:
         rows: Vectors to normalise: the product of all axes but the last.
@@ -20,8 +20,8 @@ class NormSpec:
         kind: One of KINDS.
         epsilon: Added to the variance, positive.
         activation: One of ACTIVATIONS.
-        residual: A branch is added before.
-        images: Length of the first axis, along which `keep` is; 0 if there is no `keep`.
+        residual: A branch is added before the normalisation.
+        images: Length of the first axis, which `keep` has too; 0 if there is no `keep`.
     """
 
     rows: int
@@ -35,5 +35,5 @@ class NormSpec:
 
     @property
     def wide(self) -> np.dtype:
-        """Type of statistics and of everything before the rounding of results."""
+        """Returns the type of statistics and of all else before results are rounded."""
         return np.dtype(jnp.promote_types(self.dtype, jnp.float32))

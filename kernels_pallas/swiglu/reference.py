@@ -1,4 +1,4 @@
-"""SwiGLU's gate as the formula says: the definition every implementation is compared with.
+"""SwiGLU's gate by its formula: all implementations are compared with this one.
 
 Source: Shazeer, "GLU Variants Improve Transformer", 2020.
 """
@@ -6,16 +6,19 @@ Source: Shazeer, "GLU Variants Improve Transformer", 2020.
 import jax
 from jaxtyping import Array, Float
 
+from kernels_pallas.core.device import Device
 from kernels_pallas.swiglu.spec import SwigluSpec
 
+PLATFORMS = None
 
-def supports(spec: SwigluSpec) -> str | None:
-    """Serves every call."""
+
+def supports(spec: SwigluSpec, device: Device | None = None) -> str | None:
+    """Returns None: it serves every call."""
     return None
 
 
-def swiglu(spec: SwigluSpec, x: Float[Array, "... X"]) -> Float[Array, "... I"]:
-    """See `kernels_pallas.swiglu.api.swiglu`."""
+def run(spec: SwigluSpec, x: Float[Array, "... X"]) -> Float[Array, "... I"]:
+    """Computes `kernels_pallas.swiglu`."""
     x = x.astype(spec.compute_dtype)
-    gate, y = x[..., : spec.width], x[..., spec.width :]
-    return (gate * jax.nn.sigmoid(gate) * y).astype(spec.dtype)
+    gate, up = x[..., : spec.width], x[..., spec.width :]
+    return (gate * jax.nn.sigmoid(gate) * up).astype(spec.dtype)

@@ -1,4 +1,4 @@
-"""The static facts of one SwiGLU call, known before any array value is."""
+"""The static facts of one call."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class SwigluSpec:
-    """Everything an implementation may look at to decide whether it can serve a call.
+    """The static facts of one call.
 
     Attributes:
         rows: Rows N of the input, all leading axes together.
@@ -22,5 +22,5 @@ class SwigluSpec:
 
     @property
     def compute_dtype(self) -> np.dtype:
-        """Type inside, rounded once at the end: float64 for float64 inputs, else float32."""
+        """Returns the type to compute in: float64 for float64 inputs, else float32."""
         return np.dtype(jnp.float64 if self.dtype == jnp.float64 else jnp.float32)

@@ -4,15 +4,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from kernels_pallas.core.device import Device
 from kernels_pallas.swiglu.spec import SwigluSpec
 
+PLATFORMS = None
 
-def supports(spec: SwigluSpec) -> str | None:
-    """Serves every call."""
+
+def supports(spec: SwigluSpec, device: Device | None = None) -> str | None:
+    """Returns None: it serves every call."""
     return None
 
 
-def swiglu(spec: SwigluSpec, x: Float[Array, "... X"]) -> Float[Array, "... I"]:
-    """See `kernels_pallas.swiglu.api.swiglu`."""
-    gate, y = jnp.split(x.astype(spec.compute_dtype), 2, axis=-1)
-    return (jax.nn.silu(gate) * y).astype(spec.dtype)
+def run(spec: SwigluSpec, x: Float[Array, "... X"]) -> Float[Array, "... I"]:
+    """Computes `kernels_pallas.swiglu`."""
+    gate, up = jnp.split(x.astype(spec.compute_dtype), 2, axis=-1)
+    return (jax.nn.silu(gate) * up).astype(spec.dtype)

@@ -1,4 +1,4 @@
-"""The static facts of one call of the SwiGLU MLP."""
+"""The static facts of one call."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ from kernels_pallas.swiglu.spec import SwigluSpec
 
 @dataclasses.dataclass(frozen=True)
 class SwigluMlpSpec:
-    """Everything an implementation may look at to decide whether it can serve a call.
+    """The static facts of one call.
 
     Attributes:
         rows: Rows N of the input, all leading axes together.
@@ -28,10 +28,10 @@ class SwigluMlpSpec:
 
     @property
     def linear_swiglu(self) -> LinearSwigluSpec:
-        """The first linear map with the gate."""
+        """Returns the call of the first linear map with the gate."""
         return LinearSwigluSpec(self.rows, self.features, self.width, self.dtype)
 
     @property
     def swiglu(self) -> SwigluSpec:
-        """The gate alone."""
+        """Returns the call of the gate alone."""
         return SwigluSpec(self.rows, self.width, self.dtype)

@@ -3,21 +3,24 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kernels_pallas.linear_swiglu import xla
+from kernels_pallas.core.device import Device
+from kernels_pallas.linear_swiglu import xla as linear_swiglu
 from kernels_pallas.swiglu_mlp.spec import SwigluMlpSpec
 
+PLATFORMS = None
 
-def supports(spec: SwigluMlpSpec) -> str | None:
-    """Serves every call."""
+
+def supports(spec: SwigluMlpSpec, device: Device | None = None) -> str | None:
+    """Returns None: it serves every call."""
     return None
 
 
-def swiglu_mlp(
+def run(
     spec: SwigluMlpSpec,
     x: Float[Array, "... D"],
     kernel: Float[Array, "D X"],
     down_kernel: Float[Array, "I O"],
 ) -> Float[Array, "... O"]:
-    """See `kernels_pallas.swiglu_mlp.api.swiglu_mlp`."""
-    hidden = xla.linear_swiglu(spec.linear_swiglu, x, kernel)
+    """Computes `kernels_pallas.swiglu_mlp`."""
+    hidden = linear_swiglu.run(spec.linear_swiglu, x, kernel)
     return jnp.matmul(hidden, down_kernel, precision=spec.linear_swiglu.dot_precision)

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from kernels_pallas.core.pallas_compat import interpret as interpret
+from kernels_pallas.core.accuracy import rms_relative_error as rms_relative_error
+from kernels_pallas.core.launch import interpret as interpret
 from kernels_pallas.testing.launches import launch_equations as launch_equations
 from kernels_pallas.testing.launches import launch_names as launch_names
 from kernels_pallas.testing.launches import launches as launches
@@ -125,20 +126,3 @@ def _log_decay(generator: np.random.Generator, shape: tuple[int, ...], gates: st
         kind = generator.integers(0, 6, shape)
         return np.select([kind == i for i in range(4)], [-np.inf, -20.0, -1e-8, 0.0], typical)
     raise ValueError(f"unknown kind of gates {gates!r} (known: {', '.join(GATE_KINDS)})")
-
-
-def rms_relative_error(actual: Array | np.ndarray, expected: Array | np.ndarray) -> float:
-    """Root mean square of the error over that of the expected values, in float64.
-
-    Returns:
-        0.0 for an exact zero where zeros are expected; infinity for shapes that differ, values
-        that are not finite, or anything but zeros where only zeros are expected.
-    """
-    actual, expected = (np.asarray(x, np.float64) for x in (actual, expected))
-    if actual.shape != expected.shape or not np.isfinite(actual).all():
-        return float("inf")
-    error = float(np.sqrt(np.mean((actual - expected) ** 2)))
-    size = float(np.sqrt(np.mean(expected**2)))
-    if size == 0.0:
-        return 0.0 if error == 0.0 else float("inf")
-    return error / size

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kernels_pallas.core.checks import checked_array
-from kernels_pallas.core.dispatch import compiled, dispatch
+from kernels_pallas.core.dispatch import dispatch, implementations
 from kernels_pallas.vig_mixer import pallas_triton, reference, xla_chunked
 from kernels_pallas.vig_mixer.spec import MixerInputs, MixerSpec
 
@@ -18,7 +18,7 @@ _MODULES = {"pallas_triton": pallas_triton, "xla_chunked": xla_chunked, "referen
 IMPLEMENTATIONS: tuple[str, ...] = tuple(_MODULES)
 """Names accepted by `implementation=`, best first."""
 
-_TABLE = compiled(_MODULES, "vig_mixer")
+_TABLE = implementations(_MODULES, "vig_mixer")
 
 
 def vig_mixer(
@@ -37,6 +37,7 @@ def vig_mixer(
     epsilon: float = 1e-6,
     activation: str | None = None,
     implementation: str | Sequence[str] | None = None,
+    config: Any = None,
 ) -> Float[Array, "B T O"]:
     """Bidirectional gated linear attention, blended with the local map and projected.
 
@@ -69,6 +70,7 @@ def vig_mixer(
         epsilon: Of both norms.
         activation: "silu" for z * sigmoid(z) in the place of z, or None.
         implementation: As in `kernels_pallas.gla`.
+        config: As in `kernels_pallas.gla`.
 
     Returns:
         An array as wide as out_kernel, type of `projected`.
@@ -99,7 +101,7 @@ def vig_mixer(
         (inputs,),
         implementation=implementation,
         table=_TABLE,
-        order=IMPLEMENTATIONS,
+        config=config,
     )
 
 

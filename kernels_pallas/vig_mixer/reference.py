@@ -7,11 +7,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from kernels_pallas.core.device import Device
 from kernels_pallas.gla import reference as gla
 from kernels_pallas.vig_mixer.spec import MixerInputs, MixerSpec
 
+PLATFORMS = None
 
-def supports(spec: MixerSpec) -> str | None:
+
+def supports(spec: MixerSpec, device: Device | None = None) -> str | None:
     """Returns None: it serves every call."""
     return None
 

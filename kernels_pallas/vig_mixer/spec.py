@@ -1,6 +1,7 @@
 """The arrays of one mixer call, and the facts that are known before the values of arrays are."""
 
 import dataclasses
+from collections.abc import Hashable
 from typing import NamedTuple
 
 import numpy as np
@@ -51,6 +52,11 @@ class MixerSpec:
     gate_normalizer: float
     epsilon: float
     activation: str | None
+
+    @property
+    def tuning_key(self) -> tuple[Hashable, ...]:
+        """Returns that of the scan, whose kernels are the ones that are tuned."""
+        return self.scan.tuning_key
 
     @property
     def value_width(self) -> int:

@@ -2,12 +2,15 @@
 
 from jaxtyping import Array, Float
 
+from kernels_pallas.core.device import Device
 from kernels_pallas.gla import xla_chunked as gla
 from kernels_pallas.vig_mixer.reference import compose
 from kernels_pallas.vig_mixer.spec import MixerInputs, MixerSpec
 
+PLATFORMS = None
 
-def supports(spec: MixerSpec) -> str | None:
+
+def supports(spec: MixerSpec, device: Device | None = None) -> str | None:
     """Returns None: it serves every call."""
     return None
 

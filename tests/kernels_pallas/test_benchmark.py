@@ -9,7 +9,8 @@ import jax
 import pytest
 
 from kernels_pallas import bidirectional_gla, gla
-from kernels_pallas.benchmarks import run, timing
+from kernels_pallas.benchmarks import run
+from kernels_pallas.core import timing
 from kernels_pallas.gla.arg_specs import WORKLOADS
 
 TINY = ("--repeats", "2", "--seed", "1", "--implementation", "xla_chunked", "reference")
@@ -112,7 +113,7 @@ class Peer:
         out, pullback = jax.vjp(function, *arguments)
         return 1.5 * out, pullback(cotangent)
 
-    def contestants(self, op, sets, cotangents):
+    def candidates(self, op, sets, cotangents):
         assert op == "bidirectional_gla"
         assert len(sets[0]) == 5
         assert cotangents is None or cotangents[0].shape == sets[0][2].shape
@@ -152,10 +153,8 @@ def test_peer_without_the_type(capsys):
 
 def test_samples_alternate():
     calls = []
-    contestants = {
-        name: functools.partial(lambda n, c: calls.append((n, c)), name) for name in "ab"
-    }
-    seconds = timing.interleaved(contestants, repeats=2, sample_seconds=0.0)
+    candidates = {name: functools.partial(lambda n, c: calls.append((n, c)), name) for name in "ab"}
+    seconds = timing.interleaved(candidates, repeats=2, sample_seconds=0.0)
     # Compiled, timed once, then in turns: a call to settle and a sample of at least one.
     assert "".join(name for name, _ in calls) == "aabb" + 2 * "aabb"
     assert {count for _, count in calls} == {1}

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from kernels_pallas.testing import rms_relative_error
+from kernels_pallas.core.accuracy import rms_relative_error
 from vig_jax.bench.macs import count_macs
 from vig_jax.bench.throughput import Program
 from vig_jax.config import RunConfig

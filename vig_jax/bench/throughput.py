@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from kernels_pallas.benchmarks.timing import contestant, interleaved
+from kernels_pallas.core.timing import candidate, interleaved
 
 # Dense bfloat16 tensor-core peaks in FLOP/s, from NVIDIA's data sheets, by the driver's names.
 _PEAK_FLOPS = {
@@ -96,7 +96,7 @@ def measure(call: Callable[[], Any], *, batch_size: int, repeats: int = 10) -> T
         batch_size: images per call.
         repeats: samples.
     """
-    run = {"": contestant(call)}
+    run = {"": candidate(call)}
     (back_to_back,) = interleaved(run, repeats=repeats, sample_seconds=_SAMPLE_SECONDS).values()
     (alone,) = interleaved(run, repeats=repeats, sample_seconds=0.0).values()
     stats = jax.local_devices()[0].memory_stats() or {}

@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 from vig_jax.errors import ConfigError
 
 if TYPE_CHECKING:
-    from kernels_pallas.benchmarks.timing import Kernel
+    from kernels_pallas.core.timing import Kernel
 
 _LISTED = 15  # kernels
 
@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
 def _measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     import jax
 
-    from kernels_pallas.benchmarks.timing import contestant, kernels
+    from kernels_pallas.core.timing import candidate, kernels
     from vig_jax.bench.programs import (
         agreement,
         flops_per_image,
@@ -152,7 +152,7 @@ def _measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, A
                 f"{agreed.rms:.1e}, the same first guess for {agreed.argmax:.1%}"
             )
         if args.profile:
-            found = kernels(contestant(call))
+            found = kernels(candidate(call))
             row["kernels_ms"] = sum(kernel.us for kernel in found) / 1e3 if found else None
             _print_kernels(found, device.platform)
         rows.append(row)

@@ -1,7 +1,7 @@
 """The kernels. A program walks down the rows of a band, with sums for three rows in registers.
 
-A row of a tile is loaded three times, as it is and shifted by a column to either side, and each of
-the three is added to the sums of the three output rows that it is a neighbour of.
+A row of a tile is loaded three times: as it is, and shifted by a column to either side. Each of the
+three is added to the sums of the three output rows that it is a neighbour of.
 """
 
 import functools
@@ -10,42 +10,43 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
-from kernels_pallas.core import pallas_compat
-from kernels_pallas.core.pallas_compat import both
-from kernels_pallas.depthwise_conv.pallas_triton.config import Tiling
+from kernels_pallas.core import triton
+from kernels_pallas.core.triton import both
+from kernels_pallas.core.types import Block, Mask, Ref
+from kernels_pallas.depthwise_conv.pallas_triton.config import KernelConfig
 from kernels_pallas.depthwise_conv.spec import DepthwiseConvSpec
 
 
 class _Tile:
-    """Columns [P] by channels [C] of a band; P pads to a power of two what images do not fill."""
+    """Columns [P] by channels [C] of a band; columns beyond the last image are masked."""
 
     def __init__(
         self,
         spec: DepthwiseConvSpec,
-        tiling: Tiling,
+        config: KernelConfig,
         tile: Any,
         band: Any,
         channel_block: Any,
-        interpreting: bool,
     ):
-        self._spec, self._tiling, self._interpreting = spec, tiling, interpreting
-        self.shape = (tiling.columns, tiling.channels)
-        self._first_row = band * tiling.rows
-        columns = tile * tiling.columns + jnp.arange(tiling.columns)[:, None]
-        channels = channel_block * tiling.channels + jnp.arange(tiling.channels)[None, :]
+        self._spec, self._config = spec, config
+        self.shape = (config.columns, config.channels)
+        self._first_row = band * config.rows
+        columns = tile * config.columns + jnp.arange(config.columns)[:, None]
+        channels = channel_block * config.channels + jnp.arange(config.channels)[None, :]
         image, self._x = columns // spec.width, columns % spec.width
         self._pixel = (image * spec.height + self._first_row) * spec.width + self._x
         self.channels = jnp.broadcast_to(channels, self.shape)
         self.channel_mask = None
-        if spec.channels % tiling.channels:
+        if spec.channels % config.channels:
             self.channel_mask = self.channels < spec.channels
         self._inside = self.channel_mask
-        if spec.batch * spec.width % tiling.columns:
+        if spec.batch * spec.width % config.columns:
             self._inside = both(self._inside, columns < spec.batch * spec.width)
 
-    def _mask(self, row: int) -> Any:
-        rows, height = self._tiling.rows, self._spec.height
+    def _mask(self, row: int) -> Mask:
+        rows, height = self._config.rows, self._spec.height
         mask = self._inside
         if row < 0:
             mask = both(mask, self._first_row > 0)
@@ -53,8 +54,8 @@ class _Tile:
             mask = both(mask, self._first_row + row < height)
         return mask
 
-    def read(self, ref: Any, row: int, shift: int = 0) -> Any:
-        """[P, C] of a row of the band, or next to it; zero outside of the map."""
+    def read(self, ref: Ref, row: int, shift: int = 0) -> Block:
+        """Loads a row of the band, or next to it [P, C]; zero outside of the map."""
         mask = self._mask(row)
         if shift < 0:
             mask = both(mask, self._x > 0)
@@ -62,112 +63,108 @@ class _Tile:
             mask = both(mask, self._x < self._spec.width - 1)
         return self._load(ref, self._pixel + (row * self._spec.width + shift), mask)
 
-    def _load(self, ref: Any, row: Any, mask: Any) -> Any:
+    def _load(self, ref: Ref, row: Any, mask: Mask) -> Block:
         if mask is not None:
             mask = jnp.broadcast_to(mask, self.shape)
-        index = (row, self.channels)
-        return pallas_compat.load(ref, index, mask, interpreting=self._interpreting)
+        return triton.load(ref, (row, self.channels), mask)
 
-    def wide(self, x: Any) -> Any:
-        """In float32."""
-        return pallas_compat.widen(x, interpreting=self._interpreting)
-
-    def write(self, ref: Any, row: int, value: Any) -> None:
+    def write(self, ref: Ref, row: int, value: Block) -> None:
+        """Stores a row of the band [P, C]."""
         mask = self._mask(row)
         if mask is not None:
             mask = jnp.broadcast_to(mask, self.shape)
         index = (self._pixel + row * self._spec.width, self.channels)
-        pallas_compat.store(ref, index, value, mask, interpreting=self._interpreting)
+        triton.store(ref, index, value, mask)
 
-    def weights(self, ref: Any) -> list[list[Any]]:
-        """3 by 3 arrays [P, C], float32."""
+    def weights(self, ref: Ref) -> list[list[Block]]:
+        """Loads 3 by 3 arrays [P, C], float32."""
         return [
             [self._load(ref, 3 * i + j, self.channel_mask).astype(jnp.float32) for j in range(3)]
             for i in range(3)
         ]
 
-    def ahead(self, ref: Any) -> "_Ahead":
-        """The band's rows of an array that is not shifted."""
-        return _Ahead(self, ref, range(_rows(self._spec, self._tiling)), self._tiling.ahead)
+    def prefetched(self, ref: Ref) -> "_Prefetched":
+        """Returns the band's rows of an array that is not shifted."""
+        return _Prefetched(self, ref, range(_rows(self._spec, self._config)), self._config.ahead)
 
-    def neighbours(self, ref: Any) -> Iterator[tuple[int, list[Any]]]:
-        """From top to bottom each row that is a neighbour of the band: itself, and shifted.
+    def neighbours(self, ref: Ref) -> Iterator[tuple[int, list[Any]]]:
+        """Yields the rows of the band and those next to it, from top to bottom.
 
-        Three arrays [P, C] in float32, by the column they come from: left, same, right; an entry is
-        None where there is no such column. The shifted ones are in the cache by the time that the
-        same row has come from memory, and need fewer registers for being loaded later.
+        Each row comes as three arrays [P, C] in float32: from the column to the left, from the same
+        column, and from the column to the right; None where there is no such column. The shifted
+        rows are prefetched later than the row itself. By then they are in the cache, and this takes
+        fewer registers.
         """
-        whole = self._spec.height <= self._tiling.rows
-        rows = range(self._spec.height) if whole else range(-1, self._tiling.rows + 1)
-        ahead = self._tiling.ahead
-        same = _Ahead(self, ref, rows, ahead)
+        whole = self._spec.height <= self._config.rows
+        rows = range(self._spec.height) if whole else range(-1, self._config.rows + 1)
+        ahead = self._config.ahead
+        same = _Prefetched(self, ref, rows, ahead)
         if self._spec.width == 1:
             yield from ((row, [None, same[row], None]) for row in rows)
         else:
-            left, right = (_Ahead(self, ref, rows, min(1, ahead), shift) for shift in (-1, 1))
+            left, right = (_Prefetched(self, ref, rows, min(1, ahead), shift) for shift in (-1, 1))
             yield from ((row, [left[row], same[row], right[row]]) for row in rows)
 
 
-class _Ahead:
-    """Rows of an array, asked for from top to bottom and loaded some rows before.
+class _Prefetched:
+    """Rows of an array, used from top to bottom and loaded some rows before they are used.
 
-    Nothing else moves a load ahead of a store.
+    The compiler does not move a load ahead of a store.
     """
 
-    def __init__(self, tile: _Tile, ref: Any, rows: range, ahead: int, shift: int = 0):
+    def __init__(self, tile: _Tile, ref: Ref, rows: range, ahead: int, shift: int = 0):
         self._tile, self._ref, self._rows = tile, ref, rows
         self._ahead, self._shift = ahead, shift
         self._loaded: dict[int, Any] = {}
 
     def load(self, row: int) -> None:
-        """Loads what has to be by the time that this row comes to its turn."""
+        """Loads this row, if it is not loaded yet, and prefetches the rows after it."""
         for other in self._rows:
             if other not in self._loaded and other <= row + self._ahead:
                 self._loaded[other] = self._tile.read(self._ref, other, self._shift)
 
-    def __getitem__(self, row: int) -> Any:
-        """[P, C] in float32."""
+    def __getitem__(self, row: int) -> Block:
+        """Returns a row [P, C] in float32."""
         self.load(row)
-        return self._tile.wide(self._loaded[row])
+        return triton.widen(self._loaded[row])
 
 
-def _rows(spec: DepthwiseConvSpec, tiling: Tiling) -> int:
-    return min(spec.height, tiling.rows)
+def _rows(spec: DepthwiseConvSpec, config: KernelConfig) -> int:
+    return min(spec.height, config.rows)
 
 
-def _locate(spec: DepthwiseConvSpec, tiling: Tiling) -> tuple[Any, Any, Any]:
-    """Strip, band and channel block; neighbouring programs share pixels."""
-    program = pallas_compat.program_id(0)
-    channel_block = program % tiling.channel_blocks(spec)
-    rest = program // tiling.channel_blocks(spec)
-    return rest // tiling.bands(spec), rest % tiling.bands(spec), channel_block
+def _locate(spec: DepthwiseConvSpec, config: KernelConfig) -> tuple[Any, Any, Any]:
+    """Returns strip, band and channel block; neighbouring programs share pixels."""
+    program = triton.program_id(0)
+    channel_block = program % config.channel_blocks(spec)
+    rest = program // config.channel_blocks(spec)
+    return rest // config.bands(spec), rest % config.bands(spec), channel_block
 
 
 def _convolution_kernel(
-    x_ref: Any,
-    weights_ref: Any,
-    *refs: Any,
+    x_ref: Ref,
+    weights_ref: Ref,
+    *refs: Ref,
     spec: DepthwiseConvSpec,
-    tiling: Tiling,
-    interpreting: bool,
+    config: KernelConfig,
 ) -> None:
-    """Activated sums; or, with the gradient of those given, the gradient of the plain sums.
+    """Computes activated sums or, given their gradient, the gradient of the plain sums.
 
     Refs: pixels [B * h * w, D], weights [9, D], perhaps gradient [B * h * w, D]; result.
     """
     *grad_refs, out_ref = refs
-    tile = _Tile(spec, tiling, *_locate(spec, tiling), interpreting)
-    grads = [tile.ahead(ref) for ref in grad_refs]
+    tile = _Tile(spec, config, *_locate(spec, config))
+    grads = [tile.prefetched(ref) for ref in grad_refs]
     weights = tile.weights(weights_ref)
-    rows = _rows(spec, tiling)
+    rows = _rows(spec, config)
 
-    def finish(row: int, out: Any) -> None:
+    def finish(row: int, out: Block) -> None:
         if spec.activation == "silu":
-            gate = pallas_compat.sigmoid(out, interpreting=interpreting)
+            gate = triton.sigmoid(out)
             out = grads[0][row] * (gate + out * gate * (1.0 - gate)) if grads else out * gate
         tile.write(out_ref, row, out)
 
-    sums: dict[int, Any] = {}
+    sums: dict[int, Block] = {}
     for row, triple in tile.neighbours(x_ref):
         for grad in grads:
             grad.load(row)
@@ -179,8 +176,8 @@ def _convolution_kernel(
         finish(row, out)
 
 
-def _add(sums: dict[int, Any], row: int, rows: int, factors: Any) -> None:
-    """Adds products to the sum of a row, if it is one of the band's."""
+def _add(sums: dict[int, Block], row: int, rows: int, factors: Any) -> None:
+    """Adds products to the sum of a row if the row belongs to the band."""
     if 0 <= row < rows:
         for a, b in factors:
             if a is not None:
@@ -188,32 +185,31 @@ def _add(sums: dict[int, Any], row: int, rows: int, factors: Any) -> None:
 
 
 def _gradient_kernel(
-    x_ref: Any,
-    weights_ref: Any,
-    grad_ref: Any,
-    grad_x_ref: Any,
-    grad_weights_ref: Any,
+    x_ref: Ref,
+    weights_ref: Ref,
+    grad_ref: Ref,
+    grad_x_ref: Ref,
+    grad_weights_ref: Ref,
     *,
     spec: DepthwiseConvSpec,
-    tiling: Tiling,
-    interpreting: bool,
+    config: KernelConfig,
 ) -> None:
-    """Gradients of pixels and, for each strip and band, of weights; activation left out.
+    """Computes the gradients of pixels and, for each strip and band, of weights; no activation.
 
     Refs: pixels [B * h * w, D], weights [9, D], gradient [B * h * w, D]; gradient of the pixels,
     gradient of the weights [strips * bands, 9, D].
 
     Both need the same shifted gradients: x[p] meets grad[q] by weight [i, j] if p = q + (i, j) - 1.
     """
-    strip, band, channel_block = _locate(spec, tiling)
-    rows = _rows(spec, tiling)
-    strips = tiling.strips or tiling.tiles(spec)
+    strip, band, channel_block = _locate(spec, config)
+    rows = _rows(spec, config)
+    strips = config.strips or config.tiles(spec)
 
     def walk(step: Any, so_far: tuple[Any, ...]) -> tuple[Any, ...]:
-        tile = _Tile(spec, tiling, step * strips + strip, band, channel_block, interpreting)
+        tile = _Tile(spec, config, step * strips + strip, band, channel_block)
         totals = list(so_far)
-        sums: dict[int, Any] = {}
-        pixels = tile.ahead(x_ref)
+        sums: dict[int, Block] = {}
+        pixels = tile.prefetched(x_ref)
         for row, triple in tile.neighbours(grad_ref):
             mirrored = triple[::-1]
             for i in range(3):
@@ -230,31 +226,35 @@ def _gradient_kernel(
             tile.write(grad_x_ref, row, out)
         return tuple(totals)
 
-    tile = _Tile(spec, tiling, strip, band, channel_block, interpreting)
+    tile = _Tile(spec, config, strip, band, channel_block)
     weights = tile.weights(weights_ref)
     totals = (jnp.zeros(tile.shape, jnp.float32),) * 9
-    if strips == tiling.tiles(spec):
+    if strips == config.tiles(spec):
         totals = walk(0, totals)
     else:
-        steps = (tiling.tiles(spec) - strip + strips - 1) // strips
+        steps = (config.tiles(spec) - strip + strips - 1) // strips
         totals = jax.lax.fori_loop(0, steps, walk, totals)
-    part = strip * tiling.bands(spec) + band
+    part = strip * config.bands(spec) + band
     for n, total in enumerate(totals):
-        channels = channel_block * tiling.channels + jnp.arange(tiling.channels)
-        mask = channels < spec.channels if spec.channels % tiling.channels else None
+        channels = channel_block * config.channels + jnp.arange(config.channels)
+        mask = channels < spec.channels if spec.channels % config.channels else None
         index = (part, n, channels)
         total = jnp.sum(total, axis=0)
-        pallas_compat.store(grad_weights_ref, index, total, mask, interpreting=interpreting)
+        triton.store(grad_weights_ref, index, total, mask)
 
 
-def convolution(
-    spec: DepthwiseConvSpec, tiling: Tiling, x: Any, kernel: Any, grad: Any | None = None
-) -> Any:
-    """The operator; or, given the gradient of its result, that of the sums before activation.
+def forward(
+    spec: DepthwiseConvSpec,
+    config: KernelConfig,
+    x: Array,
+    kernel: Array,
+    grad: Array | None = None,
+) -> Array:
+    """Computes the operator or, given the gradient of its result, that before the activation.
 
     Args:
         spec: The call.
-        tiling: Of the launch.
+        config: Of the kernel.
         x: [B, h, w, D].
         kernel: [3, 3, 1, D].
         grad: [B, h, w, D] or None.
@@ -269,22 +269,22 @@ def convolution(
         inputs.append(grad.reshape(pixels))
         name = "depthwise_conv_activation_gradient"
     [out] = _launch(
-        _convolution_kernel, name, spec, tiling, [jax.ShapeDtypeStruct(pixels, spec.dtype)]
+        _convolution_kernel, name, spec, config, [jax.ShapeDtypeStruct(pixels, spec.dtype)]
     )(*inputs)
     return out.reshape(x.shape)
 
 
-def gradients(
-    spec: DepthwiseConvSpec, tiling: Tiling, x: Any, kernel: Any, grad: Any
-) -> tuple[Any, Any]:
-    """Gradients of x and kernel, given that of the sums before activation [B, h, w, D]."""
+def backward(
+    spec: DepthwiseConvSpec, config: KernelConfig, x: Array, kernel: Array, grad: Array
+) -> tuple[Array, Array]:
+    """Computes the gradients of x and kernel, given that of the sums before the activation."""
     pixels = (spec.batch * spec.height * spec.width, spec.channels)
-    parts = (tiling.strips or tiling.tiles(spec)) * tiling.bands(spec)
+    parts = (config.strips or config.tiles(spec)) * config.bands(spec)
     grad_x, grad_weights = _launch(
         _gradient_kernel,
         "depthwise_conv_gradient",
         spec,
-        tiling,
+        config,
         [
             jax.ShapeDtypeStruct(pixels, spec.dtype),
             jax.ShapeDtypeStruct((parts, 9, spec.channels), jnp.float32),
@@ -298,14 +298,14 @@ def _launch(
     kernel: Callable[..., None],
     name: str,
     spec: DepthwiseConvSpec,
-    tiling: Tiling,
+    config: KernelConfig,
     outs: list[jax.ShapeDtypeStruct],
 ) -> Callable[..., Any]:
-    return pallas_compat.triton_call(
-        functools.partial(kernel, spec=spec, tiling=tiling),
+    return triton.triton_call(
+        functools.partial(kernel, spec=spec, config=config),
         name=name,
-        programs=tiling.programs(spec),
+        programs=config.programs(spec),
         out_shape=outs,
-        num_warps=tiling.num_warps,
+        num_warps=config.num_warps,
         num_stages=1,
     )

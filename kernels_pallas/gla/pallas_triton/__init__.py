@@ -10,15 +10,37 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from kernels_pallas.core import triton
+from kernels_pallas.core.device import Device
 from kernels_pallas.gla.pallas_triton import scan
-from kernels_pallas.gla.pallas_triton.config import Config, KernelConfig, choose
+from kernels_pallas.gla.pallas_triton.config import (
+    TUNED_AS,
+    Config,
+    KernelConfig,
+    candidates,
+    choose,
+    heuristic,
+)
 from kernels_pallas.gla.spec import GlaSpec
+
+__all__ = [
+    "PLATFORMS",
+    "TUNED_AS",
+    "Config",
+    "bidirectional_gla",
+    "candidates",
+    "gla",
+    "heuristic",
+    "supports",
+]
+
+PLATFORMS = triton.PLATFORMS
 
 MAX_WIDTH = 256
 """Largest key or value width per head: a program holds a chunk of all keys in registers."""
 
 
-def supports(spec: GlaSpec) -> str | None:
+def supports(spec: GlaSpec, device: Device | None = None) -> str | None:
     """Returns why a call is not served, or None.
 
     Serves bfloat16 and float32 with widths up to MAX_WIDTH.
@@ -33,7 +55,7 @@ def supports(spec: GlaSpec) -> str | None:
         return f"key and value width must be at most {MAX_WIDTH}"
     if spec.batch == 0:
         return "there is nothing to launch for an empty batch"
-    return None
+    return triton.unsupported(device)
 
 
 def gla(

@@ -2,13 +2,13 @@
 
 import dataclasses
 import functools
-import json
-import pathlib
-from typing import Any
+from collections.abc import Iterator
 
 import jax.numpy as jnp
 
-from kernels_pallas.core.device import cuda_device_name
+from kernels_pallas.core import config as core_config
+from kernels_pallas.core.device import Device
+from kernels_pallas.core.integers import next_power_of_two
 from kernels_pallas.gla.spec import GlaSpec
 
 
@@ -57,21 +57,19 @@ class Config:
                 raise ValueError(f"training and backward must have the same {name}")
 
 
-TUNING_DATA = pathlib.Path(__file__).parents[2] / "autotune" / "data"
-"""Measured winners: a folder per device, in it a file per implementation."""
+TUNED_AS = "gla.pallas_triton"
+"""Name of the stored winners; those of `vig_mixer`'s scan are among them."""
 
 
 def choose(spec: GlaSpec) -> Config:
-    """The stored winner for this call on this device, else the heuristic's choice."""
-    device = cuda_device_name()
-    stored = _stored(device) if device else {}
-    return stored.get(_key(spec)) or heuristic(spec)
+    """Returns the stored winner for this call on this device, else the heuristic's choice."""
+    return core_config.choose(TUNED_AS, Config, heuristic, spec)
 
 
 def _state_tile(spec: GlaSpec) -> int:
     """Numbers of a state [K, V] that a program holds."""
     keys, values = (
-        max(16, 1 << (width - 1).bit_length()) for width in (spec.key_width, spec.value_width)
+        max(16, next_power_of_two(width)) for width in (spec.key_width, spec.value_width)
     )
     return keys * min(values, KernelConfig.value_block)
 
@@ -84,7 +82,7 @@ def default_warps(spec: GlaSpec) -> int:
     return min(8, max(1, _state_tile(spec) // 1024))
 
 
-def heuristic(spec: GlaSpec) -> Config:
+def heuristic(spec: GlaSpec, device: Device | None = None) -> Config:
     """The tiling for a call that was not measured; a pure function of its static facts."""
     config = _plain_heuristic(spec)
     if spec.gate_normalizer is None:
@@ -128,24 +126,43 @@ def _plain_heuristic(spec: GlaSpec) -> Config:
     return Config(longer, training, training)
 
 
-def as_entry(spec: GlaSpec, config: Config) -> dict[str, Any]:
-    """A stored winner."""
-    return {"call": list(_key(spec)), "config": dataclasses.asdict(config)}
+def candidates(spec: GlaSpec, device: Device | None = None) -> Iterator[Config]:
+    """Returns the configs that autotuning tries.
+
+    The first ones differ in `forward`, the others in `training` and `backward`.
+    """
+    usual = heuristic(spec)
+    for kernel in _candidate_kernels(spec):
+        for split in (False, True) if spec.bidirectional else (False,):
+            forward = dataclasses.replace(kernel, split_directions=split)
+            yield dataclasses.replace(usual, forward=forward)
+    splits: tuple[tuple[bool, bool], ...] = ((False, False),)
+    if spec.bidirectional:
+        splits = ((False, False), (False, True), (True, True))
+    if spec.gate_normalizer is not None:  # it has one array for both directions' gradients
+        splits = ((False, False), (True, False))
+    for kernel in _candidate_kernels(spec):
+        if kernel.chunk <= 32 and kernel.num_stages == 3:
+            for training, backward in splits:
+                yield Config(
+                    usual.forward,
+                    dataclasses.replace(kernel, split_directions=training),
+                    dataclasses.replace(kernel, split_directions=backward),
+                )
 
 
-def _key(spec: GlaSpec) -> tuple[Any, ...]:
-    shape = (spec.batch, spec.tokens, spec.heads, spec.key_width, spec.value_width)
-    decays = spec.decay_dtype.name if spec.gate_normalizer is None else "gates"
-    return (*shape, spec.dtype.name, decays, spec.bidirectional)
-
-
-@functools.cache
-def _stored(device: str) -> dict[tuple[Any, ...], Config]:
-    path = TUNING_DATA / device / "pallas_triton.json"
-    entries = json.loads(path.read_text()) if path.exists() else []
-    return {
-        tuple(entry["call"]): Config(
-            **{name: KernelConfig(**launch) for name, launch in entry["config"].items()}
-        )
-        for entry in entries
-    }
+def _candidate_kernels(spec: GlaSpec) -> Iterator[KernelConfig]:
+    usual = heuristic(spec).forward
+    warps = default_warps(spec)
+    # 11 eighths of the usual 192 programs make two for each of an H200's multiprocessors.
+    segments = {usual.segments, max(1, usual.segments // 2), usual.segments * 11 // 8}
+    # More warps than a chunk has rows of 16 compute the same twice.
+    for chunk, num_warps, num_stages in (
+        (16, warps, 3),
+        (16, warps, 4),
+        (32, 2, 3),
+        (32, 4, 3),
+        (64, 4, 3),
+    ):
+        for count in sorted(segments):
+            yield KernelConfig(chunk, num_warps, num_stages, count, exact_num_warps=max(4, warps))

@@ -1,69 +1,90 @@
 """The SwiGLU MLP on CUDA GPUs: XLA's matrix products around Pallas kernels of the gate.
 
-For the backward pass the gate's input is kept and not its output, which the kernel that computes
-the gate's gradient writes again.
+The backward pass gets the gate's input and not its output. The kernel that computes the gate's
+gradient recomputes the output.
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from kernels_pallas.core import triton
+from kernels_pallas.core.config import choose
+from kernels_pallas.core.device import Device
 from kernels_pallas.core.products import weight_gradient
-from kernels_pallas.linear_swiglu import pallas_triton as linear_swiglu_kernels
-from kernels_pallas.swiglu import pallas_triton as swiglu_kernels
+from kernels_pallas.linear_swiglu import pallas_triton as linear_swiglu
+from kernels_pallas.swiglu import pallas_triton as swiglu
+from kernels_pallas.swiglu.pallas_triton import kernels as gate
+from kernels_pallas.swiglu_mlp.pallas_triton.config import Config, candidates, heuristic
 from kernels_pallas.swiglu_mlp.spec import SwigluMlpSpec
 
+__all__ = ["PLATFORMS", "TUNED_AS", "Config", "candidates", "heuristic", "run", "supports"]
 
-def supports(spec: SwigluMlpSpec) -> str | None:
-    """Serves what the kernels do: bfloat16 with widths that allow 16-byte accesses."""
-    return linear_swiglu_kernels.supports(spec.linear_swiglu) or swiglu_kernels.supports(
-        spec.swiglu
-    )
+PLATFORMS = triton.PLATFORMS
+TUNED_AS = "swiglu_mlp.pallas_triton"
 
 
-def swiglu_mlp(
+def supports(spec: SwigluMlpSpec, device: Device | None = None) -> str | None:
+    """Returns the reason for which its kernels cannot serve a call."""
+    reason = linear_swiglu.supports(spec.linear_swiglu, device)
+    return reason or swiglu.supports(spec.swiglu, device)
+
+
+def run(
     spec: SwigluMlpSpec,
     x: Float[Array, "... D"],
     kernel: Float[Array, "D X"],
     down_kernel: Float[Array, "I O"],
+    *,
+    config: Config | None = None,
 ) -> Float[Array, "... O"]:
-    """See `kernels_pallas.swiglu_mlp.api.swiglu_mlp`."""
-    out = _mlp(spec, x.reshape(spec.rows, spec.features), kernel, down_kernel)
+    """Computes `kernels_pallas.swiglu_mlp`."""
+    call = _Call(spec, config or choose(TUNED_AS, Config, heuristic, spec))
+    out = _mlp(call, x.reshape(spec.rows, spec.features), kernel, down_kernel)
     return out.reshape(*x.shape[:-1], spec.out_features)
 
 
-class _Residuals(NamedTuple):
-    """What the backward pass is given: the gate's output is not among it."""
+class _Call(NamedTuple):
+    """The static arguments."""
 
-    x: Any
-    product: Any
-    kernel: Any
-    down_kernel: Any
+    spec: SwigluMlpSpec
+    config: Config
+
+
+class _Residuals(NamedTuple):
+    """What the forward pass keeps for the backward pass; the gate's output is not among it."""
+
+    x: Array
+    product: Array
+    kernel: Array
+    down_kernel: Array
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _mlp(spec: SwigluMlpSpec, x: Any, kernel: Any, down_kernel: Any) -> Any:
-    hidden = linear_swiglu_kernels.linear_swiglu(spec.linear_swiglu, x, kernel)
+def _mlp(call: _Call, x: Array, kernel: Array, down_kernel: Array) -> Array:
+    hidden = linear_swiglu.run(call.spec.linear_swiglu, x, kernel, config=call.config.forward)
     return jnp.matmul(hidden, down_kernel)
 
 
 def _mlp_forward(
-    spec: SwigluMlpSpec, x: Any, kernel: Any, down_kernel: Any
-) -> tuple[Any, _Residuals]:
+    call: _Call, x: Array, kernel: Array, down_kernel: Array
+) -> tuple[Array, _Residuals]:
     product = jnp.matmul(x, kernel)
-    hidden = swiglu_kernels.forward(spec.swiglu, product)
+    hidden = gate.forward(call.spec.swiglu, call.config.training.forward, product)
     return jnp.matmul(hidden, down_kernel), _Residuals(x, product, kernel, down_kernel)
 
 
 def _mlp_backward(
-    spec: SwigluMlpSpec, residuals: _Residuals, grad_out: Any
-) -> tuple[Any, Any, Any]:
+    call: _Call, residuals: _Residuals, grad_out: Array
+) -> tuple[Array, Array, Array]:
     x, product, kernel, down_kernel = residuals
     grad_hidden = jnp.matmul(grad_out, down_kernel.T)
-    grad_product, hidden = swiglu_kernels.backward_and_output(spec.swiglu, product, grad_hidden)
+    grad_product, hidden = gate.backward_and_output(
+        call.spec.swiglu, call.config.training.backward, product, grad_hidden
+    )
     grad_x = jnp.matmul(grad_product, kernel.T)
     return grad_x, weight_gradient(x, grad_product), weight_gradient(hidden, grad_out)
 

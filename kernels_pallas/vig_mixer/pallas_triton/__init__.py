@@ -5,12 +5,15 @@ outputs. README.md says what that saves.
 """
 
 import functools
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from kernels_pallas.core import triton
+from kernels_pallas.core.device import Device
 from kernels_pallas.core.products import weight_gradient
 from kernels_pallas.gla import pallas_triton as gla
 from kernels_pallas.gla.pallas_triton import scan
@@ -18,10 +21,13 @@ from kernels_pallas.gla.pallas_triton.config import Config, KernelConfig, choose
 from kernels_pallas.vig_mixer.pallas_triton import backward, forward
 from kernels_pallas.vig_mixer.spec import MixerInputs, MixerSpec
 
+PLATFORMS = triton.PLATFORMS
+TUNED_AS = gla.TUNED_AS
+
 _MAX_ROWS = 2**30  # of B * T * H: the blend numbers rows in 32 bits, some past the last too
 
 
-def supports(spec: MixerSpec) -> str | None:
+def supports(spec: MixerSpec, device: Device | None = None) -> str | None:
     """Returns why a call is not served, or None.
 
     Serves bfloat16 and float32, with heads whose values fit in one program of the scan.
@@ -30,7 +36,17 @@ def supports(spec: MixerSpec) -> str | None:
         return f"value width per head must be at most {KernelConfig.value_block}"
     if spec.rows > _MAX_ROWS:
         return f"B * T * H must be at most {_MAX_ROWS}"
-    return gla.supports(spec.scan)
+    return gla.supports(spec.scan, device)
+
+
+def heuristic(spec: MixerSpec, device: Device | None = None) -> Config:
+    """Returns the config of the scan for a call that was not measured."""
+    return gla.heuristic(spec.scan, device)
+
+
+def candidates(spec: MixerSpec, device: Device | None = None) -> Iterator[Config]:
+    """Returns the configs of the scan that autotuning tries."""
+    return gla.candidates(spec.scan, device)
 
 
 def vig_mixer(

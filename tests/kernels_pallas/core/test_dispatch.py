@@ -19,13 +19,13 @@ def implementation(name, value, reason=None, platforms=None, error=None):
             raise error
         return x + value
 
-    return Implementation(name, lambda spec: reason, run, platforms)
+    return Implementation(name, lambda spec, device: reason, run, platforms)
 
 
 def call(candidates, choice=None):
     table = {candidate.name: candidate for candidate in candidates}
     x = jnp.float32(0)
-    return dispatch("op", "a spec", (x,), implementation=choice, table=table, order=tuple(table))
+    return dispatch("op", "a spec", (x,), implementation=choice, table=table)
 
 
 def test_the_first_that_serves_wins():
@@ -75,8 +75,7 @@ def test_platforms_are_chosen_when_lowering(error):
 
     def run(x):
         table = {candidate.name: candidate for candidate in candidates}
-        order = tuple(table)
-        return dispatch("op", "a spec", (x,), implementation=None, table=table, order=order)
+        return dispatch("op", "a spec", (x,), implementation=None, table=table)
 
     text = {
         platform: jax.jit(run).trace(1.0).lower(lowering_platforms=(platform,)).as_text()

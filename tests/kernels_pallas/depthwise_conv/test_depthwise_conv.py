@@ -11,7 +11,7 @@ import pytest
 
 import kernels_pallas
 from kernels_pallas.depthwise_conv import IMPLEMENTATIONS, depthwise_conv, pallas_triton, xla
-from kernels_pallas.depthwise_conv.pallas_triton.config import Config, Tiling, heuristic
+from kernels_pallas.depthwise_conv.pallas_triton.config import Config, KernelConfig, heuristic
 from kernels_pallas.depthwise_conv.spec import DepthwiseConvSpec
 from kernels_pallas.testing import TOLERANCES, interpret, launches, rms_relative_error
 
@@ -114,7 +114,7 @@ def test_both_plain_forms_agree(activation):
     """What other platforms than the CPU take runs there too, only slower."""
     arguments = make((2, 5, 4, 6), "float32")
     spec = spec_of(arguments[0], activation)
-    check(functools.partial(xla._grouped_conv, spec), arguments, activation)
+    check(functools.partial(xla.grouped_conv, spec), arguments, activation)
 
 
 @pytest.mark.parametrize(("dtype", "activation"), [("float32", "silu"), ("bfloat16", None)])
@@ -128,9 +128,9 @@ def test_interpreted(shape, dtype, activation):
 @pytest.mark.parametrize(
     "tiling",
     [
-        Tiling(channels=16, vector=2, num_warps=1, rows=3, ahead=0, strips=2),
-        Tiling(channels=8, vector=4, num_warps=2, rows=2, ahead=3, strips=1),
-        Tiling(channels=64, vector=2, num_warps=1, rows=8, ahead=1, strips=3),
+        KernelConfig(channels=16, vector=2, num_warps=1, rows=3, ahead=0, strips=2),
+        KernelConfig(channels=8, vector=4, num_warps=2, rows=2, ahead=3, strips=1),
+        KernelConfig(channels=64, vector=2, num_warps=1, rows=8, ahead=1, strips=3),
     ],
     ids=str,
 )
@@ -139,9 +139,7 @@ def test_interpreted_tilings(tiling):
     config = Config(dataclasses.replace(tiling, strips=0), tiling)
     spec = spec_of(arguments[0], "silu")
     with interpret():
-        check(
-            functools.partial(pallas_triton.depthwise_conv, spec, config=config), arguments, "silu"
-        )
+        check(functools.partial(pallas_triton.run, spec, config=config), arguments, "silu")
 
 
 def check_that_nothing_leaks():

@@ -9,7 +9,7 @@ import pytest
 
 from kernels_pallas import im2col
 from kernels_pallas.im2col import IMPLEMENTATIONS, pallas_triton
-from kernels_pallas.im2col.pallas_triton import Tiling
+from kernels_pallas.im2col.pallas_triton import Config
 from kernels_pallas.im2col.spec import Im2colSpec
 from kernels_pallas.testing import TOLERANCES, interpret, launches, rms_relative_error
 
@@ -78,13 +78,13 @@ def test_formula(name, shape, size, stride, columns, dtype):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("tiling", [None, Tiling(2, 2, 1), Tiling(2, 2, 1, True)])
+@pytest.mark.parametrize("tiling", [None, Config(2, 2, 1), Config(2, 2, 1, True)])
 @pytest.mark.parametrize(("shape", "size", "stride", "columns"), CASES)
 def test_interpreted_kernel(shape, size, stride, columns, tiling, dtype):
     images = make(shape, dtype)
     numbers = columns or -(-(size**2) * shape[3] // 32) * 32
     spec = Im2colSpec(*shape, size, stride, numbers, images.dtype)
-    run = functools.partial(pallas_triton.im2col, spec, tiling=tiling)
+    run = functools.partial(pallas_triton.run, spec, config=tiling)
     with interpret():
         check(run, images, size, stride, columns)
 

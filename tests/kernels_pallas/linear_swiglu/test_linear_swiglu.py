@@ -9,7 +9,7 @@ import pytest
 
 from kernels_pallas import linear_swiglu
 from kernels_pallas.linear_swiglu import pallas_triton
-from kernels_pallas.linear_swiglu.pallas_triton import Tiling
+from kernels_pallas.linear_swiglu.pallas_triton import Config
 from kernels_pallas.linear_swiglu.spec import LinearSwigluSpec
 from kernels_pallas.testing import TOLERANCES, interpret, launches, rms_relative_error
 
@@ -72,15 +72,15 @@ def test_formula(name, shape, dtype):
 @pytest.mark.parametrize(
     ("shape", "tiling"),
     [
-        (((2, 32), 64, 32), Tiling(rows=32, columns=16, depth=32)),
-        (((70,), 48, 80), Tiling(rows=32, columns=32, depth=32)),
+        (((2, 32), 64, 32), Config(rows=32, columns=16, depth=32)),
+        (((70,), 48, 80), Config(rows=32, columns=32, depth=32)),
         (((3,), 16, 16), None),
     ],
     ids=str,
 )
 def test_interpreted_kernel(shape, tiling):
     arrays = make(*shape, "bfloat16")
-    run = functools.partial(pallas_triton.linear_swiglu, spec_of(*arrays[:2]), tiling=tiling)
+    run = functools.partial(pallas_triton.run, spec_of(*arrays[:2]), config=tiling)
     with interpret():
         check(run, arrays)
 
@@ -187,14 +187,14 @@ def test_on_a_gpu(shape):
 @pytest.mark.parametrize(
     "tiling",
     [
-        Tiling(rows=128, columns=128),
-        Tiling(rows=256, columns=64),
-        Tiling(rows=128, columns=64, depth=32, num_warps=4, num_stages=4),
-        Tiling(rows=64, columns=32, depth=32, num_warps=4),
+        Config(rows=128, columns=128),
+        Config(rows=256, columns=64),
+        Config(rows=128, columns=64, depth=32, num_warps=4, num_stages=4),
+        Config(rows=64, columns=32, depth=32, num_warps=4),
     ],
     ids=str,
 )
 def test_tilings_on_a_gpu(tiling):
     arrays = make((777,), 208, 336, "bfloat16")
-    run = functools.partial(pallas_triton.linear_swiglu, spec_of(*arrays[:2]), tiling=tiling)
+    run = functools.partial(pallas_triton.run, spec_of(*arrays[:2]), config=tiling)
     check(run, arrays)

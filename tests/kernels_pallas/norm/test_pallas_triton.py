@@ -10,7 +10,7 @@ import pytest
 from kernels_pallas import norm_act, residual_norm
 from kernels_pallas.norm import pallas_triton
 from kernels_pallas.norm.pallas_triton.activation import activate, activation_slope
-from kernels_pallas.norm.pallas_triton.config import Config, Tiling, heuristic
+from kernels_pallas.norm.pallas_triton.config import Config, KernelConfig, heuristic
 from kernels_pallas.norm.spec import NormSpec
 from kernels_pallas.testing import TOLERANCES, interpret, launches, rms_relative_error
 
@@ -75,7 +75,7 @@ def check_norm(shape, dtype, kind, bias, activation, config=None):
     )
 
     def run(x, scale, bias=None):
-        return pallas_triton.norm_act(spec, x, scale, bias, config=config)
+        return pallas_triton.run(spec, x, None, None, scale, bias, config=config)[1]
 
     options = {"kind": kind, "epsilon": EPSILON, "activation": activation, "implementation": "xla"}
     reference = functools.partial(norm_act, **options)
@@ -98,7 +98,7 @@ def check_sum(shape, dtype, kind, bias, kept, config=None):
     )
 
     def run(x, branch, scale, bias=None):
-        return pallas_triton.residual_norm(spec, x, branch, keep, scale, bias, config=config)
+        return pallas_triton.run(spec, x, branch, keep, scale, bias, config=config)
 
     options = {"kind": kind, "epsilon": EPSILON, "keep": keep, "implementation": "xla"}
     reference = functools.partial(residual_norm, **options)
@@ -135,7 +135,7 @@ def test_interpreted_sums(dtype, kind, bias, kept):
         check_sum((3, 7, 50), dtype, kind, bias, kept)
 
 
-@pytest.mark.parametrize("tiling", [Tiling(2, 16, 1, 3), Tiling(8, 128, 1, 1)], ids=str)
+@pytest.mark.parametrize("tiling", [KernelConfig(2, 16, 1, 3), KernelConfig(8, 128, 1, 1)], ids=str)
 def test_interpreted_tilings(tiling):
     """Several steps per program, ragged rows, ragged parts."""
     with interpret():
@@ -149,19 +149,19 @@ def test_gelu(dtype, allowed):
     with jax.enable_x64(True):
         gelu = functools.partial(jax.nn.gelu, approximate=False)
         value, slope = (np.asarray(f(jnp.asarray(x, jnp.float64))) for f in (gelu, slope_of(gelu)))
-    mine = activate("gelu", jnp.asarray(x), np.dtype(dtype), interpreting=True)
+    mine = activate("gelu", jnp.asarray(x), np.dtype(dtype))
     # The exponent x^2 / 2 is rounded, as it is in JAX's own: that is an error of the power.
     room = allowed * (1 + x**2 / 4)
     np.testing.assert_array_less(np.abs(np.asarray(mine) - value), room * np.abs(value) + 1e-37)
-    mine = activation_slope("gelu", jnp.asarray(x), np.dtype(dtype), interpreting=True)
+    mine = activation_slope("gelu", jnp.asarray(x), np.dtype(dtype))
     np.testing.assert_array_less(np.abs(np.asarray(mine) - slope), allowed)
 
 
 def test_silu():
     x = np.linspace(-100, 100, 2001, dtype=np.float32)
-    mine = activate("silu", jnp.asarray(x), np.dtype("float32"), interpreting=True)
+    mine = activate("silu", jnp.asarray(x), np.dtype("float32"))
     np.testing.assert_allclose(mine, jax.nn.silu(x), rtol=1e-5, atol=1e-30)
-    mine = activation_slope("silu", jnp.asarray(x), np.dtype("float32"), interpreting=True)
+    mine = activation_slope("silu", jnp.asarray(x), np.dtype("float32"))
     np.testing.assert_allclose(mine, slope_of(jax.nn.silu)(x), rtol=1e-5, atol=3e-7)
 
 

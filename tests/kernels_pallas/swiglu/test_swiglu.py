@@ -9,7 +9,8 @@ import pytest
 
 from kernels_pallas import swiglu
 from kernels_pallas.swiglu import IMPLEMENTATIONS, pallas_triton
-from kernels_pallas.swiglu.pallas_triton import Tiling
+from kernels_pallas.swiglu.pallas_triton.config import Config, KernelConfig
+from kernels_pallas.swiglu.pallas_triton.kernels import locate
 from kernels_pallas.swiglu.spec import SwigluSpec
 from kernels_pallas.testing import TOLERANCES, interpret, launches, rms_relative_error
 
@@ -76,8 +77,8 @@ def test_formula(name, shape, dtype):
 )
 def test_interpreted_kernels(shape, dtype):
     x, grad_out = make(shape, dtype)
-    tiling = Tiling(block=64, num_warps=1)
-    run = functools.partial(pallas_triton.swiglu, spec_of(x), forward=tiling, backward=tiling)
+    config = KernelConfig(block=64, num_warps=1)
+    run = functools.partial(pallas_triton.run, spec_of(x), config=Config(config, config))
     with interpret():
         check(run, x, grad_out)
 
@@ -99,11 +100,9 @@ def test_strong_gates_saturate(implementation):
 def test_rows_beyond_32_bits_are_placed():
     """The place of a program is exact where its outputs' flat numbers would not fit in 32 bits."""
     spec = SwigluSpec(rows=2**23 + 1, width=352, dtype=jnp.dtype(jnp.bfloat16))
-    block = Tiling().block
+    block = KernelConfig().block
     last = -(-spec.rows * spec.width // block) - 1
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pallas_triton.pallas_compat, "program_id", lambda axis: jnp.int32(last))
-        rows, columns, mask = pallas_triton._place(spec, block)
+    rows, columns, mask = locate(spec, block, jnp.int32(last))
     outputs = last * block + np.arange(block)
     np.testing.assert_array_equal(rows, outputs // spec.width)
     np.testing.assert_array_equal(columns, outputs % spec.width)

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kernels_pallas import swiglu_mlp
-from kernels_pallas.swiglu_mlp import pallas_triton
+from kernels_pallas import swiglu, swiglu_mlp
+from kernels_pallas.swiglu.pallas_triton.config import KernelConfig
+from kernels_pallas.swiglu.pallas_triton.kernels import backward_and_output
 from kernels_pallas.swiglu_mlp.spec import SwigluMlpSpec
 from kernels_pallas.testing import TOLERANCES, interpret, launches, rms_relative_error
 
@@ -100,12 +101,11 @@ def test_the_gate_is_written_again_as_it_was():
     x, *weights, grad_out = make((37,), 16, 48, 16, "bfloat16")
     spec = spec_of(x, *weights).swiglu
     product = x @ weights[0]
-    kernels = pallas_triton.swiglu_kernels
     with interpret():
-        hidden, pullback = jax.vjp(functools.partial(kernels.swiglu, spec), product)
+        hidden, pullback = jax.vjp(functools.partial(swiglu, implementation=NAME), product)
         grad_hidden = grad_out @ weights[1].T
         [expected] = pullback(grad_hidden)
-        grad_product, again = kernels.backward_and_output(spec, product, grad_hidden)
+        grad_product, again = backward_and_output(spec, KernelConfig(), product, grad_hidden)
     np.testing.assert_array_equal(again, hidden)
     np.testing.assert_array_equal(grad_product, expected)
 

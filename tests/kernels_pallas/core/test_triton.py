@@ -1,29 +1,26 @@
-"""What interpreted kernels are checked for."""
-
-import functools
+"""Memory access of kernels, and a JAX without the Triton backend."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kernels_pallas.core import pallas_compat
+from kernels_pallas.core import triton
 from kernels_pallas.testing import interpret
 
 
 def copied(start, store_at=0, count=None):
-    """What a kernel makes of 0..4 that copies `count`, or unmasked four, from `start` on."""
+    """Copies `count` elements, or four without a mask, of 0..4 in a kernel."""
 
-    def kernel(x_ref, out_ref, *, interpreting):
+    def kernel(x_ref, out_ref):
         index = jnp.arange(4)
         mask = None if count is None else index < count
-        load = functools.partial(pallas_compat.load, interpreting=interpreting)
-        value = load(x_ref, (start + index,), mask)
+        value = triton.load(x_ref, (start + index,), mask)
         index = (store_at + index,)
-        pallas_compat.store(out_ref, index, value, mask, interpreting=interpreting)
+        triton.store(out_ref, index, value, mask)
 
     with interpret():
-        [out] = pallas_compat.triton_call(
+        [out] = triton.triton_call(
             kernel,
             name="copy",
             programs=1,

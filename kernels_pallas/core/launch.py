@@ -1,0 +1,169 @@
+"""Launches kernels: the launch primitive, its lowering and batching rules, and the interpreter.
+
+Nothing here depends on a backend of Pallas. `core.triton` has what kernels of the Triton backend
+need.
+"""
+
+import contextlib
+import contextvars
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from kernels_pallas.core.device import Device, local_gpu
+
+LAUNCH = "kernels_pallas_launch"
+"""Name of the primitive that launches a kernel; its parameter `name` is the kernel's name."""
+
+MAX_PROGRAMS = 2**31 - 1
+"""Most programs of a launch on a GPU."""
+
+_interpreting = contextvars.ContextVar("kernels_pallas_interpreting", default=False)
+
+
+@contextlib.contextmanager
+def interpret() -> Iterator[None]:
+    """Traces kernels for Pallas's interpreter, so that they run on any platform.
+
+    Name the implementation: None, and a sequence that has a portable implementation in it, choose
+    by platform and so take the portable one outside of CUDA. Functions that were compiled before
+    are compiled again inside the context, and once more after it.
+    """
+    jax.clear_caches()
+    token = _interpreting.set(True)
+    try:
+        yield
+    finally:
+        _interpreting.reset(token)
+        jax.clear_caches()
+
+
+def is_interpreting() -> bool:
+    """Returns True inside of `interpret`."""
+    return _interpreting.get()
+
+
+def target_device() -> Device | None:
+    """Returns the GPU that kernels are traced for; None if there is no GPU, or inside `interpret`.
+
+    A kernel that is traced for None may be compiled for any GPU that its backend supports.
+    """
+    return None if is_interpreting() else local_gpu()
+
+
+def kernel_call(
+    kernel: Callable[..., None],
+    *,
+    name: str,
+    grid: tuple[int, ...],
+    out_shape: Sequence[jax.ShapeDtypeStruct],
+    compiler_params: Any,
+    aliases: Mapping[int, int] | None = None,
+) -> Callable[..., Any]:
+    """Makes a function of the input arrays that launches a kernel and returns its outputs.
+
+    Args:
+        kernel: The kernel. It takes references to whole arrays, inputs first, then outputs, and
+            does its own indexing.
+        name: The kernel's name in profiles and in the jaxpr.
+        grid: Programs along each axis.
+        out_shape: Shapes and types of the outputs.
+        compiler_params: Parameters of the backend of Pallas that compiles the kernel.
+        aliases: Maps the position of an input to that of the output which starts with its contents.
+
+    Raises:
+        NotImplementedError: There are more than MAX_PROGRAMS programs.
+    """
+    programs = functools.reduce(lambda a, b: a * b, grid)
+    if programs > MAX_PROGRAMS:
+        raise NotImplementedError(f"{programs} programs are more than the {MAX_PROGRAMS} of a GPU")
+    call = pl.pallas_call(
+        kernel,
+        grid=grid,
+        out_shape=tuple(out_shape),
+        compiler_params=compiler_params,
+        input_output_aliases=dict(aliases or {}),
+        interpret=is_interpreting(),
+        name=name,
+    )
+    return call if is_interpreting() else functools.partial(_launch_p.bind, call=call, name=name)
+
+
+# JAX lowers every branch of `platform_dependent` for every platform. So a program that is lowered
+# for CUDA and other platforms needs a lowering of the kernels there, which is never executed.
+_launch_p = Primitive(LAUNCH)
+_launch_p.multiple_results = True
+
+
+@_launch_p.def_impl
+def _launch_now(*arrays: jax.Array, call: Callable[..., Any], name: str) -> Any:
+    del name
+    return jax.jit(call)(*arrays)
+
+
+@_launch_p.def_abstract_eval
+def _launch_shapes(*avals: Any, call: Callable[..., Any], name: str) -> list[Any]:
+    del name
+    return [jax.core.ShapedArray(x.shape, x.dtype) for x in jax.eval_shape(call, *avals)]
+
+
+def _launch_batched(
+    arrays: Any, axes: Any, *, call: Callable[..., Any], name: str
+) -> tuple[Any, Any]:
+    out = _launch_p.bind(*arrays, call=jax.vmap(call, in_axes=tuple(axes)), name=name)
+    return out, [0] * len(out)
+
+
+def _no_derivative(arrays: Any, tangents: Any, **_: Any) -> Any:
+    raise NotImplementedError(
+        "kernels are differentiable once, in reverse mode; for higher derivatives pass a portable "
+        "implementation: 'xla_chunked', or 'xla' for operators that have no 'xla_chunked'"
+    )
+
+
+def _no_launch(
+    context: mlir.LoweringRuleContext, *nodes: Any, call: Callable[..., Any], name: str
+) -> Any:
+    if "cuda" not in context.module_context.platforms:
+        raise NotImplementedError(
+            f"the CUDA kernel {name} cannot be lowered for "
+            f"{', '.join(context.module_context.platforms)}; outside of CUDA GPUs pass another "
+            "implementation, or None for the best one there"
+        )
+
+    def never(*arrays):
+        return [jnp.full(x.shape, jnp.nan, x.dtype) for x in jax.eval_shape(call, *arrays)]
+
+    return mlir.lower_fun(never)(context, *nodes)
+
+
+def _cuda_launch(
+    context: mlir.LoweringRuleContext, *nodes: Any, call: Callable[..., Any], name: str
+) -> Any:
+    del name
+    with _some_gpu():
+        return mlir.lower_fun(lambda *arrays: call(*arrays))(context, *nodes)
+
+
+def _some_gpu() -> contextlib.AbstractContextManager[Any]:
+    """Sets a GPU to lower for where there is none, which JAX 0.12 requires.
+
+    Earlier releases ignore it. It is the GPU of the lowest compute capability that is supported.
+    """
+    if local_gpu() is not None:
+        return contextlib.nullcontext()
+    device = jax.sharding.AbstractDevice("NVIDIA A100-SXM4-80GB", None, "gpu")
+    mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
+    return jax.sharding.use_abstract_mesh(mesh)
+
+
+batching.primitive_batchers[_launch_p] = _launch_batched
+ad.primitive_jvps[_launch_p] = _no_derivative
+mlir.register_lowering(_launch_p, _no_launch)
+mlir.register_lowering(_launch_p, _cuda_launch, platform="cuda")
