@@ -9,6 +9,7 @@ import ast
 import re
 import sys
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -20,14 +21,14 @@ Signatures and docstrings of the public surface. `make api` writes this page fro
 edit it. Shapes are those of jaxtyping; [CONTRIBUTING.md](../CONTRIBUTING.md#house-style) explains
 the letters.
 """
-# Heading, module, names (None: the module's __all__, or else its public classes and functions).
+# Heading, module, patterns of names (None: its __all__, or else its public classes and functions).
 SECTIONS: tuple[tuple[str, str, tuple[str, ...] | None], ...] = (
     ("Operators", "kernels_pallas", None),
     ("Models, weights, inference", "vig_jax", None),
-    ("Backbones", "vig_jax.models.backbone", ("FeatureInfo",)),
+    ("Backbones", "vig_jax.models.backbone", ("Backbone", "ParameterGroups", "FeatureInfo")),
     ("Data sets", "vig_jax.data.dataset", None),
     ("Tasks", "vig_jax.tasks.protocol", None),
-    ("Errors", "vig_jax.errors", None),
+    ("Errors", "vig_jax.errors", ("*Error",)),
 )
 _HEADINGS = {"Args": "Arguments", "Attributes": "Attributes", "Raises": "Raises"}
 _DUNDERS = {"__call__", "__getitem__", "__len__"}
@@ -174,9 +175,10 @@ def members(node: ast.ClassDef) -> Iterator[str]:
 def page() -> str:
     """Returns the text of docs/api.md."""
     parts = [INTRODUCTION.rstrip()]
-    for heading, module, names in SECTIONS:
+    for heading, module, patterns in SECTIONS:
         parts.append(f"## {heading}\n\n`import {module}`")
-        parts += [entry(module, name) for name in names or public_names(module)]
+        names = [n for n in public_names(module) if any(fnmatch(n, p) for p in patterns or "*")]
+        parts += [entry(module, name) for name in names]
     return "\n\n".join(parts) + "\n"
 
 
