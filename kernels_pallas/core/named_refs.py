@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from kernels_pallas.core import pallas_compat
+from kernels_pallas.core import triton
 from kernels_pallas.core.types import Ref
 
 Refs = Mapping[str, Any]
@@ -27,7 +27,7 @@ def launch(
     """Launches a kernel that finds its references by name.
 
     Args:
-        kernel: Takes the references, one mapping for inputs and outputs, and `interpreting`.
+        kernel: Takes one mapping of the references of inputs and outputs.
         name: Name of the kernel.
         programs: Number of programs.
         inputs: Trees of operands by name. An array that occurs more than once is passed once.
@@ -54,13 +54,13 @@ def launch(
             aliases[number] = first + i
         first += len(jax.tree.leaves(tree))
 
-    def with_names(*refs: Ref, interpreting: bool) -> None:
+    def with_names(*refs: Ref) -> None:
         given = layout.unflatten(refs[:count])
         made = jax.tree.unflatten(structure, refs[-len(shapes) :])
         named = dict(zip([*inputs, *outputs], [*given, *made], strict=True))
-        kernel(named, interpreting=interpreting)
+        kernel(named)
 
-    results = pallas_compat.triton_call(
+    results = triton.triton_call(
         with_names,
         name=name,
         programs=programs,

@@ -123,7 +123,7 @@ def triton_call(
     )
 
 
-def load(ref: Ref, index: Index, mask: Mask) -> Block:
+def load(ref: Ref, index: Index, mask: Mask = None) -> Block:
     """Loads elements of `ref` at broadcast indices; zero where the mask is False.
 
     Interpreted, elements outside of `ref` are NaN where the mask is True.
@@ -137,7 +137,7 @@ def load(ref: Ref, index: Index, mask: Mask) -> Block:
     return plgpu.load(ref.at[index], mask=mask, other=jnp.zeros((), ref.dtype))
 
 
-def store(ref: Ref, index: Index, value: Block, mask: Mask) -> None:
+def store(ref: Ref, index: Index, value: Block, mask: Mask = None) -> None:
     """Stores `value`, in the type of `ref`, at broadcast indices where the mask is True.
 
     Interpreted, all of `ref` becomes NaN if any of these elements is outside of it.

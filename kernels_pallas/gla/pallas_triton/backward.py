@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from kernels_pallas.core import triton
 from kernels_pallas.core.named_refs import Refs
 from kernels_pallas.core.types import Block
 from kernels_pallas.gla.pallas_triton.backward_scan import BackwardScan, Gradients
@@ -183,7 +184,7 @@ def _make_scan(
     def scan(direction: Direction) -> Block:
         index = program.state_index(direction.number, program.row)
         if ref["final_gradients"] is not None:
-            grad_state = program.load(ref["final_gradients"], index)
+            grad_state = triton.load(ref["final_gradients"], index)
         else:
             grad_state = jnp.zeros((problem.key_block, problem.value_block), jnp.float32)
         backward_scan = BackwardScan(
@@ -191,7 +192,7 @@ def _make_scan(
         )
         grad_state, least = backward_scan.run(grad_state)
         if ref.get("initial_gradients") is not None:
-            program.store(ref["initial_gradients"], index, grad_state)
+            triton.store(ref["initial_gradients"], index, grad_state)
         return least
 
     return scan

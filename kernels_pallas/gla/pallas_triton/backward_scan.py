@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from kernels_pallas.core import triton
 from kernels_pallas.core.named_refs import Refs
 from kernels_pallas.core.types import Block
 from kernels_pallas.gla.pallas_triton.chunk import Chunk
@@ -162,7 +163,7 @@ class BackwardScan:
                 chunk.read(self.grads.v, "V"),
             )
         through = log_decay_sums(problem, order.causal, x.log_decays)
-        decay = self.program.exp2(through)
+        decay = triton.exp2(through)
         end = jnp.min(decay, axis=0)
         factor = decay * problem.scale
         queries = _Queries(factor, (x.q * factor).astype(problem.operand_dtype))
@@ -178,9 +179,9 @@ class BackwardScan:
         )
         # Every pair of tokens that a decay lies between, and none that cancels: see README.md.
         grad_log_decay = jnp.sum(x.state.astype(jnp.float32) * decayed, axis=1)[None, :]
-        across = self.program.widen(queries.q_in) * q_across
+        across = triton.widen(queries.q_in) * q_across
         grad_log_decay += row_sums(problem, order.not_before, within + across, 2)
-        across = self.program.widen(keys.k_out) * k_across
+        across = triton.widen(keys.k_out) * k_across
         grad_log_decay += row_sums(problem, order.before, across, 1)
         if self.starts_empty:  # the first decay has nothing to act on
             rows = number * problem.chunk + jnp.arange(problem.chunk)[:, None]
@@ -206,7 +207,7 @@ class BackwardScan:
             v=chunk.read(ref["v"], "V"),
             grad_out=chunk.read(ref["grad_out"], "V"),
             log_decays=read_log_decays(chunk, ref["log_decays"][direction], weights),
-            state=self.program.load(
+            state=triton.load(
                 ref["chunk_states"], self.program.chunk_state_index(direction, number)
             ),
         )
@@ -225,13 +226,13 @@ class BackwardScan:
         operand = problem.operand_dtype
         if self.exact:
             after = scanned_before(problem.chunk, not reverse, itself=False)
-            factor = self.program.exp2(log_decay_sums(problem, after, x.log_decays))
+            factor = triton.exp2(log_decay_sums(problem, after, x.log_decays))
             k_out = (x.k * factor).astype(operand)
             grad_end = grad_state.astype(operand)
             decays = x.log_decays.decays()
             scores = exact_scores(problem, reverse, x.q * problem.scale, x.k, decays)
             return _Keys(factor, k_out, grad_end, scores.T, decays)
-        factor = self.program.exp2(-through)
+        factor = triton.exp2(-through)
         k_out = (x.k * factor).astype(operand)
         grad_end = decayed.astype(operand)
         scores_t = jnp.where(order.not_before, dot(problem, k_out, queries.q_in.T), 0.0)
@@ -248,7 +249,7 @@ class BackwardScan:
         k_across: Block,
     ) -> tuple[Block, Block, Block]:
         """Computes the gradients of q and k, and q dq - k dk of the pairs within the chunk."""
-        problem, widen = self.program.problem, self.program.widen
+        problem, widen = self.program.problem, triton.widen
         operand = problem.operand_dtype
         if keys.decays is not None:
             q_within, k_within, within = exact_gradients(

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from kernels_pallas.core.pallas_compat import both
+from kernels_pallas.core import triton
 from kernels_pallas.core.types import Block, Index, Mask, Ref
 from kernels_pallas.gla.pallas_triton.operands import Columns, Operand
 from kernels_pallas.gla.pallas_triton.shapes import Program, Scalar
@@ -34,7 +34,7 @@ class Chunk:
     def mask(self, columns: Block, width: int) -> Mask:
         """Returns the mask [C, columns] of rows inside of the array and columns below `width`."""
         padded = width % columns.shape[1] != 0
-        mask = both(self.inside, columns < width if padded else None)
+        mask = triton.both(self.inside, columns < width if padded else None)
         if mask is None:
             return None
         return jnp.broadcast_to(mask, (self.program.problem.chunk, columns.shape[1]))
@@ -50,9 +50,9 @@ class Chunk:
 
     def read(self, operand: Operand, axis: str) -> Block:
         """Reads [C, K] (`axis` "K") or [C, V] (`axis` "V"); elements outside are zero."""
-        return self.program.load(*self._locate(operand, axis))
+        return triton.load(*self._locate(operand, axis))
 
     def write(self, operand: Operand, axis: str, value: Block) -> None:
         """Writes [C, K] or [C, V]."""
         ref, index, mask = self._locate(operand, axis)
-        self.program.store(ref, index, value, mask)
+        triton.store(ref, index, value, mask)

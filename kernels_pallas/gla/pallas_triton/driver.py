@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kernels_pallas.core import pallas_compat
+from kernels_pallas.core import triton
 from kernels_pallas.core.named_refs import Refs, launch
 from kernels_pallas.core.types import Block
 from kernels_pallas.gla.pallas_triton.config import KernelConfig
@@ -116,38 +116,37 @@ def _scan_kernel(
     directions: Sequence[Direction],
     split: bool,
     exact: bool,
-    interpreting: bool,
 ) -> None:
     """Scans a segment in one direction if `split`, else in all directions, one after the other.
 
     Unless `exact`, the program writes the smallest decay of a chunk that it found. If `exact`, only
     programs for which that decay was too small do anything.
     """
-    number = pallas_compat.program_id(0)
+    number = triton.program_id(0)
     least_index = (number,)
     if split:
         which = number % len(directions)
         number = number // len(directions)
-    program = Program.from_number(problem, number, interpreting)
+    program = Program.from_number(problem, number)
     scan = make_scan(ref, program, exact)
 
     def run(chosen: Sequence[Direction]) -> None:
         least = scan(chosen[0])
         for direction in chosen[1:]:
-            program.barrier()
+            triton.barrier()
             least = jnp.minimum(least, scan(direction))
         if not exact:
-            program.store(ref["least_decay"], least_index, jnp.min(least))
+            triton.store(ref["least_decay"], least_index, jnp.min(least))
 
     def run_all() -> None:
         if split:
             for direction in directions:
-                pallas_compat.when(which == direction.number)(functools.partial(run, [direction]))
+                triton.when(which == direction.number)(functools.partial(run, [direction]))
         else:
             run(directions)
 
     if exact:
-        least = program.load(ref["least_decay"], least_index)
-        pallas_compat.when(problem.too_strong(least))(run_all)
+        least = triton.load(ref["least_decay"], least_index)
+        triton.when(problem.too_strong(least))(run_all)
     else:
         run_all()

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from kernels_pallas.core import triton
 from kernels_pallas.core.named_refs import Refs
 from kernels_pallas.core.types import Block
 from kernels_pallas.gla.pallas_triton.chunk import Chunk
@@ -77,12 +78,12 @@ def _make_scan(ref: Refs, program: Program, exact: bool) -> Scan:
     def scan(direction: Direction) -> Block:
         index = program.state_index(direction.number, program.row)
         if ref["initial_states"] is not None:
-            state = program.load(ref["initial_states"], index)
+            state = triton.load(ref["initial_states"], index)
         else:
             state = jnp.zeros((problem.key_block, problem.value_block), jnp.float32)
         state, least = _scan(ref, program, direction, state, exact=exact)
         if ref["final_states"] is not None:
-            program.store(ref["final_states"], index, state)
+            triton.store(ref["final_states"], index, state)
         return least
 
     return scan
@@ -116,28 +117,28 @@ def _scan(
         state, least = carry
         number = program.chunk_number(n, reverse)
         chunk = Chunk(program, number)
-        q = program.widen(chunk.read(ref["q"], "K"))
-        k = program.widen(chunk.read(ref["k"], "K"))
+        q = triton.widen(chunk.read(ref["q"], "K"))
+        k = triton.widen(chunk.read(ref["k"], "K"))
         v = chunk.read(ref["v"], "V")
         log_decays = read_log_decays(chunk, log_decay_ref, weights)
         if direction.add:  # early, because the load takes long
             so_far = chunk.read(out_ref, "V")
         through = log_decay_sums(problem, causal, log_decays)  # [C, K]
-        decay = program.exp2(through)
+        decay = triton.exp2(through)
         q_in = (q * (decay * problem.scale)).astype(problem.operand_dtype)
         end = jnp.min(decay, axis=0)  # decays only shrink: the smallest is that of the whole chunk
         if exact:
             after = scanned_before(problem.chunk, not reverse, itself=False)
-            k_out = k * program.exp2(log_decay_sums(problem, after, log_decays))
+            k_out = k * triton.exp2(log_decay_sums(problem, after, log_decays))
             scores = exact_scores(problem, reverse, q * problem.scale, k, log_decays.decays())
         else:
-            k_out = k * program.exp2(-through)
+            k_out = k * triton.exp2(-through)
             scores = dot(problem, q_in, k_out.astype(problem.operand_dtype).T)
             scores = jnp.where(causal, scores, 0.0)
         k_out = k_out.astype(problem.operand_dtype)
         if ref["chunk_states"] is not None:
             index = program.chunk_state_index(direction.number, number)
-            program.store(ref["chunk_states"], index, state)
+            triton.store(ref["chunk_states"], index, state)
         out = dot(problem, q_in, state.astype(problem.operand_dtype))
         out += dot(problem, scores.astype(problem.operand_dtype), v)
         if direction.add:

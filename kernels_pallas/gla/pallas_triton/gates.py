@@ -5,7 +5,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kernels_pallas.core.pallas_compat import LOG2_E, power_of_two
+from kernels_pallas.core import triton
+from kernels_pallas.core.integers import next_power_of_two
+from kernels_pallas.core.triton import LOG2_E
 from kernels_pallas.core.types import Block
 from kernels_pallas.gla.pallas_triton.chunk import Chunk
 from kernels_pallas.gla.pallas_triton.operands import Gates, Operand
@@ -47,7 +49,7 @@ def read_gate_weights(program: Program, operand: Operand) -> GateWeights | None:
     if not isinstance(operand, Gates):
         return None
     problem = program.problem
-    rank = max(16, power_of_two(operand.rank))
+    rank = max(16, next_power_of_two(operand.rank))
     features = jnp.arange(rank)[:, None]
     keys = jnp.arange(problem.key_block)[None, :]
     columns = operand.column + program.head * problem.key_width + keys
@@ -55,8 +57,8 @@ def read_gate_weights(program: Program, operand: Operand) -> GateWeights | None:
     mask = None
     if padded or rank != operand.rank:
         mask = (features < operand.rank) & (keys < problem.key_width)
-    kernel = program.load(operand.kernel, (features, columns), mask)
-    bias = program.load(operand.bias, (columns,), keys < problem.key_width if padded else None)
+    kernel = triton.load(operand.kernel, (features, columns), mask)
+    bias = triton.load(operand.bias, (columns,), keys < problem.key_width if padded else None)
     return GateWeights(kernel, bias.astype(jnp.float32) * LOG2_E)
 
 
@@ -77,11 +79,11 @@ def read_log_decays(chunk: Chunk, operand: Operand, weights: GateWeights | None)
     features = jnp.arange(weights.kernel.shape[0])[None, :]
     mask = chunk.mask(features, operand.rank)
     index = (program.image, chunk.rows, operand.start + features)
-    x = program.load(operand.array, index, mask)
+    x = triton.load(operand.array, index, mask)
     # log2(sigmoid(gates)), without overflow
     gates = dot(program.problem, x, weights.kernel) * LOG2_E + weights.bias
-    small = program.exp2(-jnp.abs(gates))
-    values = jnp.minimum(gates, 0.0) - program.log2(1.0 + small)
+    small = triton.exp2(-jnp.abs(gates))
+    values = jnp.minimum(gates, 0.0) - triton.log2(1.0 + small)
     return LogDecays(jnp.maximum(values, LOWEST_LOG2_SIGMOID), 1 / normalizer)
 
 
@@ -89,7 +91,7 @@ def gate_gradient(program: Program, log_decays: LogDecays, grad: Block) -> Block
     """Returns the gradient [C, K] of the gates, if there are any, from that of the log-decays."""
     if program.problem.gate_normalizer is None:
         return grad
-    sigmoid = program.exp2(log_decays.values)
+    sigmoid = triton.exp2(log_decays.values)
     return grad * ((1.0 - sigmoid) * log_decays.unit)
 
 

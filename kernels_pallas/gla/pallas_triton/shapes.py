@@ -12,9 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from kernels_pallas.core import pallas_compat
-from kernels_pallas.core.pallas_compat import power_of_two
-from kernels_pallas.core.types import Block, Index, Mask, Ref
+from kernels_pallas.core.integers import cdiv, next_power_of_two
+from kernels_pallas.core.types import Block, Index
 from kernels_pallas.gla.pallas_triton.config import KernelConfig
 from kernels_pallas.gla.spec import GlaSpec
 
@@ -68,8 +67,8 @@ class Problem:
             key_width=spec.key_width,
             value_width=spec.value_width,
             chunk=config.chunk,
-            key_block=max(16, power_of_two(spec.key_width)),
-            value_block=max(16, min(config.value_block, power_of_two(spec.value_width))),
+            key_block=max(16, next_power_of_two(spec.key_width)),
+            value_block=max(16, min(config.value_block, next_power_of_two(spec.value_width))),
             segments=config.segments,
             scale=spec.scale,
             gate_normalizer=spec.gate_normalizer,
@@ -85,7 +84,7 @@ class Problem:
     @property
     def value_blocks(self) -> int:
         """Number of programs that share the values of a head."""
-        return -(-self.value_width // self.value_block)
+        return cdiv(self.value_width, self.value_block)
 
     @property
     def programs(self) -> int:
@@ -95,7 +94,7 @@ class Problem:
     @property
     def chunks(self) -> int:
         """Number of chunks per segment."""
-        return -(-self.tokens // (self.chunk * self.segments))
+        return cdiv(self.tokens, self.chunk * self.segments)
 
     @property
     def state_shape(self) -> tuple[int, int]:
@@ -127,7 +126,7 @@ def _lowest_total(exact_dtype: bool) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """One program of a launch: its coordinates, and its access to memory and hardware.
+    """Coordinates of one program of a launch.
 
     Attributes:
         problem: The launch.
@@ -135,7 +134,6 @@ class Program:
         segment: Index of the segment.
         value_block: Index of the block of values.
         head: Index of the head.
-        interpreting: The kernel runs in Pallas's interpreter.
     """
 
     problem: Problem
@@ -143,10 +141,9 @@ class Program:
     segment: Scalar
     value_block: Scalar
     head: Scalar
-    interpreting: bool
 
     @classmethod
-    def from_number(cls, problem: Problem, number: Scalar, interpreting: bool) -> "Program":
+    def from_number(cls, problem: Problem, number: Scalar) -> "Program":
         """Returns a program from its number in the grid.
 
         Programs with neighbouring numbers share an image, whose heads are neighbours in memory.
@@ -156,7 +153,7 @@ class Program:
         value_block = rest % problem.value_blocks
         rest = rest // problem.value_blocks
         image, segment = rest // problem.segments, rest % problem.segments
-        return cls(problem, image, segment, value_block, head, interpreting)
+        return cls(problem, image, segment, value_block, head)
 
     @property
     def row(self) -> Scalar:
@@ -180,27 +177,3 @@ class Program:
         """Returns the same of states [directions, rows, chunks per segment, K, V]."""
         within = chunk - self.segment * self.problem.chunks
         return self.state_index(direction, self.row, within)
-
-    def load(self, ref: Ref, index: Index, mask: Mask = None) -> Block:
-        """Loads elements of `ref`; zero where the mask is False."""
-        return pallas_compat.load(ref, index, mask, interpreting=self.interpreting)
-
-    def store(self, ref: Ref, index: Index, value: Block, mask: Mask = None) -> None:
-        """Stores elements of `ref` where the mask is True."""
-        pallas_compat.store(ref, index, value, mask, interpreting=self.interpreting)
-
-    def barrier(self) -> None:
-        """Makes the program's stores visible to all of its threads."""
-        pallas_compat.barrier(interpreting=self.interpreting)
-
-    def exp2(self, x: Block) -> Block:
-        """Computes 2**x."""
-        return pallas_compat.exp2(x, interpreting=self.interpreting)
-
-    def log2(self, x: Block) -> Block:
-        """Computes the base-2 logarithm."""
-        return pallas_compat.log2(x, interpreting=self.interpreting)
-
-    def widen(self, x: Block) -> Block:
-        """Converts to float32."""
-        return pallas_compat.widen(x, interpreting=self.interpreting)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from kernels_pallas.core import pallas_compat
+from kernels_pallas.core import triton
 from kernels_pallas.core.named_refs import Refs, launch
 from kernels_pallas.core.types import Block
 from kernels_pallas.gla.pallas_triton.chunk import Chunk
@@ -97,16 +97,16 @@ def border_states(
 
 
 def _states_kernel(
-    ref: Refs, *, problem: Problem, directions: Sequence[bool], gradient: bool, interpreting: bool
+    ref: Refs, *, problem: Problem, directions: Sequence[bool], gradient: bool
 ) -> None:
     """Computes for each segment the state that its own tokens make, and the segment's decay.
 
     With `gradient`, "k" are queries and "v" output gradients, and the kernel computes the gradient
     of the state at the segment's start.
     """
-    number = pallas_compat.program_id(0)
+    number = triton.program_id(0)
     which = number % len(directions)
-    program = Program.from_number(problem, number // len(directions), interpreting)
+    program = Program.from_number(problem, number // len(directions))
 
     def run(direction: int) -> None:
         reverse = directions[direction]
@@ -124,11 +124,11 @@ def _states_kernel(
         ones = jnp.ones((problem.key_block,), jnp.float32)
         state, total = jax.lax.fori_loop(0, problem.chunks, step, (state, ones))
         row = program.row
-        program.store(ref["states"], program.state_index(direction, row), state)
-        program.store(ref["decays"], (direction, row, jnp.arange(problem.key_block)), total)
+        triton.store(ref["states"], program.state_index(direction, row), state)
+        triton.store(ref["decays"], (direction, row, jnp.arange(problem.key_block)), total)
 
     for direction in range(len(directions)):
-        pallas_compat.when(which == direction)(functools.partial(run, direction))
+        triton.when(which == direction)(functools.partial(run, direction))
 
 
 def _state_step(
@@ -156,7 +156,7 @@ def _state_step(
         k = k * problem.scale
     else:
         picked = scanned_before(problem.chunk, not reverse, itself=False)
-    decay = program.exp2(log_decay_sums(problem, picked, log_decays))
+    decay = triton.exp2(log_decay_sums(problem, picked, log_decays))
     k = (k * decay).astype(problem.operand_dtype)
-    end = program.exp2(jnp.sum(log_decays.values.astype(jnp.float32), axis=0) * log_decays.unit)
+    end = triton.exp2(jnp.sum(log_decays.values.astype(jnp.float32), axis=0) * log_decays.unit)
     return state * end[:, None] + dot(problem, k.T, v), end

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kernels_pallas.core import pallas_compat
+from kernels_pallas.core import triton
 from kernels_pallas.core.named_refs import Refs, launch
 from kernels_pallas.vig_mixer.pallas_triton.blend import blend, blend_inputs
 from kernels_pallas.vig_mixer.pallas_triton.config import BACKWARD, BlendConfig
@@ -90,22 +90,22 @@ def backward(
     )
 
 
-def _kernel(ref: Refs, *, loop: RowLoop, interpreting: bool) -> None:
+def _kernel(ref: Refs, *, loop: RowLoop) -> None:
     """Writes the gradients of a program's rows, and the sums of its rows' gradients of weights.
 
     "blend" may be the memory of "scans": a program writes only what it alone has read before.
     "sums" [D + 2 V], V rounded up to a power of two, are the program's addends to the gradients of
     the gate's bias and of the two scales.
     """
-    spec, program = loop.spec, pallas_compat.program_id(0)
+    spec, program = loop.spec, triton.program_id(0)
 
     def step(n, sums):
-        rows = loop.block(program, n, interpreting)
+        rows = loop.block(program, n)
         grad = rows.read(ref["grad"])
-        x = blend(spec, rows, ref, interpreting)
+        x = blend(spec, rows, ref)
         out = x.blended
         if spec.activation:
-            share = pallas_compat.sigmoid(out, interpreting=interpreting)
+            share = triton.sigmoid(out)
             grad = grad * share * (1.0 + out * (1.0 - share))
             out = out * share
         rows.write(ref["blend"], out)
@@ -126,20 +126,18 @@ def _kernel(ref: Refs, *, loop: RowLoop, interpreting: bool) -> None:
 
     zero = jnp.zeros((loop.rows, padded_width(spec)), jnp.float32)
     gate, *scales = jax.lax.fori_loop(0, loop.steps, step, [zero] * 3)
-    _write_sums(ref, loop, gate, scales, interpreting)
+    _write_sums(ref, loop, gate, scales)
 
 
-def _write_sums(
-    ref: Refs, loop: RowLoop, gate: jax.Array, scales: list[jax.Array], interpreting: bool
-) -> None:
+def _write_sums(ref: Refs, loop: RowLoop, gate: jax.Array, scales: list[jax.Array]) -> None:
     """Adds the rows [rows, V] of a program, those of `gate` by head, and writes the sums."""
     spec, padded = loop.spec, padded_width(loop.spec)
     columns = jnp.arange(padded)
-    head = loop.block(pallas_compat.program_id(0), 0, interpreting).head
+    head = loop.block(triton.program_id(0), 0).head
 
     def write(start, rows, mask):
-        index = (pallas_compat.program_id(0), start + columns)
-        pallas_compat.store(ref["sums"], index, jnp.sum(rows, 0), mask, interpreting=interpreting)
+        index = (triton.program_id(0), start + columns)
+        triton.store(ref["sums"], index, jnp.sum(rows, 0), mask)
 
     for number in range(spec.heads):
         rows = jnp.where(head == number, gate, 0.0)

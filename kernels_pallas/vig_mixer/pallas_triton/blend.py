@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kernels_pallas.core import pallas_compat
+from kernels_pallas.core import triton
 from kernels_pallas.core.named_refs import Refs
 from kernels_pallas.core.types import Block
 from kernels_pallas.vig_mixer.pallas_triton.rows import Rows
@@ -56,7 +56,7 @@ def blend_inputs(spec: MixerSpec, scans: list[jax.Array], inputs: MixerInputs) -
     }
 
 
-def blend(spec: MixerSpec, rows: Rows, ref: Refs, interpreting: bool) -> Blend:
+def blend(spec: MixerSpec, rows: Rows, ref: Refs) -> Blend:
     """Reads the blend's arrays and computes the blend of some rows."""
 
     def norm(x, scale_ref):
@@ -68,7 +68,7 @@ def blend(spec: MixerSpec, rows: Rows, ref: Refs, interpreting: bool) -> Blend:
     parts = [rows.read(part) for part in ref["scans"]]
     local = rows.read(ref["local"])
     logits = rows.read_gate(ref["projected"]) + rows.read_bias(ref["gate_bias"])
-    gate = pallas_compat.sigmoid(logits, interpreting=interpreting)
+    gate = triton.sigmoid(logits)
     total = parts[0] + parts[1] if len(parts) > 1 else parts[0]
     scan = norm(total, ref["scan_scale"])
     local = norm(local, ref["local_scale"])

@@ -4,7 +4,7 @@ import functools
 
 import jax
 
-from kernels_pallas.core import pallas_compat
+from kernels_pallas.core import triton
 from kernels_pallas.core.named_refs import Refs, launch
 from kernels_pallas.vig_mixer.pallas_triton.blend import blend, blend_inputs
 from kernels_pallas.vig_mixer.pallas_triton.config import FORWARD, BlendConfig
@@ -51,17 +51,17 @@ def forward(
     return results["blend"].reshape(inputs.local.shape), scanned
 
 
-def _kernel(ref: Refs, *, loop: RowLoop, interpreting: bool) -> None:
-    program = pallas_compat.program_id(0)
+def _kernel(ref: Refs, *, loop: RowLoop) -> None:
+    program = triton.program_id(0)
 
     def step(n, _):
-        rows = loop.block(program, n, interpreting)
-        x = blend(loop.spec, rows, ref, interpreting)
+        rows = loop.block(program, n)
+        x = blend(loop.spec, rows, ref)
         if ref["total"] is not None:
             rows.write(ref["total"], x.scan.value)
         out = x.blended
         if loop.spec.activation:
-            out = out * pallas_compat.sigmoid(out, interpreting=interpreting)
+            out = out * triton.sigmoid(out)
         rows.write(ref["blend"], out)
 
     jax.lax.fori_loop(0, loop.steps, step, None)

@@ -5,7 +5,8 @@ import math
 
 import jax.numpy as jnp
 
-from kernels_pallas.core import pallas_compat
+from kernels_pallas.core import triton
+from kernels_pallas.core.integers import cdiv, next_power_of_two
 from kernels_pallas.core.types import Block, Index, Ref
 from kernels_pallas.vig_mixer.pallas_triton.config import BlendConfig
 from kernels_pallas.vig_mixer.spec import MixerSpec
@@ -13,7 +14,7 @@ from kernels_pallas.vig_mixer.spec import MixerSpec
 
 def padded_width(spec: MixerSpec) -> int:
     """Returns V rounded up to a power of two."""
-    return pallas_compat.power_of_two(spec.value_width)
+    return next_power_of_two(spec.value_width)
 
 
 class Rows:
@@ -24,10 +25,9 @@ class Rows:
         head: Head of each row [rows, 1].
     """
 
-    def __init__(self, spec: MixerSpec, first: Block, count: int, ragged: bool, interpreting: bool):
+    def __init__(self, spec: MixerSpec, first: Block, count: int, ragged: bool):
         """Describes `count` rows from `first` on; if `ragged`, some may be past the last."""
         self.spec = spec
-        self._interpreting = interpreting
         rows = first + jnp.arange(count)[:, None]
         self._columns = jnp.arange(padded_width(spec))[None, :]
         token, self.head = rows // spec.heads, rows % spec.heads
@@ -37,7 +37,7 @@ class Rows:
         self._gate = (token, gate)
         mask = self._inside()
         if ragged:
-            mask = pallas_compat.both(rows < spec.rows, mask)
+            mask = triton.both(rows < spec.rows, mask)
         if mask is not None:
             mask = jnp.broadcast_to(mask, (count, padded_width(spec)))
         self._mask = mask
@@ -48,7 +48,7 @@ class Rows:
         return self._columns < self.spec.value_width if padded else None
 
     def _load(self, ref: Ref, index: Index, mask: Block | None) -> Block:
-        value = pallas_compat.load(ref, index, mask, interpreting=self._interpreting)
+        value = triton.load(ref, index, mask)
         return value.astype(jnp.float32)
 
     def read(self, ref: Ref) -> Block:
@@ -69,13 +69,11 @@ class Rows:
 
     def write(self, ref: Ref, value: Block) -> None:
         """Writes [rows, V]."""
-        pallas_compat.store(ref, self._plain, value, self._mask, interpreting=self._interpreting)
+        triton.store(ref, self._plain, value, self._mask)
 
     def write_gate(self, projected_ref: Ref, value: Block) -> None:
         """Writes [rows, V] to the gate's columns of `projected`."""
-        pallas_compat.store(
-            projected_ref, self._gate, value, self._mask, interpreting=self._interpreting
-        )
+        triton.store(projected_ref, self._gate, value, self._mask)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,13 +98,13 @@ class RowLoop:
     def from_config(cls, spec: MixerSpec, config: BlendConfig) -> "RowLoop":
         """Returns the loop of a kernel."""
         count = max(1, config.block // padded_width(spec))
-        blocks = -(-spec.rows // count)
+        blocks = cdiv(spec.rows, count)
         whole = spec.heads // math.gcd(spec.heads, count)
-        programs = -(-min(blocks, config.programs) // whole) * whole
-        return cls(spec, count, programs, -(-blocks // programs))
+        programs = cdiv(min(blocks, config.programs), whole) * whole
+        return cls(spec, count, programs, cdiv(blocks, programs))
 
-    def block(self, program: Block, step: Block | int, interpreting: bool) -> Rows:
+    def block(self, program: Block, step: Block | int) -> Rows:
         """Returns the rows that a program takes at a step."""
         ragged = self.rows * self.programs * self.steps != self.spec.rows
         first = (step * self.programs + program) * self.rows
-        return Rows(self.spec, first, self.rows, ragged, interpreting)
+        return Rows(self.spec, first, self.rows, ragged)

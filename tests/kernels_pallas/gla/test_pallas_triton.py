@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from kernels_pallas import IMPLEMENTATIONS, bidirectional_gla, gla
-from kernels_pallas.core import pallas_compat
+from kernels_pallas.core.launch import is_interpreting
 from kernels_pallas.gla import pallas_triton
 from kernels_pallas.gla.arg_specs import WORKLOADS
 from kernels_pallas.gla.pallas_triton import scan
@@ -291,8 +291,8 @@ def test_interpreted_nothing_outside_is_read_or_written():
 
 def test_interpreting_ends():
     with interpret():
-        assert pallas_compat.is_interpreting()
-    assert not pallas_compat.is_interpreting()
+        assert is_interpreting()
+    assert not is_interpreting()
 
 
 def lowered(run, *arguments):
