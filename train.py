@@ -5,17 +5,17 @@
     python train.py --config=configs/vig_t.py --config.train.batch_size=512 --workdir=runs/small
 
 The workdir (default: runs/ and the name of the config file) gets checkpoints/, metrics.jsonl,
-tensorboard/ and config.json. The same command again goes on where an interrupted run stopped.
-All devices of the host are used; for several hosts see --distributed in --help.
+tensorboard/ and config.json. The same command resumes an interrupted run. All devices of the
+host are used; for several hosts see --distributed in --help.
 """
 
-if __name__ == "__mp_main__":  # a data worker, which imports this file anew
+if __name__ == "__mp_main__":  # a data worker, which imports this file again
     from vig_jax.cli.worker import forgo_jax
 
     forgo_jax()
 
 if __name__ == "__main__":
-    # Not at the top: data workers import this file anew and need none of it.
+    # Not at the top: data workers import this file again and do not need it.
     from vig_jax.train.launch import main
 
     main()

@@ -8,8 +8,8 @@ import pytest
 
 from vig_jax.config import parse, to_dict
 from vig_jax.sharding.mesh import check_batch_size, make_mesh
-from vig_jax.tasks.classification import make_task
-from vig_jax.train.calendar import Calendar
+from vig_jax.tasks.registry import make_task
+from vig_jax.train.intervals import Intervals
 from vig_jax.train.optim.optimizer import make_optimizer
 from vig_jax.train.optim.schedule import warmup_cosine
 
@@ -40,23 +40,23 @@ def test_builds(name):
     # Models of full depth are in the models' tests. They are traced for long.
     shallow = {"depths": (1, 1, 1, 1)} if "_h_" in config.model.name else {"depth": 1}
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, **shallow))
-    task = make_task(config)
-    params = jax.eval_shape(task.init, jax.random.PRNGKey(0))
+    task = make_task(config, {}).task
+    variables = jax.eval_shape(task.init, jax.random.PRNGKey(0))
     schedule = warmup_cosine(
         config.optimizer,
         batch_size=config.train.batch_size,
         steps_per_epoch=10,
         total=10 * config.train.epochs,
     )
-    jax.eval_shape(make_optimizer(config.optimizer, schedule, task.model).init, params)
-    assert Calendar.of(config.train, 10).total == 10 * config.train.epochs
+    jax.eval_shape(make_optimizer(config.optimizer, schedule, task.model).init, variables["params"])
+    assert Intervals.from_config(config.train, 10).total == 10 * config.train.epochs
     check_batch_size(config.train.batch_size, make_mesh())
-    side, batch = config.data.image_size, config.train.batch_size
+    batch = config.train.batch_size
     shapes = {
-        "image": jax.ShapeDtypeStruct((batch, side, side, 3), jnp.uint8),
-        "label": jax.ShapeDtypeStruct((batch,), jnp.int32),
+        name: jax.ShapeDtypeStruct((batch, *spec.shape), spec.dtype)
+        for name, spec in task.batch_spec.items()
     }
-    loss = jax.eval_shape(task.loss, params, shapes, jax.random.PRNGKey(0))
+    loss, _ = jax.eval_shape(task.loss, variables, shapes, jax.random.PRNGKey(0))
     assert loss.shape == ()
     assert loss.dtype == jnp.float32
 

@@ -15,7 +15,7 @@ import pytest
 from benchmarks import candidates, peers
 from vig_jax.bench import programs
 from vig_jax.bench.throughput import Program
-from vig_jax.tasks import classification
+from vig_jax.models import from_config
 
 ROOT = Path(__file__).parents[2]
 SMALL = ("--image-size", "32", "--batch-size", "2", "--repeats", "2", "--sample-seconds", "0.001")
@@ -26,8 +26,8 @@ ALL_PASSES = ("--passes", "inference", "train")
 @pytest.fixture(autouse=True)
 def shallow(monkeypatch):
     """Models of one block compile sooner."""
-    create_model = functools.partial(classification.create_model, depth=1)
-    monkeypatch.setattr(classification, "create_model", create_model)
+    create_model = functools.partial(from_config.create_model, depth=1)
+    monkeypatch.setattr(from_config, "create_model", create_model)
 
 
 class Peers:

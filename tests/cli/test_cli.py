@@ -13,7 +13,7 @@ import vig_jax
 from configs import common
 from vig_jax import config as configuration
 from vig_jax.cli.main import COMMANDS, main
-from vig_jax.tasks import classification
+from vig_jax.models import from_config
 from vig_jax.train.loop import run
 
 
@@ -72,7 +72,7 @@ def test_evaluate(trained, tmp_path, capsys):
     printed = capsys.readouterr().out
     numbers = json.loads(file.read_text())
     assert "averaged (EMA) weights after 2 updates, 2000 images" in printed
-    assert f"top-1 {numbers['top1']:.4f}" in printed
+    assert f"\ntop1 {numbers['top1']:.4f}  loss" in printed
     recorded = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     logged = next(r["eval/ema_top1"] for r in recorded if "eval/ema_top1" in r)
     assert numbers["top1"] == pytest.approx(logged)
@@ -146,7 +146,7 @@ def test_predict_without_images(trained, tmp_path, capsys):
 @pytest.mark.parametrize("mode", [[], ["--train"]])
 def test_benchmark(mode, tmp_path, capsys, monkeypatch):
     shallow = functools.partial(vig_jax.create_model, depth=1)  # compiles sooner
-    monkeypatch.setattr(classification, "create_model", shallow)
+    monkeypatch.setattr(from_config, "create_model", shallow)
     file, table, picture = tmp_path / "rows.json", tmp_path / "rows.csv", tmp_path / "rows.png"
     arguments = ["benchmark", "--model", "vig_t", "--image-size", "32", "48", "--batch-size", "2"]
     arguments += ["--dtype", "float32", "--repeats", "2", "--json", str(file), *mode]
@@ -169,7 +169,7 @@ def test_benchmark(mode, tmp_path, capsys, monkeypatch):
 def test_benchmark_checks_and_profiles(tmp_path, capsys, monkeypatch):
     """On five images in batches of two; the CPU has no kernels, so some are made up for it."""
     shallow = functools.partial(vig_jax.create_model, depth=1)
-    monkeypatch.setattr(classification, "create_model", shallow)
+    monkeypatch.setattr(from_config, "create_model", shallow)
     file = tmp_path / "new" / "rows.json"
     arguments = ["benchmark", "--model", "vig_t", "--image-size", "32", "--batch-size", "2"]
     arguments += ["--repeats", "1", "--check", "5", "--profile", "--json", str(file)]
@@ -226,7 +226,7 @@ def test_benchmark_of_an_unknown_model(capsys):
 )
 def test_benchmark_of_what_cannot_be(options, message, capsys, monkeypatch):
     shallow = functools.partial(vig_jax.create_model, depth=1)
-    monkeypatch.setattr(classification, "create_model", shallow)
+    monkeypatch.setattr(from_config, "create_model", shallow)
     assert main(["benchmark", "--model", "vig_t", *options]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line

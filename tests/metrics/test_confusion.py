@@ -10,11 +10,11 @@ COUNTS = np.array([[8, 2, 0], [5, 5, 0], [0, 1, 0]])
 
 
 def confusion(counts=COUNTS, names=("cat", "dog", "yak")):
-    return Confusion.of(counts, names, "vig_t, weights after 5 updates")
+    return Confusion.from_counts(counts, names, "vig_t, weights after 5 updates")
 
 
 def test_is_read_as_it_was_written(tmp_path):
-    written = Confusion.of(COUNTS.astype(np.float32), ["cat", "猫"], "vig_t")
+    written = Confusion.from_counts(COUNTS.astype(np.float32), ["cat", "猫"], "vig_t")
     written.save(tmp_path)
     read = Confusion.load(tmp_path)
     np.testing.assert_array_equal(read.counts, COUNTS)

@@ -25,7 +25,7 @@ from vig_jax.sharding.mesh import (
     replicated,
     smallest_batch,
 )
-from vig_jax.tasks.classification import make_task
+from vig_jax.tasks.registry import make_task
 from vig_jax.train.optim.optimizer import make_optimizer
 from vig_jax.train.state import init_state
 from vig_jax.train.step import make_train_step
@@ -49,14 +49,14 @@ def initial_state():
     config = tiny_config()
     optimizer = make_optimizer(config.optimizer, lambda step: 1e-2)
     return jax.device_get(
-        jax.jit(lambda: init_state(make_task(config), optimizer, seed=0, ema=True))()
+        jax.jit(lambda: init_state(make_task(config, {}).task, optimizer, seed=0, ema=True))()
     )
 
 
 def losses(mesh, parts=1, updates=3, **data):
     """Some updates on the mesh, drop path and mixing included."""
     config = tiny_config(**data)
-    task = make_task(config)
+    task = make_task(config, {}).task
     optimizer = make_optimizer(config.optimizer, lambda step: 1e-2)
     generator = np.random.default_rng(0)
     with jax.set_mesh(mesh):

@@ -60,7 +60,7 @@ def test_run_with_everything(weights, tiny, tmp_path, monkeypatch, capsys):
 def test_position_embedding_is_made_for_the_size_of_the_images(weights, tiny):
     file, theirs = weights
     config = tiny(init_weights=str(file), data__image_size=48, model__img_size=None)
-    config = Experiment.of(config).config
+    config = Experiment.from_config(config).config
     assert config.model.img_size == 48
     params, line = initial_params(config)
     assert "position embedding resized from 4x4 to 6x6" in line
@@ -84,7 +84,7 @@ def test_position_embedding_is_made_for_the_size_of_the_images(weights, tiny):
     ],
 )
 def test_size_is_left_unset_where_it_says_nothing(tiny, changes):
-    assert Experiment.of(tiny(**changes)).config.model.img_size is None
+    assert Experiment.from_config(tiny(**changes)).config.model.img_size is None
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_size_is_left_unset_where_it_says_nothing(tiny, changes):
 )
 def test_settings_that_cannot_be(tiny, changes, message):
     with pytest.raises(ConfigError, match=message) as error:
-        Experiment.of(tiny(**changes))
+        Experiment.from_config(tiny(**changes))
     assert "\n" not in str(error.value)
 
 

@@ -21,12 +21,12 @@ from vig_jax.train.loop import run
 
 
 def resolved(config):
-    return Experiment.of(config).config
+    return Experiment.from_config(config).config
 
 
 def test_first_state(weights, tiny):
     file, theirs = weights
-    experiment = Experiment.of(tiny(init_weights=str(file)))
+    experiment = Experiment.from_config(tiny(init_weights=str(file)))
     params, line = initial_params(experiment.config)
     assert line == (
         f"starting from {file}; a new head for 2 classes, as the file's is for 10: it must be "
@@ -59,7 +59,7 @@ def test_interrupted_run_goes_on_without_the_file(weights, tiny, tmp_path, monke
         file.unlink(missing_ok=True)
     message = capsys.readouterr().err
     assert message.count(f"starting from {file}; a new head for 2 classes") == 1
-    assert "going on from the checkpoint of step 1 of 12" in message
+    assert "resuming from the checkpoint of step 1 of 12" in message
     with pytest.raises(CheckpointError, match=r"config\.init_weights: .* there, None now"):
         run(tiny(), workdir)
     # A run of ours is a start as well.

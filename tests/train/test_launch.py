@@ -30,7 +30,7 @@ def train(*options, cache=None):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], r"error: which experiment? --config=FILE is missing; here: configs/"),
+        ([], r"error: --config=FILE is missing; files here: configs/"),
         (
             ["--config=configs/vig_t.py", "--config.optimizer.base_lrr=1"],
             "there is no setting 'base_lrr'; did you mean 'base_lr'?",

@@ -64,15 +64,15 @@ _FUNCTIONS: dict[str, dict] = {}
 @pytest.fixture(autouse=True)
 def traced_once(monkeypatch):
     """Runs of equal configs share their functions; each would trace its own for seconds."""
-    build = Experiment._of.__func__
+    build = Experiment.from_config.__func__
 
     def build_or_share(cls, config):
         experiment = build(cls, config)
-        names = ("task", "new_state", "train_step", "eval_step")
+        names = ("bundle", "new_state", "train_step", "predict")
         own = {name: getattr(experiment, name) for name in names}
         return dataclasses.replace(experiment, **_FUNCTIONS.setdefault(repr(config), own))
 
-    monkeypatch.setattr(Experiment, "_of", classmethod(build_or_share))
+    monkeypatch.setattr(Experiment, "from_config", classmethod(build_or_share))
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_run_to_the_end(whole, tiny):
     )
     assert evaluations[-1]["eval/top5"] == 1.0  # two classes
     stored = json.loads((whole / "config.json").read_text())
-    assert stored["class_names"] == ["cat", "dog"]
+    assert stored["metadata"] == {"class_names": ["cat", "dog"]}
     assert stored["config"]["model"]["num_classes"] == 2
     config = tiny()
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, num_classes=2))
@@ -120,25 +120,25 @@ def test_pictures_of_a_run(whole):
     assert confusion.counts.sum(axis=1).tolist() == [5, 5]
     assert np.trace(confusion.counts) / 10 == pytest.approx(last["eval/ema_top1"])
     assert confusion.class_names == ("cat", "dog")
-    assert "averaged weights after 12 updates (epoch 3)" in confusion.description
+    assert "EMA weights after 12 updates (epoch 3)" in confusion.description
 
 
 def test_few_evaluation_images_are_decoded_once(tiny, monkeypatch):
-    experiment = Experiment.of(tiny())
+    experiment = Experiment.from_config(tiny())
     with experiment.eval_batches() as batches:
         next(batches)
-    assert not experiment.decoded  # that was not all
+    assert not experiment.cached_eval_batches  # the pass was not complete
     with experiment.eval_batches() as batches:
         first = list(batches)
     with monkeypatch.context() as patch, experiment.eval_batches() as batches:
-        patch.setattr(type(experiment.eval_source), "__getitem__", None)
+        patch.setattr(type(experiment.eval_data), "__getitem__", None)
         chex.assert_trees_all_equal(list(batches), first)
-    assert sum(batch["weight"].sum() for batch in first) == len(experiment.eval_source)
-    monkeypatch.setattr("vig_jax.train.experiment._KEPT_BYTES", 10 * 16 * 16 * 3 - 1)
-    experiment = Experiment.of(tiny())
+    assert sum(batch["weight"].sum() for batch in first) == len(experiment.eval_data)
+    monkeypatch.setattr("vig_jax.train.experiment.CACHED_BYTES", 10 * 16 * 16 * 3 - 1)
+    experiment = Experiment.from_config(tiny())
     with experiment.eval_batches() as batches:
         chex.assert_trees_all_equal(list(batches), first)
-    assert not experiment.decoded
+    assert not experiment.cached_eval_batches
 
 
 @pytest.mark.slow
@@ -163,38 +163,7 @@ def test_learns_images_by_heart(tiny, tmp_path):
     assert losses[-1] < 0.01
 
 
-def test_waiting_for_data_is_measured_and_told_once(tiny, monkeypatch):
-    now = 0.0
-    monkeypatch.setattr(loop.time, "perf_counter", lambda: now)
-    clock = loop._Clock(tiny(), 0)
-    needed = 0.0
-
-    def slow():
-        nonlocal now
-        while True:
-            now += needed
-            yield {}
-
-    batches = clock.timed(slow())
-    for seconds, waiting, share in ((10.0, 0.9, 0.09), (1.0, 0.5, 0.5), (10.0, 2.5, 0.25)):
-        assert not clock.hint()  # neither of little waiting nor of a short look
-        needed = waiting
-        next(batches)
-        now += seconds - waiting
-        step = clock._since[0] + 5
-        speed = clock.speed(step)
-        assert speed["train/data_wait"] == pytest.approx(share)
-        assert speed["train/img_per_s"] == pytest.approx(5 * 8 / seconds)
-    hint = clock.hint()
-    assert "25% of the time" in hint
-    assert "config.data.workers=0" in hint
-    needed = 10.0
-    next(batches)
-    clock.speed(step + 1)
-    assert not clock.hint()
-
-
-def test_a_lost_worker_is_told_with_what_to_do(tiny, tmp_path, monkeypatch):
+def test_a_lost_worker_is_reported_with_advice(tiny, tmp_path, monkeypatch):
     class Broken(Iterator):
         def __next__(self):
             raise RuntimeError("Worker process was terminated unexpectedly with exit code -9")
@@ -229,9 +198,9 @@ def test_stop_signal_saves_and_going_on_is_exact(
     assert load_for_inference(tmp_path / "checkpoints" / "7").step == 7
     message = capsys.readouterr().err
     assert f"stopped by {number.name} after step 7 of 12, saved" in message
-    assert "the same command goes on" in message
+    assert "the same command resumes" in message
     run(tiny(), tmp_path)
-    assert "going on from the checkpoint of step 7 of 12" in capsys.readouterr().err
+    assert "resuming from the checkpoint of step 7 of 12" in capsys.readouterr().err
     chex.assert_trees_all_equal(final(tmp_path), final(whole))
     assert numbers(tmp_path) == numbers(whole)
 
@@ -281,13 +250,13 @@ def test_killed_and_restarted_is_exact(tiny, tmp_path, compilation_cache):
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert "going on from the checkpoint of step" in done.stderr
+    assert "resuming from the checkpoint of step" in done.stderr
     chex.assert_trees_all_equal(final(workdir), final(whole))
     assert numbers(workdir) == numbers(whole)
 
 
 def test_diverging_run_stops_with_the_step_and_keeps_the_last_good(tiny, tmp_path, monkeypatch):
-    build = Experiment.of
+    build = Experiment.from_config
 
     def poisoned(config):
         experiment = build(config)
@@ -302,7 +271,7 @@ def test_diverging_run_stops_with_the_step_and_keeps_the_last_good(tiny, tmp_pat
 
         return dataclasses.replace(experiment, train_step=train_step)
 
-    monkeypatch.setattr(loop.Experiment, "of", poisoned)
+    monkeypatch.setattr(loop.Experiment, "from_config", poisoned)
     with pytest.raises(NonFiniteLossError, match="update 7: loss = nan") as error:
         run(tiny(train__log_every_steps=100), tmp_path)
     assert "last good checkpoint, of step 5" in error.value.__notes__[0]

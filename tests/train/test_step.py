@@ -17,7 +17,7 @@ from vig_jax.config import parse
 from vig_jax.models import ViG
 from vig_jax.sharding.mesh import make_mesh
 from vig_jax.tasks.losses import soft_cross_entropy
-from vig_jax.tasks.protocol import Task
+from vig_jax.tasks.protocol import Aux
 from vig_jax.train.optim.optimizer import make_optimizer
 from vig_jax.train.optim.schedule import warmup_cosine
 from vig_jax.train.state import TrainState, init_state
@@ -29,16 +29,26 @@ MODELS = Path(__file__).parents[1] / "models" / "golden"
 CONFIG = parse(common.get_config()).optimizer
 
 
+class TestTask:
+    """The parts of a task that the step does not use."""
+
+    __test__ = False
+    model = None
+    batch_spec = {}  # noqa: RUF012
+
+    def init(self, key):
+        raise NotImplementedError
+
+
 @dataclasses.dataclass(frozen=True)
-class MixedTask(Task):
+class MixedTask(TestTask):
     """Soft cross-entropy on images and targets that are mixed already."""
 
     model: object
-    headline = "top1"
 
-    def loss(self, params, batch, key):
-        logits = self.model.apply({"params": params}, batch["image"], train=True)
-        return jnp.mean(soft_cross_entropy(logits, batch["target"]))
+    def loss(self, variables, batch, key):
+        logits = self.model.apply(variables, batch["image"], train=True)
+        return jnp.mean(soft_cross_entropy(logits, batch["target"])), Aux()
 
 
 def mixed_batch(case, step, classes):
@@ -132,17 +142,16 @@ def test_nine_updates_match_upstream(variant, name, evaluation):
 
 
 @dataclasses.dataclass(frozen=True)
-class NoisyLine(Task):
+class NoisyLine(TestTask):
     """A line fitted to noisy points; the noise comes from the key."""
 
-    headline = "top1"
-
     def init(self, key):
-        return {"kernel": jax.random.normal(key, (2, 1))}
+        return {"params": {"kernel": jax.random.normal(key, (2, 1))}}
 
-    def loss(self, params, batch, key):
+    def loss(self, variables, batch, key):
         noise = jax.random.normal(key, batch["y"].shape)
-        return jnp.mean((batch["x"] @ params["kernel"] - batch["y"] - noise) ** 2)
+        error = batch["x"] @ variables["params"]["kernel"] - batch["y"] - noise
+        return jnp.mean(error**2), Aux()
 
 
 @pytest.fixture
@@ -189,20 +198,20 @@ def test_given_state_is_consumed(line):
 
 
 @dataclasses.dataclass(frozen=True)
-class Line(Task):
+class Line(TestTask):
     """A line without noise, and a point that it goes through."""
 
-    headline = "top1"
-
     def init(self, key):
-        return {
+        params = {
             "patch_embed": {"kernel": jnp.array([[1.0], [2.0]])},
             "head": {"bias": jnp.array([0.5]), "kernel": jnp.array([[1.5]])},
         }
+        return {"params": params}
 
-    def loss(self, params, batch, key):
+    def loss(self, variables, batch, key):
+        params = variables["params"]
         y = batch["x"] @ params["patch_embed"]["kernel"] @ params["head"]["kernel"]
-        return jnp.mean((y + params["head"]["bias"] - batch["y"]) ** 2)
+        return jnp.mean((y + params["head"]["bias"] - batch["y"]) ** 2), Aux()
 
 
 def steps_of(batch, count=3, *, freeze="", **options):
@@ -259,7 +268,7 @@ def test_parts_draw_anew(line):
     parts = [{name: x[i : i + 4] for name, x in batch.items()} for i in (0, 4)]
     expected = np.mean(
         [
-            NoisyLine().loss(state.params, part, jax.random.fold_in(key, i))
+            NoisyLine().loss(state.variables, part, jax.random.fold_in(key, i))[0]
             for i, part in enumerate(parts)
         ]
     )
@@ -269,14 +278,14 @@ def test_parts_draw_anew(line):
 
 def test_frozen_parameters_stay_to_the_bit(points):
     state, metrics = steps_of(points, freeze="backbone")
-    start = Line().init(None)
+    start = Line().init(None)["params"]
     for tree in (state.params, state.ema_params):
         chex.assert_trees_all_equal(tree["patch_embed"], jax.device_get(start["patch_embed"]))
         assert (tree["head"]["kernel"] != start["head"]["kernel"]).all()
     sizes = [x.shape for x in jax.tree.leaves(state.opt_state) if x.ndim]
     assert sorted(sizes) == [(1,), (1,), (1, 1), (1, 1)]  # Adam's moments of the head alone
-    # Only what is trained counts for clipping and for what is told of the gradient.
-    _, grads = jax.value_and_grad(Line().loss)(start, points, None)
+    # Clipping and the logged norm use the gradient of the trained parameters only.
+    grads = jax.grad(lambda params: Line().loss({"params": params}, points, None)[0])(start)
     np.testing.assert_allclose(metrics[0]["grad_norm"], optax.tree.norm(grads["head"]), rtol=1e-5)
 
 
@@ -295,3 +304,38 @@ def test_same_seed_same_state():
     chex.assert_trees_all_equal(one, two)
     assert one.ema_params is None
     assert not np.array_equal(one.params["kernel"], other.params["kernel"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Counting(Line):
+    """A line whose model counts its training passes and remembers the last inputs' mean."""
+
+    def init(self, key):
+        return {**super().init(key), "stats": {"passes": jnp.zeros(()), "mean": jnp.zeros(())}}
+
+    def loss(self, variables, batch, key):
+        loss, _ = super().loss(variables, batch, key)
+        mean = jnp.mean(batch["x"])
+        stats = {"passes": variables["stats"]["passes"] + 1, "mean": mean}
+        return loss, Aux({"mean": mean}, {"stats": stats})
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_mutable_collections_follow_every_pass(points, parts):
+    optimizer = make_optimizer(CONFIG, lambda step: 0.1)
+    state = init_state(Counting(), optimizer, seed=3, ema=True)
+    step = make_train_step(
+        Counting(),
+        optimizer,
+        lambda step: 0.1,
+        ema_decay=0.75,
+        mesh=make_mesh(),
+        accumulation_steps=parts,
+    )
+    state, metrics = step(state, points)
+    stats = state.mutable["stats"]
+    assert float(stats["passes"]) == parts
+    last = points["x"][-12 // parts :]
+    np.testing.assert_allclose(stats["mean"], last.mean(), rtol=1e-5)
+    np.testing.assert_allclose(metrics["mean"], points["x"].mean(), rtol=1e-5)
+    assert float(state.ema_mutable["stats"]["passes"]) == pytest.approx(0.25 * parts)

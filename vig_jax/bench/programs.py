@@ -18,8 +18,9 @@ from vig_jax.errors import ConfigError
 from vig_jax.inference.predictor import predictor
 from vig_jax.models import model_settings
 from vig_jax.models.backbone import implementation_refusals
+from vig_jax.models.from_config import model_from_config
 from vig_jax.sharding.mesh import batch_sharded, make_mesh, replicated
-from vig_jax.tasks.classification import make_task
+from vig_jax.tasks.registry import make_task
 from vig_jax.train.imported import published_config
 from vig_jax.train.optim.optimizer import make_optimizer
 from vig_jax.train.state import init_state
@@ -71,22 +72,22 @@ def benchmark_config(
 
 def inference_program(config: RunConfig) -> Program:
     """`vig_jax.predictor` of a fresh model: `compiled(variables, pixels) -> logits`."""
-    task, batch_size, side = make_task(config), config.train.batch_size, config.data.image_size
-    variables = {"params": jax.jit(task.init)(jax.random.key(0))}
-    run = predictor(task.model, variables, batch_size, side)
+    task = make_task(config, {}).task
+    variables = jax.jit(task.init)(jax.random.key(0))
+    run = predictor(task.model, variables, config.train.batch_size, config.data.image_size)
     return Program(run.compiled, [(run.variables, _pixels(config, seed)) for seed in range(INPUTS)])
 
 
 def training_program(config: RunConfig) -> Program:
     """The training step of a fresh model: `compiled(state, batch) -> (state, metrics)`."""
-    task, train = make_task(config), config.train
+    task, train = make_task(config, {}).task, config.train
     mesh = make_mesh(jax.local_devices()[:1])
     schedule = optax.constant_schedule(config.optimizer.base_lr)
     optimizer = make_optimizer(config.optimizer, schedule)
 
     def batch(seed: int) -> dict[str, jax.Array]:
         shape = (train.batch_size,)
-        labels = jax.random.randint(jax.random.key(seed), shape, 0, task.num_classes)
+        labels = jax.random.randint(jax.random.key(seed), shape, 0, config.model.num_classes or 1)
         return jax.device_put(
             {"image": _pixels(config, seed), "label": labels}, batch_sharded(mesh)
         )
@@ -168,7 +169,7 @@ def image_and_batch_sizes(
 def flops_per_image(config: RunConfig, *, train: bool) -> int:
     """Operations of an image's logits, or of its part in a training step; two per MAC."""
     side = config.data.image_size
-    model: Any = make_task(config).model
+    model: Any = model_from_config(config.model)
     macs = count_macs(model, side, side).total
     return 2 * macs * (TRAIN_MACS if train else 1)
 

@@ -179,9 +179,9 @@ def _count(args: argparse.Namespace, name: str, size: int) -> dict[str, Any]:
     import jax.numpy as jnp
 
     from vig_jax.bench.macs import count_macs
-    from vig_jax.tasks.classification import make_task
+    from vig_jax.models.from_config import model_from_config
 
-    model: Any = make_task(_config(args, name, size, 1)).model
+    model: Any = model_from_config(_config(args, name, size, 1).model)
     images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(variables))

@@ -1,10 +1,10 @@
-"""Draws a run's curves and confusion matrix, and says in a few lines how it went.
+"""Draws the curves and the detailed results of a run, and prints a summary.
 
   vig report runs/fashion_mnist
 
-Reads metrics.jsonl, also while the run is still going on, and confusion.npz, which every evaluation
-of the run writes (`vig evaluate RUN --confusion RUN`, too). Writes curves.png, confusion.png and
-top_confusions.csv into the run's folder.
+Reads metrics.jsonl, also while the run continues, and the results that every evaluation of the run
+writes, for a classifier confusion.npz. Writes curves.png, confusion.png and top_confusions.csv into
+the run's folder.
 """
 
 import argparse
@@ -18,10 +18,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Draws and prints."""
-    from vig_jax.tasks.classification import Classification
-    from vig_jax.train.logging.report import Record, write_report
+    from vig_jax.train.logging.history import RunHistory, write_report
 
-    print(Record.of(args.run).summary(Classification.headline))
+    print(RunHistory.read(args.run).summary())
     for path in write_report(args.run):
         print(f"wrote {path}")
     return 0

@@ -24,7 +24,7 @@ def imagenet(name: str = "vig_t") -> ConfigDict:
     config.seed = 0
     config.task = ConfigDict({"name": "classification"})  # a name of vig_jax.tasks.registry
     # Fine-tuning: a .pth or .safetensors file, or a run, to start from. A head for another number
-    # of classes is initialised anew; a position embedding for another img_size is resized.
+    # of classes is initialised randomly; a position embedding for another img_size is resized.
     config.init_weights = config_dict.placeholder(str)
 
     config.model = ConfigDict()

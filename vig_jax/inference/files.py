@@ -15,7 +15,7 @@ from vig_jax.data.preprocess.decode import decode
 from vig_jax.data.preprocess.geometry import draw_view
 from vig_jax.errors import UndecodableImageError
 from vig_jax.inference.predictor import Predictor, predictor
-from vig_jax.tasks.classification import make_task
+from vig_jax.models.from_config import model_from_config
 from vig_jax.train.checkpoint import Restored
 
 MAX_DRAWN = 40
@@ -58,8 +58,9 @@ class Classifier:
     @classmethod
     def of(cls, restored: Restored) -> "Classifier":
         """From what `load_for_inference` or `restore_weights` gives."""
-        model = make_task(restored.config).model
-        return cls(model, restored.variables, restored.config.data, restored.class_names)
+        model = model_from_config(restored.config.model)
+        class_names = restored.metadata.get("class_names", ())
+        return cls(model, restored.variables, restored.config.data, class_names)
 
     def predict(
         self, files: Sequence[Path], *, top: int = 5, batch_size: int = 64

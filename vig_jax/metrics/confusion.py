@@ -31,8 +31,10 @@ class Confusion:
     description: str
 
     @classmethod
-    def of(cls, counts: np.ndarray, class_names: Sequence[str], description: str) -> "Confusion":
-        """From a task's sums; the model's outputs beyond the named classes get numbers."""
+    def from_counts(
+        cls, counts: np.ndarray, class_names: Sequence[str], description: str
+    ) -> "Confusion":
+        """Returns the matrix of a task's sums; outputs without a class name get a number."""
         unnamed = tuple(f"class {label}" for label in range(len(class_names), len(counts)))
         return cls(np.rint(counts).astype(np.int64), (*class_names, *unnamed), description)
 

@@ -1,38 +1,120 @@
-"""What the training loop needs to know of a task, and nothing more."""
+"""The interfaces between a task and training, evaluation, previews and reports.
 
-from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+A task is anything that a backbone is trained for: classification, segmentation, detection. The
+training loop, the checkpoints, the reports and the commands know these interfaces alone.
+`vig_jax.tasks.registry` makes the objects from a config.
+"""
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+
+import flax.linen as nn
 import jax
 import numpy as np
 
 Params = Any  # nested dictionary of arrays
-Batch = Mapping[str, jax.Array]
-Sums = dict[str, jax.Array]  # scalars and arrays that add up over batches
+Variables = Mapping[str, Any]  # {"params": Params} and mutable collections such as "batch_stats"
+Batch = Mapping[str, jax.Array]  # on the devices, with a leading batch axis
+HostBatch = Mapping[str, np.ndarray]  # this process's rows of a global batch
+BatchSpec = Mapping[str, jax.ShapeDtypeStruct]  # shape and dtype of one example, by name
+State = TypeVar("State")
+
+
+class Aux(NamedTuple):
+    """The second result of a training loss."""
+
+    metrics: Mapping[str, jax.Array] = {}  # scalars to log, by name
+    mutable: Mapping[str, Any] = {}  # the updated mutable collections; empty: none changed
 
 
 @runtime_checkable
 class Task(Protocol):
-    """A model with its loss and its metrics. Every method but `metrics` can be jitted."""
+    """A model and its training loss. Both methods can be jitted."""
 
     @property
-    def headline(self) -> str:
-        """The metric by which checkpoints are compared; more is better."""
+    def model(self) -> nn.Module:
+        """The module that `init` and `loss` apply."""
 
-    def init(self, key: jax.Array) -> Params:
-        """Fresh parameters."""
+    @property
+    def batch_spec(self) -> BatchSpec:
+        """The arrays of a batch that training puts on the devices."""
 
-    def loss(self, params: Params, batch: Batch, key: jax.Array) -> jax.Array:
-        """The scalar training loss of a batch; `key` drives all of its randomness."""
+    def init(self, key: jax.Array) -> Variables:
+        """Returns random parameters and the initial mutable collections."""
 
-    def training_inputs(self, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The images and targets that `loss` gives to the model, for people to look at."""
+    def loss(self, variables: Variables, batch: Batch, key: jax.Array) -> tuple[jax.Array, Aux]:
+        """Returns the scalar loss of a batch, a mean over examples; `key` drives all draws."""
 
-    def pixels(self, images: jax.Array) -> jax.Array:
-        """Such images as uint8."""
 
-    def evaluate(self, params: Params, batch: Batch) -> Sums:
-        """Weighted sums over an evaluation batch, ready to be added to those of other batches."""
+@runtime_checkable
+class Evaluation(Protocol[State]):
+    """The metrics of a task over a data set.
 
-    def metrics(self, sums: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """Metric values from the sums over a whole data set."""
+    `predict` runs on the devices. `update` adds its outputs to a state, which is a sum or a
+    collection. `compute` turns the state of the whole data set into metrics.
+    """
+
+    @property
+    def primary_metric(self) -> str:
+        """The metric that ranks checkpoints; more is better."""
+
+    @property
+    def batch_spec(self) -> BatchSpec:
+        """The arrays of a batch that evaluation puts on the devices."""
+
+    @property
+    def per_example(self) -> bool:
+        """The kind of outputs.
+
+        True: arrays with a leading batch axis. Each process updates a state from the outputs of
+        its own rows, and the states are merged at the end. False: totals over the global batch,
+        the same in every process.
+        """
+
+    def predict(self, variables: Variables, batch: Batch) -> Any:
+        """Returns the outputs of a batch. Can be jitted."""
+
+    def init(self) -> State:
+        """Returns the state before the first batch."""
+
+    def update(self, state: State, outputs: Any, batch: HostBatch) -> State:
+        """Returns the state with one more batch.
+
+        Args:
+            state: the state so far.
+            outputs: the outputs of `predict`: NumPy arrays of this process's rows, or totals on
+                the devices.
+            batch: this process's rows as the loader made them, with `index` (the example's number
+                in the data set) and `weight` (0 for rows that must not count).
+        """
+
+    def merge(self, states: Sequence[State]) -> State:
+        """Returns one state from those of all processes, in their order. For `per_example`."""
+
+    def compute(self, state: State) -> dict[str, float]:
+        """Returns the metrics by name.
+
+        Raises:
+            DataSetError: nothing was evaluated.
+        """
+
+    def save(self, state: State, folder: Path, description: str) -> None:
+        """Writes detailed results, such as a confusion matrix, for `ReportSpec.draw`.
+
+        Args:
+            state: the state of the whole data set.
+            folder: an existing folder.
+            description: names the weights, for titles.
+        """
+
+
+@runtime_checkable
+class Preview(Protocol):
+    """A figure of what the model sees in training."""
+
+    def inputs(self, batch: Batch, key: jax.Array, rows: np.ndarray) -> Any:
+        """Returns arrays to draw: the given rows as `Task.loss` gives them to the model."""
+
+    def draw(self, arrays: Any, path: Path) -> None:
+        """Writes a PNG of the arrays of `inputs`, as NumPy arrays."""

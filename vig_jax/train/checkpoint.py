@@ -1,19 +1,21 @@
-"""Checkpoints of a run, and reading them back for training or for inference.
+"""Checkpoints of a run: saving them, and restoring them for training or for inference.
 
-A workdir holds `checkpoints/<step>/`, written whole or not at all, with the items
+A workdir holds `checkpoints/<step>/`. Each is complete or absent, and has the items
 
-- `params`, `ema_params` (if averaged): parameter trees;
+- `params`, and `ema_params` if there is an EMA: parameter trees;
+- `mutable`, and `ema_mutable`: mutable collections such as batch statistics, if the model has any;
 - `training`: optimizer state, step and random key;
-- `run`: JSON of the resolved config, class names, fingerprints of the data, seed, data position
-  and evaluation results.
+- `run`: JSON of the resolved config, the data set's metadata and fingerprints, the seed, the data
+  position, the primary metric and the evaluation results.
 
-Weights converted from elsewhere have no `training`; their `run` says where they come from.
+Converted weights have no `training`; their `run` names their origin.
 
-The newest `keep_checkpoints` stay, and the best ones by evaluation: that of the averaged
-parameters and that of the raw ones.
+The newest `keep_checkpoints` are kept, and the best ones by the primary metric: that of the EMA
+weights and that of the raw ones.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -27,8 +29,8 @@ from orbax.checkpoint import checkpoint_managers
 from vig_jax.config import RunConfig, to_dict
 from vig_jax.errors import CheckpointError, ConfigError
 from vig_jax.sharding.mesh import replicated
-from vig_jax.tasks.classification import Classification, make_task
 from vig_jax.tasks.protocol import Params
+from vig_jax.tasks.registry import make_task
 from vig_jax.train.state import TrainState
 from vig_jax.weights.run_folder import (
     CHECKPOINTS,
@@ -39,9 +41,9 @@ from vig_jax.weights.run_folder import (
     score,
 )
 
-# May differ between the parts of one run: they change where or how fast, not what is computed.
-# (Another GLA implementation, or remat, may round differently: the run goes on, not bit for bit.)
-FREE_KEYS = (
+# Settings that may change when a run is resumed: they affect where and how fast, not the result.
+# Another GLA implementation, or remat, may round differently; then the run is not bit-identical.
+MUTABLE_KEYS = (
     "model.gla_implementation",
     "model.remat",
     "data.path",
@@ -63,31 +65,41 @@ FREE_KEYS = (
 
 @dataclasses.dataclass(frozen=True)
 class RunInfo:
-    """What identifies a run besides its arrays."""
+    """The facts that identify a run, besides its arrays.
 
-    config: RunConfig  # resolved
-    class_names: tuple[str, ...]
-    data_fingerprint: str  # of the images to train on
-    eval_fingerprint: str  # of those to evaluate
+    Attributes:
+        config: resolved.
+        metadata: of the training data set, see `vig_jax.data.dataset.DatasetInfo`.
+        data_fingerprint: of the training data.
+        eval_fingerprint: of the evaluation data.
+        primary_metric: of the task.
+    """
+
+    config: RunConfig
+    metadata: Mapping[str, Any]
+    data_fingerprint: str
+    eval_fingerprint: str
+    primary_metric: str
 
     def to_json(self, step: int, metrics: Mapping[str, float]) -> dict[str, Any]:
-        """The `run` item of the checkpoint at `step`, with its evaluation results if any."""
+        """Returns the `run` item of the checkpoint at `step`, with its evaluation results."""
         return {
             "config": to_dict(self.config),
-            "class_names": list(self.class_names),
+            "metadata": dict(self.metadata),
             "data_fingerprint": self.data_fingerprint,
             "eval_fingerprint": self.eval_fingerprint,
             "seed": self.config.seed,
-            "data_position": step,  # global batches consumed; with the seed, all there is to it
+            "data_position": step,  # global batches consumed; with the seed it determines the rest
+            "primary_metric": self.primary_metric,
             "metrics": dict(metrics),
         }
 
 
 class _NewestAndBest(checkpoint_managers.PreservationPolicy):
-    """Which checkpoints stay: the `keep` newest, and the best averaged and raw parameters."""
+    """Keeps the `keep` newest checkpoints, and the best of the EMA and of the raw weights."""
 
-    def __init__(self, directory: Path, keep: int, headline: str) -> None:
-        self._directory, self._keep, self._headline = directory, keep, headline
+    def __init__(self, directory: Path, keep: int) -> None:
+        self._directory, self._keep = directory, keep
 
     def should_preserve(
         self,
@@ -95,36 +107,38 @@ class _NewestAndBest(checkpoint_managers.PreservationPolicy):
         *,
         context: checkpoint_managers.PreservationContext,
     ) -> list[bool]:
-        """One answer per checkpoint, oldest first."""
+        """Returns one decision per checkpoint, oldest first."""
         directories = [self._directory / str(c.step) for c in checkpoints]
-        # The newest is still being written; it stays in any case.
-        runs = [read_run(d) if d.is_dir() else {"metrics": {}} for d in directories]
-        stays = set(range(len(checkpoints))[-self._keep :])
+        # The newest is still being written; it is kept in any case.
+        runs = [read_run(d) if d.is_dir() else None for d in directories]
+        kept = set(range(len(checkpoints))[-self._keep :])
         for ema in (None, False):
-            scores = [(score(run["metrics"], self._headline, ema), i) for i, run in enumerate(runs)]
+            scores = [(score(run, ema) if run else -math.inf, i) for i, run in enumerate(runs)]
             if scores:
-                stays.add(max(scores)[1])
-        return [i in stays for i in range(len(checkpoints))]
+                kept.add(max(scores)[1])
+        return [i in kept for i in range(len(checkpoints))]
 
 
 class Checkpoints:
     """The checkpoints of one workdir. Use as a context manager: leaving waits for writes."""
 
-    def __init__(self, workdir: Path, *, keep: int, headline: str) -> None:
+    def __init__(self, workdir: Path, *, keep: int) -> None:
         """Opens or creates `workdir/checkpoints`.
 
         Args:
             workdir: of the run.
-            keep: how many of the newest to keep.
-            headline: the task's metric by which the best is found.
+            keep: number of newest checkpoints to keep.
+
+        Raises:
+            ConfigError: `keep` is less than 1.
         """
         if keep < 1:
-            raise ConfigError(f"config.train.keep_checkpoints is {keep}; at least 1 is wanted")
+            raise ConfigError(f"config.train.keep_checkpoints is {keep}; it must be at least 1")
         self._directory = (workdir / CHECKPOINTS).absolute()
         self._manager = ocp.CheckpointManager(
             self._directory,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=_NewestAndBest(self._directory, keep, headline),
+                preservation_policy=_NewestAndBest(self._directory, keep),
                 cleanup_tmp_directories=True,
             ),
         )
@@ -141,11 +155,11 @@ class Checkpoints:
         self._manager.close()
 
     def latest(self) -> int | None:
-        """The newest complete step, if any."""
+        """Returns the newest complete step, or None."""
         return self._manager.latest_step()
 
     def metrics(self, step: int) -> dict[str, float]:
-        """The evaluation results that the checkpoint was saved with, if any."""
+        """Returns the evaluation results that the checkpoint was saved with; may be empty."""
         return dict(read_run(self._directory / str(step))["metrics"])
 
     def wait(self) -> None:
@@ -203,15 +217,17 @@ class Checkpoints:
                 "config.init_weights and give the run a --workdir of its own"
             )
         _check_same_run(read_run(directory), info, directory)
-        wanted = _items(like)
-        for name in wanted.keys() & {"params", "ema_params"}:
-            _check_same_tree(wanted[name], directory / name)
+        expected = _items(like)
+        for name in expected.keys() - {"training"}:
+            _check_same_tree(expected[name], directory / name)
         everywhere = replicated(mesh)
-        args = {k: ocp.args.StandardRestore(_placed(v, everywhere)) for k, v in wanted.items()}
+        args = {k: ocp.args.StandardRestore(_placed(v, everywhere)) for k, v in expected.items()}
         items = self._manager.restore(step, args=ocp.args.Composite(**args))
         return TrainState(
             params=items["params"],
-            ema_params=items["ema_params"] if "ema_params" in wanted else None,
+            ema_params=items["ema_params"] if "ema_params" in expected else None,
+            mutable=items["mutable"] if "mutable" in expected else {},
+            ema_mutable=items["ema_mutable"] if "ema_mutable" in expected else None,
             **items["training"],
         )
 
@@ -221,9 +237,9 @@ class Restored:
     """A trained model: `make_task(config).model` with `variables`."""
 
     config: RunConfig  # resolved
-    variables: dict[str, Params]  # {"params": ...}, for `model.apply`
+    variables: dict[str, Any]  # {"params": ...} and mutable collections, for `model.apply`
     step: int  # updates done; 0 for weights from elsewhere
-    class_names: tuple[str, ...]
+    metadata: Mapping[str, Any]  # of the data set, e.g. its class names
     ema: bool | None  # whether these are averaged weights; None: unknown
     description: str  # for people: which weights these are
 
@@ -240,16 +256,15 @@ def load_for_inference(path: str | Path, *, ema: bool | None = None) -> Restored
         CheckpointError: there is no checkpoint, no averaged weights, the stored config is not one
             of this version, or the stored parameters are not those of the model it describes.
     """
-    directory = find_checkpoint(Path(path).absolute(), Classification.headline, ema)
+    directory = find_checkpoint(Path(path).absolute(), ema)
     stored = read_run(directory)
     config = read_config(directory)
     name = choose_item(directory, ema=ema)
-    expected = jax.eval_shape(make_task(config).init, jax.random.PRNGKey(0))
-    _check_same_tree(expected, directory / name)
-    here = SingleDeviceSharding(jax.local_devices()[0])
-    params = ocp.StandardCheckpointHandler().restore(
-        directory / name, args=ocp.args.StandardRestore(_placed(expected, here))
-    )
+    task = make_task(config, stored["metadata"]).task
+    mutable = dict(jax.eval_shape(task.init, jax.random.PRNGKey(0)))
+    variables = {"params": _restore_tree(directory / name, mutable.pop("params"))}
+    if mutable:
+        variables |= _restore_tree(directory / name.replace("params", "mutable"), mutable)
     ema = name == "ema_params"
     origin = stored.get("origin")
     if origin is None:
@@ -259,19 +274,33 @@ def load_for_inference(path: str | Path, *, ema: bool | None = None) -> Restored
         description = origin[name]
     return Restored(
         config=config,
-        variables={"params": params},
+        variables=variables,
         step=stored["data_position"],
-        class_names=tuple(stored["class_names"]),
+        metadata=stored["metadata"],
         ema=ema,
         description=description,
     )
 
 
+def _restore_tree(where: Path, expected: Any) -> Any:
+    """Returns a stored tree on the first local device, checked against the expected shapes."""
+    _check_same_tree(expected, where)
+    here = SingleDeviceSharding(jax.local_devices()[0])
+    return ocp.StandardCheckpointHandler().restore(
+        where, args=ocp.args.StandardRestore(_placed(expected, here))
+    )
+
+
 def _items(state: TrainState) -> dict[str, Any]:
-    """The array items of a checkpoint."""
-    training = {"opt_state": state.opt_state, "step": state.step, "key": state.key}
-    items = {"params": state.params, "training": training}
-    return items if state.ema_params is None else items | {"ema_params": state.ema_params}
+    """Returns the array items of a checkpoint."""
+    items = {
+        "params": state.params,
+        "ema_params": state.ema_params,
+        "mutable": state.mutable or None,
+        "ema_mutable": state.ema_mutable,
+        "training": {"opt_state": state.opt_state, "step": state.step, "key": state.key},
+    }
+    return {name: tree for name, tree in items.items() if tree is not None}
 
 
 def _placed(tree: Any, sharding: Sharding) -> Any:
@@ -286,14 +315,14 @@ def _check_same_run(stored: Mapping[str, Any], info: RunInfo, where: Path) -> No
     changed = [
         f"config.{key}: {old.get(key, 'absent')!r} there, {new.get(key, 'absent')!r} now"
         for key in sorted(old.keys() | new.keys())
-        if key not in FREE_KEYS and _plain(old.get(key)) != _plain(new.get(key))
+        if key not in MUTABLE_KEYS and _plain(old.get(key)) != _plain(new.get(key))
     ]
     if changed:
         raise CheckpointError(
             f"{where} is of another run:\n  "
             + "\n  ".join(changed)
             + "\ngive this run a --workdir of its own, or set these back; free to change: "
-            + ", ".join(FREE_KEYS)
+            + ", ".join(MUTABLE_KEYS)
         )
     if stored["data_fingerprint"] != info.data_fingerprint:
         raise CheckpointError(

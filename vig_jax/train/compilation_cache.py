@@ -1,4 +1,4 @@
-"""Compiled programs kept on disk: the next start of a run reads what this one compiles."""
+"""Keeps compiled programs on disk, so that the next start of a run can read them."""
 
 import logging
 from pathlib import Path
@@ -9,11 +9,11 @@ _LOG = logging.getLogger("vig_jax")
 
 
 def use_compilation_cache(folder: str) -> None:
-    """Has JAX keep compiled programs in a folder. To be called before the first is compiled.
+    """Makes JAX keep compiled programs in a folder. Call it before the first compilation.
 
     Args:
-        folder: made if absent; "~" is the user's home. Empty: nothing is kept, unless
-            JAX_COMPILATION_CACHE_DIR says so, which counts more in any case.
+        folder: created if absent; "~" is the user's home. Empty: nothing is kept. The environment
+            variable JAX_COMPILATION_CACHE_DIR takes precedence.
     """
     if not folder or jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         return
@@ -24,6 +24,6 @@ def use_compilation_cache(folder: str) -> None:
         _LOG.warning("compiled programs are not kept: config.train.compilation_cache: %s", error)
         return
     jax.config.update("jax_compilation_cache_dir", str(path))
-    # Small programs too: a start compiles dozens of them, on a GPU in a fraction of a second each.
+    # Keep small programs too: a start compiles dozens of them, each in a fraction of a second.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)

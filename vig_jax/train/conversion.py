@@ -13,8 +13,9 @@ import numpy as np
 
 from vig_jax.config import RunConfig
 from vig_jax.errors import ConfigError, WeightsError
-from vig_jax.tasks.classification import make_task
+from vig_jax.models.from_config import model_from_config
 from vig_jax.tasks.protocol import Params
+from vig_jax.tasks.registry import get_task
 from vig_jax.train.checkpoint import (
     CHECKPOINTS,
     Checkpoints,
@@ -191,13 +192,18 @@ def _save_checkpoint(
     workdir: Path, params: Mapping[str, Params], sources: Mapping[str, _Source]
 ) -> None:
     some = sources["params"].restored
-    names = some.class_names or tuple(
+    names = some.metadata.get("class_names") or tuple(
         f"class {label}" for label in range(some.config.model.num_classes or 0)
     )
-    info = RunInfo(some.config, names, data_fingerprint="", eval_fingerprint="")
+    info = RunInfo(
+        config=some.config,
+        metadata={"class_names": names},
+        data_fingerprint="",
+        eval_fingerprint="",
+        primary_metric=get_task(some.config.task.name).report.primary_metric,
+    )
     origin = {item: one.restored.description for item, one in sources.items()}
-    headline = make_task(some.config).headline
-    with Checkpoints(workdir, keep=1, headline=headline) as checkpoints:
+    with Checkpoints(workdir, keep=1) as checkpoints:
         checkpoints.save_weights(params, info, origin)
 
 
@@ -209,10 +215,9 @@ def _read_back(draft: Path, to: Format, item: str, config: RunConfig) -> Params:
 
 def _compare(before: Restored, after: Params) -> float:
     """The largest difference of the logits of random images."""
-    task = make_task(before.config)
     side = before.config.data.image_size
     images = np.random.default_rng(0).standard_normal((_VERIFY_IMAGES, side, side, 3))
-    apply = jax.jit(task.model.apply)
+    apply = jax.jit(model_from_config(before.config.model).apply)
     old, new = (
         np.asarray(apply({"params": float32(params)}, images.astype(np.float32)))
         for params in (before.variables["params"], after)

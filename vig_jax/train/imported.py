@@ -75,7 +75,7 @@ def restore_file(
         ),
         variables={"params": weights.params},
         step=0,
-        class_names=names if classes == len(names) else (),
+        metadata={"class_names": names if classes == len(names) else ()},
         ema=file.averaged,
         description="; ".join((f"weights from {origin(file, path)}", *weights.notes)),
     )

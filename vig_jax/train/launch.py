@@ -1,8 +1,7 @@
 """From a command line to a run: the flags of `train.py` and `vig train`.
 
-The config file is Python outside the package, loaded by path. What it and the `--config.key=value`
-options say is checked before anything is computed, and mistakes are told in a line, not a
-traceback.
+The config file is Python outside of the package, loaded by path. It and the `--config.key=value`
+options are checked before anything is computed, and a mistake ends in one line without a traceback.
 """
 
 import logging
@@ -26,14 +25,14 @@ from vig_jax.train.loop import run
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
-    "The experiment: a file of configs/. Any setting in it can be changed with --config.KEY=VALUE,"
-    " for example --config.optimizer.base_lr=5e-4; configs/common.py lists them all.",
+    "The experiment: a file of configs/. Any setting can be changed with --config.KEY=VALUE,"
+    " for example --config.optimizer.base_lr=5e-4; vig_jax/config/recipes.py lists them all.",
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
-    "Where checkpoints and metrics go, and where an interrupted run is found again. Default: "
-    "runs/ and the name of the config file.",
+    "Folder for checkpoints and metrics, and of an interrupted run to resume. Default: runs/ and "
+    "the name of the config file.",
 )
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed",
@@ -45,14 +44,14 @@ _USAGE = """Trains a model.
 
     train.py --config=configs/vig_b.py [--config.KEY=VALUE ...] [--workdir=DIR]
 
-The same command again goes on where an interrupted run stopped."""
+The same command resumes an interrupted run."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Trains as the arguments say, then exits the process.
+    """Parses the arguments, trains, and exits the process.
 
     Args:
-        argv: program name and arguments; None takes those of the process.
+        argv: program name and arguments; None: those of the process.
     """
     if argv is not None:
         sys.argv = list(argv)  # ml_collections looks for --config.KEY there
@@ -64,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
-    """Absl's parsing with our help text and one-line errors."""
+    """Parses flags with absl, but with our help text and one-line errors."""
     if {"--help", "-help", "--helpshort", "-h"} & set(argv):
         print(_USAGE)
         print(flags.FLAGS.module_help(sys.modules[__name__]))
@@ -80,28 +79,28 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
 
 
 def _unknown_setting(message: str, argv: Sequence[str]) -> str:
-    """Says clearly what ml_collections says with many quotes."""
+    """Returns a clear message for an error of ml_collections about an unknown setting."""
     key = re.findall(r"\w+", message)[0]
     near = re.search(r'Did you mean "(\w+)"', message)
     given = [a for a in argv if key in a.partition("=")[0].split(".")]
-    hint = f"did you mean {near[1]!r}?" if near else "configs/common.py lists them all"
+    hint = f"did you mean {near[1]!r}?" if near else "vig_jax/config/recipes.py lists them all"
     return f"{(given or argv)[0]}: there is no setting {key!r}; {hint}"
 
 
 def _train(argv: Sequence[str]) -> None:
-    for library in ("absl", "jax"):  # Orbax, through absl, tells of every file it writes
+    for library in ("absl", "jax"):  # Orbax logs every file it writes through absl
         logging.getLogger(library).setLevel(logging.WARNING)
-    # absl would begin each line with time, thread and file.
+    # Without this, absl begins each line with time, thread and file.
     absl_logging.get_absl_handler().setFormatter(logging.Formatter("%(message)s"))
     if len(argv) > 1:
-        _fail(f"{' '.join(argv[1:])!r} is no option; settings are given as --config.KEY=VALUE")
+        _fail(f"{' '.join(argv[1:])!r} is not an option; settings are given as --config.KEY=VALUE")
     try:
         values = _CONFIG.value
     except OSError as error:  # no such file
         _fail(str(error).split(": ", 1)[-1])
     if values is None:
         known = sorted(str(p) for p in Path("configs").glob("*.py") if p.stem != "common")
-        _fail(f"which experiment? --config=FILE is missing; here: {', '.join(known) or 'none'}")
+        _fail(f"--config=FILE is missing; files here: {', '.join(known) or 'none'}")
     config_file = config_flags.get_config_filename(flags.FLAGS["config"])
     workdir = Path(_WORKDIR.value or Path("runs") / Path(config_file).stem)
     if _DISTRIBUTED.value:
@@ -113,23 +112,23 @@ def _train(argv: Sequence[str]) -> None:
         run(parse(values), workdir)
     except UserError as error:
         notes = getattr(error, "__notes__", [])
-        # Grain's are about the traceback.
+        # Grain adds notes about the traceback.
         _fail("\n".join([str(error), *(note for note in notes if "Grain" not in note)]))
     except (OSError, ValueError) as error:
         if not is_full_disk(error):
             raise
         print(
             f"error: the disk of {workdir} is full ({str(error)[:200]}). Free some space: the same "
-            "command then goes on from the newest checkpoint. config.train.keep_checkpoints says "
-            "how many of them stay",
+            "command then resumes from the newest checkpoint. config.train.keep_checkpoints is the "
+            "number of checkpoints to keep",
             file=sys.stderr,
             flush=True,
         )
-        os._exit(2)  # at once: threads of libraries would try to write, and bury the reason
+        os._exit(2)  # at once: library threads would try to write, and hide the reason
 
 
 def _config_roots(argv: Sequence[str]) -> list[str]:
-    """Where config files may import `configs.common` from."""
+    """Returns the folders that config files may import from."""
     roots = [Path.cwd()]
     for here, following in zip(argv, [*argv[1:], ""], strict=True):
         name, _, value = here.lstrip("-").partition("=")

@@ -1,5 +1,6 @@
-"""Everything that one update changes."""
+"""The state of a run: everything that an update changes."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.struct
@@ -7,38 +8,59 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vig_jax.tasks.protocol import Params, Task
+from vig_jax.tasks.protocol import Params, Task, Variables
 
 
 @flax.struct.dataclass
 class TrainState:
-    """The state of a run between two updates. Shapes may stand for the arrays."""
+    """The state of a run between two updates. Leaves may be shapes instead of arrays."""
 
     step: Any  # int32 scalar: updates done, and the number of the next one
     params: Params
-    ema_params: Params | None  # None: no averaging
+    ema_params: Params | None  # None: no EMA
     opt_state: Any
     key: Any  # constant; update n draws from fold_in(key, n)
+    mutable: Mapping[str, Any] = flax.struct.field(default_factory=dict)  # e.g. "batch_stats"
+    ema_mutable: Mapping[str, Any] | None = None  # None: no EMA, or nothing mutable
+
+    @property
+    def variables(self) -> Variables:
+        """The parameters and mutable collections, as `Module.apply` takes them."""
+        return {"params": self.params, **self.mutable}
+
+    @property
+    def ema_variables(self) -> Variables | None:
+        """The EMA of the variables; None if there is none."""
+        if self.ema_params is None:
+            return None
+        return {"params": self.ema_params, **(self.ema_mutable or {})}
 
 
 def init_state(
     task: Task, optimizer: optax.GradientTransformation, *, seed: int, ema: bool
 ) -> TrainState:
-    """The state before the first update.
+    """Returns the state before the first update.
 
     Args:
-        task: gives fresh parameters.
+        task: gives the initial variables.
         optimizer: gives their optimizer state.
         seed: of the initialisation and of all later draws.
-        ema: whether to keep averaged parameters.
+        ema: whether to keep an exponential moving average of the variables.
     """
     init_key, step_key = jax.random.split(jax.random.PRNGKey(seed))
-    params = task.init(init_key)
+    mutable = dict(task.init(init_key))
+    params = mutable.pop("params")
+
+    def copied(tree: Any) -> Any:
+        # The step donates its inputs, and a buffer can be donated only once.
+        return jax.tree.map(jnp.copy, tree) if ema else None
+
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        # A copy: the step donates its inputs, and no buffer can be donated twice.
-        ema_params=jax.tree.map(jnp.copy, params) if ema else None,
+        ema_params=copied(params),
         opt_state=optimizer.init(params),
         key=step_key,
+        mutable=mutable,
+        ema_mutable=copied(mutable) if mutable else None,
     )

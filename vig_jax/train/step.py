@@ -1,6 +1,7 @@
 """One update, compiled over the mesh."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +10,13 @@ from jax.sharding import Mesh
 
 from vig_jax.errors import ConfigError
 from vig_jax.sharding.mesh import batch_sharded, parts_sharded, replicated
-from vig_jax.tasks.protocol import Batch, Params, Task
+from vig_jax.tasks.protocol import Aux, Batch, Params, Task
 from vig_jax.train.optim.freeze import frozen_mask
 from vig_jax.train.optim.optimizer import global_norm
 from vig_jax.train.state import TrainState
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
+Mutable = Mapping[str, Any]
 
 
 def make_train_step(
@@ -30,30 +32,37 @@ def make_train_step(
 ) -> TrainStep:
     """Compiles `(state, batch) -> (state, metrics)`; the given state is consumed.
 
-    Metrics are scalars on the device: `loss`, `grad_norm` (before clipping; of what is trained)
-    and `lr` (of the head, where layers differ).
+    Metrics are scalars on the device: `loss`, `grad_norm` (before clipping, of the trained
+    parameters), `lr` (of the head, if layers have different rates), and those of the task.
 
     Args:
         task: gives the loss, a mean over examples.
         optimizer: from `make_optimizer`.
         schedule: for the metrics.
-        ema_decay: of the averaged parameters.
-        mesh: that the batch is split over.
-        accumulation_steps: equal parts of the batch whose gradients are computed one after another
-            and averaged. Mixing and other draws are made per part; without them the update is that
-            of the whole batch.
-        freeze: the parameters that are not trained; see `vig_jax.train.optim.freeze`.
+        ema_decay: of the EMA of the variables.
+        mesh: the batch is split over it.
+        accumulation_steps: number of equal parts of the batch whose gradients are computed in
+            sequence and averaged. Mixing and other draws are made per part. Without draws and
+            batch statistics, the update is that of the whole batch.
+        freeze: parameters that are not trained; see `vig_jax.train.optim.freeze`.
         head_prefixes: first names of the parameter paths that are the head, for "backbone".
     """
 
-    def loss_of(params: Params, batch: Batch, key: jax.Array) -> jax.Array:
-        # Where no gradient is wanted, none is computed: the backward pass ends above.
+    def loss_of(
+        params: Params, mutable: Mutable, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, Aux]:
+        # Stops the backward pass below the lowest trained layer.
         frozen = frozen_mask(freeze, params, head_prefixes)
         params = jax.tree.map(lambda x, f: jax.lax.stop_gradient(x) if f else x, params, frozen)
-        return task.loss(params, batch, key)
+        loss, aux = task.loss({"params": params, **mutable}, batch, key)
+        return loss, Aux(dict(aux.metrics), {**mutable, **aux.mutable})
 
-    def accumulated(params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, Params]:
-        """Loss and gradient, the means over the parts."""
+    gradient = jax.value_and_grad(loss_of, has_aux=True)
+
+    def accumulated(
+        params: Params, mutable: Mutable, batch: Batch, key: jax.Array
+    ) -> tuple[tuple[jax.Array, Aux], Params]:
+        """Computes loss, metrics and gradient as means over the parts of the batch."""
         part_of = parts_sharded(mesh)
         parts = jax.tree.map(
             lambda x: jax.lax.with_sharding_constraint(
@@ -63,37 +72,54 @@ def make_train_step(
         )
 
         def add(
-            total: Params, number_and_part: tuple[jax.Array, Batch]
-        ) -> tuple[Params, jax.Array]:
-            number, part = number_and_part
+            carry: tuple[Params, Mutable], number_and_part: tuple[jax.Array, Batch]
+        ) -> tuple[tuple[Params, Mutable], tuple[jax.Array, Mapping[str, jax.Array]]]:
+            (total, mutable), (number, part) = carry, number_and_part
             part_key = jax.random.fold_in(key, number)
-            loss, grads = jax.value_and_grad(loss_of)(params, part, part_key)
-            return jax.tree.map(jnp.add, total, grads), loss
+            (loss, aux), grads = gradient(params, mutable, part, part_key)
+            return (jax.tree.map(jnp.add, total, grads), aux.mutable), (loss, aux.metrics)
 
+        start: tuple[Params, Mutable] = jax.tree.map(jnp.zeros_like, params), dict(mutable)
         numbers = jnp.arange(accumulation_steps)
-        total, losses = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), (numbers, parts))
-        return jnp.mean(losses), jax.tree.map(lambda x: x / accumulation_steps, total)
+        (total, mutable), (losses, metrics) = jax.lax.scan(add, start, (numbers, parts))
+        grads = jax.tree.map(lambda x: x / accumulation_steps, total)
+        return (jnp.mean(losses), Aux(jax.tree.map(jnp.mean, metrics), mutable)), grads
+
+    def averaged(old: Any, new: Any) -> Any:
+        return optax.incremental_update(new, old, 1.0 - ema_decay)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(state.key, state.step)
-        gradient = jax.value_and_grad(loss_of) if accumulation_steps == 1 else accumulated
-        loss, grads = gradient(state.params, batch, key)
+        compute = gradient if accumulation_steps == 1 else accumulated
+        (loss, aux), grads = compute(state.params, state.mutable, batch, key)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        ema_params = state.ema_params
+        ema_params, ema_mutable = state.ema_params, state.ema_mutable
         if ema_params is not None:
-            averages = optax.incremental_update(params, ema_params, 1.0 - ema_decay)
-            # The average of what stays is what it was; computed anew it would be rounded.
-            frozen = frozen_mask(freeze, params, head_prefixes)
+            # Frozen parameters keep their EMA: recomputing it would round it.
             ema_params = jax.tree.map(
-                lambda old, new, f: old if f else new, ema_params, averages, frozen
+                lambda old, new, frozen: old if frozen else new,
+                ema_params,
+                averaged(ema_params, params),
+                frozen_mask(freeze, params, head_prefixes),
             )
+        if ema_mutable is not None:
+            ema_mutable = averaged(ema_mutable, aux.mutable)
         metrics = {
+            **aux.metrics,
             "loss": loss,
             "grad_norm": global_norm(grads),
             "lr": schedule(state.step),
         }
-        new_state = TrainState(state.step + 1, params, ema_params, opt_state, state.key)
+        new_state = TrainState(
+            step=state.step + 1,
+            params=params,
+            ema_params=ema_params,
+            opt_state=opt_state,
+            key=state.key,
+            mutable=aux.mutable,
+            ema_mutable=ema_mutable,
+        )
         return new_state, metrics
 
     everywhere = replicated(mesh)
@@ -113,12 +139,12 @@ def check_accumulation(batch_size: int, accumulation_steps: int, mesh: Mesh) -> 
     """
     if accumulation_steps < 1:
         raise ConfigError(
-            f"config.train.accumulation_steps={accumulation_steps}; at least 1 is wanted"
+            f"config.train.accumulation_steps={accumulation_steps} must be at least 1"
         )
     parts = accumulation_steps * mesh.size
     if batch_size % parts:
         raise ConfigError(
             f"a batch of {batch_size} cannot be computed in {accumulation_steps} parts on "
             f"{mesh.size} devices: set config.train.batch_size to a multiple of {parts}, or "
-            "config.train.accumulation_steps to another number"
+            "change config.train.accumulation_steps"
         )

@@ -1,4 +1,4 @@
-"""Ending a run from outside without losing work."""
+"""Stops a run on a signal without losing work."""
 
 import signal
 import threading
@@ -10,10 +10,10 @@ from jax.experimental import multihost_utils
 
 
 class StopRequest:
-    """Turns the first SIGINT or SIGTERM into a wish, which the loop grants between two updates.
+    """Defers the first SIGINT or SIGTERM; the training loop checks it between updates.
 
-    A second signal acts at once. Outside the main thread Python cannot catch signals; then nothing
-    is changed.
+    A second signal acts at once. Outside of the main thread, where Python cannot catch signals,
+    this does nothing.
     """
 
     def __init__(self) -> None:
@@ -22,11 +22,14 @@ class StopRequest:
 
     @property
     def requested(self) -> bool:
-        """Whether a signal has come."""
+        """True once a signal has arrived."""
         return self.signal is not None
 
     def agreed(self, step: int, every: int) -> bool:
-        """Whether all processes stop at this step; several ask each other every `every` steps."""
+        """Returns whether all processes stop at this step.
+
+        Several processes synchronise every `every` steps.
+        """
         if jax.process_count() == 1:
             return self.requested
         if step % max(every, 1):

@@ -1,10 +1,10 @@
-"""The small files of a run's directory."""
+"""Small files of a run's workdir."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-CONFIG_FILE = "config.json"  # {"config": the resolved config, "class_names": [...]}
+CONFIG_FILE = "config.json"  # {"config": resolved, "metadata": of the data set, "total_steps": ...}
 METRICS_FILE = "metrics.jsonl"
 BAD_IMAGES_FILE = "bad_images.jsonl"
 

@@ -270,7 +270,7 @@ def checksum(state_dict: Mapping[str, np.ndarray]) -> str:
 
 def _read_run_folder(path: Path, ema: bool | None) -> WeightFile:
     try:
-        directory = run_folder.find_checkpoint(path.absolute(), headline="top1", ema=ema)
+        directory = run_folder.find_checkpoint(path.absolute(), ema=ema)
         item = run_folder.choose_item(directory, ema=ema)
     except CheckpointError as error:
         raise WeightsError(str(error)) from error

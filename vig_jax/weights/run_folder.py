@@ -1,6 +1,6 @@
-"""Checkpoint folders of our own runs, as far as weights go.
+"""Weights in the checkpoint folders of our own runs.
 
-`vig_jax.train.checkpoint` writes them and says what is in them.
+`vig_jax.train.checkpoint` writes the folders and documents their layout.
 """
 
 import json
@@ -19,13 +19,13 @@ from vig_jax.errors import CheckpointError, ConfigError
 CHECKPOINTS = "checkpoints"
 
 
-def find_checkpoint(path: Path, headline: str, ema: bool | None = None) -> Path:
-    """The directory of one checkpoint for a workdir, its `checkpoints`, or such a directory.
+def find_checkpoint(path: Path, ema: bool | None = None) -> Path:
+    """Returns the directory of one checkpoint.
 
     Args:
-        path: absolute.
-        headline: the metric by which the best of several is taken; else the newest.
-        ema: which weights are to be best: False the raw ones, else the averaged, if there are any.
+        path: absolute; a workdir, its `checkpoints` folder, or one checkpoint's directory. Of
+            several checkpoints the best by the task's primary metric is taken, or else the newest.
+        ema: which weights are compared: False the raw ones, else the EMA weights if there are any.
 
     Raises:
         CheckpointError: there is none.
@@ -35,24 +35,28 @@ def find_checkpoint(path: Path, headline: str, ema: bool | None = None) -> Path:
     found = finished(path / CHECKPOINTS) or finished(path)
     if not found:
         raise CheckpointError(
-            f"{path} holds no finished checkpoint: a workdir of train.py (with "
-            f"{CHECKPOINTS}/<step> in it) or one such <step> directory is wanted"
+            f"{path} holds no finished checkpoint: name a workdir of train.py (with "
+            f"{CHECKPOINTS}/<step> in it) or one such <step> directory"
         )
-    return max(found, key=lambda d: (score(read_run(d)["metrics"], headline, ema), int(d.name)))
+    return max(found, key=lambda d: (score(read_run(d), ema), int(d.name)))
 
 
 def finished(folder: Path) -> list[Path]:
-    """The checkpoints in a folder; one that is being written has a longer name."""
+    """Returns the complete checkpoints in a folder; incomplete ones have a longer name."""
     return [d for d in folder.iterdir() if d.name.isdigit()] if folder.is_dir() else []
 
 
 def read_run(directory: Path) -> dict[str, Any]:
-    """The `run` item of a checkpoint."""
-    return json.loads((directory / "run" / "metadata").read_text(encoding="utf-8"))
+    """Returns the `run` item of a checkpoint, in the layout of this version."""
+    stored = json.loads((directory / "run" / "metadata").read_text(encoding="utf-8"))
+    # Version 0.1.0 knew classification only.
+    if "class_names" in stored:
+        stored["metadata"] = {"class_names": stored.pop("class_names")}
+    return {"primary_metric": "top1"} | stored
 
 
 def read_config(directory: Path) -> RunConfig:
-    """The config that a checkpoint was written with.
+    """Returns the config that a checkpoint was written with.
 
     Raises:
         CheckpointError: it is not one of this version.
@@ -70,32 +74,36 @@ def read_config(directory: Path) -> RunConfig:
         raise CheckpointError(f"{where}: {error}. Use that version, or mend it there") from error
 
 
-def score(metrics: Mapping[str, float], headline: str, ema: bool | None = None) -> float:
-    """What a checkpoint is worth: the headline metric of its averaged weights, or its raw ones.
+def score(run: Mapping[str, Any], ema: bool | None = None) -> float:
+    """Returns the primary metric of a checkpoint; minus infinity if it was not evaluated.
 
     Args:
-        metrics: of its evaluation; empty if there was none.
-        headline: of the task.
-        ema: False: the raw ones; else the averaged, if there are any.
+        run: from `read_run`.
+        ema: False: that of the raw weights; else that of the EMA weights, if there are any.
     """
-    raw = metrics.get(f"eval/{headline}", -math.inf)  # not evaluated: worth less than any other
-    return raw if ema is False else metrics.get(f"eval/ema_{headline}", raw)
+    metrics, name = run["metrics"], run["primary_metric"]
+    raw = float(metrics.get(f"eval/{name}", -math.inf))
+    return raw if ema is False else float(metrics.get(f"eval/ema_{name}", raw))
 
 
 def choose_item(directory: Path, *, ema: bool | None) -> str:
-    """The name of a checkpoint's weights: averaged if asked for, or if there are any and `None`.
+    """Returns the item of a checkpoint's weights: "ema_params" or "params".
+
+    Args:
+        directory: of the checkpoint.
+        ema: whether to take the EMA weights; None takes them if there are any.
 
     Raises:
-        CheckpointError: averaged weights are asked for and there are none.
+        CheckpointError: EMA weights are requested and there are none.
     """
     has_ema = (directory / "ema_params").is_dir()
     if ema and not has_ema:
-        raise CheckpointError(f"{directory} has no averaged weights: ask for ema=False")
+        raise CheckpointError(f"{directory} has no EMA weights: use ema=False")
     return "ema_params" if (has_ema if ema is None else ema) else "params"
 
 
 def read_params(directory: Path, item: str) -> Any:
-    """The stored parameter tree of one item, whatever model it is of."""
+    """Returns the stored parameter tree of one item, without knowing the model."""
     here = SingleDeviceSharding(jax.local_devices()[0])
     handler = ocp.StandardCheckpointHandler()
     stored = jax.tree.map(

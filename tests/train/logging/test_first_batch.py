@@ -1,5 +1,6 @@
-"""The picture shows what the first update computes with."""
+"""The preview shows what the first update computes with."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,55 +9,61 @@ import pytest
 from PIL import Image
 
 from vig_jax.sharding.mesh import make_mesh, place_batch
-from vig_jax.train.logging.first_batch import draw_first_batch, model_inputs
+from vig_jax.tasks.protocol import Aux
+from vig_jax.train.logging.first_batch import draw_first_batch
 from vig_jax.train.state import init_state
 from vig_jax.train.step import make_train_step
 
 
 class Draws:
-    """A task whose inputs are a random number per row, and whose loss is their mean."""
+    """A task and its preview: the input is a random number per row, and the loss is their mean."""
 
-    headline = "none"
+    model = nn.Module()
+    batch_spec = {"label": jax.ShapeDtypeStruct((), np.int32)}  # noqa: RUF012
+
+    def __init__(self):
+        self.drawn = None
 
     def init(self, key):
-        return {"scale": jnp.ones(())}
+        return {"params": {"scale": jnp.ones(())}}
 
-    def training_inputs(self, batch, key):
-        drawn = jax.random.randint(key, batch["label"].shape, 0, 256)
-        images = jnp.broadcast_to(drawn[:, None, None, None], batch["image"].shape)
-        return images, jax.nn.one_hot(batch["label"], 3)
+    def numbers(self, batch, key):
+        return jax.random.randint(key, batch["label"].shape, 0, 256)
 
-    def pixels(self, images):
-        return images.astype(jnp.uint8)
+    def loss(self, variables, batch, key):
+        numbers = self.numbers(batch, key)
+        return variables["params"]["scale"] * jnp.mean(numbers, dtype=jnp.float32), Aux()
 
-    def loss(self, params, batch, key):
-        images, _ = self.training_inputs(batch, key)
-        return params["scale"] * jnp.mean(images, dtype=jnp.float32)
+    def inputs(self, batch, key, rows):
+        return self.numbers(batch, key)[rows], batch["label"][rows]
 
-    def evaluate(self, params, batch):
-        raise NotImplementedError
+    def draw(self, arrays, path):
+        self.drawn = arrays
+        Image.new("RGB", (4, 3), (9, 8, 7)).save(path)
 
-    def metrics(self, sums):
-        raise NotImplementedError
+
+def preview(task, batch, key, path, parts=1):
+    mesh = make_mesh()
+    on_devices = place_batch(batch, mesh)
+    return draw_first_batch(task, on_devices, key, mesh, accumulation_steps=parts, path=path)
 
 
 @pytest.mark.parametrize("parts", [1, 2])
-def test_shows_what_the_first_update_sees(parts):
+def test_shows_what_the_first_update_sees(parts, tmp_path):
     task, mesh, optimizer = Draws(), make_mesh(), optax.sgd(0.0)
     rows = 8
-    batch = {
-        "image": np.zeros((rows, 2, 2, 3), np.uint8),
-        "label": np.arange(rows, dtype=np.int32) % 3,
-    }
-    placed = place_batch(batch, mesh)
+    batch = {"label": np.arange(rows, dtype=np.int32) % 3}
     state = init_state(task, optimizer, seed=3, ema=False)
-    pixels, targets = model_inputs(task, placed, state.key, mesh, accumulation_steps=parts)
-    np.testing.assert_array_equal(targets.argmax(1), batch["label"][: rows // parts])
-    mean = pixels.mean()
-    if parts == 2:  # the other part's draws
+    figure = preview(task, batch, state.key, tmp_path / "first.png", parts)
+    assert figure.shape == (3, 4, 3)
+    assert figure[0, 0].tolist() == [9, 8, 7]
+    numbers, labels = task.drawn
+    np.testing.assert_array_equal(labels, batch["label"][: rows // parts])
+    mean = numbers.mean()
+    if parts == 2:  # add the draws of the other part
         key = jax.random.fold_in(jax.random.fold_in(state.key, 0), 1)
         other = {name: x[rows // 2 :] for name, x in batch.items()}
-        mean = (mean + np.asarray(task.training_inputs(other, key)[0]).mean()) / 2
+        mean = (mean + np.asarray(task.numbers(other, key)).mean()) / 2
     step = make_train_step(
         task,
         optimizer,
@@ -65,38 +72,14 @@ def test_shows_what_the_first_update_sees(parts):
         mesh=mesh,
         accumulation_steps=parts,
     )
-    _, metrics = step(state, placed)
+    _, metrics = step(state, place_batch(batch, mesh))
     assert float(metrics["loss"]) == pytest.approx(mean, rel=1e-6)
 
 
-def test_rows_of_a_large_batch_are_spread():
-    batch = {"image": np.zeros((100, 1, 1, 3), np.uint8), "label": np.arange(100) // 34}
-    pixels, targets = model_inputs(
-        Draws(), place_batch(batch, make_mesh()), jax.random.PRNGKey(0), make_mesh(),
-        accumulation_steps=1,
-    )  # fmt: skip
-    assert pixels.shape == (40, 1, 1, 3)
-    labels = targets.argmax(1)
+def test_rows_of_a_large_batch_are_spread(tmp_path):
+    task = Draws()
+    preview(task, {"label": np.arange(100) // 34}, jax.random.PRNGKey(0), tmp_path / "first.png")
+    _, labels = task.drawn
+    assert len(labels) == 40
     assert (labels[0], labels[-1]) == (0, 2)
     assert np.bincount(labels).min() >= 12
-
-
-def test_sheet(tmp_path, monkeypatch):
-    import matplotlib.axes
-
-    captions = []
-    monkeypatch.setattr(
-        matplotlib.axes.Axes, "set_title", lambda axes, text, **_: captions.append(text)
-    )
-    pixels = np.full((11, 6, 6, 3), (200, 30, 40), np.uint8)
-    targets = np.zeros((11, 3), np.float32)
-    targets[:, 0], targets[0] = 1, (0.38, 0.02, 0.6)
-    path = tmp_path / "first_batch.png"
-    sheet = draw_first_batch(pixels, targets, ["a cat with a long name", "dog"], path)
-    assert captions[0] == "class 2 60%\na cat with a lo… 38%"
-    assert captions[1:] == ["a cat with a lo… 100%"] * 10
-    with Image.open(path) as drawn:
-        stored = np.asarray(drawn.convert("RGB"))
-    red = (stored == (200, 30, 40)).all(-1).mean()
-    assert 0.3 < red < 0.9
-    np.testing.assert_array_equal(sheet, stored)

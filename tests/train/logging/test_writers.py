@@ -5,11 +5,11 @@ import sys
 import numpy as np
 import tqdm
 
-from vig_jax.train.calendar import Calendar
+from vig_jax.train.intervals import Intervals
 from vig_jax.train.logging import writers
 from vig_jax.train.logging.writers import RunLog
 
-CALENDAR = Calendar(steps_per_epoch=4, total=12, log_every=1, eval_every=4, save_every=5)
+INTERVALS = Intervals(steps_per_epoch=4, total=12, log_every=1, eval_every=4, save_every=5)
 
 
 def lines(workdir):
@@ -17,10 +17,10 @@ def lines(workdir):
 
 
 def write(workdir, start, stop, *, evaluated=False):
-    with RunLog(workdir, CALENDAR, start_step=start, evaluated=evaluated) as log:
+    with RunLog(workdir, INTERVALS, start_step=start, evaluated=evaluated) as log:
         for step in range(start + 1, stop + 1):
             log.write(step, {"train/loss": 1.0 / step})
-            if CALENDAR.eval_due(step):
+            if INTERVALS.eval_due(step):
                 log.write(step, {"eval/top1": 0.5})
 
 
@@ -36,7 +36,7 @@ def test_the_time_left_counts_from_the_first_update(tmp_path, monkeypatch, capsy
     """What comes before it, compilation, happens once."""
     now = 0.0
     monkeypatch.setattr(writers.time, "monotonic", lambda: now)
-    with RunLog(tmp_path, CALENDAR, start_step=2, evaluated=False) as log:
+    with RunLog(tmp_path, INTERVALS, start_step=2, evaluated=False) as log:
         now = 1000.0
         for step in range(3, 13):
             log.advance()
@@ -55,7 +55,7 @@ def test_bars_of_run_and_epoch(tmp_path, monkeypatch, capsys):
             super().__init__(*args, **options, mininterval=0)
 
     monkeypatch.setattr(writers.tqdm, "tqdm", Prompt)
-    with RunLog(tmp_path, CALENDAR, start_step=2, evaluated=False) as log:
+    with RunLog(tmp_path, INTERVALS, start_step=2, evaluated=False) as log:
         for step in range(3, 8):
             log.advance()
             log.write(step, {"train/loss": 0.25, "train/data_wait": 0.125})
@@ -67,9 +67,9 @@ def test_bars_of_run_and_epoch(tmp_path, monkeypatch, capsys):
     assert "[step" not in shown  # no line for each
 
 
-def test_picture_goes_to_tensorboard(tmp_path):
-    with RunLog(tmp_path, CALENDAR, start_step=0, evaluated=False) as log:
-        log.picture("first_batch", np.zeros((4, 6, 3), np.uint8))
+def test_figure_goes_to_tensorboard(tmp_path):
+    with RunLog(tmp_path, INTERVALS, start_step=0, evaluated=False) as log:
+        log.figure("first_batch", np.zeros((4, 6, 3), np.uint8))
     (events,) = (tmp_path / "tensorboard").iterdir()
     assert b"first_batch" in events.read_bytes()
     assert b"IHDR" in events.read_bytes()
@@ -86,14 +86,14 @@ def test_going_on_repeats_no_line(tmp_path):
 
 def test_going_on_at_an_evaluation(tmp_path):
     write(tmp_path, 0, 9)
-    with RunLog(tmp_path, CALENDAR, start_step=8, evaluated=True):
+    with RunLog(tmp_path, INTERVALS, start_step=8, evaluated=True):
         assert [r["step"] for r in lines(tmp_path) if "eval/top1" in r] == [4, 8]
-    with RunLog(tmp_path, CALENDAR, start_step=8, evaluated=False):
+    with RunLog(tmp_path, INTERVALS, start_step=8, evaluated=False):
         assert [r["step"] for r in lines(tmp_path) if "eval/top1" in r] == [4]
         assert lines(tmp_path)[-1]["step"] == 8
 
 
 def test_empty_metrics_write_nothing(tmp_path):
-    with RunLog(tmp_path, CALENDAR, start_step=0, evaluated=False) as log:
+    with RunLog(tmp_path, INTERVALS, start_step=0, evaluated=False) as log:
         log.write(3, {})
     assert lines(tmp_path) == []

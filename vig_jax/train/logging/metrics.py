@@ -1,4 +1,4 @@
-"""Training metrics stay on the device until somebody needs to look at them."""
+"""Training metrics, kept on the device until they are logged."""
 
 import math
 
@@ -16,13 +16,13 @@ class DeviceMetrics:
         self._ahead = max_in_flight()
 
     def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        """Takes the metrics of the update that made the run `step` updates long."""
+        """Adds the metrics of update number `step`, counted from 1."""
         self._pending.append((step, metrics))
         if len(self._pending) > self._ahead:
             jax.block_until_ready(self._pending[-1 - self._ahead])
 
     def take(self) -> dict[str, float]:
-        """Waits for the device, checks every step since the last call, returns the newest values.
+        """Waits for the device, checks all steps since the last call, returns the newest values.
 
         Returns:
             The metrics of the newest step, as `train/<name>`; empty if there is no new step.

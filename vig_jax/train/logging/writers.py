@@ -1,4 +1,4 @@
-"""Where a run's numbers go: `metrics.jsonl`, TensorBoard files and the console."""
+"""Writes a run's metrics to `metrics.jsonl`, TensorBoard files and the console."""
 
 import json
 import sys
@@ -13,35 +13,35 @@ import tensorboardX
 import tqdm
 from jaxtyping import UInt8
 
-from vig_jax.train.calendar import Calendar
+from vig_jax.train.intervals import Intervals
 from vig_jax.train.workdir import METRICS_FILE, write_atomically
 
 
 class RunLog:
-    """Writes metrics of a run; use as a context manager.
+    """Writes the metrics of a run; use as a context manager.
 
     `metrics.jsonl` gets one object per call of `write`: `step` (updates done), `epoch` and the
     metrics, accuracies as fractions. A resumed run first drops the lines beyond the step it starts
-    from, and the part of a line that a killed run may have left, so that no step is there twice.
-    TensorBoard is told to forget the same steps.
+    from, and the part of a line that a killed run may have left, so that no step appears twice.
+    TensorBoard drops the same steps.
     """
 
     def __init__(
-        self, workdir: Path, calendar: Calendar, *, start_step: int, evaluated: bool
+        self, workdir: Path, intervals: Intervals, *, start_step: int, evaluated: bool
     ) -> None:
         """Opens the files in `workdir`, which exists. Only the first process writes anything.
 
         Args:
             workdir: of the run.
-            calendar: of the run.
+            intervals: of the run.
             start_step: updates already done.
             evaluated: whether the evaluation at `start_step` is done, too.
         """
-        self._calendar = calendar
+        self._intervals = intervals
         self._start_step = start_step
-        self._started: float | None = None  # with the first update: it is compiled before
+        self._started: float | None = None  # when the first, compiled update is done
         self._active = jax.process_index() == 0
-        self._bars = _Bars(calendar, start_step, shown=self._active and sys.stderr.isatty())
+        self._bars = _Bars(intervals, start_step, shown=self._active and sys.stderr.isatty())
         if self._active:
             path = workdir / METRICS_FILE
             write_atomically(path, "".join(_lines_before(path, start_step, evaluated)))
@@ -65,7 +65,7 @@ class RunLog:
             self._jsonl.close()
 
     def advance(self) -> None:
-        """Moves the progress bars one update on."""
+        """Advances the progress bars by one update."""
         if self._started is None:
             self._started = time.monotonic()
         self._bars.advance()
@@ -74,43 +74,43 @@ class RunLog:
         """Records metrics of the run after `step` updates; nothing if there are none."""
         if not self._active or not metrics:
             return
-        epoch = step / self._calendar.steps_per_epoch
+        epoch = step / self._intervals.steps_per_epoch
         self._jsonl.write(json.dumps({"step": step, "epoch": round(epoch, 4), **metrics}) + "\n")
         self._jsonl.flush()
         for name, value in metrics.items():
             self._board.add_scalar(name, value, step)
         text = "  ".join(f"{name.removeprefix('train/')} {v:.4g}" for name, v in metrics.items())
         if self._bars.shown and all(name.startswith("train/") for name in metrics):
-            self._bars.tell(text)
+            self._bars.show(text)
         else:
-            place = f"step {step}/{self._calendar.total}, epoch {epoch:.2f}"
+            place = f"step {step}/{self._intervals.total}, epoch {epoch:.2f}"
             self.say(f"[{place}{self._time_left(step)}]  {text}")
 
-    def picture(self, name: str, pixels: UInt8[np.ndarray, "H W 3"]) -> None:
-        """Puts an image of the run's beginning into TensorBoard."""
+    def figure(self, name: str, pixels: UInt8[np.ndarray, "H W 3"]) -> None:
+        """Adds an image to TensorBoard, at step 0."""
         if self._active:
             self._board.add_image(name, pixels, 0, dataformats="HWC")
 
     def say(self, text: str) -> None:
-        """Lines on the console that do not tear the progress bars."""
+        """Prints lines on the console without breaking the progress bars."""
         if self._active:
             tqdm.tqdm.write(text, file=sys.stderr)
 
     def _time_left(self, step: int) -> str:
         steps = step - self._start_step - 1  # since then
-        if self._started is None or steps < 1 or step == self._calendar.total:
+        if self._started is None or steps < 1 or step == self._intervals.total:
             return ""
-        left = (time.monotonic() - self._started) / steps * (self._calendar.total - step)
+        left = (time.monotonic() - self._started) / steps * (self._intervals.total - step)
         return f", {tqdm.tqdm.format_interval(left)} left"
 
 
 class _Bars:
-    """On a terminal: the run and the epoch with their remaining times, and the newest metrics."""
+    """Progress bars on a terminal: run, epoch, and the newest metrics."""
 
-    def __init__(self, calendar: Calendar, start_step: int, *, shown: bool) -> None:
+    def __init__(self, intervals: Intervals, start_step: int, *, shown: bool) -> None:
         self.shown = shown
-        self._calendar = calendar
-        steps, total = calendar.steps_per_epoch, calendar.total
+        self._intervals = intervals
+        steps, total = intervals.steps_per_epoch, intervals.total
         common = {"unit": "step", "dynamic_ncols": True, "disable": not shown}
         self._run = tqdm.tqdm(total=total, initial=start_step, desc="run", position=0, **common)
         self._epoch = tqdm.tqdm(
@@ -128,13 +128,13 @@ class _Bars:
     def advance(self) -> None:
         if not self.shown:
             return
-        if self._epoch.n == self._epoch.total:  # its time begins now, after the evaluation
+        if self._epoch.n == self._epoch.total:  # its time begins after the evaluation
             self._epoch.set_description(self._name_of_epoch(self._run.n), refresh=False)
             self._epoch.reset()
         self._run.update()
         self._epoch.update()
 
-    def tell(self, text: str) -> None:
+    def show(self, text: str) -> None:
         self._metrics.set_description_str(text)
 
     def close(self) -> None:
@@ -142,14 +142,14 @@ class _Bars:
             bar.close()
 
     def _name_of_epoch(self, step: int) -> str:
-        """Of the one that comes after `step` updates."""
-        steps, total = self._calendar.steps_per_epoch, self._calendar.total
+        """Returns the name of the epoch that update `step` + 1 belongs to."""
+        steps, total = self._intervals.steps_per_epoch, self._intervals.total
         epochs = -(-total // steps)
         return f"epoch {min(step // steps + 1, epochs)}/{epochs}"
 
 
 def _lines_before(path: Path, step: int, evaluated: bool) -> list[str]:
-    """The complete lines of a metrics file that a run starting at `step` will not write again."""
+    """Returns the complete lines of a metrics file that a run starting at `step` keeps."""
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []:
         try:

@@ -1,4 +1,4 @@
-"""The learning rate of every update."""
+"""Learning-rate schedules."""
 
 import logging
 import math
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from vig_jax.config import OptimizerConfig
-from vig_jax.train.calendar import in_steps
+from vig_jax.train.intervals import in_steps
 
 logger = logging.getLogger(__name__)
 
@@ -16,22 +16,22 @@ logger = logging.getLogger(__name__)
 def warmup_cosine(
     config: OptimizerConfig, *, batch_size: int, steps_per_epoch: int, total: int
 ) -> optax.Schedule:
-    """Linear warm-up, then half a cosine, per update.
+    """Returns a schedule of linear warm-up followed by half a cosine, per update.
 
     The rates of the config are per `lr_batch` images and scale with the batch size. Updates 0 and
     1 both use the first warm-up rate: the original code sets the rate after each update, from the
     index of that update (hustvl/ViG `classification/main.py`, timm's CosineLRScheduler). With
-    accumulated gradients both it and we count updates, and scale by the images of an update.
+    gradient accumulation the schedule counts updates, and scales by the images of an update, as
+    the original does.
 
     Args:
-        config: rates and warm-up length.
+        config: rates and length of the warm-up.
         batch_size: global, of one update.
         steps_per_epoch: updates per epoch.
-        total: updates of the run; one that is shorter than the warm-up never leaves it, which a
-            warning says.
+        total: updates of the run. If it is shorter than the warm-up, a warning is logged.
 
     Returns:
-        A function of the 0-based update number, an int or an integer array, to the rate.
+        A function from the 0-based update number, an int or an integer array, to the rate.
 
     Raises:
         ConfigError: the warm-up is negative or given in two units.

@@ -4,7 +4,7 @@ import pytest
 
 from configs import common
 from vig_jax.config import parse
-from vig_jax.train.calendar import Calendar
+from vig_jax.train.intervals import Intervals
 
 CONFIG = dataclasses.replace(
     parse(common.get_config()).train,
@@ -16,12 +16,12 @@ CONFIG = dataclasses.replace(
 
 
 def test_what_is_due():
-    calendar = Calendar.of(CONFIG, steps_per_epoch=6)
-    steps = range(calendar.total + 1)
-    assert calendar.total == 24
-    assert [s for s in steps if calendar.log_due(s)] == [7, 14, 21, 24]
-    assert [s for s in steps if calendar.eval_due(s)] == [12, 24]
-    assert [s for s in steps if calendar.save_due(s)] == [10, 20, 24]
+    intervals = Intervals.from_config(CONFIG, steps_per_epoch=6)
+    steps = range(intervals.total + 1)
+    assert intervals.total == 24
+    assert [s for s in steps if intervals.log_due(s)] == [7, 14, 21, 24]
+    assert [s for s in steps if intervals.eval_due(s)] == [12, 24]
+    assert [s for s in steps if intervals.save_due(s)] == [10, 20, 24]
 
 
 def test_every_unit():
@@ -29,8 +29,8 @@ def test_every_unit():
     in_steps = dataclasses.replace(
         CONFIG, epochs=0, steps=20, eval_every_steps=9, checkpoint_every_epochs=1, **changes
     )
-    calendar = Calendar.of(in_steps, steps_per_epoch=6)
-    assert (calendar.total, calendar.eval_every, calendar.save_every) == (20, 9, 6)
+    intervals = Intervals.from_config(in_steps, steps_per_epoch=6)
+    assert (intervals.total, intervals.eval_every, intervals.save_every) == (20, 9, 6)
     in_examples = dataclasses.replace(
         CONFIG,
         epochs=0,
@@ -39,13 +39,13 @@ def test_every_unit():
         checkpoint_every_examples=1,
         **changes,
     )
-    calendar = Calendar.of(in_examples, steps_per_epoch=6)
-    assert (calendar.total, calendar.eval_every, calendar.save_every) == (21, 8, 1)
+    intervals = Intervals.from_config(in_examples, steps_per_epoch=6)
+    assert (intervals.total, intervals.eval_every, intervals.save_every) == (21, 8, 1)
 
 
 def test_zero_means_only_at_the_end():
-    calendar = Calendar(steps_per_epoch=3, total=9, log_every=0, eval_every=0, save_every=0)
-    for due in (calendar.log_due, calendar.eval_due, calendar.save_due):
+    intervals = Intervals(steps_per_epoch=3, total=9, log_every=0, eval_every=0, save_every=0)
+    for due in (intervals.log_due, intervals.eval_due, intervals.save_due):
         assert [s for s in range(10) if due(s)] == [9]
 
 
@@ -62,4 +62,4 @@ def test_zero_means_only_at_the_end():
 )
 def test_refuses(change, message):
     with pytest.raises(ValueError, match=message):
-        Calendar.of(dataclasses.replace(CONFIG, **change), steps_per_epoch=6)
+        Intervals.from_config(dataclasses.replace(CONFIG, **change), steps_per_epoch=6)

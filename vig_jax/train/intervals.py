@@ -1,6 +1,6 @@
-"""At which steps a run looks, evaluates and saves.
+"""The steps at which a run logs, evaluates and saves.
 
-Lengths come in epochs, steps (updates) or examples; everything else counts in steps.
+Lengths are given in epochs, steps (updates) or examples; everything else counts in steps.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ def in_steps(
     steps_per_epoch: int,
     batch_size: int,
 ) -> int:
-    """A length of the config, in whichever unit it is given, in updates.
+    """Returns a length of the config in updates, whatever unit it is given in.
 
     Args:
         config: the group that has `<prefix>epochs`, `<prefix>steps` and `<prefix>examples`.
@@ -49,8 +49,8 @@ def in_steps(
 
 
 @dataclasses.dataclass(frozen=True)
-class Calendar:
-    """What is due once `step` updates are done. An interval of 0 means only at the end."""
+class Intervals:
+    """The length of a run and its intervals, in steps. An interval of 0 means only at the end."""
 
     steps_per_epoch: int
     total: int  # updates of the whole run
@@ -59,8 +59,8 @@ class Calendar:
     save_every: int
 
     @classmethod
-    def of(cls, config: TrainConfig, steps_per_epoch: int) -> "Calendar":
-        """The calendar of a run.
+    def from_config(cls, config: TrainConfig, steps_per_epoch: int) -> "Intervals":
+        """Returns the intervals of a run.
 
         Raises:
             ConfigError: a run without a step, a negative interval, or one given in two units.
@@ -88,15 +88,15 @@ class Calendar:
         )
 
     def log_due(self, step: int) -> bool:
-        """Whether to write down training metrics."""
+        """Returns whether to log training metrics once `step` updates are done."""
         return self._due(self.log_every, step)
 
     def eval_due(self, step: int) -> bool:
-        """Whether to evaluate; every evaluation is followed by a checkpoint."""
+        """Returns whether to evaluate; every evaluation is followed by a checkpoint."""
         return self._due(self.eval_every, step)
 
     def save_due(self, step: int) -> bool:
-        """Whether to save, evaluated or not."""
+        """Returns whether to save, evaluated or not."""
         return self._due(self.save_every, step)
 
     def _due(self, interval: int, step: int) -> bool:

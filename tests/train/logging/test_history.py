@@ -7,7 +7,7 @@ from PIL import Image
 from vig_jax.cli.main import main
 from vig_jax.errors import ReportError
 from vig_jax.metrics.confusion import Confusion
-from vig_jax.train.logging.report import Record, write_report
+from vig_jax.train.logging.history import RunHistory, write_report
 
 
 def training(step):
@@ -38,7 +38,7 @@ def workdir(tmp_path):
             "data": {"path": None, "source": "fashion_mnist"},
             "train": {"log_every_steps": 50},
         }
-        facts = {"config": config, "class_names": ["cat", "dog"], "total_steps": 12}
+        facts = {"config": config, "metadata": {}, "total_steps": 12}
         (tmp_path / "config.json").write_text(json.dumps(facts))
         written = "".join(json.dumps(line) + "\n" for line in lines)
         (tmp_path / "metrics.jsonl").write_text(written + text)
@@ -48,7 +48,7 @@ def workdir(tmp_path):
 
 
 def test_summary(workdir):
-    lines = Record.of(workdir()).summary("top1").splitlines()
+    lines = RunHistory.read(workdir()).summary().splitlines()
     assert lines[0] == "vig_t on fashion_mnist: finished, 12 of 12 steps, epoch 3.00"
     assert lines[1].startswith("best      epoch 2.00 ")  # by the averaged weights
     assert "ema_top1 0.6000" in lines[1]
@@ -59,8 +59,8 @@ def test_summary(workdir):
 
 
 def test_without_averaged_weights_the_raw_ones_count(workdir):
-    record = Record.of(workdir([evaluation(4, 0.5), evaluation(8, 0.3)]))
-    assert record.best("top1") == ("top1", evaluation(4, 0.5))
+    history = RunHistory.read(workdir([evaluation(4, 0.5), evaluation(8, 0.3)]))
+    assert history.best() == ("top1", evaluation(4, 0.5))
 
 
 def test_unfinished_run(workdir, capsys):
@@ -77,16 +77,19 @@ def test_nothing_to_report(workdir, tmp_path, capsys):
     with pytest.raises(ReportError, match=r"metrics\.jsonl is empty.*log_every_steps=50"):
         write_report(workdir([]))
     (tmp_path / "config.json").write_text(json.dumps({"config": {}}))
-    with pytest.raises(ReportError, match="of an older version"):
+    with pytest.raises(ReportError, match="written by an older version"):
         write_report(tmp_path)
     assert main(["report", str(tmp_path / "absent")]) == 1
-    assert "is no workdir of train.py: config.json and metrics.jsonl" in capsys.readouterr().err
+    assert (
+        "is not a workdir of train.py: it lacks config.json or metrics.jsonl"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("lines", [LINES, [training(s) for s in range(1, 300)]])
 def test_pictures(workdir, lines):
     folder = workdir(lines)
-    Confusion.of(np.array([[3, 1], [0, 2]]), ["cat", "dog"], "vig_t").save(folder)
+    Confusion.from_counts(np.array([[3, 1], [0, 2]]), ["cat", "dog"], "vig_t").save(folder)
     files = write_report(folder)
     assert [file.name for file in files] == ["curves.png", "confusion.png", "top_confusions.csv"]
     assert "cat,dog,1,0.25" in files[2].read_text()
@@ -95,18 +98,18 @@ def test_pictures(workdir, lines):
             assert np.asarray(drawn.convert("L")).std() > 10  # something is drawn
 
 
-def test_f1_takes_the_place_of_top5(workdir, monkeypatch):
-    """Of two classes; told by the titles that the figure is given."""
+def test_two_classes_show_f1_in_place_of_top5(workdir, monkeypatch):
     import matplotlib.axes
 
-    titles = []
-    keep = matplotlib.axes.Axes.set_title
+    labels = []
+    plot = matplotlib.axes.Axes.plot
     monkeypatch.setattr(
         matplotlib.axes.Axes,
-        "set_title",
-        lambda axes, text, **kw: titles.append(text) or keep(axes, text, **kw),
+        "plot",
+        lambda axes, *args, **style: labels.append(style["label"]) or plot(axes, *args, **style),
     )
     write_report(workdir([evaluation(4, 0.5, f1=0.3)]))
-    assert "held-out top-1 and F1, %" in titles
+    assert [label for label in labels if label in ("top-1", "F1", "top-5")] == ["top-1", "F1"]
+    labels.clear()
     write_report(workdir())
-    assert "held-out top-1 and top-5, %" in titles
+    assert [label for label in labels if label in ("top-1", "F1", "top-5")] == ["top-1", "top-5"]

@@ -1,0 +1,123 @@
+"""Builds classification from a config and the metadata of the data set."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from vig_jax.augment.mixup import Mix, draw
+from vig_jax.config import DataConfig, RunConfig
+from vig_jax.data.datasets.imagenet import class_ids, class_names
+from vig_jax.data.preprocess.classification import ClassificationPreprocess
+from vig_jax.errors import ConfigError, DataSetError
+from vig_jax.models.from_config import model_from_config, with_image_size
+from vig_jax.tasks.classification.evaluation import (
+    PRIMARY_METRIC,
+    ClassificationEvaluation,
+    draw_results,
+)
+from vig_jax.tasks.classification.preview import ClassificationPreview
+from vig_jax.tasks.classification.task import Classification
+from vig_jax.tasks.registry import Panel, ReportSpec, TaskBundle, TaskEntry
+from vig_jax.text import preview_names
+
+
+def make_classification(config: RunConfig, metadata: Mapping[str, Any]) -> TaskBundle:
+    """Builds the classification task.
+
+    Args:
+        config: the run's settings.
+        metadata: `class_names`, by label; may be absent if `config.model.num_classes` is set.
+
+    Raises:
+        ConfigError: settings that cannot work or do not fit the data set.
+    """
+    names = tuple(metadata.get("class_names", ()))
+    config = _with_classes(with_image_size(config), names)
+    _check_mixing(config.data, config.train.batch_size // config.train.accumulation_steps)
+    classes = config.model.num_classes
+    assert classes is not None
+    model = model_from_config(config.model)
+    task = Classification(model, classes, config.data, config.train.label_smoothing)
+    return TaskBundle(
+        config=config,
+        task=task,
+        evaluation=ClassificationEvaluation(model, classes, config.data, names),
+        train_preprocess=ClassificationPreprocess(config.data, train=True),
+        eval_preprocess=ClassificationPreprocess(config.data, train=False),
+        preview=ClassificationPreview(task, names),
+        summary=f"{classes} classes",
+    )
+
+
+def _with_classes(config: RunConfig, class_names: Sequence[str]) -> RunConfig:
+    """Fills in the number of classes, and checks it against the data set."""
+    classes = config.model.num_classes
+    if classes is None and not class_names:
+        raise ConfigError(
+            "config.model.num_classes is unset, and the data set names no classes: set it"
+        )
+    if classes is not None and classes < len(class_names):
+        raise ConfigError(
+            f"config.model.num_classes is {classes}, but the data set has {len(class_names)} "
+            "classes: unset it, or set it to at least that"
+        )
+    model = dataclasses.replace(config.model, num_classes=classes or len(class_names))
+    return dataclasses.replace(config, model=model)
+
+
+def _check_mixing(data: DataConfig, rows: int) -> None:
+    """Refuses mixing groups that do not divide the batch, or each of its parts."""
+    mixup, cutmix = data.mixup_alpha, data.cutmix_alpha
+    if mixup or cutmix:
+
+        def once(key: jax.Array) -> Mix:
+            group = data.mixup_group
+            return draw(key, rows, 1, 1, mixup_alpha=mixup, cutmix_alpha=cutmix, group=group)
+
+        jax.eval_shape(once, jax.random.PRNGKey(0))
+
+
+def check_data(trained: Mapping[str, Any], data: Mapping[str, Any], config: RunConfig) -> None:
+    """Refuses a data set whose labels differ from the outputs of a trained model.
+
+    Args:
+        trained: metadata of the data set that the model was trained on.
+        data: metadata of the data set to evaluate.
+        config: of the model.
+
+    Raises:
+        DataSetError: other classes.
+    """
+    names = tuple(data["class_names"])
+    outputs = config.model.num_classes or 0
+    if len(names) > outputs:
+        raise DataSetError(
+            f"the data set has {len(names)} classes, the model {outputs}: the weights are for "
+            "other classes"
+        )
+    if tuple(trained.get("class_names", ())) == class_names() and names != class_ids():
+        raise DataSetError(
+            "the model has the classes of ImageNet-1k, so the data set must have 1,000 class "
+            f"folders named by their identifiers ({class_ids()[0]}, ...); it has {len(names)}: "
+            f"{preview_names(names, 3)}"
+        )
+
+
+ENTRY = TaskEntry(
+    make=make_classification,
+    check_data=check_data,
+    report=ReportSpec(
+        primary_metric=PRIMARY_METRIC,
+        panels=(
+            Panel(
+                "held-out accuracy, %",
+                (("top1", "top-1"), ("f1", "F1"), ("top5", "top-5")),
+                percent=True,
+                limit=2,
+            ),
+        ),
+        draw=draw_results,
+    ),
+)

@@ -1,0 +1,73 @@
+"""A contact sheet of the first training batch, with the targets."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+from matplotlib.figure import Figure
+
+from vig_jax.figures import save_figure
+from vig_jax.tasks.classification.task import Classification
+from vig_jax.tasks.protocol import Batch
+
+_COLUMNS = 8
+_LEAST_SHARE = 0.05  # classes with a smaller share of the target are not named
+
+
+class PreviewArrays(NamedTuple):
+    """Images and targets to draw."""
+
+    pixels: UInt8[Array | np.ndarray, "n S S 3"]
+    targets: Float[Array | np.ndarray, "n classes"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassificationPreview:
+    """Draws images as the model sees them; see `vig_jax.tasks.protocol.Preview`.
+
+    Attributes:
+        task: of the run.
+        class_names: one per label; labels beyond them are shown as numbers.
+    """
+
+    task: Classification
+    class_names: Sequence[str]
+
+    def inputs(self, batch: Batch, key: jax.Array, rows: np.ndarray) -> PreviewArrays:
+        """Returns the augmented pixels and the targets of the given rows."""
+        images, targets = self.task.training_inputs(batch, key)
+        data = self.task.data
+        bright = images[rows] * jnp.asarray(data.std) + jnp.asarray(data.mean)
+        pixels = jnp.round(255 * jnp.clip(bright, 0, 1)).astype(jnp.uint8)
+        return PreviewArrays(pixels, targets[rows])
+
+    def draw(self, arrays: PreviewArrays, path: Path) -> None:
+        """Writes the images as a contact sheet, with one or two classes above each."""
+        pixels, targets = arrays
+        columns = min(_COLUMNS, len(pixels))
+        rows = -(-len(pixels) // columns)
+        figure = Figure(figsize=(1.45 * columns + 0.2, 1.85 * rows + 0.5), layout="constrained")
+        figure.suptitle("First batch as the model sees it, with its targets", fontsize=10)
+        for number, (image, target) in enumerate(zip(pixels, targets, strict=True), start=1):
+            axes = figure.add_subplot(rows, columns, number)
+            axes.imshow(np.asarray(image), interpolation="nearest")
+            axes.set_axis_off()
+            caption = _caption(np.asarray(target), self.class_names)
+            axes.set_title(caption, fontsize=7, parse_math=False)
+        save_figure(figure, path)
+
+
+def _caption(target: Float[np.ndarray, "classes"], class_names: Sequence[str]) -> str:
+    """Returns the one or two largest classes of a target with their shares, one per line."""
+    lines = []
+    for label in np.argsort(-target, kind="stable")[:2].tolist():
+        if target[label] >= _LEAST_SHARE:
+            name = class_names[label] if label < len(class_names) else f"class {label}"
+            name = name if len(name) <= 16 else name[:15] + "…"
+            lines.append(f"{name} {target[label]:.0%}")
+    return "\n".join(lines)

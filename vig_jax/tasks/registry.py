@@ -1,0 +1,142 @@
+"""The tasks by name, and the objects that a run needs of one.
+
+`config.task.name` chooses a task. `register_task` adds one from outside of the package.
+"""
+
+import dataclasses
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vig_jax.config import RunConfig, TaskConfig
+from vig_jax.config.schema import TASK_CONFIGS
+from vig_jax.data.preprocess.protocol import Preprocess
+from vig_jax.errors import ConfigError
+from vig_jax.tasks.protocol import Evaluation, Preview, Task
+from vig_jax.text import did_you_mean
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskBundle:
+    """A task and its companions, for one run.
+
+    Attributes:
+        config: the run's settings with everything filled in that the data set decides.
+        task: the model and its loss.
+        evaluation: the metrics.
+        train_preprocess: from an example of the data set to arrays for training.
+        eval_preprocess: the same for evaluation.
+        preview: draws the first batch; None: there is no figure.
+        summary: a phrase about the data set for the console, for example "10 classes".
+    """
+
+    config: RunConfig
+    task: Task
+    evaluation: Evaluation[Any]
+    train_preprocess: Preprocess
+    eval_preprocess: Preprocess
+    preview: Preview | None = None
+    summary: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """A diagram of evaluation metrics against the epoch.
+
+    Attributes:
+        title: of the diagram, with the unit.
+        metrics: names and labels of the curves; the first `limit` of those that were logged are
+            drawn.
+        percent: whether to multiply fractions by 100.
+        limit: the largest number of metrics.
+    """
+
+    title: str
+    metrics: Sequence[tuple[str, str]]
+    percent: bool = False
+    limit: int = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportSpec:
+    """The parts of a report that depend on the task.
+
+    Attributes:
+        primary_metric: that of the task's evaluation.
+        panels: diagrams of evaluation metrics.
+        draw: draws the files that `Evaluation.save` has written into a folder, if any, and returns
+            the paths of the figures and tables.
+    """
+
+    primary_metric: str
+    panels: Sequence[Panel] = ()
+    draw: Callable[[Path], list[Path]] = lambda folder: []
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskEntry:
+    """A registered task.
+
+    Attributes:
+        make: builds the bundle from a config and the data set's metadata (`DatasetInfo.metadata`).
+        report: the parts of a report that depend on the task.
+        check_data: raises DataSetError if a trained model does not fit a data set to evaluate.
+            Takes the metadata of the model's and of the new data set, and the model's config.
+    """
+
+    make: Callable[[RunConfig, Mapping[str, Any]], TaskBundle]
+    report: ReportSpec
+    check_data: Callable[[Mapping[str, Any], Mapping[str, Any], RunConfig], None] = (
+        lambda trained, data, config: None
+    )
+
+
+# Modules with an `ENTRY`, imported on first use.
+_BUILT_IN = {"classification": "vig_jax.tasks.classification"}
+_REGISTERED: dict[str, TaskEntry] = {}
+
+
+def register_task(name: str, entry: TaskEntry, config: type[TaskConfig] = TaskConfig) -> None:
+    """Adds a task, or replaces the one that was registered under the name.
+
+    Args:
+        name: the value of `config.task.name`.
+        entry: the task.
+        config: the class of `config.task`, a frozen dataclass derived from `TaskConfig`.
+
+    Raises:
+        ValueError: the name is that of a built-in task.
+    """
+    if name in _BUILT_IN:
+        raise ValueError(f"{name!r} is a built-in task: choose another name")
+    _REGISTERED[name] = entry
+    TASK_CONFIGS[name] = config
+
+
+def get_task(name: str) -> TaskEntry:
+    """Returns a task by name.
+
+    Raises:
+        ConfigError: there is no such task.
+    """
+    if name in _BUILT_IN:
+        entry: TaskEntry = importlib.import_module(_BUILT_IN[name]).ENTRY
+        return entry
+    if name not in _REGISTERED:
+        known = (*_BUILT_IN, *_REGISTERED)
+        raise ConfigError(f"config.task.name={name!r} is not a task; {did_you_mean(name, known)}")
+    return _REGISTERED[name]
+
+
+def make_task(config: RunConfig, metadata: Mapping[str, Any]) -> TaskBundle:
+    """Builds the task that `config.task` names.
+
+    Args:
+        config: the run's settings.
+        metadata: of the data set, see `vig_jax.data.dataset.DatasetInfo`.
+
+    Raises:
+        ConfigError: an unknown task, or settings that do not fit the task or the data set.
+    """
+    return get_task(config.task.name).make(config, metadata)
