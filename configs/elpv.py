@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     config.data.source = "elpv"
     config.data.mean = (0.599, 0.599, 0.599)
     config.data.std = (0.161, 0.161, 0.161)
-    config.data.crop_scale = (0.6, 1.0)  # a crack at the rim decides, too
+    config.data.crop_scale = (0.6, 1.0)  # cracks at the rim matter, too
     config.data.crop_ratio = (0.9, 1.1)
     config.data.crop_pct = 1.0  # evaluation sees the whole cell
     # Dark spots and inverted grays are what defects look like: only mild changes of tone.
@@ -44,5 +44,5 @@ def get_config() -> ConfigDict:
     config.train.ema_decay = 0.999
     config.train.log_every_steps = 30
     config.train.eval_every_epochs = 5
-    config.train.checkpoint_every_steps = 0  # with every evaluation is enough
+    config.train.checkpoint_every_steps = 0  # every evaluation saves
     return config

@@ -43,5 +43,5 @@ def get_config() -> ConfigDict:
     config.train.ema_decay = 0.99
     config.train.log_every_steps = 125
     config.train.eval_every_epochs = 3
-    config.train.checkpoint_every_steps = 0  # with every evaluation is enough
+    config.train.checkpoint_every_steps = 0  # every evaluation saves
     return config

@@ -3,8 +3,9 @@
     python train.py --config=configs/linear_probe.py --config.data.path=/data/flowers \\
         --config.init_weights=vig_s.pth --workdir=runs/flowers_probe
 
-The folder holds train/<class>/*.jpg and val/<class>/*.jpg. It tells how good the features are, and
-is the quickest classifier for few images. The values are a start, not tuned.
+The folder holds train/<class>/*.jpg and val/<class>/*.jpg. A linear probe measures the quality of
+the features, and is the fastest classifier to train on few images. The values are a starting point,
+not tuned.
 """
 
 from ml_collections import ConfigDict
@@ -14,7 +15,7 @@ from vig_jax.config import recipes
 
 def get_config() -> ConfigDict:
     config = recipes.imagenet("vig_s")
-    config.model.drop_path_rate = 0.0  # the backbone as it is
+    config.model.drop_path_rate = 0.0  # the backbone is not regularised
 
     config.data.crop_scale = (0.25, 1.0)
     config.data.rand_augment_layers = 0
@@ -35,6 +36,6 @@ def get_config() -> ConfigDict:
     config.train.label_smoothing = 0.0
     config.train.ema_decay = 0.0
     config.train.log_every_steps = 20
-    config.train.checkpoint_every_steps = 0  # with every evaluation is enough
-    config.train.keep_checkpoints = 1  # and the best
+    config.train.checkpoint_every_steps = 0  # every evaluation saves
+    config.train.keep_checkpoints = 1  # besides the best
     return config

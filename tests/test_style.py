@@ -123,8 +123,8 @@ NAMES = {
     "few": "preview",
     "forgo_jax": "block_jax_import",
     "interpreting": "interpret",
-    "prefetch_to_device": "prefetch_to_device",
-    "max_in_flight": "max_in_flight",
+    "placed_ahead": "prefetch_to_device",
+    "steps_ahead": "max_in_flight",
     "usual_turns": "rounds",
 }
 

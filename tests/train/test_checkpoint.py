@@ -84,7 +84,7 @@ def test_keeps_the_best_raw_weights_too(tmp_path, experiment):
     assert [load_for_inference(tmp_path, ema=ema).step for ema in (None, True, False)] == [2, 2, 3]
 
 
-def test_goes_on_from_before_there_were_some_settings(tmp_path, experiment):
+def test_resumes_from_before_some_settings_existed(tmp_path, experiment):
     save(tmp_path, experiment, {1: None})
     path = tmp_path / "checkpoints" / "1" / "run" / "metadata"
     stored = json.loads(path.read_text())
@@ -95,7 +95,7 @@ def test_goes_on_from_before_there_were_some_settings(tmp_path, experiment):
     assert int(restore(tmp_path, experiment).step) == 1
 
 
-def test_a_config_of_another_version_is_told_with_its_keys(tmp_path, experiment):
+def test_config_of_another_version_is_refused_with_its_keys(tmp_path, experiment):
     save(tmp_path, experiment, {1: None})
     path = tmp_path / "checkpoints" / "1" / "run" / "metadata"
     written = path.read_text()
@@ -125,7 +125,7 @@ def test_unfinished_checkpoint_is_ignored(tmp_path, experiment):
     assert int(restore(tmp_path, experiment).step) == 2
 
 
-def test_loads_averages_or_raw_weights(tmp_path, experiment):
+def test_loads_ema_or_raw_weights(tmp_path, experiment):
     save(tmp_path, experiment, {3: 0.5})
     for ema, value in ((None, 3.5), (True, 3.5), (False, 3.0)):
         loaded = load_for_inference(tmp_path, ema=ema)

@@ -42,9 +42,9 @@ def test_a_second_start_compiles_nothing(image_folder, tmp_path):
             text=True,
             check=True,
         )
-        told = done.stderr.splitlines()
-        assert "im2col: using xla" in told  # with nothing before it
-        assert "compiling the update, or reading it from the cache ..." in told
+        printed = done.stderr.splitlines()
+        assert "im2col: using xla" in printed  # with nothing before it
+        assert "compiling the update, or reading it from the cache ..." in printed
         entries.append({path.name for path in cache.iterdir()})
     assert any("train_step" in name for name in entries[0])
     assert entries[0] == entries[1]

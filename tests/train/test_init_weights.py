@@ -49,7 +49,7 @@ def test_first_state(weights, tiny):
 
 
 @pytest.mark.slow
-def test_interrupted_run_goes_on_without_the_file(weights, tiny, tmp_path, monkeypatch, capsys):
+def test_interrupted_run_resumes_without_the_file(weights, tiny, tmp_path, monkeypatch, capsys):
     file, _ = weights
     config, workdir = tiny(init_weights=str(file)), tmp_path / "run"
     for _ in range(2):
@@ -69,7 +69,7 @@ def test_interrupted_run_goes_on_without_the_file(weights, tiny, tmp_path, monke
 
 
 @pytest.mark.parametrize("change", [{}, {"model__embed_dim": 64}])
-def test_what_does_not_fit_is_told_before_anything_is_written(weights, tiny, tmp_path, change):
+def test_misfits_are_reported_before_anything_is_written(weights, tiny, tmp_path, change):
     file, _ = weights
     path = str(file) if change else str(tmp_path / "absent.pth")
     message = "do not fit" if change else r"config\.init_weights=.*no weight file"
@@ -78,7 +78,7 @@ def test_what_does_not_fit_is_told_before_anything_is_written(weights, tiny, tmp
     assert not (tmp_path / "run").exists()
 
 
-def test_checkpoints_of_before_there_were_these_settings():
+def test_configs_from_before_some_settings_existed():
     stored = json.loads(json.dumps(common.get_config().to_dict()))
     del stored["init_weights"], stored["model"]["merge_scale"]
     assert parse(stored).init_weights is None

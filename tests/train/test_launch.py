@@ -1,4 +1,4 @@
-"""The door: options and their mistakes, in a process of its own as absl keeps global state."""
+"""Options and their mistakes, each in a separate process because absl keeps global state."""
 
 import errno
 import os
@@ -64,7 +64,7 @@ def train(*options, cache=None):
         ),
     ],
 )
-def test_mistakes_are_told_in_a_line(options, message, tmp_path):
+def test_mistakes_end_in_one_line(options, message, tmp_path):
     done = train(*options, f"--workdir={tmp_path / 'run'}", cache=tmp_path / "cache")
     assert done.returncode == 2
     assert message in done.stderr
@@ -97,15 +97,15 @@ def refused_by(error, monkeypatch, workdir):
         (ValueError("shapes differ"), False),
     ],
 )
-def test_a_full_disk_is_told_in_a_line(error, full, monkeypatch, capsys, tmp_path):
+def test_a_full_disk_ends_in_one_line(error, full, monkeypatch, capsys, tmp_path):
     refused_by(error, monkeypatch, tmp_path)
     with pytest.raises(SystemExit if full else type(error)):
         launch._train(["train.py"])
-    told = capsys.readouterr().err
-    assert (f"error: the disk of {tmp_path} is full" in told) == full
+    printed = capsys.readouterr().err
+    assert (f"error: the disk of {tmp_path} is full" in printed) == full
 
 
-def test_notes_are_told_but_not_those_about_tracebacks(monkeypatch, capsys, tmp_path):
+def test_notes_are_printed_but_not_those_about_tracebacks(monkeypatch, capsys, tmp_path):
     error = NonFiniteLossError("loss = nan")
     error.add_note("A lower rate helps")
     error.add_note("----\nGrain has removed its frames")

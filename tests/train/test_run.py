@@ -112,7 +112,7 @@ def test_run_to_the_end(whole, tiny):
     assert "train/data_wait" in training[-1]
 
 
-def test_pictures_of_a_run(whole):
+def test_figures_of_a_run(whole):
     for name in ("first_batch.png", "curves.png", "confusion.png", "top_confusions.csv"):
         assert (whole / name).stat().st_size > 20
     confusion = Confusion.load(whole)
@@ -189,7 +189,7 @@ def test_finished_run_is_left_alone(whole, tiny):
 @pytest.mark.parametrize(
     "number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM]
 )
-def test_stop_signal_saves_and_going_on_is_exact(
+def test_stop_signal_saves_and_resuming_is_exact(
     whole, tiny, tmp_path, monkeypatch, capsys, number
 ):
     with monkeypatch.context() as patch:
@@ -285,7 +285,7 @@ def test_workdir_of_another_config(whole, tiny):
     assert numbers(whole) == before
 
 
-def test_changed_images_are_not_gone_on_with(image_folder, tiny, tmp_path):
+def test_changed_images_are_refused(image_folder, tiny, tmp_path):
     images = shutil.copytree(image_folder, tmp_path / "images")
     changes = {"data__path": str(images), "train__epochs": 1, "train__eval_every_epochs": 0}
     run(tiny(**changes), tmp_path / "run")

@@ -178,7 +178,7 @@ def test_average_follows_the_parameters(line):
     np.testing.assert_allclose(state.ema_params["kernel"], expected, rtol=1e-6)
 
 
-def test_step_counts_keeps_the_key_and_draws_anew(line):
+def test_step_counts_keeps_the_key_and_redraws(line):
     state, step, batch = line
     key = np.asarray(state.key)
     losses = []
@@ -253,7 +253,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(points, parts):
     assert int(state.step) == 3  # updates, not parts
 
 
-def test_parts_draw_anew(line):
+def test_parts_have_their_draws(line):
     state, _, batch = line
     optimizer = make_optimizer(CONFIG, lambda step: 0.1)
     step = make_train_step(

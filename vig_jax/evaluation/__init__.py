@@ -1,1 +1,1 @@
-"""How good, and how fast, a model is."""
+"""Evaluation of a model over a data set."""

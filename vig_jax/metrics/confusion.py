@@ -1,4 +1,4 @@
-"""Which classes a classifier takes for which: counts, files, the worst pairs and a picture."""
+"""The confusion matrix of a classifier: counts, files, the most frequent mistakes, a figure."""
 
 import csv
 import dataclasses
@@ -12,18 +12,18 @@ from jaxtyping import Int64
 from vig_jax.errors import ReportError
 
 CONFUSION_FILE = "confusion.npz"
-_MOST_NAMED = 40  # classes with a name on the axes of the picture
+_MOST_NAMED = 40  # classes with a name on the axes of the figure
 _MOST_NUMBERED = 20  # classes with a number in every cell
 
 
 @dataclasses.dataclass(frozen=True)
 class Confusion:
-    """How often images of each class were taken for each class.
+    """A confusion matrix.
 
     Attributes:
-        counts: rows are the true class, columns the first guess.
+        counts: number of images by true class (row) and first guess (column).
         class_names: one per label.
-        description: of the weights and images, for people.
+        description: names the weights and images, for the title.
     """
 
     counts: Int64[np.ndarray, "K K"]
@@ -68,10 +68,10 @@ class Confusion:
             raise ReportError(f"{path} is damaged ({error}): remove it") from error
 
     def top(self, limit: int = 100) -> list[dict[str, str | int | float]]:
-        """The most frequent mistakes, pair by pair.
+        """Returns the most frequent mistakes, one row per pair of classes.
 
         Returns:
-            Rows {true, predicted, count, share}, `share` being that of the true class's images.
+            Rows {true, predicted, count, share}. `share` is relative to the true class's images.
         """
         mistakes = self.counts - np.diag(np.diag(self.counts))
         order = np.argsort(-mistakes, axis=None, kind="stable")[:limit]
@@ -111,7 +111,7 @@ class Confusion:
         side = min(max(5.0, 0.5 * count + 2.5), 11.0)
         figure = Figure(figsize=(side + 0.8, side), layout="constrained")
         axes = figure.add_subplot()
-        # Of many classes the mistakes are spread thin: little values are made visible.
+        # With many classes the mistakes are spread out: a power norm makes small values visible.
         norm = PowerNorm(1.0 if count <= _MOST_NAMED else 0.4, vmin=0, vmax=100)
         image = axes.imshow(percent, cmap="Blues", norm=norm)
         right = 100 * np.trace(self.counts) / max(self.counts.sum(), 1)

@@ -6,19 +6,19 @@ from jaxtyping import Array, Float, Int
 
 
 def log_probabilities(logits: Float[Array, "B classes"]) -> Float[Array, "B classes"]:
-    """Log-softmax in at least float32, whatever the model computed in."""
+    """Returns the log-softmax, in float32 or wider."""
     return jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
 
 
 def soft_cross_entropy(
     logits: Float[Array, "B classes"], targets: Float[Array, "B classes"]
 ) -> Float[Array, " B"]:
-    """Cross-entropy per example against a distribution over classes, in nats."""
+    """Returns the cross-entropy per example against a distribution over classes, in nats."""
     return -jnp.sum(targets * log_probabilities(logits), axis=-1)
 
 
 def cross_entropy(
     logits: Float[Array, "B classes"], labels: Int[Array, " B"]
 ) -> Float[Array, " B"]:
-    """Cross-entropy per example against one class each, in nats."""
+    """Returns the cross-entropy per example against one class each, in nats."""
     return -jnp.take_along_axis(log_probabilities(logits), labels[:, None], axis=-1)[:, 0]

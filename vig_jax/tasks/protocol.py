@@ -67,8 +67,8 @@ class Evaluation(Protocol[State]):
     def per_example(self) -> bool:
         """The kind of outputs.
 
-        True: arrays with a leading batch axis. Each process updates a state from the outputs of
-        its own rows, and the states are merged at the end. False: totals over the global batch,
+        True: arrays with a leading batch axis. Each process updates a state from the outputs for
+        its rows, and the states are merged at the end. False: totals over the global batch,
         the same in every process.
         """
 

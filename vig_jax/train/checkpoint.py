@@ -187,12 +187,12 @@ class Checkpoints:
     def save_weights(
         self, weights: Mapping[str, Params], info: RunInfo, origin: Mapping[str, str]
     ) -> None:
-        """Writes weights that no run of ours made, as step 0: to use, not to go on from.
+        """Writes weights that no run of ours has trained, as step 0. They cannot be resumed.
 
         Args:
-            weights: `params`, and `ema_params` if there are averaged ones too.
-            info: config and class names to use them with.
-            origin: of each of the weights, for people.
+            weights: `params`, and `ema_params` if there are EMA weights too.
+            info: config and metadata to use them with.
+            origin: a description of each of the weights.
         """
         items = {name: ocp.args.StandardSave(tree) for name, tree in weights.items()}
         run = info.to_json(0, {}) | {"origin": dict(origin)}
@@ -204,8 +204,8 @@ class Checkpoints:
         Args:
             step: from `latest`.
             like: the state to expect, as shapes.
-            info: the run that wants to go on.
-            mesh: where the arrays shall live, which may differ from the mesh that saved them.
+            info: the run to resume.
+            mesh: the devices to restore onto; it may differ from the mesh that saved the arrays.
 
         Raises:
             CheckpointError: the checkpoint is of another config, data set or model.
@@ -213,8 +213,8 @@ class Checkpoints:
         directory = self._directory / str(step)
         if not (directory / "training").is_dir():
             raise CheckpointError(
-                f"{directory} holds converted weights, not a run that could go on: name it in "
-                "config.init_weights and give the run a --workdir of its own"
+                f"{directory} holds converted weights, which cannot be resumed: name it in "
+                "config.init_weights and give the run another --workdir"
             )
         _check_same_run(read_run(directory), info, directory)
         expected = _items(like)
@@ -304,13 +304,13 @@ def _items(state: TrainState) -> dict[str, Any]:
 
 
 def _placed(tree: Any, sharding: Sharding) -> Any:
-    """The shapes of a tree, to be restored with a sharding."""
+    """Returns the shapes of a tree, to be restored with a sharding."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 
 def _check_same_run(stored: Mapping[str, Any], info: RunInfo, where: Path) -> None:
-    """Refuses to go on with another experiment."""
-    # Parsed, as settings that came later have the values that they stand for.
+    """Refuses to resume another run."""
+    # Parsing fills in the settings that were added since.
     old, new = _flat(to_dict(read_config(where))), _flat(to_dict(info.config))
     changed = [
         f"config.{key}: {old.get(key, 'absent')!r} there, {new.get(key, 'absent')!r} now"
@@ -321,7 +321,7 @@ def _check_same_run(stored: Mapping[str, Any], info: RunInfo, where: Path) -> No
         raise CheckpointError(
             f"{where} is of another run:\n  "
             + "\n  ".join(changed)
-            + "\ngive this run a --workdir of its own, or set these back; free to change: "
+            + "\ngive this run another --workdir, or set these back; free to change: "
             + ", ".join(MUTABLE_KEYS)
         )
     if stored["data_fingerprint"] != info.data_fingerprint:
@@ -330,12 +330,12 @@ def _check_same_run(stored: Mapping[str, Any], info: RunInfo, where: Path) -> No
             f"{info.data_fingerprint}): point config.data.path at the same images, or start in "
             "a new --workdir"
         )
-    # Older checkpoints do not have it.
+    # Absent in older checkpoints.
     evaluated = stored.get("eval_fingerprint", info.eval_fingerprint)
     if evaluated != info.eval_fingerprint:
         raise CheckpointError(
             f"{where} was evaluated on other images (fingerprint {evaluated}, now "
-            f"{info.eval_fingerprint}), so its results and those to come could not be compared: "
+            f"{info.eval_fingerprint}), so its earlier results cannot be compared with new ones: "
             "put the validation images back as they were, or start in a new --workdir. "
             "`vig evaluate RUN --data-path DIR` evaluates the run on others"
         )
@@ -349,11 +349,11 @@ def _check_same_tree(expected: Any, where: Path) -> None:
         leaves = jax.tree_util.tree_leaves_with_path(tree)
         return {"/".join(_name(k) for k in path): tuple(leaf.shape) for path, leaf in leaves}
 
-    want, have = shapes(expected), shapes(stored)
+    new, old = shapes(expected), shapes(stored)
     wrong = [
-        f"{name}: {have.get(name, 'absent')} stored, {want.get(name, 'absent')} in the model"
-        for name in sorted(want.keys() | have.keys())
-        if want.get(name) != have.get(name)
+        f"{name}: {old.get(name, 'absent')} stored, {new.get(name, 'absent')} in the model"
+        for name in sorted(new.keys() | old.keys())
+        if new.get(name) != old.get(name)
     ]
     if wrong:
         more = [f"... and {len(wrong) - 5} more"] if len(wrong) > 5 else []
@@ -367,7 +367,7 @@ def _name(key: Any) -> str:
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted keys of a nested dictionary."""
+    """Returns a nested dictionary as one dictionary with dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
@@ -378,5 +378,5 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Tuples as the lists that JSON makes of them."""
+    """Returns a tuple as a list, as JSON stores it."""
     return list(value) if isinstance(value, tuple) else value

@@ -1,4 +1,4 @@
-"""From a command line to a run: the flags of `train.py` and `vig train`.
+"""The command line of `train.py` and `vig train`.
 
 The config file is Python outside of the package, loaded by path. It and the `--config.key=value`
 options are checked before anything is computed, and a mistake ends in one line without a traceback.

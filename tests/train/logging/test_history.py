@@ -50,7 +50,7 @@ def workdir(tmp_path):
 def test_summary(workdir):
     lines = RunHistory.read(workdir()).summary().splitlines()
     assert lines[0] == "vig_t on fashion_mnist: finished, 12 of 12 steps, epoch 3.00"
-    assert lines[1].startswith("best      epoch 2.00 ")  # by the averaged weights
+    assert lines[1].startswith("best      epoch 2.00 ")  # by the EMA weights
     assert "ema_top1 0.6000" in lines[1]
     assert lines[1].endswith("by ema_top1")
     assert lines[2].startswith("last      epoch 3.00 ")
@@ -58,7 +58,7 @@ def test_summary(workdir):
     assert lines[4] == "speed     102.5 images/s (median), 25.0% of the time waiting for data"
 
 
-def test_without_averaged_weights_the_raw_ones_count(workdir):
+def test_raw_weights_count_without_ema(workdir):
     history = RunHistory.read(workdir([evaluation(4, 0.5), evaluation(8, 0.3)]))
     assert history.best() == ("top1", evaluation(4, 0.5))
 
@@ -87,7 +87,7 @@ def test_nothing_to_report(workdir, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("lines", [LINES, [training(s) for s in range(1, 300)]])
-def test_pictures(workdir, lines):
+def test_figures(workdir, lines):
     folder = workdir(lines)
     Confusion.from_counts(np.array([[3, 1], [0, 2]]), ["cat", "dog"], "vig_t").save(folder)
     files = write_report(folder)

@@ -42,9 +42,9 @@ def test_the_time_left_counts_from_the_first_update(tmp_path, monkeypatch, capsy
             log.advance()
             log.write(step, {"train/loss": 1.0})
             now += 6.0
-    told = capsys.readouterr().err.splitlines()
-    assert ["left" in line for line in told] == [False, *[True] * 8, False]
-    assert "step 4/12, epoch 1.00, 00:48 left" in told[1]  # 8 steps of 6 seconds
+    printed = capsys.readouterr().err.splitlines()
+    assert ["left" in line for line in printed] == [False, *[True] * 8, False]
+    assert "step 4/12, epoch 1.00, 00:48 left" in printed[1]  # 8 steps of 6 seconds
 
 
 def test_bars_of_run_and_epoch(tmp_path, monkeypatch, capsys):

@@ -82,7 +82,7 @@ def test_no_warmup_and_beyond_the_end():
     np.testing.assert_allclose(schedule(10_000), config.min_lr)
 
 
-def test_a_run_within_its_warmup_is_told(caplog):
+def test_a_run_within_its_warmup_logs_a_warning(caplog):
     config = dataclasses.replace(CONFIG, warmup_epochs=2.0)
     warmup_cosine(config, batch_size=64, steps_per_epoch=10, total=20)
     assert not caplog.records
