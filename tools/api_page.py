@@ -26,8 +26,11 @@ SECTIONS: tuple[tuple[str, str, tuple[str, ...] | None], ...] = (
     ("Operators", "kernels_pallas", None),
     ("Models, weights, inference", "vig_jax", None),
     ("Backbones", "vig_jax.models.backbone", ("Backbone", "ParameterGroups", "FeatureInfo")),
-    ("Data sets", "vig_jax.data.dataset", None),
+    ("Data sets", "vig_jax.data", ("register_dataset", "open_dataset", "Dataset*", "Preprocess")),
+    ("Data sets for classification", "vig_jax.data.dataset", ("Classification*",)),
     ("Tasks", "vig_jax.tasks.protocol", None),
+    ("Registry of tasks", "vig_jax.tasks.registry", None),
+    ("Base classes of evaluations", "vig_jax.metrics.states", ("*Evaluation",)),
     ("Errors", "vig_jax.errors", ("*Error",)),
 )
 _HEADINGS = {"Args": "Arguments", "Attributes": "Attributes", "Raises": "Raises"}
