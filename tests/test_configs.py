@@ -62,7 +62,7 @@ def test_builds(name):
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_page_tells_its_command(name):
+def test_page_documents_its_command(name):
     assert f"--config=configs/{name}.py" in load(name).__doc__
 
 
