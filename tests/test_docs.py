@@ -240,6 +240,14 @@ def test_every_page_of_docs_is_in_the_index():
             assert f"({name.removeprefix('docs/')})" in index, name
 
 
+def test_every_room_is_in_the_architecture():
+    words = set(BY_NAME["docs/architecture.md"].read_text().split())
+    for package in ("kernels_pallas", "vig_jax"):
+        for entry in (ROOT / package).iterdir():
+            if not entry.name.startswith("__") and (entry.is_dir() or entry.suffix == ".py"):
+                assert entry.name + "/" * entry.is_dir() in words, entry
+
+
 def test_api_page_is_up_to_date():
     checked = subprocess.run(
         [sys.executable, "tools/api_page.py", "--check"], cwd=ROOT, capture_output=True, text=True
