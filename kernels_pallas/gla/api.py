@@ -1,4 +1,4 @@
-"""The public operators: what they mean, what they accept, and who computes them."""
+"""The public operators: their definitions, their argument checks and their implementations."""
 
 import numbers
 import os
@@ -15,18 +15,12 @@ from kernels_pallas.core.dispatch import dispatch, implementations
 from kernels_pallas.gla import pallas_triton, reference, xla_chunked
 from kernels_pallas.gla.spec import GlaSpec
 
-# Best first: `implementation=None` takes the first that serves the call on the platform.
-_MODULES = {
-    "pallas_triton": pallas_triton,
-    "xla_chunked": xla_chunked,
-    "reference": reference,
-}
+_TABLE = implementations(
+    {"pallas_triton": pallas_triton, "xla_chunked": xla_chunked, "reference": reference}
+)
 
-IMPLEMENTATIONS: tuple[str, ...] = tuple(_MODULES)
-"""Names accepted by `implementation=`, best first."""
-
-_GLA = implementations(_MODULES, "gla")
-_BIDIRECTIONAL_GLA = implementations(_MODULES, "bidirectional_gla")
+IMPLEMENTATIONS: tuple[str, ...] = tuple(_TABLE)
+"""Names that `implementation=` accepts, best first."""
 
 _CHECK_DECAY_VARIABLE = "KERNELS_PALLAS_CHECK_DECAY"
 
@@ -45,39 +39,41 @@ def gla(
     implementation: str | Sequence[str] | None = None,
     config: Any = None,
 ) -> Float[Array, "B T H V"] | tuple[Float[Array, "B T H V"], Float[Array, "B H K V"]]:
-    """Gated linear attention along the tokens, in one direction.
+    """Computes gated linear attention along the tokens, in one direction.
 
     For each image and head, with g_t = log_decay of token t::
 
         S_t = diag(exp(g_t)) S_{t-1} + k_t v_t^T        # [K, V]
         o_t = scale * q_t^T S_t                         # [V]
 
-    The decay acts before the current token is added, so a token sees itself undecayed, and the
-    first scanned token's decay acts on `initial_state`. Differentiable in every array:
-    `pallas_triton`, and so the default under `jax.jit`, once and in reverse mode, the others as
-    often and in either mode as wished.
+    The decay acts before the current token is added. So a token does not decay itself, and the
+    decay of the first scanned token acts on `initial_state`.
 
-    Values must be finite, those of padding too (zeros will do): what a token must not see is
-    multiplied by zero in the products of a chunk, and a NaN or an infinity in a later token's v
-    would reach it.
+    The operator is differentiable in every array. `pallas_triton`, and so the default under
+    `jax.jit`, is differentiable once and in reverse mode; the other implementations any number of
+    times and in both modes.
+
+    Values must be finite, also those of padding (use zeros). The products of a chunk multiply by
+    zero what a token must not see, so a NaN or an infinity in the v of a later token would reach
+    it.
 
     Args:
         q: Queries; float32, bfloat16, float16 or float64.
         k: Keys, type of q.
         v: Values, type of q.
         log_decay: Natural logarithms of the decay factors, each in [-inf, 0]; any of the types
-            above. Positive values are outside the contract; with the environment variable
-            KERNELS_PALLAS_CHECK_DECAY=1 they raise wherever the values are at hand, that is
-            outside `jax.jit` and other transformations.
+            above. Positive values are not allowed. With the environment variable
+            KERNELS_PALLAS_CHECK_DECAY=1 they raise an error wherever values are known, that is
+            outside of `jax.jit` and other transformations.
         scale: Factor on the queries, a Python number; K**-0.5 if None.
         initial_state: State before the first scanned token, any of the types above; zero if None.
-        reverse: Scan from the last token to the first: S_t is made from S_{t+1}.
+        reverse: Scan from the last token to the first: S_t is computed from S_{t+1}.
         return_final_state: Also return the state after the last scanned token.
-        min_log_decay: A promise, a Python number: no log-decay is below it. Implementations may
-            then leave out what only strong decays need; if it is broken, results are wrong. Checked
+        min_log_decay: A promise, a Python number: no log-decay is lower. Implementations may skip
+            what only strong decays need; results are wrong if the promise is broken. It is checked
             where KERNELS_PALLAS_CHECK_DECAY=1 checks.
-        implementation: None for the best one on the platform the program is lowered for, a name
-            out of `kernels_pallas.IMPLEMENTATIONS`, or several names to try in order.
+        implementation: None for the best one on the platform that the program is lowered for, a
+            name in `kernels_pallas.gla.IMPLEMENTATIONS`, or several names to try in order.
         config: A config of the implementation, such as `kernels_pallas.autotune` returns; None for
             its own choice.
 
@@ -86,9 +82,10 @@ def gla(
         which is float32 (float64 for float64 inputs).
 
     Raises:
-        TypeError: An argument is not an array, or of a type not listed above.
+        TypeError: An argument is not an array or has a type not listed above, or the config does
+            not belong to the implementation.
         ValueError: Shapes do not fit together, or an implementation is unknown.
-        NotImplementedError: The implementation asked for cannot serve this call.
+        NotImplementedError: The implementation that was named cannot serve this call.
 
     Source: "Gated Linear Attention Transformers with Hardware-Efficient Training", ICML 2024.
     """
@@ -111,10 +108,10 @@ def gla(
     out, state = dispatch(
         "gla",
         spec,
-        (q, k, v, log_decay, initial_state),
+        (q, k, v, (log_decay,), initial_state),
         implementation=implementation,
         config=config,
-        table=_GLA,
+        table=_TABLE,
     )
     return (out, state) if return_final_state else out
 
@@ -131,10 +128,10 @@ def bidirectional_gla(
     implementation: str | Sequence[str] | None = None,
     config: Any = None,
 ) -> Float[Array, "B T H V"]:
-    """Gated linear attention in both directions at once, each with decays of its own.
+    """Computes gated linear attention in both directions, each with its own decays.
 
-    Equal to `gla(q, k, v, log_decay_fwd) + gla(q, k, v, log_decay_bwd, reverse=True)`, so the
-    current token counts in both terms; the sum is not halved.
+    The result equals `gla(q, k, v, log_decay_fwd) + gla(q, k, v, log_decay_bwd, reverse=True)`. So
+    the current token counts in both terms, and the sum is not halved.
 
     Args:
         q: Queries; float32, bfloat16, float16 or float64.
@@ -163,14 +160,15 @@ def bidirectional_gla(
     least = _least(min_log_decay)
     _check_shapes(q, k, v, log_decays, least)
     spec = _spec(q, v, log_decay_fwd, scale, bidirectional=True, min_log_decay=least)
-    return dispatch(
+    out, _ = dispatch(
         "bidirectional_gla",
         spec,
-        (q, k, v, log_decay_fwd, log_decay_bwd),
+        (q, k, v, (log_decay_fwd, log_decay_bwd), None),
         implementation=implementation,
         config=config,
-        table=_BIDIRECTIONAL_GLA,
+        table=_TABLE,
     )
+    return out
 
 
 def _arrays(named: Mapping[str, Any]) -> list[jax.Array]:
@@ -245,10 +243,10 @@ def _check_shapes(
 
 def _check_state(q: jax.Array, v: jax.Array, initial_state: jax.Array) -> None:
     batch, _, heads, key_width = q.shape
-    wanted = (batch, heads, key_width, v.shape[3])
-    if initial_state.shape != wanted:
+    expected = (batch, heads, key_width, v.shape[3])
+    if initial_state.shape != expected:
         raise ValueError(
-            f"initial_state must have shape [batch, heads, key width, value width], {wanted}, "
+            f"initial_state must have shape [batch, heads, key width, value width], {expected}, "
             f"got {initial_state.shape}"
         )
 

@@ -5,6 +5,8 @@ two directions as in "ViG: Linear-complexity Visual Sequence Learning with Gated
 AAAI 2025.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -20,7 +22,35 @@ def supports(spec: GlaSpec, device: Device | None = None) -> str | None:
     return None
 
 
-def _scan(spec, q, k, v, log_decay, state, reverse):
+def run(
+    spec: GlaSpec,
+    q: Float[Array, "B T H K"],
+    k: Float[Array, "B T H K"],
+    v: Float[Array, "B T H V"],
+    log_decays: tuple[Float[Array, "B T H K"], ...],
+    initial_state: Float[Array, "B H K V"] | None,
+) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"] | None]:
+    """Computes the output and the final state; see `kernels_pallas.gla.api`."""
+    directions = (False, True) if spec.bidirectional else (spec.reverse,)
+    results = [
+        _scan(spec, q, k, v, log_decay, initial_state, reverse)
+        for log_decay, reverse in zip(log_decays, directions, strict=True)
+    ]
+    out = functools.reduce(jnp.add, [out for out, _ in results])
+    return out.astype(spec.dtype), results[0][1] if spec.return_final_state else None
+
+
+def _scan(
+    spec: GlaSpec,
+    q: Array,
+    k: Array,
+    v: Array,
+    log_decay: Array,
+    state: Array | None,
+    reverse: bool,
+) -> tuple[Array, Array]:
+    """Scans in one direction; returns the output and the final state in `spec.state_dtype`."""
+
     def step(state, token):
         q, k, v, log_decay = token  # [B, H, K], [B, H, K], [B, H, V], [B, H, K]
         state = jnp.exp(log_decay)[..., None] * state + k[..., None] * v[..., None, :]
@@ -31,33 +61,5 @@ def _scan(spec, q, k, v, log_decay, state, reverse):
     if state is None:
         shape = (spec.batch, spec.heads, spec.key_width, spec.value_width)
         state = jnp.zeros(shape, spec.state_dtype)
-    state = state.astype(spec.state_dtype)
-    state, out = jax.lax.scan(step, state, tokens, reverse=reverse)
-    return jnp.moveaxis(out, 0, 1), state
-
-
-def gla(
-    spec: GlaSpec,
-    q: Float[Array, "B T H K"],
-    k: Float[Array, "B T H K"],
-    v: Float[Array, "B T H V"],
-    log_decay: Float[Array, "B T H K"],
-    initial_state: Float[Array, "B H K V"] | None,
-) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"] | None]:
-    """One direction; see `kernels_pallas.gla.api.gla`."""
-    out, state = _scan(spec, q, k, v, log_decay, initial_state, spec.reverse)
-    return out.astype(spec.dtype), state if spec.return_final_state else None
-
-
-def bidirectional_gla(
-    spec: GlaSpec,
-    q: Float[Array, "B T H K"],
-    k: Float[Array, "B T H K"],
-    v: Float[Array, "B T H V"],
-    log_decay_fwd: Float[Array, "B T H K"],
-    log_decay_bwd: Float[Array, "B T H K"],
-) -> Float[Array, "B T H V"]:
-    """Both directions, summed; see `kernels_pallas.gla.api.bidirectional_gla`."""
-    forward, _ = _scan(spec, q, k, v, log_decay_fwd, None, reverse=False)
-    backward, _ = _scan(spec, q, k, v, log_decay_bwd, None, reverse=True)
-    return (forward + backward).astype(spec.dtype)
+    final, out = jax.lax.scan(step, state.astype(spec.state_dtype), tokens, reverse=reverse)
+    return jnp.moveaxis(out, 0, 1), final

@@ -1,4 +1,4 @@
-"""The static facts of one gated-linear-attention call, known before any array value is."""
+"""Static facts of a call of gated linear attention, known before the values of arrays are."""
 
 import dataclasses
 from collections.abc import Hashable
@@ -10,7 +10,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class GlaSpec:
-    """Everything an implementation may look at to decide whether it can serve a call.
+    """Static facts of a call, by which an implementation decides whether it can serve it.
 
     Attributes:
         batch: Images or sequences B.
@@ -21,13 +21,14 @@ class GlaSpec:
         dtype: Type of q, k, v and of the output.
         decay_dtype: Type of the log-decays.
         scale: Factor on the queries.
-        reverse: The single scan runs from the last token to the first.
-        bidirectional: Both scans are wanted, summed; then `reverse` is False and there is no state.
+        reverse: A single scan runs from the last token to the first.
+        bidirectional: The result is the sum of both scans. Then `reverse` is False, and there is no
+            state.
         has_initial_state: The scan starts from a given state.
-        return_final_state: The state after the last scanned token is wanted.
-        min_log_decay: A promise that no log-decay is below it, or None.
-        gate_normalizer: Decays are given by gates x, as log_sigmoid(x) / gate_normalizer; None if
-            log-decays themselves are given, as the public operators have it.
+        return_final_state: The state after the last scanned token is returned.
+        min_log_decay: A promise that no log-decay is lower, or None.
+        gate_normalizer: If given, the log-decays are log_sigmoid(x) / gate_normalizer of gates x.
+            The public operators take log-decays, so it is None for them.
     """
 
     batch: int
@@ -47,7 +48,7 @@ class GlaSpec:
 
     @property
     def tuning_key(self) -> tuple[Hashable, ...]:
-        """Returns what identifies the call among the stored configs of its kernels."""
+        """Key of the call among the stored winners."""
         decays = self.decay_dtype.name if self.gate_normalizer is None else "gates"
         shape = (self.batch, self.tokens, self.heads, self.key_width, self.value_width)
         return (*shape, self.dtype.name, decays, self.bidirectional)
@@ -59,10 +60,10 @@ class GlaSpec:
 
     @property
     def dot_precision(self) -> jax.lax.Precision:
-        """Precision of matrix products: never less than that of the inputs.
+        """Precision of matrix products, not below that of the inputs.
 
-        float32 inputs forbid the tf32 and bf16 passes that accelerators take by default; for
-        narrower inputs those passes lose nothing that the inputs had.
+        For float32 inputs, accelerators must not use tf32 or bf16 passes, which are their default.
+        For narrower inputs these passes lose nothing.
         """
         narrow = self.dtype.itemsize < 4
         return jax.lax.Precision.DEFAULT if narrow else jax.lax.Precision.HIGHEST

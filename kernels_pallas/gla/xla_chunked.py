@@ -1,13 +1,13 @@
 """Gated linear attention by chunks of tokens in plain XLA: fast everywhere, right for any decay.
 
-A chunk's work is a few matrix products; states pass from chunk to chunk. README.md derives it and
-tells what was measured. Inside a chunk there are two ways to the same numbers: `_factored`, one
-product, where all decays of a group of rows are mild; `_halved`, for any decay in [-inf, 0].
+The work of a chunk is a few matrix products; states pass from chunk to chunk. README.md derives the
+formulas and reports measurements. The scores within a chunk are computed in two ways. `_factored`,
+one product, is used where all decays of a group of rows are mild. `_halved` is right for any decay
+in [-inf, 0].
 """
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,24 +15,23 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from kernels_pallas.core.device import Device
-from kernels_pallas.core.integers import next_power_of_two
+from kernels_pallas.core.integers import cdiv, next_power_of_two
 from kernels_pallas.gla.spec import GlaSpec
 
-# Tokens per chunk, a power of two: more means fewer states but wider score matrices.
+# Tokens per chunk, a power of two. More tokens mean fewer states but wider score matrices.
 _CHUNK = 32
-# Strongest log-decay a token may have for `_factored`: with 32 tokens no factor exceeds exp(16),
-# and a log-decay's gradient stays well above the rounding of the terms that cancel in it.
+# Strongest log-decay of a token for which `_factored` is used. With 32 tokens no factor exceeds
+# exp(16), and the gradient of a log-decay stays well above the rounding of terms that cancel.
 _MILD = -1.0
-# Stands for -inf where sums of log-decays are matrix products; its exp is 0 in float64 too.
+# Replaces -inf, where sums of log-decays are matrix products. Its exp is 0 in float64 too.
 _SHUT = -1000.0
-# Rows (one head of one image) run in groups, one after the other, so that a CPU works in its cache:
-# not below this many elements of q per group, and not more groups than this, so that accelerators
-# get few, large operations.
+# Rows (one head of one image) run in groups, one after the other, so that a CPU works in its cache.
+# A group has at least this many elements of q. The number of groups is limited, so that
+# accelerators get few, large operations.
 _GROUP_ELEMENTS = 1 << 15
 _MAX_GROUPS = 32
-# Chunks whose states are passed on without a loop in between.
+# Number of chunks whose states are passed on without a loop.
 _UNROLL = 8
-
 
 PLATFORMS = None
 
@@ -42,42 +41,37 @@ def supports(spec: GlaSpec, device: Device | None = None) -> str | None:
     return None
 
 
-def gla(
+def run(
     spec: GlaSpec,
     q: Float[Array, "B T H K"],
     k: Float[Array, "B T H K"],
     v: Float[Array, "B T H V"],
-    log_decay: Float[Array, "B T H K"],
+    log_decays: tuple[Float[Array, "B T H K"], ...],
     initial_state: Float[Array, "B H K V"] | None,
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"] | None]:
-    """One direction; see `kernels_pallas.gla.api.gla`."""
-    out, (state,) = _scan(spec, q, k, v, {spec.reverse: log_decay}, initial_state)
-    return out, state if spec.return_final_state else None
-
-
-def bidirectional_gla(
-    spec: GlaSpec,
-    q: Float[Array, "B T H K"],
-    k: Float[Array, "B T H K"],
-    v: Float[Array, "B T H V"],
-    log_decay_fwd: Float[Array, "B T H K"],
-    log_decay_bwd: Float[Array, "B T H K"],
-) -> Float[Array, "B T H V"]:
-    """Both directions, summed; see `kernels_pallas.gla.api.bidirectional_gla`."""
-    out, _ = _scan(spec, q, k, v, {False: log_decay_fwd, True: log_decay_bwd}, None)
-    return out
+    """Computes the output and the final state; see `kernels_pallas.gla.api`."""
+    directions = (False, True) if spec.bidirectional else (spec.reverse,)
+    by_direction = dict(zip(directions, log_decays, strict=True))
+    out, states = _scan(spec, q, k, v, by_direction, initial_state)
+    return out, states[0] if spec.return_final_state else None
 
 
 def _scan(
-    spec: GlaSpec, q: Any, k: Any, v: Any, log_decays: Mapping[bool, Any], state: Any
-) -> tuple[Any, list[Any]]:
-    """The sum over the directions, log-decays by `reverse`, and each direction's final state.
+    spec: GlaSpec,
+    q: Array,
+    k: Array,
+    v: Array,
+    log_decays: Mapping[bool, Array],
+    state: Array | None,
+) -> tuple[Array, list[Array]]:
+    """Returns the sum over the directions, and the final state of each.
 
-    The backward pass keeps the inputs and computes a group of rows again.
+    The keys of `log_decays` are True for the reversed direction. The backward pass keeps only the
+    inputs, and recomputes each group of rows.
     """
     rows = spec.batch * spec.heads
     chunk = min(_CHUNK, next_power_of_two(spec.tokens))
-    chunks = -(-spec.tokens // chunk)
+    chunks = cdiv(spec.tokens, chunk)
     padded = chunks * chunk
     most = max(1, min(_MAX_GROUPS, q.size // _GROUP_ELEMENTS))
     groups = max(count for count in range(1, most + 1) if rows % count == 0)
@@ -100,14 +94,23 @@ def _scan(
     return out.astype(spec.dtype), [x.reshape(final) for x in states]
 
 
-# Inside a scan nothing can be merged with the forward pass, so there is nothing to prevent.
+# Inside of a scan XLA cannot merge the recomputation with the forward pass, so nothing prevents it.
 _remat = functools.partial(jax.checkpoint, prevent_cse=False)
 
 
 def _group(
-    spec: GlaSpec, state: Any, q: Any, k: Any, v: Any, log_decays: Mapping[bool, Any]
-) -> tuple[Any, list[Any]]:
-    """Some rows: state [X, K, V]; q, k and log-decays [N, X, C, K]; v [N, X, C, V]."""
+    spec: GlaSpec, state: Array, q: Array, k: Array, v: Array, log_decays: Mapping[bool, Array]
+) -> tuple[Array, list[Array]]:
+    """Computes a group of X rows in N chunks: the output [N, X, C, V] and final states.
+
+    Args:
+        spec: The call.
+        state: Initial states [X, K, V].
+        q: [N, X, C, K].
+        k: [N, X, C, K].
+        v: [N, X, C, V].
+        log_decays: [N, X, C, K]; the key is True for the reversed direction.
+    """
     wide = functools.partial(jax.tree.map, lambda x: x.astype(spec.state_dtype))
     state, q, k, v, log_decays = wide((state, q, k, v, log_decays))
     dot = functools.partial(jnp.einsum, precision=spec.dot_precision)
@@ -118,7 +121,7 @@ def _group(
             within for *_, within in parts.values()
         )
 
-    # The checkpoints keep a branch's intermediates from being carried, as zeros, by the other one.
+    # Without checkpoints each branch would return zeros for the other branch's intermediates.
     factored, halved = (_remat(functools.partial(scores, way)) for way in (_factored, _halved))
     mild = functools.reduce(jnp.logical_and, [jnp.all(x >= _MILD) for x in log_decays.values()])
     arrays = (spec.scale * q, k, log_decays)
@@ -142,12 +145,12 @@ def _group(
 
 
 def _factored(
-    dot: Callable[..., Any], q: Any, k: Any, log_decay: Any, reverse: bool
-) -> tuple[Any, ...]:
-    """Scores from decays relative to the middle of the chunk; for log-decays >= _MILD only.
+    dot: Callable[..., Array], q: Array, k: Array, log_decay: Array, reverse: bool
+) -> tuple[Array, Array, Array, Array]:
+    """Computes scores from decays relative to the middle of the chunk, for log-decays >= _MILD.
 
-    Takes and returns what `_halved` does. The clip does nothing to such decays: it keeps this
-    branch finite where it is computed and then not selected, as happens under `jax.vmap`.
+    Arguments and results are those of `_halved`. Clipping does not change such decays. It keeps
+    this branch finite where it is computed but not selected, as under `jax.vmap`.
     """
     size = q.shape[2]
     i, j = _positions(size, reverse)
@@ -164,13 +167,13 @@ def _factored(
 
 
 def _halved(
-    dot: Callable[..., Any], q: Any, k: Any, log_decay: Any, reverse: bool
-) -> tuple[Any, ...]:
-    """Scores by halving the chunk again and again; for any log-decay.
+    dot: Callable[..., Array], q: Array, k: Array, log_decay: Array, reverse: bool
+) -> tuple[Array, Array, Array, Array]:
+    """Computes scores by halving the chunk recursively, for any log-decay.
 
     A query in the later half of a block and a key in its earlier half meet in the block's middle:
-    each carries its decays up to there. Every factor is in [0, 1] and made by a sum of its own, so
-    nothing overflows or cancels, in the gradients neither.
+    each carries its decays up to there. Every factor is in [0, 1] and comes from a separate sum. So
+    nothing overflows or cancels, neither here nor in the gradients.
 
     Args:
         dot: Matrix product by subscripts.
@@ -200,13 +203,13 @@ def _halved(
 
 
 def _positions(size: int, reverse: bool) -> tuple[np.ndarray, np.ndarray]:
-    """When the tokens of a chunk are scanned: as a column [C, 1] and as a row [1, C]."""
+    """Returns the order in which the tokens of a chunk are scanned, as [C, 1] and as [1, C]."""
     i, j = np.ogrid[:size, :size]
     return (size - 1 - i, size - 1 - j) if reverse else (i, j)
 
 
-def _sums(tokens: np.ndarray, log_decay: Any) -> Any:
-    """Sums [N, X, C, K] of the log-decays of the tokens that each row of `tokens` [C, C] marks.
+def _sums(tokens: np.ndarray, log_decay: Array) -> Array:
+    """Returns sums [N, X, C, K] of the log-decays that each row of `tokens` [C, C] marks.
 
     Only terms of one sign are added, and in full precision whatever the inputs' type.
     """

@@ -1,4 +1,4 @@
-"""The public operator: what it means, what it accepts, and who computes it."""
+"""The public operator: its definition, its argument checks and its implementations."""
 
 import numbers
 from collections.abc import Sequence
@@ -12,13 +12,12 @@ from kernels_pallas.core.dispatch import dispatch, implementations
 from kernels_pallas.vig_mixer import pallas_triton, reference, xla_chunked
 from kernels_pallas.vig_mixer.spec import MixerInputs, MixerSpec
 
-# Best first: `implementation=None` takes the first that serves the call on the platform.
-_MODULES = {"pallas_triton": pallas_triton, "xla_chunked": xla_chunked, "reference": reference}
+_TABLE = implementations(
+    {"pallas_triton": pallas_triton, "xla_chunked": xla_chunked, "reference": reference}
+)
 
-IMPLEMENTATIONS: tuple[str, ...] = tuple(_MODULES)
-"""Names accepted by `implementation=`, best first."""
-
-_TABLE = implementations(_MODULES, "vig_mixer")
+IMPLEMENTATIONS: tuple[str, ...] = tuple(_TABLE)
+"""Names that `implementation=` accepts, best first."""
 
 
 def vig_mixer(
@@ -39,11 +38,11 @@ def vig_mixer(
     implementation: str | Sequence[str] | None = None,
     config: Any = None,
 ) -> Float[Array, "B T O"]:
-    """Bidirectional gated linear attention, blended with the local map and projected.
+    """Computes bidirectional GLA, blends it with the local map and projects the blend.
 
-    `projected` holds side by side, all heads of each, the queries (D/2 channels), the keys (D/2),
-    the values (D), the logits of the blending gate (D), and R features that the decays are made
-    from. With K = D / 2H and V = D / H channels per head::
+    `projected` holds side by side, with all heads of each: the queries (D/2 channels), the keys
+    (D/2), the values (D), the logits of the blending gate (D), and R features for the decays. With
+    K = D / 2H and V = D / H channels per head::
 
         d_fwd, d_bwd = split(features @ decay_kernel + decay_bias)
         o = bidirectional_gla(q, k, v, log_sigmoid(d_fwd) / normalizer, log_sigmoid(d_bwd) / ..)
@@ -51,35 +50,37 @@ def vig_mixer(
         z = g * rms_norm(o, scan_scale) + (1 - g) * rms_norm(local, local_scale)
         out = z @ out_kernel
 
-    with norms over the channels of a head. On CUDA GPUs nothing is copied out of `projected`, its
-    gradient is made in one piece, and the backward pass computes z again instead of being given it.
+    The norms are over the channels of a head. On CUDA GPUs the kernels read their inputs from
+    `projected` in place and write its gradient as one array, and the backward pass recomputes z.
     Differentiable in every array.
 
     Args:
         projected: Linear maps of `local`; float32, bfloat16, float16 or float64.
         local: The local map, type of `projected`.
-        gate_bias: Added to the blending gate's logits.
-        decay_kernel: Makes the decays' logits of the features, type of `projected`.
-        decay_bias: Added to the decays' logits.
+        gate_bias: Added to the logits of the blending gate.
+        decay_kernel: Maps the features to the logits of the decays, type of `projected`.
+        decay_bias: Added to the logits of the decays.
         scan_scale: Weights of the norm of the scan, shared by all heads.
         local_scale: Weights of the norm of the local map.
         out_kernel: Weights of the output's linear map, type of `projected`.
         heads: H; D must be a multiple of 2 H.
         scale: Factor on the queries, a Python number; K**-0.5 if None.
-        gate_normalizer: Divides the log-sigmoid, above 0 and at most 256.
-        epsilon: Of both norms.
-        activation: "silu" for z * sigmoid(z) in the place of z, or None.
-        implementation: As in `kernels_pallas.gla`.
-        config: As in `kernels_pallas.gla`.
+        gate_normalizer: Divides the log-sigmoid; above 0 and at most 256.
+        epsilon: Added to the mean square in both norms.
+        activation: "silu" to use z * sigmoid(z) in place of z, or None.
+        implementation: None for the best one on the platform that the program is lowered for, a
+            name in `kernels_pallas.vig_mixer.IMPLEMENTATIONS`, or several names to try in order.
+        config: A config of the implementation, such as `kernels_pallas.autotune` returns; None for
+            its own choice.
 
     Returns:
-        An array as wide as out_kernel, type of `projected`.
+        An array [B, T, O], type of `projected`.
 
     Raises:
-        TypeError: An argument is not an array, or of a type not listed above, or not of that of
-            `projected`.
+        TypeError: An argument is not an array, or has a type that is not listed above or is not
+            that of `projected`, or the config does not belong to the implementation.
         ValueError: Shapes do not fit together, or a setting is out of its range.
-        NotImplementedError: The implementation asked for cannot serve this call.
+        NotImplementedError: The implementation that was named cannot serve this call.
 
     Source: "ViG: Linear-complexity Visual Sequence Learning with Gated Linear Attention", AAAI
     2025, section 3; hustvl/ViG `classification/models/vig.py`.

@@ -19,17 +19,17 @@ def supports(spec: MixerSpec, device: Device | None = None) -> str | None:
     return None
 
 
-def vig_mixer(spec: MixerSpec, inputs: MixerInputs) -> Float[Array, "B T O"]:
-    """Runs the mixer; see `kernels_pallas.vig_mixer.api.vig_mixer`."""
+def run(spec: MixerSpec, inputs: MixerInputs) -> Float[Array, "B T O"]:
+    """Computes the mixer; see `kernels_pallas.vig_mixer.api.vig_mixer`."""
     wide = jnp.promote_types(spec.dtype, jnp.float32)
     wide_inputs = MixerInputs(*(x.astype(wide) for x in inputs))
-    return compose(spec, gla.bidirectional_gla, wide_inputs).astype(spec.dtype)
+    return compose(spec, gla.run, wide_inputs).astype(spec.dtype)
 
 
 def compose(
-    spec: MixerSpec, scan: Callable[..., Array], inputs: MixerInputs
+    spec: MixerSpec, scan: Callable[..., tuple[Array, Array | None]], inputs: MixerInputs
 ) -> Float[Array, "B T O"]:
-    """Composes the mixer from a bidirectional scan, in the type of `projected`."""
+    """Computes the mixer with `scan`, an implementation of `gla`, in the type of `projected`."""
 
     def heads(x):
         return x.reshape(*x.shape[:2], spec.heads, x.shape[2] // spec.heads)
@@ -50,7 +50,8 @@ def compose(
     scan_spec = dataclasses.replace(
         spec.scan, gate_normalizer=None, dtype=q.dtype, decay_dtype=decays[0].dtype
     )
-    mixed = norm(scan(scan_spec, q, k, v, *decays), inputs.scan_scale)
+    scanned, _ = scan(scan_spec, q, k, v, tuple(decays), None)
+    mixed = norm(scanned, inputs.scan_scale)
     local = norm(heads(inputs.local), inputs.local_scale)
     gate = jax.nn.sigmoid(gate.astype(wide) + inputs.gate_bias.reshape(spec.heads, -1))
     out = local + gate * (mixed - local)

@@ -15,6 +15,6 @@ def supports(spec: MixerSpec, device: Device | None = None) -> str | None:
     return None
 
 
-def vig_mixer(spec: MixerSpec, inputs: MixerInputs) -> Float[Array, "B T O"]:
-    """Runs the mixer; see `kernels_pallas.vig_mixer.api.vig_mixer`."""
-    return compose(spec, gla.bidirectional_gla, inputs)
+def run(spec: MixerSpec, inputs: MixerInputs) -> Float[Array, "B T O"]:
+    """Computes the mixer; see `kernels_pallas.vig_mixer.api.vig_mixer`."""
+    return compose(spec, gla.run, inputs)

@@ -27,10 +27,9 @@ __all__ = [
     "PLATFORMS",
     "TUNED_AS",
     "Config",
-    "bidirectional_gla",
     "candidates",
-    "gla",
     "heuristic",
+    "run",
     "supports",
 ]
 
@@ -41,10 +40,7 @@ MAX_WIDTH = 256
 
 
 def supports(spec: GlaSpec, device: Device | None = None) -> str | None:
-    """Returns why a call is not served, or None.
-
-    Serves bfloat16 and float32 with widths up to MAX_WIDTH.
-    """
+    """Returns the reason for which a call cannot be served, or None."""
     if spec.dtype not in (jnp.bfloat16, jnp.float32):
         return f"q, k and v must be bfloat16 or float32, got {spec.dtype}"
     if spec.decay_dtype not in (jnp.bfloat16, jnp.float32):
@@ -58,34 +54,19 @@ def supports(spec: GlaSpec, device: Device | None = None) -> str | None:
     return triton.unsupported(device)
 
 
-def gla(
+def run(
     spec: GlaSpec,
     q: Float[Array, "B T H K"],
     k: Float[Array, "B T H K"],
     v: Float[Array, "B T H V"],
-    log_decay: Float[Array, "B T H K"],
+    log_decays: tuple[Float[Array, "B T H K"], ...],
     initial_state: Float[Array, "B H K V"] | None,
     *,
     config: Config | None = None,
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"] | None]:
-    """Runs one direction; see `kernels_pallas.gla.api.gla`."""
+    """Computes the output and the final state; see `kernels_pallas.gla.api`."""
     call = _Call(spec, config or choose(spec))
-    return _attend(call, scan.ScanInputs(q, k, v, (log_decay,)), initial_state)
-
-
-def bidirectional_gla(
-    spec: GlaSpec,
-    q: Float[Array, "B T H K"],
-    k: Float[Array, "B T H K"],
-    v: Float[Array, "B T H V"],
-    log_decay_fwd: Float[Array, "B T H K"],
-    log_decay_bwd: Float[Array, "B T H K"],
-    *,
-    config: Config | None = None,
-) -> Float[Array, "B T H V"]:
-    """Runs both directions and adds them; see `kernels_pallas.gla.api.bidirectional_gla`."""
-    call = _Call(spec, config or choose(spec))
-    return _attend(call, scan.ScanInputs(q, k, v, (log_decay_fwd, log_decay_bwd)), None)[0]
+    return _attend(call, scan.ScanInputs(q, k, v, log_decays), initial_state)
 
 
 class _Call(NamedTuple):

@@ -1,4 +1,4 @@
-"""Tiling of the kernels: plain data, measured winners, and a heuristic for every other call."""
+"""Tilings of the kernels, the heuristic that chooses them, and the candidates for autotuning."""
 
 import dataclasses
 import functools
@@ -14,16 +14,16 @@ from kernels_pallas.gla.spec import GlaSpec
 
 @dataclasses.dataclass(frozen=True)
 class KernelConfig:
-    """How one kernel is launched.
+    """Tiling of one kernel.
 
     Attributes:
         chunk: Tokens per chunk, a power of two, at least 16.
         num_warps: Warps per program.
         num_stages: Depth of Triton's software pipeline.
-        segments: Parts of the tokens with programs of their own.
+        segments: Number of parts that the tokens are split into; each has separate programs.
         split_directions: Runs the two directions in separate programs with separate outputs. Else
             one program walks in both directions, and adds the second result to the first.
-        value_block: Most values per program, a power of two.
+        value_block: Upper bound on the values per program, a power of two.
         exact_num_warps: Warps per program of the pass for strong decays.
     """
 
@@ -38,13 +38,13 @@ class KernelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Tiling of one call.
+    """Tilings of a call.
 
     Attributes:
-        forward: Of the forward pass where nothing is differentiated.
-        training: Of the forward pass that keeps the state before each chunk.
-        backward: Of the backward pass; it reads those states, so chunk, segments and value_block
-            are those of `training`.
+        forward: Of the forward kernel in a call that is not differentiated.
+        training: Of the forward kernel that stores the state before each chunk.
+        backward: Of the backward kernel. It reads these states, so chunk, segments and value_block
+            must be those of `training`.
     """
 
     forward: KernelConfig = KernelConfig()
@@ -67,7 +67,7 @@ def choose(spec: GlaSpec) -> Config:
 
 
 def _state_tile(spec: GlaSpec) -> int:
-    """Numbers of a state [K, V] that a program holds."""
+    """Returns the number of elements of a state [K, V] that a program holds."""
     keys, values = (
         max(16, next_power_of_two(width)) for width in (spec.key_width, spec.value_width)
     )
@@ -75,19 +75,19 @@ def _state_tile(spec: GlaSpec) -> int:
 
 
 def default_warps(spec: GlaSpec) -> int:
-    """Warps per program for chunks of 16 tokens.
+    """Returns the warps per program for chunks of 16 tokens.
 
-    The state lives in registers: 32 numbers of it per thread leave room for the chunk.
+    The state is in registers: 32 elements of it per thread leave room for the chunk.
     """
     return min(8, max(1, _state_tile(spec) // 1024))
 
 
 def heuristic(spec: GlaSpec, device: Device | None = None) -> Config:
-    """The tiling for a call that was not measured; a pure function of its static facts."""
+    """Returns the tilings for a call that was not measured."""
     config = _plain_heuristic(spec)
     if spec.gate_normalizer is None:
         return config
-    # The mixer adds the directions' outputs in passing, and has one array for all gradients.
+    # The mixer's blend adds the outputs of both directions, and all gradients share one array.
     split = functools.partial(dataclasses.replace, split_directions=True)
     together = dataclasses.replace(config.backward, split_directions=False)
     return Config(split(config.forward), split(config.training), together)
@@ -95,16 +95,16 @@ def heuristic(spec: GlaSpec, device: Device | None = None) -> Config:
 
 def _plain_heuristic(spec: GlaSpec) -> Config:
     num_warps = default_warps(spec)
-    # Programs walk through their tokens one after the other, and a GPU of about 100 multiprocessors
-    # wants some 400 of them. Segments cost a pass of their own over k and v, which does not pay
-    # from 128 programs on; and below 512 tokens their borders cost more than the walk.
+    # Programs process their tokens one after the other, and a GPU with about 100 multiprocessors
+    # needs some 400 programs. Segments cost a separate pass over k and v, which does not pay from
+    # 128 programs on. Below 512 tokens per segment their borders cost more than the walk.
     rows = spec.batch * spec.heads
     segments = 1
     while rows < 128 and rows * segments < 384 and spec.tokens >= 1024 * segments:
         segments *= 2
-    # Too few programs even so: twice as many, at the price of one more pass to add their outputs.
+    # If these are still too few, split directions double them, for one more pass to add outputs.
     split_directions = rows * segments < 384
-    # The pipeline keeps states in shared memory, once per stage: large ones leave no room for it.
+    # The pipeline keeps a state in shared memory for each stage: one stage if states are large.
     fits = _state_tile(spec) * spec.dtype.itemsize <= 16384
     usual = KernelConfig(
         num_warps=num_warps,
@@ -117,8 +117,8 @@ def _plain_heuristic(spec: GlaSpec) -> Config:
         return Config(usual, usual, usual)
     if spec.tokens < 1024 and num_warps < 4:
         return Config(dataclasses.replace(usual, num_stages=4), usual, usual)
-    # Long walks gain from fewer states: chunks of 32, two warps for their two rows of 16. Backward
-    # that takes the registers of four warps, and wide heads leave none for it.
+    # Long walks gain from fewer states: chunks of 32, with two warps for their two rows of 16.
+    # Backward that takes the registers of four warps, and wide heads leave none for it.
     longer = dataclasses.replace(usual, chunk=32, num_warps=max(2, num_warps))
     if num_warps >= 4:
         return Config(longer, usual, usual)

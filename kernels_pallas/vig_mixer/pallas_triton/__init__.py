@@ -28,9 +28,9 @@ _MAX_ROWS = 2**30  # of B * T * H: the blend numbers rows in 32 bits, some past 
 
 
 def supports(spec: MixerSpec, device: Device | None = None) -> str | None:
-    """Returns why a call is not served, or None.
+    """Returns the reason for which a call cannot be served, or None.
 
-    Serves bfloat16 and float32, with heads whose values fit in one program of the scan.
+    A program of the scan must hold all values of a head.
     """
     if spec.value_width > KernelConfig.value_block:
         return f"value width per head must be at most {KernelConfig.value_block}"
@@ -49,10 +49,10 @@ def candidates(spec: MixerSpec, device: Device | None = None) -> Iterator[Config
     return gla.candidates(spec.scan, device)
 
 
-def vig_mixer(
+def run(
     spec: MixerSpec, inputs: MixerInputs, *, config: Config | None = None
 ) -> Float[Array, "B T O"]:
-    """Runs the mixer; see `kernels_pallas.vig_mixer.api.vig_mixer`."""
+    """Computes the mixer; see `kernels_pallas.vig_mixer.api.vig_mixer`."""
     return _mix(_Call(spec, config or choose(spec.scan)), inputs)
 
 

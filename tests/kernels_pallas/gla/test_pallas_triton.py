@@ -59,6 +59,18 @@ def spec_of(inputs, **options):
     )
 
 
+def kernels(spec, config=None):
+    """Returns the Triton implementation as a function of the arrays."""
+
+    def run(q, k, v, *others):
+        count = 2 if spec.bidirectional else 1
+        log_decays, [state] = others[:count], others[count:] or [None]
+        result = pallas_triton.run(spec, q, k, v, log_decays, state, config=config)
+        return result if spec.return_final_state else result[0]
+
+    return run
+
+
 def both(run):
     """Output and gradients of both directions."""
 
@@ -110,12 +122,11 @@ def check_single(run, inputs, label, reverse):
 def check_config(config, inputs, label):
     """Checks a tiling in both directions at once, and in each from a state."""
     spec = spec_of(inputs, bidirectional=True)
-    check_both(lambda *x: pallas_triton.bidirectional_gla(spec, *x, config=config), inputs, label)
+    check_both(kernels(spec, config), inputs, label)
     for reverse in (False, True):
         options = {"reverse": reverse, "has_initial_state": True, "return_final_state": True}
         spec = spec_of(inputs, **options)
-        run = functools.partial(pallas_triton.gla, spec, config=config)
-        check_single(run, inputs, f"{label} reverse={reverse}", reverse)
+        check_single(kernels(spec, config), inputs, f"{label} reverse={reverse}", reverse)
 
 
 def uniform(**options):
@@ -131,7 +142,7 @@ def test_interpreted_both_directions():
     inputs = make(1, 37, 2, 16, 16, gates="mixed", dtype="bfloat16")
     spec = spec_of(inputs, bidirectional=True)
     with interpret():
-        actual = both(functools.partial(pallas_triton.bidirectional_gla, spec))(inputs)
+        actual = both(kernels(spec))(inputs)
     expected = both(functools.partial(bidirectional_gla, implementation="reference"))(
         widened(inputs)
     )
@@ -143,8 +154,7 @@ def test_interpreted_segments_odd_widths_and_states():
     options = {"reverse": True, "has_initial_state": True, "return_final_state": True}
     config = uniform(segments=2, value_block=16)
     with interpret():
-        run = functools.partial(pallas_triton.gla, spec_of(inputs, **options), config=config)
-        actual = single(run)(inputs)
+        actual = single(kernels(spec_of(inputs, **options), config))(inputs)
 
     def reference(q, k, v, log_decay, state):
         options = {"initial_state": state, "reverse": True, "return_final_state": True}

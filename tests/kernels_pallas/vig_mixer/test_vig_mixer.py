@@ -77,7 +77,7 @@ def spec_of(shape, dtype, activation=None, rank=16):
 
 def kernels(spec, config=None):
     """Returns the Triton implementation as a function of the arrays."""
-    return lambda *arrays: pallas_triton.vig_mixer(spec, MixerInputs(*arrays), config=config)
+    return lambda *arrays: pallas_triton.run(spec, MixerInputs(*arrays), config=config)
 
 
 def with_gradients(run):
