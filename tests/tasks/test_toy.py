@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +13,8 @@ import chex
 import numpy as np
 import pytest
 
+from kernels_pallas.testing import rms_relative_error
 from tests.tasks import toy
-from tests.train.test_run import at_step
 from vig_jax.cli.main import main
 from vig_jax.config import parse
 from vig_jax.errors import ConfigError
@@ -39,38 +41,74 @@ def whole(tmp_path_factory):
 def test_trains(whole):
     records = lines(whole)
     losses = [record["train/loss"] for record in records if "train/loss" in record]
-    assert len(losses) == 6
+    assert len(losses) == 12
     assert losses[-1] < losses[0]
     assert all("train/pixel_accuracy" in r for r in records if "train/loss" in r)
     assert records[-1]["eval/average_precision"] > 0.5  # a seventh of the pixels are in squares
     assert not (whole / "first_batch.png").exists()  # the task has no preview
     ema, raw = (
-        load_for_inference(whole / "checkpoints" / "6", ema=e).variables for e in (True, False)
+        load_for_inference(whole / "checkpoints" / "12", ema=e).variables for e in (True, False)
     )
     assert ema.keys() == raw.keys() == {"params", "batch_stats"}
     mean = [x["batch_stats"]["BatchNorm_0"]["mean"] for x in (ema, raw)]
     assert (np.asarray(mean[0]) != np.asarray(mean[1])).all()
 
 
-def test_train_py_resumes_to_the_bit(whole, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        at_step(patch, 4, lambda: signal.raise_signal(signal.SIGTERM))
-        run(parse(toy.page()), tmp_path)
+def train_py(workdir, *options, **environment):
     page = ROOT / "tests" / "tasks" / "toy_page.py"
-    command = [sys.executable, "train.py", f"--config={page}", f"--workdir={tmp_path}"]
-    done = subprocess.run(
-        command, cwd=ROOT, env={**os.environ}, capture_output=True, text=True, check=False
+    return subprocess.Popen(
+        [sys.executable, "train.py", f"--config={page}", f"--workdir={workdir}", *options],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
-    assert done.returncode == 0, done.stderr
-    assert "resuming from the checkpoint of step 4 of 6" in done.stderr
-    assert "24 images to train on, 10 to evaluate, one kind of square" in done.stderr
+
+
+def check_equal(workdir, whole):
     for ema in (False, True):
         ours, theirs = (
-            load_for_inference(d / "checkpoints" / "6", ema=ema).variables
-            for d in (tmp_path, whole)
+            load_for_inference(d / "checkpoints" / "12", ema=ema).variables
+            for d in (workdir, whole)
         )
         chex.assert_trees_all_equal(ours, theirs)
-    assert lines(tmp_path) == lines(whole)
+    assert lines(workdir) == lines(whole)
+
+
+def test_killed_run_resumes_to_the_bit(whole, tmp_path):
+    killed = train_py(tmp_path, SQUARES_KILL_AT="85")  # in the 11th batch, read ahead
+    printed, _ = killed.communicate()
+    assert killed.returncode == -signal.SIGKILL, printed
+    resumed = train_py(tmp_path)
+    printed, _ = resumed.communicate()
+    assert resumed.returncode == 0, printed
+    assert re.search(r"resuming from the checkpoint of step [2-8] of 12", printed)
+    assert "24 images to train on, 10 to evaluate, one kind of square" in printed
+    check_equal(tmp_path, whole)
+
+
+@pytest.mark.multidevice
+def test_two_processes_evaluate_every_image_once(whole, tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    pair = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": "2"}
+    processes = [
+        train_py(tmp_path, "--distributed", JAX_PROCESS_ID=number, **pair) for number in ("0", "1")
+    ]
+    for process in processes:
+        printed, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, printed
+    with np.load(tmp_path / toy.RESULTS) as two, np.load(whole / toy.RESULTS) as one:
+        np.testing.assert_array_equal(two["index"], np.arange(10))
+        np.testing.assert_array_equal(two["mask"], one["mask"])
+        # Adam amplifies rounding: its first updates are the signs of the gradients.
+        assert rms_relative_error(two["logits"], one["logits"]) < 0.05
+    for ours, theirs in zip(lines(tmp_path), lines(whole), strict=True):
+        assert ours["step"] == theirs["step"]
+        if "train/loss" in ours and ours["step"] <= 3:
+            assert ours["train/loss"] == pytest.approx(theirs["train/loss"], rel=1e-4)
 
 
 def test_commands(whole, tmp_path, capsys):

@@ -6,6 +6,9 @@ pixels, needs every prediction on the host. It is registered on import, as a use
 
 import dataclasses
 import functools
+import itertools
+import os
+import signal
 
 import flax.linen as nn
 import jax
@@ -34,10 +37,16 @@ class SquaresConfig(TaskConfig):
 
 
 class Squares:
-    """Noisy images, each with one bright square of 3 x 3 pixels."""
+    """Noisy images, each with one bright square of 3 x 3 pixels.
+
+    If the environment variable SQUARES_KILL_AT is n, reading the n-th training image kills the
+    process, as a machine that loses power would.
+    """
 
     def __init__(self, split):
         self.split = split
+        self.kill_at = int(os.environ.get("SQUARES_KILL_AT", 0)) if split == "train" else 0
+        self.reads = itertools.count(1)
 
     @property
     def info(self):
@@ -47,6 +56,8 @@ class Squares:
         return 24 if self.split == "train" else 10
 
     def __getitem__(self, index):
+        if next(self.reads) == self.kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
         rng = np.random.default_rng([index, self.split == "train"])
         image = rng.integers(0, 160, (SIDE, SIDE, 3)).astype(np.uint8)
         mask = np.zeros((SIDE, SIDE), np.int32)
@@ -155,7 +166,7 @@ register_dataset("squares", lambda data, split: Squares(split))
 
 @functools.cache
 def page():
-    """Returns the settings of a run of 6 updates."""
+    """Returns the settings of a run of 12 updates."""
     from vig_jax.config import recipes
 
     values = recipes.imagenet()
@@ -163,9 +174,10 @@ def page():
     values.task.width = 6
     values.data.source = "squares"
     values.data.workers = 0
+    values.train.eval_every_epochs = 2
     values.optimizer.update(base_lr=0.05, lr_batch=8, warmup_epochs=0.0)
     values.train.update(
-        batch_size=8, epochs=2, ema_decay=0.5, log_every_steps=1, checkpoint_every_steps=0
+        batch_size=8, epochs=4, ema_decay=0.5, log_every_steps=1, checkpoint_every_steps=2
     )
     values.train.compilation_cache = ""
     return values
