@@ -143,7 +143,7 @@ class BatchIterator(Iterator[Batch]):
     """Iterator over batches that owns threads or processes until it is closed.
 
     Args:
-        batches: of Grain, without end.
+        batches: of Grain, at least `count`.
         count: the number of batches to return.
         shared: the batches come through shared memory.
     """
@@ -302,16 +302,18 @@ def _epoch_order(seed: int, epoch: int, length: int) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class _WithoutEnd:
-    """The batches, followed by empty ones, which only the prefetching reads.
+class _Padded:
+    """The batches, followed by an empty one for each worker.
 
-    At the end of a data set, Grain's threads keep an exception that keeps the newest batch.
+    At the end of the data, Grain's threads keep an exception whose frames keep the newest batch. An
+    empty batch has no shared memory.
     """
 
     batches: _TrainBatches | _EvalBatches
+    workers: int
 
     def __len__(self) -> int:
-        return sys.maxsize
+        return min(len(self.batches) + self.workers, sys.maxsize)
 
     def __getitem__(self, number: int) -> Batch:
         return self.batches[number] if number < len(self.batches) else {}
@@ -320,9 +322,9 @@ class _WithoutEnd:
 def _iterate(
     batches: _TrainBatches | _EvalBatches, workers: int, prefetch: int, room_for: int
 ) -> BatchIterator:
-    source = grain.MapDataset.source(_WithoutEnd(batches))
     # Grain's buffers count elements, and an element is a whole batch here.
     if workers == 0:
+        source = grain.MapDataset.source(batches)
         ready = max(1, prefetch)
         options = grain.ReadOptions(min(ready, cpu_count()), ready)
         return BatchIterator(iter(source.to_iter_dataset(options)), len(batches), shared=False)
@@ -333,6 +335,7 @@ def _iterate(
     _check_shared_memory(batches.share, workers, prefetch, count * room_for)
     if not flags.FLAGS.is_parsed():  # Grain reads its flags, also in programs without absl.app
         flags.FLAGS.mark_as_parsed()
+    source = grain.MapDataset.source(_Padded(batches, workers))
     per_process = (
         source.to_iter_dataset(grain.ReadOptions(0, 0))
         .mp_prefetch(grain.MultiprocessingOptions(workers, buffer), worker_init_fn=_start_worker)
