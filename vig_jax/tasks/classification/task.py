@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
+from vig_jax.augment.color_jitter import color_jitter
+from vig_jax.augment.erasing import erase
 from vig_jax.augment.mixup import mix_images, mix_targets
-from vig_jax.augment.rand_augment import color_jitter, erase, mean_color, rand_augment
+from vig_jax.augment.rand_augment import mean_color, rand_augment
 from vig_jax.config import DataConfig
 from vig_jax.layers.pixels import normalise
 from vig_jax.sharding.mesh import smallest_batch
@@ -88,7 +90,7 @@ def augment(
     """
     change_key, erase_key = jax.random.split(key)
     if data.rand_augment_layers:
-        images = rand_augment(
+        images, _ = rand_augment(
             change_key,
             images,
             layers=data.rand_augment_layers,
