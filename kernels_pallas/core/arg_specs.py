@@ -31,6 +31,7 @@ class Case:
         kwargs: The other arguments.
         draws: How values of arguments are drawn; standard normal where an argument is missing.
         tags: Such as MODEL.
+        batched: Names of the arrays whose first axis is the batch; the first array's if empty.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Case:
     kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     draws: Mapping[str, Draw] = dataclasses.field(default_factory=dict)
     tags: frozenset[str] = frozenset()
+    batched: frozenset[str] = frozenset()
 
     @property
     def dtype(self) -> np.dtype:
@@ -50,9 +52,25 @@ class Case:
         return sum(math.prod(x.shape) * x.dtype.itemsize for x in self.args.values())
 
     def astype(self, dtype: str) -> "Case":
-        """Returns the case with another type for the first array and all others of its type."""
+        """Returns the case with another type for the first array and all others of its type.
+
+        float64 is for all arrays: narrower weights would limit the accuracy.
+        """
         args = {
-            name: jax.ShapeDtypeStruct(x.shape, dtype) if x.dtype == self.dtype else x
+            name: jax.ShapeDtypeStruct(x.shape, dtype)
+            if x.dtype == self.dtype or dtype == "float64"
+            else x
+            for name, x in self.args.items()
+        }
+        return dataclasses.replace(self, args=args)
+
+    def with_batch(self, most: int) -> "Case":
+        """Returns the case with a batch of at most this size."""
+        batched = self.batched or {next(iter(self.args))}
+        args = {
+            name: jax.ShapeDtypeStruct((min(most, x.shape[0]), *x.shape[1:]), x.dtype)
+            if name in batched and x.shape
+            else x
             for name, x in self.args.items()
         }
         return dataclasses.replace(self, args=args)

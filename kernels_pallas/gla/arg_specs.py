@@ -84,7 +84,8 @@ def _cases(op: str) -> tuple[Case, ...]:
             args |= {name: jax.ShapeDtypeStruct(keys, "bfloat16") for name in decays}
             tags = frozenset({MODEL} if workload.name.startswith(("vig_", "lm_")) else ())
             draws = dict.fromkeys(decays, _log_decays)
-            cases.append(Case(workload.name, args, draws=draws, tags=tags))
+            batched = frozenset(args)
+            cases.append(Case(workload.name, args, draws=draws, tags=tags, batched=batched))
     return tuple(cases)
 
 

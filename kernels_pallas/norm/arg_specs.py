@@ -42,7 +42,8 @@ def _residual(
     if keep:
         args["keep"] = Array(shape[:1], "float32")
     kwargs = {"kind": kind, "epsilon": _EPSILON}
-    return Case(name, args, kwargs, {**_DRAWS, "keep": _keep}, frozenset(tags))
+    batched = frozenset({"x", "branch", "keep"})
+    return Case(name, args, kwargs, {**_DRAWS, "keep": _keep}, frozenset(tags), batched)
 
 
 NORM_CASES = (

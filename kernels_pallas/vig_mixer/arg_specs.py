@@ -28,7 +28,9 @@ def _case(workload: Workload, rank: int = 16) -> Case:
     scale = normal(0.3, mean=1.0)
     draws = {"scan_scale": scale, "local_scale": scale}
     draws |= {"decay_kernel": _weights, "out_kernel": _weights}
-    return Case(workload.name, args, {"heads": workload.heads}, draws, frozenset({MODEL}))
+    kwargs = {"heads": workload.heads}
+    batched = frozenset({"projected", "local"})
+    return Case(workload.name, args, kwargs, draws, frozenset({MODEL}), batched)
 
 
 CASES = tuple(

@@ -1,0 +1,317 @@
+"""The base class of operator tests: the cases and the checks that all operators share."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kernels_pallas.core.accuracy import rms_relative_error
+from kernels_pallas.core.arg_specs import MODEL, Case
+from kernels_pallas.core.dispatch import Call, observe
+from kernels_pallas.core.launch import interpret
+from kernels_pallas.operators import OPERATORS
+from kernels_pallas.testing.launches import launches
+from kernels_pallas.testing.tolerances import TOLERANCES
+
+on_gpu = pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs a CUDA GPU")
+"""Skips a test on machines without a GPU; such tests are marked `gpu` too."""
+
+Run = Callable[..., Any]
+
+
+class OpTest:
+    """Tests of one operator, made from its `arg_specs`.
+
+    A subclass names the operator and says what differs. Everything is compared with the operator's
+    reference in float64, and the reference with `formula`.
+
+    Attributes:
+        op: The operator's name.
+        backend: The implementation in kernels that is tested.
+        portable: The implementations that are tested besides, on this machine.
+        exact: Outputs must be equal to those of the reference.
+        twice: The operator with kernels can be differentiated twice.
+        forward_launches: Kernels that a call without derivatives launches.
+        gradient_launches: Kernels that a call with gradients launches.
+        remat_launches: Kernels that a call with gradients launches under `jax.checkpoint`.
+    """
+
+    op: ClassVar[str]
+    backend: ClassVar[str] = "pallas_triton"
+    portable: ClassVar[Sequence[str]] = ("xla",)
+    exact: ClassVar[bool] = False
+    twice: ClassVar[bool] = False
+    forward_launches: ClassVar[Sequence[str]]
+    gradient_launches: ClassVar[Sequence[str]]
+    remat_launches: ClassVar[Sequence[str]]
+
+    def formula(self, case: Case, *arrays: np.ndarray) -> Any:
+        """Computes the output in numpy's float64 by the definition.
+
+        Args:
+            case: The call.
+            *arrays: Its arrays in float64.
+        """
+        raise NotImplementedError
+
+    @property
+    def function(self) -> Run:
+        """Returns the operator."""
+        return OPERATORS[self.op].function
+
+    def cases(self, *, model: bool) -> list[Case]:
+        """Returns the models' cases, or the small ones."""
+        return [case for case in OPERATORS[self.op].cases if (MODEL in case.tags) == model]
+
+    def call(self, case: Case) -> Call:
+        """Returns what implementations see of a case."""
+        with jax.enable_x64(case.dtype == np.float64):
+            return observe(case.bind(self.function), *case.args.values())
+
+    def served(self, cases: Iterable[Case]) -> list[Case]:
+        """Returns the cases that the kernels serve."""
+        found = []
+        for case in cases:
+            call = self.call(case)
+            if call.table[self.backend].supports(call.spec, None) is None:
+                found.append(case)
+        return found
+
+    def pytest_generate_tests(self, metafunc: Any) -> None:
+        """Parametrizes the tests that take a case or an implementation."""
+        small, model = self.cases(model=False), self.cases(model=True)
+        first = small[0]
+        narrow_and_wide = [*small, small[0].astype("float32")]
+        cases: Mapping[str, list[Case]] = {
+            "test_formula": small,
+            "test_portable": [*small, *map(first.astype, ("float64", "float32", "float16"))],
+            "test_interpreted": self.served(narrow_and_wide),
+            "test_lowers_for_cuda": self.served([*model, model[0].astype("float32")]),
+            "test_lowers_for_cuda_with_64_bits": self.served([first, first.astype("float32")])[:2]
+            or self.served(small)[:1],
+            "test_on_gpu": self.served(
+                [*small, *model, *(case.astype("float32") for case in (*small, *model))]
+            ),
+        }
+        if "case" in metafunc.fixturenames:
+            by_key = {_key(case): case for case in cases[metafunc.function.__name__]}
+            metafunc.parametrize("case", by_key.values(), ids=by_key)
+        if "implementation" in metafunc.fixturenames:
+            metafunc.parametrize("implementation", self.portable)
+
+    # The reference, and implementations on this machine.
+
+    def test_formula(self, case: Case) -> None:
+        """Compares the reference with the formula, both in float64."""
+        wide = case.astype("float64")
+        with jax.enable_x64(True):
+            arrays = tuple(x.astype("float64") for x in wide.arrays())
+            actual = jax.jit(wide.bind(self.function, implementation="reference"))(*arrays)
+            expected = self.formula(case, *map(np.asarray, arrays))
+        self.compare(jax.tree.leaves(actual), jax.tree.leaves(expected), 1e-12, "output")
+
+    def test_portable(self, case: Case, implementation: str) -> None:
+        """Compares values and gradients of an implementation in plain JAX."""
+        with jax.enable_x64(case.dtype == np.float64):
+            self.check(case, case.bind(self.function, implementation=implementation))
+
+    # Kernels.
+
+    def test_interpreted(self, case: Case) -> None:
+        """Compares values and gradients of interpreted kernels.
+
+        What they read or write outside of an array is NaN.
+        """
+        with interpret():
+            self.check(case, case.bind(self.function, implementation=self.backend))
+
+    def test_vmap(self) -> None:
+        """Compares values and gradients of interpreted kernels under vmap.
+
+        The first array is mapped, the others are not.
+        """
+        case = self.served(self.cases(model=False))[0]
+        arrays, cotangents = self.inputs(case)
+        first = jnp.stack([arrays[0], arrays[0][::-1]])
+        cotangents = jax.tree.map(lambda x: jnp.stack([x, x]), cotangents)
+        run = with_gradients(case.bind(self.function, implementation=self.backend))
+        axes = ((0, *(None for _ in arrays[1:])), 0)
+        with interpret():
+            outs, grads = jax.jit(jax.vmap(run, axes))((first, *arrays[1:]), cotangents)
+        for i in range(2):
+            results = jax.tree.map(lambda x: x[i], (cotangents, outs, grads))  # noqa: B023
+            expected = self.expected(case, (first[i], *arrays[1:]), results[0])
+            self.compare_results(case, expected, *results[1:])
+
+    def test_lowers_for_cuda(self, case: Case) -> None:
+        """Lowers a call of a model, and its gradients."""
+        self.lower(case)
+
+    def test_lowers_for_cuda_with_64_bits(self, case: Case) -> None:
+        """Lowers narrow inputs where Python's integers are 64-bit; those of kernels are not."""
+        with jax.enable_x64(True):
+            self.lower(case)
+
+    def test_launches(self) -> None:
+        """Counts the kernels of a call, with and without gradients, and under jax.checkpoint."""
+        case = self.served(self.cases(model=False))[0]
+        run = case.bind(self.function, implementation=self.backend)
+        arrays = tuple(case.args.values())
+        cotangents = jax.eval_shape(run, *arrays)
+        counts = [
+            launches(run, *arrays),
+            launches(with_gradients(run), arrays, cotangents),
+            launches(with_gradients(jax.checkpoint(run)), arrays, cotangents),
+        ]
+        expected = (self.forward_launches, self.gradient_launches, self.remat_launches)
+        assert counts == [Counter(names) for names in expected], counts
+
+    def test_the_default_takes_the_kernels_on_cuda_only(self) -> None:
+        """Lowers one trace for two platforms."""
+        case = self.served(self.cases(model=False))[0]
+        traced = jax.jit(case.bind(self.function)).trace(*case.args.values())
+        texts = [traced.lower(lowering_platforms=(p,)).as_text() for p in ("cuda", "cpu")]
+        assert ["triton" in text for text in texts] == [True, False]
+
+    def test_a_second_derivative_is_refused(self) -> None:
+        """Differentiates twice: the message names an implementation that allows it."""
+        case = self.served(self.cases(model=False))[0]
+        arrays = tuple(case.args.values())
+        further = case.bind(self.function, implementation=self.portable[0])
+        expected = jax.eval_shape(second_derivative(further), *arrays)
+        twice = second_derivative(case.bind(self.function))
+        if self.twice:
+            assert jax.eval_shape(twice, *arrays) == expected
+        else:
+            with pytest.raises(
+                NotImplementedError, match=f"once, in reverse mode.*'{self.portable[0]}'"
+            ):
+                jax.eval_shape(twice, *arrays)
+
+    @on_gpu
+    @pytest.mark.gpu
+    def test_on_gpu(self, case: Case) -> None:
+        """Compares values and gradients of compiled kernels."""
+        case = case.with_batch(16)
+        self.check(case, case.bind(self.function, implementation=self.backend))
+
+    @on_gpu
+    @pytest.mark.gpu
+    def test_transformations_on_gpu(self) -> None:
+        """Runs again, under jax.checkpoint and under vmap: the results are equal to the bit."""
+        case = self.served(self.cases(model=True))[0].with_batch(6)
+        run = case.bind(self.function, implementation=self.backend)
+        inputs = self.inputs(case)
+        expected = jax.jit(with_gradients(run))(*inputs)
+        for again in (run, jax.checkpoint(run)):
+            actual = jax.jit(with_gradients(again))(*inputs)
+            jax.tree.map(np.testing.assert_array_equal, actual, expected)
+        stacked = jax.tree.map(lambda x: jnp.stack([x, x[::-1]]), inputs)
+        mapped = jax.jit(jax.vmap(with_gradients(run)))(*stacked)
+        jax.tree.map(lambda x, y: np.testing.assert_array_equal(x[0], y), mapped, expected)
+
+    # Helpers.
+
+    @property
+    def _forward_differs(self) -> bool:
+        return not set(self.forward_launches) <= set(self.gradient_launches)
+
+    def inputs(self, case: Case) -> tuple[tuple[jax.Array, ...], Any]:
+        """Draws the arrays of a case and cotangents of its results."""
+        arrays = case.arrays(seed=len(case.name))
+        outs = jax.eval_shape(case.bind(self.function, implementation="reference"), *arrays)
+        generator = np.random.default_rng(1)
+        return arrays, jax.tree.map(
+            lambda out: jnp.asarray(generator.standard_normal(out.shape), out.dtype), outs
+        )
+
+    def check(self, case: Case, run: Run) -> None:
+        """Compares results alone, and results with gradients, with the reference in float64."""
+        arrays, cotangents = self.inputs(case)
+        key = (self.op, _key(case), str(case.args))
+        if key not in _expected:
+            _expected[key] = self.expected(case, arrays, cotangents)
+        outs, grads = jax.jit(with_gradients(run))(arrays, cotangents)
+        self.compare_results(case, _expected[key], outs, grads)
+        if self._forward_differs:
+            out = jax.jit(run)(*arrays)  # other kernels compute it
+            self.compare_results(case, _expected[key], out, grads)
+
+    def expected(self, case: Case, arrays: Sequence[jax.Array], cotangents: Any) -> Any:
+        """Computes results and gradients by the reference in float64."""
+        with jax.enable_x64(True):
+            wide = jax.tree.map(
+                lambda x: jnp.asarray(np.asarray(x, np.float64)), (tuple(arrays), cotangents)
+            )
+            key = (self.op, str(case.args))
+            if key not in _references:
+                run = case.bind(self.function, implementation="reference")
+                _references[key] = jax.jit(with_gradients(run))
+            return jax.tree.map(np.asarray, _references[key](*wide))
+
+    def compare_results(self, case: Case, expected: Any, outs: Any, grads: Any) -> None:
+        """Compares results and gradients with those that are expected."""
+        tolerance = TOLERANCES[case.dtype.name]
+        outs = jax.tree.leaves(outs)
+        assert all(out.dtype == case.dtype for out in outs), "the type of an output"
+        types = [(x.dtype, x.shape) for x in case.args.values()]
+        assert [(x.dtype, x.shape) for x in grads] == types, "types and shapes of gradients"
+        allowed = 0.0 if self.exact else tolerance.forward
+        self.compare(outs, jax.tree.leaves(expected[0]), allowed, "output")
+        self.compare(grads, expected[1], tolerance.gradient, "gradient")
+
+    def compare(
+        self, actual: Sequence[Any], expected: Sequence[Any], allowed: float, what: str
+    ) -> None:
+        """Compares arrays by their RMS relative error."""
+        for i, (mine, right) in enumerate(zip(actual, expected, strict=True)):
+            error = rms_relative_error(mine, right)
+            assert error <= allowed, f"{what} {i} is off by {error:.1e}, allowed {allowed:.0e}"
+
+    def lower(self, case: Case) -> None:
+        """Lowers a call with and without gradients for CUDA."""
+        run = case.bind(self.function, implementation=self.backend)
+        arrays = tuple(case.args.values())
+
+        def both(arrays, cotangents):
+            results = with_gradients(run)(arrays, cotangents)
+            return (results, run(*arrays)) if self._forward_differs else results
+
+        traced = jax.jit(both).trace(arrays, jax.eval_shape(run, *arrays))
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+        kernels = {*self.forward_launches, *self.gradient_launches}
+        assert text.count("triton") >= len(kernels), "kernels in the program"
+
+
+def with_gradients(run: Run) -> Run:
+    """Makes a function of arrays and cotangents that returns results and gradients."""
+
+    def call(arrays: Sequence[jax.Array], cotangents: Any) -> tuple[Any, Any]:
+        outs, pullback = jax.vjp(run, *arrays)
+        return outs, pullback(cotangents)
+
+    return call
+
+
+def second_derivative(run: Run) -> Run:
+    """Makes the derivative of the squared gradient by the first array."""
+
+    def squares(function: Run) -> Run:
+        return lambda *arrays: sum(
+            jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(function(*arrays))
+        )
+
+    return jax.grad(squares(jax.grad(squares(run))))
+
+
+def _key(case: Case) -> str:
+    return f"{case.name}-{case.dtype}"
+
+
+_references: dict[tuple[str, str], Run] = {}
+_expected: dict[tuple[str, str, str], Any] = {}
+"""Results of the reference, which several tests of a case share."""
