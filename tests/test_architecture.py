@@ -110,3 +110,78 @@ def test_no_foreign_framework_at_run_time(folder):
 
 def test_train_py_is_a_door():
     assert len((ROOT / "train.py").read_text().splitlines()) <= 60
+
+
+# Rooms of kernels_pallas, and the other rooms that each may import.
+_OPERATORS = (
+    *("depthwise_conv", "gla", "im2col", "linear_swiglu", "norm", "swiglu", "swiglu_mlp"),
+    "vig_mixer",
+)
+KERNEL_ROOMS = {
+    "core": (),
+    **dict.fromkeys(_OPERATORS, ("core",)),
+    "linear_swiglu": ("core", "swiglu"),
+    "swiglu_mlp": ("core", "swiglu", "linear_swiglu"),
+    "vig_mixer": ("core", "gla"),
+    "operators": ("core", "", *_OPERATORS),
+    "autotune": ("core", "operators"),
+    "testing": ("core", "operators", *_OPERATORS),
+    "benchmarks": ("core", "operators", "autotune", "testing", *_OPERATORS),
+    "": ("autotune", *_OPERATORS),  # the package itself
+}
+# The modules of another operator's kernels that an operator may use.
+INTERNAL_INTERFACES = {
+    ("vig_mixer", "gla"): {"pallas_triton", "pallas_triton.scan", "pallas_triton.config"},
+    ("linear_swiglu", "swiglu"): {"pallas_triton"},
+    ("swiglu_mlp", "swiglu"): {"pallas_triton", "pallas_triton.kernels"},
+    ("swiglu_mlp", "linear_swiglu"): {"pallas_triton"},
+}
+
+
+def kernel_modules() -> dict[str, Path]:
+    files = python_files("kernels_pallas")
+    names = (".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files)
+    return {name.removesuffix(".__init__"): file for name, file in zip(names, files, strict=True)}
+
+
+def kernel_imports() -> list[tuple[str, str, str]]:
+    """Returns (room, imported room, module within it) of all imports between rooms."""
+    modules = kernel_modules()
+    found = []
+    for name, file in modules.items():
+        room = [*name.split("."), ""][1]
+        for other in imports(file) & set(modules):
+            _, other_room, *inner = [*other.split("."), ""]
+            if other_room != room:
+                found.append((room, other_room, ".".join(filter(None, inner))))
+    return found
+
+
+def test_rooms_of_kernels_import_one_way():
+    found = kernel_imports()
+    assert {room for room, _, _ in found} <= set(KERNEL_ROOMS)
+    for room, other, module in found:
+        if other == "" and room != "operators":
+            continue  # `from kernels_pallas import room` names the package too
+        assert other in KERNEL_ROOMS[room], f"kernels_pallas.{room} imports {other}.{module}"
+
+
+def test_operators_use_declared_interfaces_of_each_other():
+    for room, other, module in kernel_imports():
+        if room in _OPERATORS and other in _OPERATORS and module.startswith("pallas_"):
+            allowed = INTERNAL_INTERFACES[room, other]
+            assert module in allowed, f"kernels_pallas.{room} imports {other}.{module}"
+
+
+def test_only_core_knows_the_backends_of_pallas():
+    for name, file in kernel_modules().items():
+        for imported in imports(file):
+            if imported.startswith("jax.experimental.pallas."):
+                assert name.startswith("kernels_pallas.core."), f"{file} imports {imported}"
+
+
+def test_no_tests_or_benchmarks_of_kernels_at_run_time():
+    for file in python_files("vig_jax"):
+        for name in imports(file):
+            unwanted = name.startswith(("kernels_pallas.testing", "kernels_pallas.benchmarks"))
+            assert not unwanted, f"{file} imports {name}"

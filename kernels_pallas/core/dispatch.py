@@ -133,7 +133,7 @@ def observe(run: Callable[..., Any], *arguments: Any) -> Call:
     raise ValueError("the function calls no operator of kernels_pallas")
 
 
-def implementations(modules: Mapping[str, Any], op: str = "run") -> dict[str, Implementation]:
+def implementations(modules: Mapping[str, Any]) -> dict[str, Implementation]:
     """Makes the table of an operator's implementations, best first.
 
     Each is compiled by spec and config: a call outside of `jax.jit` compiles once, and equal layers
@@ -141,13 +141,12 @@ def implementations(modules: Mapping[str, Any], op: str = "run") -> dict[str, Im
 
     Args:
         modules: The implementations' modules (see `Module` and `Backend`) by name.
-        op: Name of the function in each module that computes the operator.
     """
     table = {}
     for name, module in modules.items():
         config_type = getattr(module, "Config", None)
         static = ("config",) if config_type else ()
-        run = jax.jit(getattr(module, op), static_argnums=0, static_argnames=static)
+        run = jax.jit(module.run, static_argnums=0, static_argnames=static)
         platforms = module.PLATFORMS
         table[name] = Implementation(name, module.supports, run, platforms, config_type, module)
     return table
