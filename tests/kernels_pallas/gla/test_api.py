@@ -108,7 +108,7 @@ def test_a_promise_of_mild_decays_changes_nothing_that_keeps_it():
         assert error <= TOLERANCES["float32"].forward, implementation
 
 
-def test_a_broken_promise_is_told_where_values_are_checked(monkeypatch):
+def test_a_broken_promise_raises_where_values_are_checked(monkeypatch):
     inputs = random_inputs(0, batch=1, tokens=9, heads=1, key_width=4, value_width=4, gates="mild")
     with pytest.raises(ValueError, match="at most 0"):
         bidirectional_gla(*inputs[:5], min_log_decay=0.5)
