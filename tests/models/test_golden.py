@@ -22,8 +22,7 @@ HIERARCHICAL = ("hier_a", "hier_b", "hier_x", "hier_eps", "hier_fmt")
 SMALL = PLAIN + HIERARCHICAL
 EVALUATED = ("plain_t", "plain_s", "plain_x", "hier_a")  # training is tested for all of them
 slow = functools.partial(pytest.param, marks=pytest.mark.slow)
-# The larger hierarchical models only repeat what vig_h_t has; they take minutes.
-FULL = ("vig_t", "vig_s", "vig_b", "vig_h_t")
+FULL = ("vig_t", "vig_s", "vig_b", "vig_h_t", "vig_h_s", "vig_h_b")
 # Largest difference over largest magnitude, by the dtype of the computation.
 LOGITS = {"float32": 1e-5, "float64": 1e-9}
 GRADIENTS = {"float32": 1e-4, "float64": 1e-7}  # the stored gradients are rounded to float32
@@ -38,13 +37,13 @@ def dtype(request):
         yield request.param
 
 
-def build(name: str, merge_scale: float, dtype: str):
-    """The model, its variables in `dtype`, and the golden case."""
+def build(name: str, merge_scale: float, dtype: str, **settings):
+    """Returns the model, its variables in `dtype`, and the golden case."""
     case, arrays = golden.load(FOLDER, name)
     plain = not name.startswith(("hier", "vig_h"))
-    settings = {"merge_scale": merge_scale} if plain else {}
+    settings |= {"merge_scale": merge_scale} if plain else {}
     if name in HIERARCHICAL or (name in FULL and name != "vig_t"):
-        settings["gla_implementation"] = "reference"  # compiles fastest
+        settings.setdefault("gla_implementation", "reference")  # compiles fastest
     if name in FULL:
         keys, multipliers = [(key, shape) for key, shape, *_ in case["keys"]], {}
         variant = name
@@ -86,7 +85,7 @@ def test_evaluation_logits(name, dtype):
         assert golden.relative_error(logits, expected) < LOGITS[dtype], tag
 
 
-@pytest.mark.parametrize("name", ["vig_h_t", slow("vig_t"), slow("vig_s"), slow("vig_b")])
+@pytest.mark.parametrize("name", ["vig_h_t", *(slow(name) for name in FULL if name != "vig_h_t")])
 def test_full_size_logits(name):
     model, variables, _, arrays = build(name, UPSTREAM_EVAL, "float32")
     images = golden.images(name, "native", (2, 3, 224, 224))

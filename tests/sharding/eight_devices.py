@@ -93,6 +93,13 @@ def check_steps():
         assert np.mean(np.abs(a - b)) < 1e-4
 
 
+def check_init():
+    """A task initialises its model with rows that the mesh can split."""
+    task = make_task(tiny_config())
+    with jax.set_mesh(make_mesh()):
+        jax.eval_shape(task.init, jax.random.key(0))
+
+
 def check_accumulation():
     one_device = jax.make_mesh(
         (1,), (DATA_AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:1]
@@ -177,6 +184,7 @@ def check_interpreted_kernels():
 check_placement()
 check_shard_kernel()
 check_interpreted_kernels()
+check_init()
 check_steps()
 check_accumulation()
 print("all equal")
