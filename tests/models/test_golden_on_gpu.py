@@ -11,7 +11,7 @@ from kernels_pallas.testing import launches, rms_relative_error
 from tests import golden
 from tests.models import test_golden as cases
 
-BFLOAT16_RMS = 3e-2  # of logits
+BFLOAT16_RATIO = 1.5  # of the errors of logits; up to 1.26 seen on an H200
 
 pytestmark = [
     pytest.mark.gpu,
@@ -39,9 +39,13 @@ def test_full_size_logits(name):
     )
     logits = jax.jit(model.apply)(variables, images)
     assert golden.relative_error(logits, expected) < cases.FULL_SIZE_LOGITS
-    narrow = jax.jit(model.clone(dtype=jnp.bfloat16).apply)(variables, images)
-    assert rms_relative_error(narrow, expected) < BFLOAT16_RMS
-    print(name, golden.relative_error(logits, expected), rms_relative_error(narrow, expected))
+    # bfloat16 loses digits in any implementation: the kernels may lose no more than XLA on a CPU.
+    narrow = model.clone(dtype=jnp.bfloat16)
+    errors = []
+    for device in (jax.local_devices()[0], jax.local_devices(backend="cpu")[0]):
+        placed = jax.device_put((variables, images), device)
+        errors.append(rms_relative_error(jax.jit(narrow.apply)(*placed), expected))
+    assert errors[0] < BFLOAT16_RATIO * errors[1], errors
 
 
 @pytest.mark.parametrize("name", ["plain_s", "hier_a", "vig_t", "vig_h_t"])
