@@ -95,7 +95,7 @@ def check_steps():
 
 def check_init():
     """A task initialises its model with rows that the mesh can split."""
-    task = make_task(tiny_config())
+    task = make_task(tiny_config(), {}).task
     with jax.set_mesh(make_mesh()):
         jax.eval_shape(task.init, jax.random.key(0))
 

@@ -60,11 +60,12 @@ def evaluate(
                 outputs = jax.tree.map(_local_rows, outputs)
             states[name] = evaluation.update(states[name], outputs, batch)
 
-    for batch, on_devices in prefetch_to_device(batches, mesh, tuple(evaluation.batch_spec)):
-        on_batch(batch)
-        for name, variables in variable_sets.items():
-            in_flight.append((name, predict(variables, on_devices), batch))
-            finish(max_in_flight())
+    with jax.set_mesh(mesh):  # kernels are split over the ambient mesh
+        for batch, on_devices in prefetch_to_device(batches, mesh, tuple(evaluation.batch_spec)):
+            on_batch(batch)
+            for name, variables in variable_sets.items():
+                in_flight.append((name, predict(variables, on_devices), batch))
+                finish(max_in_flight())
     finish(0)
     if not evaluation.per_example:
         return jax.device_get(states)

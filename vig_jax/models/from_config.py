@@ -5,7 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from vig_jax.config import ModelConfig, RunConfig
-from vig_jax.models.variants import create_model, model_settings
+from vig_jax.models.variants import create_model
 from vig_jax.models.vig import ViG
 from vig_jax.models.vig_h import ViGH
 
@@ -26,8 +26,6 @@ def with_image_size(config: RunConfig) -> RunConfig:
     Nothing changes if `config.model.img_size` is set, or for models without a position embedding.
     """
     model, side = config.model, config.data.image_size
-    if model.img_size is not None or "img_size" not in model_settings(model.name):
-        return config
-    if create_model(model.name).img_size == side:  # type: ignore[attr-defined]
+    if model.img_size is not None or create_model(model.name).native_size in (None, side):
         return config
     return dataclasses.replace(config, model=dataclasses.replace(model, img_size=side))
