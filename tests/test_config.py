@@ -1,7 +1,19 @@
+import math
+import re
+import typing
+
 import pytest
 
 from configs import common
-from vig_jax.config import OptimizerConfig, RunConfig, parse, to_dict
+from vig_jax.config import (
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+    TrainConfig,
+    parse,
+    to_dict,
+)
 
 
 def test_defaults_parse_and_survive_json():
@@ -46,6 +58,18 @@ def test_heads_are_one_number_or_one_per_stage(value, parsed):
         ("data", "mean", (0.5,), r"config\.data\.mean .*3 numbers"),
         ("data", "mean", (0.5, "x", 0.5), r"config\.data\.mean\[1\] is 'x'"),
         ("data", "crop_scale", 0.5, r"config\.data\.crop_scale .*2 numbers"),
+        ("data", "crop_scale", (0.5, 0.2), r"crop_scale is \(0\.5, 0\.2\).*first .* not exceed"),
+        ("data", "crop_scale", (0.0, 0.2), r"crop_scale\[0\] is 0\.0; .* above 0 and at most 1"),
+        ("data", "std", (0.2, 0.0, 0.2), r"config\.data\.std\[1\] is 0\.0; it must be above 0"),
+        ("data", "hflip", 2.0, r"config\.data\.hflip is 2\.0; .* at least 0 and at most 1"),
+        ("data", "workers", -1, r"config\.data\.workers is -1; it must be at least 0"),
+        ("train", "ema_decay", 1.5, r"ema_decay is 1\.5; it must be at least 0 and below 1"),
+        ("train", "ema_decay", 1, r"ema_decay is 1\.0; it must be at least 0 and below 1"),
+        ("train", "batch_size", 0, r"config\.train\.batch_size is 0; it must be at least 1"),
+        ("optimizer", "base_lr", math.nan, r"base_lr is nan; it must be a finite number"),
+        ("optimizer", "clip_norm", math.inf, r"clip_norm is inf; it must be a finite number"),
+        ("model", "depths", (2, 0), r"config\.model\.depths\[1\] is 0; it must be at least 1"),
+        ("model", "drop_path_rate", 1.0, r"drop_path_rate is 1\.0; it must be .* below 1"),
     ],
 )
 def test_refuses(group, name, value, message):
@@ -63,3 +87,19 @@ def test_refuses_missing_and_misplaced_groups():
     values["train"] = 3
     with pytest.raises(ValueError, match=r"config\.train is 3; it must be a group"):
         parse(values)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_refuses_seeds_out_of_range(seed):
+    values = common.get_config().to_dict()
+    values["seed"] = seed
+    with pytest.raises(ValueError, match=r"config\.seed is .*; it must be at least 0 and at most"):
+        parse(values)
+
+
+def test_every_number_has_a_range():
+    """A new setting must state its range."""
+    for group in (ModelConfig, DataConfig, OptimizerConfig, TrainConfig):
+        for name, hint in typing.get_type_hints(group, include_extras=True).items():
+            if re.search(r"\b(int|float)\b", str(hint)):
+                assert "Bounds" in str(hint), f"{group.__name__}.{name}"

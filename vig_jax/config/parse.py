@@ -6,14 +6,15 @@ unknown, missing or of the wrong type is an error that names the key.
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from ml_collections import ConfigDict
 
-from vig_jax.config.schema import TASK_CONFIGS, RunConfig, TaskConfig
+from vig_jax.config.schema import TASK_CONFIGS, Ascending, Bounds, RunConfig, TaskConfig
 from vig_jax.errors import ConfigError
 
 T = TypeVar("T")
@@ -34,7 +35,7 @@ def parse(values: Mapping[str, Any] | ConfigDict) -> RunConfig:
 
 def _parse(values: Mapping[str, Any], kind: type[T], prefix: str) -> T:
     """Returns an instance of `kind` from the mapping at the dotted path `prefix`."""
-    hints = typing.get_type_hints(kind)
+    hints = typing.get_type_hints(kind, include_extras=True)
     optional = {
         field.name
         for field in dataclasses.fields(kind)  # type: ignore[arg-type]
@@ -61,7 +62,7 @@ def unknown_settings(values: Mapping[str, Any]) -> list[str]:
 
 
 def _unknown(values: Mapping[str, Any], kind: type, prefix: str) -> list[str]:
-    hints = typing.get_type_hints(kind)
+    hints = typing.get_type_hints(kind, include_extras=True)
     found = []
     for key, value in values.items():
         if key not in hints:
@@ -88,7 +89,13 @@ def _convert(value: Any, hint: Any, path: str) -> Any:
             raise ConfigError(f"{path} is {value!r}; it must be a group of settings")
         return _parse(value, _group(hint, value), path)
     origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is types.UnionType:
+    if origin is Annotated:
+        kind, *rules = args
+        converted = _convert(value, kind, path)
+        for rule in rules:
+            _check(converted, rule, path)
+        return converted
+    if origin in (types.UnionType, typing.Union):  # Annotated members make it typing.Union
         if value is None:
             return None
         members = [a for a in args if a is not types.NoneType]
@@ -111,8 +118,18 @@ def _convert(value: Any, hint: Any, path: str) -> Any:
         return tuple(_convert(v, a, f"{path}[{i}]") for i, (v, a) in enumerate(pairs))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{path} is {value}; it must be a finite number")
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise ConfigError(
             f"{path} is {value!r} ({type(value).__name__}); it must be {hint.__name__}"
         )
     return value
+
+
+def _check(value: Any, rule: Bounds | Ascending, path: str) -> None:
+    """Refuses a value that breaks a rule of the schema."""
+    if isinstance(rule, Bounds) and not rule.contains(value):
+        raise ConfigError(f"{path} is {value!r}; it must be {rule}")
+    if isinstance(rule, Ascending) and value[0] > value[1]:
+        raise ConfigError(f"{path} is {value!r}; its first number must not exceed its second")

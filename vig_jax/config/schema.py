@@ -6,7 +6,52 @@ get its default.
 """
 
 import dataclasses
-from typing import Literal
+import math
+from typing import Annotated, Literal
+
+
+@dataclasses.dataclass(frozen=True)
+class Bounds:
+    """The range of a number, checked by `vig_jax.config.parse`.
+
+    Attributes:
+        low: the smallest value.
+        high: the largest value.
+        above: the value must be greater than `low`, not equal to it.
+        below: the value must be less than `high`, not equal to it.
+    """
+
+    low: float | int
+    high: float | int = math.inf
+    above: bool = False
+    below: bool = False
+
+    def contains(self, value: float | int) -> bool:
+        """Returns whether a number is in the range; NaN never is."""
+        lower = value > self.low if self.above else value >= self.low
+        return lower and (value < self.high if self.below else value <= self.high)
+
+    def __str__(self) -> str:
+        lower = f"above {self.low:g}" if self.above else f"at least {self.low:g}"
+        if self.high == math.inf:
+            return lower
+        return f"{lower} and {'below' if self.below else 'at most'} {self.high:g}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Ascending:
+    """Marks a pair whose first number must not exceed its second."""
+
+
+Count = Annotated[int, Bounds(0)]
+PositiveInt = Annotated[int, Bounds(1)]
+Seed = Annotated[int, Bounds(0, 2**63 - 1)]
+NonNegative = Annotated[float, Bounds(0)]
+Positive = Annotated[float, Bounds(0, above=True)]
+Probability = Annotated[float, Bounds(0, 1)]
+Decay = Annotated[float, Bounds(0, 1, below=True)]  # of a moving average
+Fraction = Annotated[float, Bounds(0, 1, below=True)]  # less than all
+Share = Annotated[float, Bounds(0, 1, above=True)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,18 +59,18 @@ class ModelConfig:
     """The backbone and how it computes. `None` keeps the model's default."""
 
     name: str
-    num_classes: int | None  # None: the number of the data set's classes
-    img_size: int | None  # side in pixels that the position embedding is made for
-    patch_size: int | None
-    embed_dim: int | None  # plain models
-    depth: int | None
-    num_heads: int | tuple[int, ...] | None  # hierarchical: one per stage
-    drop_path_rate: float | None
+    num_classes: PositiveInt | None  # None: the number of the data set's classes
+    img_size: PositiveInt | None  # side in pixels that the position embedding is made for
+    patch_size: PositiveInt | None
+    embed_dim: PositiveInt | None  # plain models
+    depth: PositiveInt | None
+    num_heads: PositiveInt | tuple[PositiveInt, ...] | None  # hierarchical: one per stage
+    drop_path_rate: Fraction | None
     dtype: Literal["float32", "bfloat16"]  # of the computation; parameters are float32
     gla_implementation: str | None  # None: the fastest on the device
-    merge_scale: float | None = None  # on the sum of the two scan directions
-    embed_dims: tuple[int, ...] | None = None  # hierarchical models, one per stage
-    depths: tuple[int, ...] | None = None  # hierarchical models, one per stage
+    merge_scale: Positive | None = None  # on the sum of the two scan directions
+    embed_dims: tuple[PositiveInt, ...] | None = None  # hierarchical models, one per stage
+    depths: tuple[PositiveInt, ...] | None = None  # hierarchical models, one per stage
     remat: bool = False  # recompute blocks in the backward pass: less memory, more time
 
 
@@ -35,29 +80,30 @@ class DataConfig:
 
     source: str  # a name of vig_jax.data.datasets.registry
     path: str | None
-    image_size: int  # side of the square training and evaluation images, pixels
-    mean: tuple[float, float, float]  # red, green, blue, in units of [0, 1]
-    std: tuple[float, float, float]
+    image_size: PositiveInt  # side of the square training and evaluation images, pixels
+    mean: tuple[Probability, Probability, Probability]  # red, green, blue, in units of [0, 1]
+    std: tuple[Positive, Positive, Positive]
     crop: Literal["random_resized", "pad", "none"]
-    crop_scale: tuple[float, float]  # fraction of the area ("random_resized")
-    crop_ratio: tuple[float, float]  # width / height ("random_resized")
-    crop_padding: int  # pixels each side before the random crop ("pad")
-    hflip: float  # probability
-    crop_pct: float  # evaluation: image_size / resized shorter side
-    mixup_alpha: float  # 0: no mixup
-    cutmix_alpha: float  # 0: no CutMix
-    mixup_group: int  # images that share one draw of lambda
-    workers: int  # processes; 0: threads of this process
-    prefetch: int  # batches kept ready per worker
-    max_bad_images: int  # the run stops above this many undecodable images
+    # Of "random_resized": fraction of the area, and width / height.
+    crop_scale: Annotated[tuple[Share, Share], Ascending()]
+    crop_ratio: Annotated[tuple[Positive, Positive], Ascending()]
+    crop_padding: Count  # pixels each side before the random crop ("pad")
+    hflip: Probability
+    crop_pct: Share  # evaluation: image_size / resized shorter side
+    mixup_alpha: NonNegative  # 0: no mixup
+    cutmix_alpha: NonNegative  # 0: no CutMix
+    mixup_group: PositiveInt  # images that share one draw of lambda
+    workers: Count  # processes; 0: threads of this process
+    prefetch: Count  # batches kept ready per worker
+    max_bad_images: Count  # the run stops above this many undecodable images
     split: Literal["given", "stratified"] = "given"  # "stratified": held out here, per class
-    val_fraction: float = 0.0  # of each class ("stratified")
-    split_seed: int = 0  # of that draw; independent of the run's seed, so that runs can be compared
-    rand_augment_layers: int = 0  # operations per image, each with probability 1/2; 0: off
-    rand_augment_magnitude: float = 0.0  # mean, 0 to 10
-    rand_augment_std: float = 0.0  # standard deviation of the magnitude
-    color_jitter: float = 0.0  # without RandAugment: strength on brightness, contrast, saturation
-    erase_probability: float = 0.0  # of random erasing, per image
+    val_fraction: Fraction = 0.0  # of each class ("stratified")
+    split_seed: Seed = 0  # of that draw, not the run's seed: runs can be compared
+    rand_augment_layers: Count = 0  # operations per image, each with probability 1/2; 0: off
+    rand_augment_magnitude: Annotated[float, Bounds(0, 10)] = 0.0  # mean
+    rand_augment_std: NonNegative = 0.0  # standard deviation of the magnitude
+    color_jitter: Probability = 0.0  # brightness, contrast, saturation; without RandAugment
+    erase_probability: Probability = 0.0  # of random erasing, per image
     # Implementation of decoding and resizing, all with the same pixels. "auto": numba if installed.
     resize: Literal["auto", "pillow", "numba"] = "auto"
 
@@ -69,19 +115,19 @@ class OptimizerConfig:
     Warm-up is set in one of its three units, and the other two are 0. All 0: no warm-up.
     """
 
-    base_lr: float
-    warmup_lr: float
-    min_lr: float
-    lr_batch: int
-    warmup_epochs: float
-    weight_decay: float
-    b1: float
-    b2: float
-    eps: float
-    clip_norm: float  # of the global gradient; 0: no clipping
-    warmup_steps: int = 0
-    warmup_examples: int = 0
-    layer_decay: float = 1.0  # learning rate of a layer relative to the layer above it
+    base_lr: NonNegative
+    warmup_lr: NonNegative
+    min_lr: NonNegative
+    lr_batch: PositiveInt
+    warmup_epochs: NonNegative
+    weight_decay: NonNegative
+    b1: Decay
+    b2: Decay
+    eps: Positive
+    clip_norm: NonNegative  # of the global gradient; 0: no clipping
+    warmup_steps: Count = 0
+    warmup_examples: Count = 0
+    layer_decay: Share = 1.0  # learning rate of a layer relative to the layer above it
     freeze: str = ""  # untrained parameters: paths or globs; "backbone": all but the head
 
 
@@ -93,21 +139,21 @@ class TrainConfig:
     required. An interval that is 0 in all units means only at the end.
     """
 
-    batch_size: int  # global, of one update
-    epochs: int
-    label_smoothing: float
-    ema_decay: float  # 0: no EMA weights
-    log_every_steps: int
-    eval_every_epochs: int
-    checkpoint_every_steps: int
-    keep_checkpoints: int
-    steps: int = 0  # updates
-    examples: int = 0
-    accumulation_steps: int = 1  # parts of the batch, computed in sequence
-    eval_every_steps: int = 0
-    eval_every_examples: int = 0
-    checkpoint_every_epochs: int = 0
-    checkpoint_every_examples: int = 0
+    batch_size: PositiveInt  # global, of one update
+    epochs: Count
+    label_smoothing: Probability
+    ema_decay: Decay  # 0: no EMA weights
+    log_every_steps: Count
+    eval_every_epochs: Count
+    checkpoint_every_steps: Count
+    keep_checkpoints: PositiveInt
+    steps: Count = 0  # updates
+    examples: Count = 0
+    accumulation_steps: PositiveInt = 1  # parts of the batch, computed in sequence
+    eval_every_steps: Count = 0
+    eval_every_examples: Count = 0
+    checkpoint_every_epochs: Count = 0
+    checkpoint_every_examples: Count = 0
     compilation_cache: str = ""  # folder of compiled programs; "": off
 
 
@@ -126,7 +172,7 @@ TASK_CONFIGS: dict[str, type[TaskConfig]] = {}
 class RunConfig:
     """All settings of a run."""
 
-    seed: int
+    seed: Seed
     model: ModelConfig
     data: DataConfig
     optimizer: OptimizerConfig
