@@ -1,15 +1,14 @@
 """Launches kernels that find their references by name."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 
 from kernels_pallas.core import triton
-from kernels_pallas.core.types import Ref
+from kernels_pallas.core.types import Ref, Tree
 
-Refs = Mapping[str, Any]
+Refs = Mapping[str, Tree]
 """References by name: trees of references, or None for an array that a call does not have."""
 
 
@@ -18,12 +17,12 @@ def launch(
     *,
     name: str,
     programs: int,
-    inputs: Mapping[str, Any],
-    outputs: Mapping[str, Any],
+    inputs: Mapping[str, Tree],
+    outputs: Mapping[str, Tree],
     num_warps: int,
     num_stages: int,
-    start_from: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
+    start_from: Mapping[str, Tree] | None = None,
+) -> dict[str, Tree]:
     """Launches a kernel that finds its references by name.
 
     Args:
@@ -81,15 +80,15 @@ class Layout:
         positions: For each leaf its position in the list.
     """
 
-    tree: Any
+    tree: jax.tree_util.PyTreeDef
     positions: tuple[int, ...]
 
-    def unflatten(self, arrays: list[Any] | tuple[Any, ...]) -> Any:
+    def unflatten(self, arrays: Sequence[Tree]) -> Tree:
         """Returns the tree with `arrays` as leaves."""
         return jax.tree.unflatten(self.tree, [arrays[i] for i in self.positions])
 
 
-def flatten_distinct(tree: Any) -> tuple[list[Any], Layout]:
+def flatten_distinct(tree: Tree) -> tuple[list[Tree], Layout]:
     """Returns the distinct leaves of a tree and their layout.
 
     An array that occurs more than once is one leaf, so that kernels take it once.

@@ -15,3 +15,6 @@ Index = tuple[Any, ...]
 
 Mask = jax.Array | None
 """A boolean block; None is True everywhere."""
+
+Tree = Any
+"""A pytree of arrays, of their shapes and types, or of references."""

@@ -171,17 +171,17 @@ def bidirectional_gla(
     return out
 
 
-def _arrays(named: Mapping[str, Any]) -> list[jax.Array]:
+def _arrays(named: Mapping[str, object]) -> list[jax.Array]:
     return [checked_array(name, value) for name, value in named.items()]
 
 
-def _flag(name: str, value: Any) -> bool:
+def _flag(name: str, value: object) -> bool:
     if not isinstance(value, bool | np.bool_):
         raise TypeError(f"{name} must be True or False, known when tracing, got {value!r}")
     return bool(value)
 
 
-def _least(min_log_decay: Any) -> float | None:
+def _least(min_log_decay: object) -> float | None:
     if min_log_decay is None:
         return None
     if not isinstance(min_log_decay, numbers.Real):

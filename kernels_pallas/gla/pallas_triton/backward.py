@@ -3,14 +3,13 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from kernels_pallas.core import triton
 from kernels_pallas.core.named_refs import Refs
-from kernels_pallas.core.types import Block
+from kernels_pallas.core.types import Block, Tree
 from kernels_pallas.gla.pallas_triton.backward_scan import BackwardScan, Gradients
 from kernels_pallas.gla.pallas_triton.config import KernelConfig
 from kernels_pallas.gla.pallas_triton.driver import Direction, Scan, launch_scans
@@ -153,15 +152,17 @@ def backward_in_place(
 
 
 def _inputs(
-    inputs: ScanInputs, grad_out: Any, chunk_states: Any, grad_final_states: Any
-) -> dict[str, Any]:
-    q, k, v, log_decays = inputs
+    inputs: ScanInputs,
+    grad_out: jax.Array,
+    chunk_states: jax.Array,
+    grad_final_states: jax.Array | None,
+) -> dict[str, Tree]:
     return {
-        "q": q,
-        "k": k,
-        "v": v,
+        "q": inputs.q,
+        "k": inputs.k,
+        "v": inputs.v,
         "grad_out": grad_out,
-        "log_decays": log_decays,
+        "log_decays": inputs.log_decays,
         "chunk_states": chunk_states,
         "final_gradients": grad_final_states,
     }

@@ -2,14 +2,14 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from kernels_pallas.core import triton
 from kernels_pallas.core.named_refs import Refs, launch
-from kernels_pallas.core.types import Block
+from kernels_pallas.core.types import Block, Tree
 from kernels_pallas.gla.pallas_triton.config import KernelConfig
 from kernels_pallas.gla.pallas_triton.shapes import Problem, Program
 
@@ -44,10 +44,10 @@ def launch_scans(
     problem: Problem,
     config: KernelConfig,
     directions: Sequence[bool],
-    inputs: Mapping[str, Any],
-    outputs: Mapping[str, Any],
-    start_from: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
+    inputs: Mapping[str, Tree],
+    outputs: Mapping[str, Tree],
+    start_from: Mapping[str, Tree] | None = None,
+) -> dict[str, Tree]:
     """Launches scans of all directions, and repeats those with too strong decays exactly.
 
     The second launch is left out if the call promises that there are no such decays.

@@ -1,14 +1,13 @@
 """Forward kernel: outputs, and the states that the backward pass and later tokens need."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from kernels_pallas.core import triton
 from kernels_pallas.core.named_refs import Refs
-from kernels_pallas.core.types import Block
+from kernels_pallas.core.types import Block, Tree
 from kernels_pallas.gla.pallas_triton.chunk import Chunk
 from kernels_pallas.gla.pallas_triton.config import KernelConfig
 from kernels_pallas.gla.pallas_triton.driver import Direction, Scan, launch_scans
@@ -32,7 +31,7 @@ def forward(
     *,
     final_states: bool,
     chunk_states: bool,
-) -> dict[str, Any]:
+) -> dict[str, Tree]:
     """Runs the forward kernel.
 
     Args:

@@ -1,14 +1,14 @@
 """The blend: two norms over the channels of a head, and the gate between them."""
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from kernels_pallas.core import triton
 from kernels_pallas.core.named_refs import Refs
-from kernels_pallas.core.types import Block
+from kernels_pallas.core.types import Block, Tree
 from kernels_pallas.vig_mixer.pallas_triton.rows import Rows
 from kernels_pallas.vig_mixer.spec import MixerInputs, MixerSpec
 
@@ -43,7 +43,7 @@ class Blend(NamedTuple):
     blended: Block
 
 
-def blend_inputs(spec: MixerSpec, scans: list[jax.Array], inputs: MixerInputs) -> dict[str, Any]:
+def blend_inputs(spec: MixerSpec, scans: list[jax.Array], inputs: MixerInputs) -> dict[str, Tree]:
     """Returns the blend's arrays as its kernels take them, by name."""
     rows = functools.partial(jnp.reshape, shape=(spec.rows, spec.value_width))
     return {
