@@ -21,7 +21,7 @@ ONE_DIRECTION = "fla, one direction"
 def results(
     op: str, arguments: Sequence[jax.Array], cotangent: jax.Array, images: int
 ) -> tuple[np.ndarray, list[np.ndarray]]:
-    """The output and the gradient of every argument, of the batch's first images."""
+    """Returns the output and the gradients of all arguments, of the batch's first images."""
     inputs = [_tensor(x).requires_grad_() for x in arguments]
     out, gradients = _with_gradients(_OPERATORS[op], inputs, _tensor(cotangent))
     return _array(out[:images]), [_array(x[:images]) for x in gradients]
@@ -32,12 +32,12 @@ def candidates(
     sets: Sequence[Sequence[jax.Array]],
     cotangents: Sequence[jax.Array] | None,
 ) -> Mapping[str, Candidate]:
-    """The operator, and for both directions also one of them bare.
+    """Makes candidates of the operator and, for both directions, also of one direction alone.
 
     Args:
         op: "gla" or "bidirectional_gla".
-        sets: of arguments, to go through in turn.
-        cotangents: one per set, for the gradients; None: forward alone.
+        sets: Sets of arguments that calls cycle through.
+        cotangents: A cotangent for each set, for the gradients; None for the forward pass alone.
     """
     tensors = [[_tensor(x) for x in arguments] for arguments in sets]
     outer = None if cotangents is None else [_tensor(x) for x in cotangents]
@@ -49,7 +49,7 @@ def candidates(
 
 
 def versions() -> str:
-    """For the head of a table."""
+    """Describes the versions of its libraries."""
     import fla
     import triton
 
@@ -94,14 +94,14 @@ def _candidate(
     cotangents: Sequence[torch.Tensor] | None,
 ) -> Candidate:
     if cotangents is None:
-        in_turn: Any = itertools.cycle((inputs, None) for inputs in sets)
+        cycle: Any = itertools.cycle((inputs, None) for inputs in sets)
     else:
         leaves = [[x.detach().requires_grad_() for x in inputs] for inputs in sets]
-        in_turn = itertools.cycle(zip(leaves, cotangents, strict=True))
+        cycle = itertools.cycle(zip(leaves, cotangents, strict=True))
 
     def run(calls: int) -> None:
         for _ in range(calls):
-            inputs, cotangent = next(in_turn)
+            inputs, cotangent = next(cycle)
             if cotangent is None:
                 with torch.no_grad():
                     operator(*inputs)
@@ -113,7 +113,7 @@ def _candidate(
 
 
 def _tensor(x: jax.Array) -> torch.Tensor:
-    """A copy for PyTorch, on the same device."""
+    """Copies an array for PyTorch, on the same device."""
     return torch.from_dlpack(x).clone()
 
 

@@ -73,20 +73,27 @@ def _log_decays(generator: np.random.Generator, shape: tuple[int, ...]) -> np.nd
     return -np.logaddexp(0.0, -2.0 * generator.standard_normal(shape)) / 16
 
 
-def _cases(op: str) -> tuple[Case, ...]:
+def make_case(op: str, workload: Workload) -> Case:
+    """Makes the call of "gla" or "bidirectional_gla" at a workload's shape."""
     decays = ("log_decay",) if op == "gla" else ("log_decay_fwd", "log_decay_bwd")
-    cases = []
-    for workload in WORKLOADS.values():
-        if workload.op == op or workload.name.startswith(("cpu_", "tiny")):
-            keys = (workload.batch, workload.tokens, workload.heads, workload.key_width)
-            args = {name: jax.ShapeDtypeStruct(keys, "bfloat16") for name in ("q", "k")}
-            args["v"] = jax.ShapeDtypeStruct((*keys[:3], workload.value_width), "bfloat16")
-            args |= {name: jax.ShapeDtypeStruct(keys, "bfloat16") for name in decays}
-            tags = frozenset({MODEL} if workload.name.startswith(("vig_", "lm_")) else ())
-            draws = dict.fromkeys(decays, _log_decays)
-            batched = frozenset(args)
-            cases.append(Case(workload.name, args, draws=draws, tags=tags, batched=batched))
-    return tuple(cases)
+    keys = (workload.batch, workload.tokens, workload.heads, workload.key_width)
+    args = dict.fromkeys(("q", "k", "v", *decays), jax.ShapeDtypeStruct(keys, "bfloat16"))
+    args["v"] = jax.ShapeDtypeStruct((*keys[:3], workload.value_width), "bfloat16")
+    return Case(
+        workload.name,
+        args,
+        draws=dict.fromkeys(decays, _log_decays),
+        tags=frozenset({MODEL} if workload.name.startswith(("vig_", "lm_")) else ()),
+        batched=frozenset(args),
+    )
+
+
+def _cases(op: str) -> tuple[Case, ...]:
+    return tuple(
+        make_case(op, workload)
+        for workload in WORKLOADS.values()
+        if workload.op == op or not workload.name.startswith(("vig_", "lm_"))
+    )
 
 
 BIDIRECTIONAL_CASES = _cases("bidirectional_gla")

@@ -66,7 +66,7 @@ def random_inputs(
         return jnp.asarray(generator.standard_normal(shape), dtype)
 
     def log_decay() -> jax.Array:
-        return jnp.asarray(_log_decay(generator, keys, gates), decay_dtype or wide)
+        return jnp.asarray(draw_log_decays(generator, keys, gates), decay_dtype or wide)
 
     return Inputs(
         q=normal(keys, dtype),
@@ -79,7 +79,10 @@ def random_inputs(
     )
 
 
-def _log_decay(generator: np.random.Generator, shape: tuple[int, ...], gates: str) -> np.ndarray:
+def draw_log_decays(
+    generator: np.random.Generator, shape: tuple[int, ...], gates: str
+) -> np.ndarray:
+    """Draws log-decays [B, T, H, K] of a kind: see `random_inputs`."""
     typical = -np.logaddexp(0.0, -2.0 * generator.standard_normal(shape)) / 16
     none = -1e-7 * generator.random(shape)
     if gates == "typical":

@@ -1,5 +1,6 @@
-"""The operator's benchmark: what it prints, what it refuses, and a made-up peer."""
+"""The operators' benchmark: what it prints, what it refuses, and a made-up peer."""
 
+import dataclasses
 import functools
 import sys
 import time
@@ -11,98 +12,96 @@ import pytest
 from kernels_pallas import bidirectional_gla, gla
 from kernels_pallas.benchmarks import run
 from kernels_pallas.core import timing
-from kernels_pallas.gla.arg_specs import WORKLOADS
+from kernels_pallas.operators import OPERATORS
 
-TINY = ("--repeats", "2", "--seed", "1", "--implementation", "xla_chunked", "reference")
+FEW = ("--repeats", "2", "--seed", "1")
+GLA = ("--case", "tiny", *FEW, "--implementation", "xla_chunked", "reference")
 
 
 def cells(printed):
-    """The table's rows, by column."""
+    """Returns the table's rows, by column."""
     lines = [line.strip("| ").split(" | ") for line in printed.splitlines() if line[:1] == "|"]
     return [dict(zip(lines[0], line, strict=True)) for line in lines[2:]]
 
 
 def test_rows(capsys):
-    assert run.main(["--workload", "tiny", *TINY]) == 0
+    assert run.main([*GLA, "--op", "bidirectional_gla"]) == 0
     rows = cells(capsys.readouterr().out)
     assert [row["implementation"] for row in rows] == 2 * ["xla_chunked", "reference"]
-    assert [row["pass"] for row in rows[1:3]] == [
-        "bidirectional_gla, forward",
-        "bidirectional_gla, forward + backward",
-    ]
+    assert [row["pass"] for row in rows[1:3]] == ["forward", "forward + backward"]
     for row in rows:
+        assert (row["operator"], row["case"]) == ("bidirectional_gla", "tiny")
         assert float(row["ms"]) > 0
         assert float(row["GB/s"]) >= 0  # tiny: rounded to nothing
         assert row["of floor"] == "-"  # a CPU's memory is not measured
     assert {row["speed"] for row in rows if row["implementation"] == "reference"} == {"1.00x"}
 
 
-def test_a_workload_knows_its_operator(capsys, monkeypatch):
-    assert WORKLOADS["lm_2048"].op == "gla"
-    monkeypatch.setitem(WORKLOADS, "lm_2048", run.Workload("lm_2048", 1, 5, 1, 4, 8, op="gla"))
-    assert run.main(["--workload", "lm_2048", "--workload", "tiny", *TINY]) == 0
-    passes = [row["pass"].split(",")[0] for row in cells(capsys.readouterr().out)]
-    assert passes == 4 * ["gla"] + 4 * ["bidirectional_gla"]
-    assert run.main(["--workload", "lm_2048", *TINY, "--op", "bidirectional_gla"]) == 0
-    assert "| gla," not in capsys.readouterr().out
+def test_several_operators(capsys):
+    """What can run here, on small cases; a case's name may belong to several operators."""
+    assert run.main(["--op", "swiglu", "residual_norm", "--case", "odd_width", *FEW]) == 0
+    rows = cells(capsys.readouterr().out)
+    assert [(row["operator"], row["implementation"]) for row in rows[::2]] == [
+        *(2 * [("swiglu", "xla")]),
+        *(2 * [("residual_norm", "xla")]),
+    ]
+    assert {row["implementation"] for row in rows} == {"xla", "reference"}
 
 
-def test_wrong_results_are_not_timed(capsys, monkeypatch):
-    doubled = lambda *arrays, implementation: (  # noqa: E731
-        gla(*arrays, implementation=implementation) * (1 + (implementation != "reference"))
-    )
-    monkeypatch.setattr(run, "gla", doubled)
-    assert run.main(["--workload", "tiny", *TINY, "--op", "gla"]) == 1
+@pytest.mark.parametrize("op", OPERATORS)
+def test_every_operator_has_cases_that_can_be_timed(op):
+    """On a CPU and on a GPU, with a portable implementation at least."""
+    options = run.parse(["--op", op])
+    for on_gpu in (False, True):
+        selected = run.select(options, on_gpu)
+        assert selected
+        assert {name for name, _ in selected} == {op}
+
+
+def test_an_unknown_case_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        run.main(["--case", "tinny"])
+    assert "unknown case 'tinny' (known: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", ["forward", "both"])
+def test_wrong_programs_are_not_timed(wrong, capsys, monkeypatch):
+    make = run.make_programs
+
+    def made(op, case, implementation):
+        programs = make(op, case, implementation)
+        if implementation == "reference":
+            return programs
+        right = getattr(programs, wrong)
+        doubled = lambda *arrays: jax.tree.map(lambda x: 2.0 * x, right(*arrays))  # noqa: E731
+        return dataclasses.replace(programs, **{wrong: doubled})
+
+    monkeypatch.setattr(run, "make_programs", made)
+    assert run.main([*GLA, "--op", "gla"]) == 1
     printed = capsys.readouterr()
-    assert "tiny xla_chunked, not timed: output is off by 1.0e+00, allowed 1e-05" in printed.err
-    assert "not timed: gradient 3 is off" in printed.err
+    what = "forward's output 0" if wrong == "forward" else "output 0"
+    message = f"gla tiny xla_chunked, not timed: {what} is off by 1.0e+00, allowed 1e-05"
+    assert message in printed.err
+    assert ("not timed: gradient 3 is off" in printed.err) == (wrong == "both")
     assert [row["implementation"] for row in cells(printed.out)] == 2 * ["reference"]
-
-
-@pytest.mark.parametrize("wrong_pass", ["forward", "forward_backward"])
-def test_what_is_timed_is_checked(wrong_pass, capsys, monkeypatch):
-    """A program that is wrong for the whole batch alone, as with a tiling of its own."""
-    build = getattr(run._Case, wrong_pass)
-
-    def wrong(case, implementation):
-        function = build(case, implementation)
-
-        def called(*arrays):
-            factor = 2.0 if implementation == "xla_chunked" and len(arrays[0]) == 3 else 1.0
-            return jax.tree.map(lambda x: factor * x, function(*arrays))
-
-        return called
-
-    monkeypatch.setattr(run._Case, wrong_pass, wrong)
-    monkeypatch.setitem(WORKLOADS, "three", run.Workload("three", 3, 5, 1, 4, 8))
-    assert run.main(["--workload", "three", *TINY]) == 1
-    what = "forward's output" if wrong_pass == "forward" else "output"
-    assert f"three xla_chunked, not timed: {what} is off by 1.0e+00" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("options", "expected"),
     [([], "bfloat16"), (["--decay-dtype", "float32"], "float32")],
 )
-def test_type_of_the_decays(options, expected, capsys, monkeypatch):
-    given = []
-
-    def seen(*arrays, implementation):
-        given.append((implementation, arrays[0].dtype.name, arrays[3].dtype.name))
-        return gla(*arrays, implementation=implementation)
-
-    monkeypatch.setattr(run, "gla", seen)
-    asked = ["--workload", "tiny", *TINY, "--op", "gla", "--dtype", "bfloat16", *options]
-    assert run.main(asked) == 0
-    # Traced once per pass, although checked and timed.
-    chunked = [types for implementation, *types in given if implementation == "xla_chunked"]
-    assert chunked == 2 * [["bfloat16", expected]]
-    head = capsys.readouterr().out.splitlines()[0]
-    assert head.startswith(f"bfloat16, {expected} typical decays, seed 1,")
+def test_type_of_the_decays(options, expected):
+    options = run.parse(["--case", "tiny", "--op", "gla", "--dtype", "bfloat16", *options])
+    [(_, case)] = run.select(options, on_gpu=False)
+    assert {name: x.dtype.name for name, x in case.args.items()} == {
+        **dict.fromkeys(("q", "k", "v"), "bfloat16"),
+        "log_decay": expected,
+    }
+    assert (case.arrays()[3] <= 0).all()
 
 
 class Peer:
-    """Stands for `kernels_pallas.benchmarks.fla_peer`."""
+    """Replaces `kernels_pallas.benchmarks.fla_peer`."""
 
     def versions(self):
         return "fla 0.0"
@@ -122,8 +121,8 @@ class Peer:
 
 
 def test_peer(capsys, monkeypatch):
-    monkeypatch.setattr(run, "_peer", lambda name: Peer() if name == "fla" else None)
-    assert run.main(["--workload", "tiny", *TINY, "--peers", "fla"]) == 0
+    monkeypatch.setattr(run, "load_peer", lambda name: Peer() if name == "fla" else None)
+    assert run.main([*GLA, "--op", "bidirectional_gla", "--peers", "fla"]) == 0
     printed = capsys.readouterr()
     assert "fla on tiny: output off by 5.0e-01, gradients by at most " in printed.err
     rows = cells(printed.out)
@@ -142,7 +141,7 @@ def test_peer_that_cannot_be_had(backend, message, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)  # importing it fails
     monkeypatch.delitem(sys.modules, "kernels_pallas.benchmarks.fla_peer", raising=False)
     with pytest.raises(SystemExit, match=message):
-        run.main(["--workload", "tiny", "--peers", "fla"])
+        run.main(["--case", "tiny", "--peers", "fla"])
 
 
 def test_peer_without_the_type(capsys):
