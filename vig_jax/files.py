@@ -1,6 +1,7 @@
-"""Files that are written completely or not at all."""
+"""Files: written completely or not at all, and their digests."""
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -41,6 +42,12 @@ def write_atomically(path: Path, *, concurrent: bool = False) -> Iterator[Path]:
                 shutil.rmtree(leftover)
             else:
                 leftover.unlink(missing_ok=True)
+
+
+def file_digest(path: Path) -> str:
+    """Returns the SHA-256 of a file in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -23,7 +23,7 @@ def test_help(action, capsys):
     assert f"vig data {action}" in capsys.readouterr().out
 
 
-def test_an_action_is_wanted(capsys):
+def test_an_action_is_required(capsys):
     for arguments in (["data"], ["data", "some folder"]):
         with pytest.raises(SystemExit) as ended:
             main(arguments)
@@ -56,15 +56,15 @@ def test_convert_and_inspect(photographs, tmp_path, capsys):
         assert opened.format == "PNG"
 
 
-def test_an_interruption_says_how_to_go_on(photographs, tmp_path, capsys, monkeypatch):
+def test_an_interruption_says_how_to_continue(photographs, tmp_path, capsys, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
     command = ["data", "convert", str(photographs), str(tmp_path / "out"), "--workers", "0"]
     with monkeypatch.context() as patch:
-        patch.setattr("vig_jax.data.convert.conversion._write_shard", interrupted)
+        patch.setattr("vig_jax.data.convert.shard.write_shard", interrupted)
         assert main(command) == 1
-    assert "--resume goes on" in capsys.readouterr().err
+    assert "--resume continues" in capsys.readouterr().err
     assert main([*command, "--resume", "--verify"]) == 0
 
 
@@ -72,10 +72,10 @@ def test_an_undivided_folder(photographs, tmp_path, capsys):
     out = tmp_path / "out"
     assert main(["data", "convert", str(photographs), str(out), "--to", "tar", "--workers=0"]) == 0
     printed = capsys.readouterr().out
-    assert "has no evaluation split" in printed
+    assert "has no validation split" in printed
     assert "--config.data.split=stratified" in printed
     assert main(["data", "inspect", str(out), "--sample", "3"]) == 0
-    assert "train: 40 images, 10 classes, 3 looked at" in capsys.readouterr().out
+    assert "train: 40 images, 10 classes, 3 inspected" in capsys.readouterr().out
 
 
 def test_bad_images(photographs, tmp_path, capsys):
@@ -97,6 +97,7 @@ def test_bad_images(photographs, tmp_path, capsys):
 def test_benchmark(photographs, tmp_path, capsys):
     file = tmp_path / "numbers.json"
     command = ["data", "benchmark", str(photographs), "--image-size", "16", "--images", "4"]
+    command += ["--seconds", "0.05"]
     assert main([*command, "--device-batch", "6", "--resize", "pillow", "--json", str(file)]) == 0
     printed = capsys.readouterr().out
     assert "by Pillow" in printed
@@ -114,10 +115,10 @@ def test_benchmark(photographs, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["inspect", "absent"], "absent is no folder"),
-        (["inspect", "fashion_mnist", "--sample", "0"], "--sample 0: at least 1"),
-        (["benchmark", "fashion_mnist", "--device-batch", "3"], "--device-batch 3: even"),
-        (["convert", "absent", "out"], "absent is no folder"),
+        (["inspect", "absent"], "absent is not a folder"),
+        (["inspect", "fashion_mnist", "--sample", "0"], "--sample 0 must be at least 1"),
+        (["benchmark", "fashion_mnist", "--device-batch", "3"], "--device-batch 3 must be even"),
+        (["convert", "absent", "out"], "absent is not a folder"),
         (["convert", "fashion_mnist", "out", "--raw", "--to", "tar"], "raw=True must be false"),
         (["convert", "fashion_mnist", "out", "--quality", "101"], "quality=101 must be 1 to 100"),
     ],
@@ -132,4 +133,4 @@ def test_errors(arguments, message, tmp_path, monkeypatch, capsys):
 def test_no_such_size(capsys):
     with pytest.raises(SystemExit):
         main(["data", "convert", "a", "b", "--shard-size", "some"])
-    assert "'some' is no size like 500M" in capsys.readouterr().err
+    assert "'some' is not a size like 500M" in capsys.readouterr().err

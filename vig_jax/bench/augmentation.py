@@ -1,4 +1,4 @@
-"""How long the device takes to augment a batch."""
+"""Times the augmentation of a batch on the device."""
 
 import functools
 import time
@@ -19,22 +19,23 @@ _DISTINCT = 64  # images that fill the batch
 
 
 def device_speed(dataset: Dataset, data: DataConfig, batch_size: int, seconds: float) -> float:
-    """Seconds per batch on JAX's device, the median.
+    """Returns the median seconds per batch on JAX's device.
 
-    RandAugment or colour jitter, normalisation, erasing, mixup and CutMix as one program, as in the
-    training step, where XLA may join it to what comes after. The flip is the host's.
+    RandAugment or colour jitter, normalisation, erasing, mixup and CutMix are one program. In the
+    training step, XLA may fuse it with the model. The flip is done on the host.
 
     Args:
         dataset: the training split.
-        data: what to do, and the size. A group of mixing that does not fit is the whole batch.
+        data: augmentation and image size. If `mixup_group` does not divide the batch, the group is
+            the whole batch.
         batch_size: even.
-        seconds: for about so long, after the compilation.
+        seconds: approximate duration, after the compilation.
 
     Raises:
         ConfigError: an odd batch.
     """
     if batch_size < 2 or batch_size % 2:
-        raise ConfigError(f"--device-batch {batch_size}: even, and at least 2")
+        raise ConfigError(f"--device-batch {batch_size} must be even and at least 2")
     group = data.mixup_group if batch_size % data.mixup_group == 0 else batch_size
     preprocess = ClassificationPreprocess(data, train=True)
     some = [

@@ -1,4 +1,4 @@
-"""How fast one core makes images ready for the device, and how fast the loader is."""
+"""Times the stages of the host per image, and the loader."""
 
 import time
 from collections.abc import Callable
@@ -19,16 +19,16 @@ _ROUNDS = 8
 
 
 def host_stages(dataset: Dataset, data: DataConfig, images: int) -> dict[str, dict[str, float]]:
-    """Times the stages of the training path in this process, taking turns.
+    """Times the stages of the training path in this process, interleaved.
 
     Args:
         dataset: the training split.
         data: crop and size.
-        images: how many, spread over the data set, shuffled.
+        images: number of images, spread evenly over the data set, shuffled.
 
     Returns:
-        For "read", "decode", "crop and resize" and "all": CPU milliseconds per image, of the best
-        round ("best") and of the middle one ("median").
+        For "read", "decode", "crop and resize" and "all": CPU milliseconds per image, in the best
+        round ("best") and in the median round ("median").
     """
     preprocess = ClassificationPreprocess(data, train=True)  # compiles the kernel
     indices = np.random.default_rng(0).permutation(spread(len(dataset), images)).tolist()
@@ -57,13 +57,13 @@ def host_stages(dataset: Dataset, data: DataConfig, images: int) -> dict[str, di
 
 
 def loader_speed(dataset: Dataset, data: DataConfig, batch_size: int, seconds: float) -> float:
-    """Images per second of wall time through the whole loader, after its first batch.
+    """Returns images per second of wall time through the whole loader, after its first batches.
 
     Args:
         dataset: the training split.
         data: workers, prefetch, crop, size.
         batch_size: images.
-        seconds: for at least so long.
+        seconds: minimum duration.
     """
     with train_batches(
         dataset,
@@ -73,7 +73,7 @@ def loader_speed(dataset: Dataset, data: DataConfig, batch_size: int, seconds: f
         workers=data.workers,
         prefetch=max(1, data.prefetch),
     ) as batches:
-        for _ in range(2 * max(1, data.workers)):  # what was ready before the clock started
+        for _ in range(2 * max(1, data.workers)):  # batches that were ready before the clock starts
             next(batches)
         begun, count = time.monotonic(), 0
         with tqdm(desc="loader", unit="img", disable=None, leave=False) as bar:

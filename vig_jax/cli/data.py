@@ -1,9 +1,9 @@
-"""Data sets: convert to another format, inspect, time; or write the embedded photographs.
+"""Converts, inspects and times data sets, and writes the embedded images.
 
 vig data inspect /data/flowers --sheet sheet.png
 vig data convert /data/flowers /data/flowers_records --resize-short 320 --workers 8
 vig data benchmark /data/flowers_records --workers 8
-vig data images photographs --split eval --per-class 4
+vig data images fashion_images --split eval --per-class 4
 """
 
 import argparse
@@ -20,42 +20,61 @@ KINDS = ("array_record", "image_folder", "parquet", "tar")
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declares the commands and their options."""
     commands = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    images = commands.add_parser("images", help="write the embedded photographs as an image folder")
-    images.add_argument("directory", type=Path, help="gets CLASS/NUMBER.png")
+    images = commands.add_parser("images", help="write the embedded images as an image folder")
+    images.add_argument("directory", type=Path, help="CLASS/NUMBER.png are written here")
     images.add_argument("--split", choices=["train", "eval"], default="eval")
-    images.add_argument("--per-class", type=int, metavar="N", help="only N of each class")
+    images.add_argument(
+        "--per-class", type=int, metavar="N", help="write only N images of each class"
+    )
     _configure_convert(
         commands.add_parser("convert", help="write a data set as ArrayRecord, tar, parquet, folder")
     )
     inspect = commands.add_parser(
-        "inspect", help="counts, sizes, undecodable files, a sheet of pictures"
+        "inspect", help="print counts, sizes and undecodable files, or draw a contact sheet"
     )
     _describe_source(inspect)
-    inspect.add_argument("--sample", type=int, metavar="N", help="decode N of a split, not all")
-    inspect.add_argument("--json", type=Path, metavar="FILE", help="write all of it there")
-    inspect.add_argument("--sheet", type=Path, metavar="PNG", help="write pictures with classes")
+    inspect.add_argument("--sample", type=int, metavar="N", help="decode only N images of a split")
+    inspect.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the complete result to FILE"
+    )
+    inspect.add_argument("--sheet", type=Path, metavar="PNG", help="draw images with their classes")
     benchmark = commands.add_parser(
         "benchmark",
-        help="speed of the host's stages, of the loader and of the device's augmentation",
-        description="Times the training path: per image and core reading, decoding, crop and "
-        "resize and all three; with --workers the loader; with --device-batch the augmentation on "
-        "JAX's device, as the ImageNet configs have it.",
+        help="time the stages on the host, the loader, and the augmentation on the device",
+        description="Times the training path per image on one core: reading, decoding, crop and "
+        "resize, and all three. With --workers it times the loader; with --device-batch the "
+        "augmentation of the ImageNet configs on JAX's device.",
     )
     _describe_source(benchmark)
-    benchmark.add_argument("--image-size", type=int, default=224, metavar="PIXELS", help="224")
-    benchmark.add_argument("--images", type=int, default=128, metavar="N", help="to time (128)")
+    benchmark.add_argument(
+        "--image-size", type=int, default=224, metavar="PIXELS", help="side of the images (224)"
+    )
+    benchmark.add_argument(
+        "--images", type=int, default=128, metavar="N", help="number of images to time (128)"
+    )
     benchmark.add_argument(
         "--resize",
         choices=["auto", "pillow", "numba"],
         default="auto",
-        help="as config.data.resize (auto)",
+        help="implementation, see config.data.resize (auto)",
     )
-    benchmark.add_argument("--workers", type=int, metavar="N", help="time the loader with so many")
-    benchmark.add_argument("--batch-size", type=int, default=64, metavar="N", help="then (64)")
     benchmark.add_argument(
-        "--device-batch", type=int, metavar="N", help="time the augmentation of so many images"
+        "--workers", type=int, metavar="N", help="time the loader with N processes"
     )
-    benchmark.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there")
+    benchmark.add_argument(
+        "--batch-size", type=int, default=64, metavar="N", help="of the timed loader (64)"
+    )
+    benchmark.add_argument(
+        "--device-batch", type=int, metavar="N", help="time the augmentation of N images"
+    )
+    benchmark.add_argument(
+        "--seconds",
+        type=float,
+        default=3.0,
+        metavar="S",
+        help="duration of timing the loader, and the device (3)",
+    )
+    benchmark.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to FILE")
 
 
 def _describe_source(parser: argparse.ArgumentParser) -> None:
@@ -63,18 +82,18 @@ def _describe_source(parser: argparse.ArgumentParser) -> None:
         "source",
         metavar="SRC",
         help="folder with train and val, folder of class folders, folder of shards, or a pattern "
-        "with {split} in it; `fashion_mnist` is the embedded data set",
+        "with {split}; `fashion_mnist` is the embedded data set",
     )
     parser.add_argument(
-        "--from", dest="kind", choices=KINDS, help="what SRC is, where its files do not tell"
+        "--from", dest="kind", choices=KINDS, help="format of SRC, if its files are ambiguous"
     )
     parser.add_argument(
         "--val-fraction",
         type=float,
         metavar="F",
-        help="SRC is not divided: hold out this share of each class",
+        help="for an SRC without a validation split: hold out this fraction of each class",
     )
-    parser.add_argument("--split-seed", type=int, default=0, metavar="N", help="of that draw")
+    parser.add_argument("--split-seed", type=int, default=0, metavar="N", help="of that split (0)")
 
 
 def _configure_convert(parser: argparse.ArgumentParser) -> None:
@@ -82,52 +101,63 @@ def _configure_convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("destination", metavar="DST", type=Path, help="a new folder")
     parser.add_argument("--to", choices=KINDS, default="array_record")
     shards = parser.add_mutually_exclusive_group()
-    shards.add_argument("--shards", type=int, metavar="N", help="of the larger split")
+    shards.add_argument("--shards", type=int, metavar="N", help="number, of the larger split")
     shards.add_argument(
-        "--shard-size", type=_size, default="256M", metavar="BYTES", help="about; K, M, G (256M)"
+        "--shard-size",
+        type=_size,
+        default="256M",
+        metavar="BYTES",
+        help="approximate, with K, M or G (256M)",
     )
     parser.add_argument(
-        "--resize-short", type=int, default=0, metavar="PIXELS", help="reduce larger images"
+        "--resize-short", type=int, default=0, metavar="PIXELS", help="reduce larger shorter sides"
     )
     parser.add_argument(
         "--raw",
         action="store_true",
-        help="ArrayRecord of pixels: nothing to decode in training, 0.2 MB an image at "
-        "--resize-short 224",
+        help="store pixels (array_record only): nothing to decode in training; 0.2 MB per image "
+        "with --resize-short 224",
     )
     parser.add_argument(
         "--reencode-progressive",
         action="store_true",
-        help="progressive JPEGs as baseline ones, which decode faster; not lossless",
+        help="re-encode progressive JPEGs as baseline ones, which decode faster (lossy)",
     )
     parser.add_argument("--quality", type=int, default=95, help="of re-encoded JPEGs (95)")
     parser.add_argument(
-        "--subsampling", choices=["4:4:4", "4:2:2", "4:2:0"], default="4:2:0", help="of theirs"
+        "--subsampling",
+        choices=["4:4:4", "4:2:2", "4:2:0"],
+        default="4:2:0",
+        help="of re-encoded JPEGs",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the order")
+    parser.add_argument("--seed", type=int, default=0, help="of the order (0)")
     parser.add_argument("--no-shuffle", action="store_true", help="keep the order of SRC")
-    parser.add_argument("--no-decode", action="store_true", help="copy without trying each image")
-    parser.add_argument("--limit", type=int, metavar="N", help="only N images of each split")
+    parser.add_argument(
+        "--no-decode", action="store_true", help="copy without decoding each image once"
+    )
+    parser.add_argument(
+        "--limit", type=int, metavar="N", help="convert only N images of each split"
+    )
     parser.add_argument("--workers", type=int, metavar="N", help="processes (one per CPU)")
-    parser.add_argument("--resume", action="store_true", help="go on where it was interrupted")
-    parser.add_argument("--verify", action="store_true", help="read everything again at the end")
+    parser.add_argument("--resume", action="store_true", help="continue an interrupted conversion")
+    parser.add_argument("--verify", action="store_true", help="check all files at the end")
     parser.add_argument(
         "--max-errors", type=int, default=0, metavar="N", help="images that may be left out (0)"
     )
 
 
 def _size(text: str) -> int:
-    """Bytes, e.g. of "500M"."""
+    """Parses bytes, e.g. "500M"."""
     units = {"K": 2**10, "M": 2**20, "G": 2**30}
     unit = units.get(text[-1:].upper())
     try:
         return int(float(text[:-1]) * unit) if unit else int(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size like 500M") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size like 500M") from None
 
 
 def run(args: argparse.Namespace) -> int:
-    """Does it."""
+    """Runs the action."""
     actions = {
         "images": _images,
         "convert": _convert,
@@ -146,7 +176,7 @@ def _images(args: argparse.Namespace) -> int:
 
 
 def _open(args: argparse.Namespace) -> dict[Any, Any]:
-    from vig_jax.data.convert.conversion import find_kind, open_splits
+    from vig_jax.data.convert import find_kind, open_splits
     from vig_jax.data.datasets.fashion_mnist import FashionMnistDataset
     from vig_jax.data.datasets.registry import FILES
     from vig_jax.data.datasets.split import StratifiedDataset
@@ -164,7 +194,7 @@ def _open(args: argparse.Namespace) -> dict[Any, Any]:
 
 
 def _convert(args: argparse.Namespace) -> int:
-    from vig_jax.data.convert.conversion import Options, convert, verify
+    from vig_jax.data.convert import Options, convert, verify
     from vig_jax.data.loader.workers import cpu_count
 
     options = Options(
@@ -183,7 +213,8 @@ def _convert(args: argparse.Namespace) -> int:
     )
     sources = _open(args)
     if len(sources) == 1 and args.val_fraction is None and "train" in sources:
-        print(f"{args.source} has no evaluation split: all of it is for training (--val-fraction?)")
+        print(f"{args.source} has no validation split: all images are for training")
+        print("(--val-fraction holds some of them out)")
     try:
         info = convert(
             sources,
@@ -194,7 +225,7 @@ def _convert(args: argparse.Namespace) -> int:
             max_errors=args.max_errors,
         )
     except KeyboardInterrupt:
-        raise ConversionError("interrupted; what is done is kept, --resume goes on") from None
+        raise ConversionError("interrupted; finished shards are kept, --resume continues") from None
     for name, split in info["splits"].items():
         left_out = f", {split['left_out']} left out (errors.jsonl)" if split["left_out"] else ""
         print(f"{name}: {split['images']:,} images in {len(split['shards'])} shards{left_out}")
@@ -211,7 +242,7 @@ def _inspect(args: argparse.Namespace) -> int:
     from vig_jax.data.inspection import inspect, save_sheet
 
     if args.sample is not None and args.sample < 1:
-        raise ConfigError(f"--sample {args.sample}: at least 1 is wanted")
+        raise ConfigError(f"--sample {args.sample} must be at least 1")
     sources = _open(args)
     found = {split: inspect(source, sample=args.sample) for split, source in sources.items()}
     for split, about in found.items():
@@ -221,7 +252,7 @@ def _inspect(args: argparse.Namespace) -> int:
         args.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     if args.sheet:
         save_sheet(next(iter(sources.values())), args.sheet)
-        print(f"sheet of pictures ({next(iter(sources))}): {args.sheet}")
+        print(f"contact sheet of {next(iter(sources))}: {args.sheet}")
     return 0
 
 
@@ -231,7 +262,7 @@ def _benchmark(args: argparse.Namespace) -> int:
     from vig_jax.train.imported import published_config
 
     if args.images < 1:
-        raise ConfigError(f"--images {args.images}: at least 1 is wanted")
+        raise ConfigError(f"--images {args.images} must be at least 1")
     data = dataclasses.replace(
         published_config("vig_t").data,
         image_size=args.image_size,
@@ -250,7 +281,7 @@ def _benchmark(args: argparse.Namespace) -> int:
         best = times["best"]
         print(f"  {name:<38}{best:>8.3f}{times['median']:>8.3f}{1e3 / max(best, 1e-9):>10,.0f}")
     if args.workers is not None:
-        speed = loader_speed(source, data, args.batch_size, seconds=5.0)
+        speed = loader_speed(source, data, args.batch_size, seconds=args.seconds)
         numbers["loader"] = {"workers": args.workers, "images_per_second": speed}
         print(f"loader with {args.workers} workers: {speed:,.0f} images/s")
     if args.device_batch is not None:
@@ -258,7 +289,7 @@ def _benchmark(args: argparse.Namespace) -> int:
 
         from vig_jax.bench.augmentation import device_speed
 
-        seconds = device_speed(source, data, args.device_batch, seconds=3.0)
+        seconds = device_speed(source, data, args.device_batch, seconds=args.seconds)
         device = jax.devices()[0].device_kind
         numbers["device"] = {
             "name": device,
@@ -277,7 +308,7 @@ def _benchmark(args: argparse.Namespace) -> int:
 
 def _print(split: str, about: dict[str, Any]) -> None:
     counts = about["classes"]
-    looked = "" if about["inspected"] == about["images"] else f", {about['inspected']:,} looked at"
+    looked = "" if about["inspected"] == about["images"] else f", {about['inspected']:,} inspected"
     print(f"{split}: {about['images']:,} images, {len(counts)} classes{looked}")
     for key in ("width", "height", "bytes"):
         if summary := about[key]:

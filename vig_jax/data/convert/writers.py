@@ -1,4 +1,4 @@
-"""Files that `vig_jax.data.convert.conversion` writes: one shard of each format."""
+"""Writers of the output formats; each writes one shard."""
 
 import dataclasses
 import hashlib
@@ -7,70 +7,62 @@ import json
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from array_record.python import array_record_module
 
 from vig_jax.data.formats import array_record, parquet, tar
 from vig_jax.errors import DataSetError
+from vig_jax.files import write_atomically
 
 RAW = "raw"  # the extension of pixels
-_ROWS_PER_GROUP = 32  # of a parquet file: reading one image reads so many
+_ROWS_PER_GROUP = 32  # of a parquet file: reading one image reads all of its group
 
 
 @dataclasses.dataclass(frozen=True)
-class Picture:
-    """An image on its way to a shard."""
+class EncodedImage:
+    """An image that is ready to be written to a shard."""
 
-    image: bytes  # contents of an image file, or pixels (extension "raw", ArrayRecord only)
+    contents: bytes  # of an image file, or pixels (extension "raw", ArrayRecord only)
     label: int
-    number: int  # its position in the source
-    key: str  # its name in the source
+    number: int  # position in the source
+    key: str  # name in the source
     extension: str  # e.g. "jpg"
     width: int
     height: int
 
 
-class ShardWriter(Protocol):
-    """Takes pictures, one after the other."""
-
-    def add(self, picture: Picture) -> None:
-        """Appends one."""
-
-    def close(self) -> None:
-        """Completes the file."""
-
-
 class ArrayRecordWriter:
-    """Records as `vig_jax.data.formats.array_record` reads them; JPEGs would not compress further.
+    """A writer of records as `vig_jax.data.formats.array_record` reads them.
 
-    Pixels would, but reading them is to cost no more than copying.
+    They are not compressed: JPEGs would not become smaller, and for raw pixels decompression would
+    cost more than the copy.
     """
 
     def __init__(self, path: Path, class_names: Sequence[str]):
         del class_names
         self._writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1,uncompressed")
 
-    def add(self, picture: Picture) -> None:
-        size = picture.width, picture.height
-        raw = picture.extension == RAW
-        self._writer.write(array_record.pack(picture.image, picture.label, picture.key, size, raw))
+    def add(self, image: EncodedImage) -> None:
+        size = image.width, image.height
+        raw = image.extension == RAW
+        self._writer.write(array_record.pack(image.contents, image.label, image.key, size, raw))
 
     def close(self) -> None:
         self._writer.close()
 
 
 class TarWriter:
-    """NUMBER.jpg and NUMBER.cls, as WebDataset has it. The same pictures give the same bytes."""
+    """A writer of NUMBER.jpg and NUMBER.cls, the layout of WebDataset. It is deterministic."""
 
     def __init__(self, path: Path, class_names: Sequence[str]):
         del class_names
         self._archive = tarfile.open(path, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
 
-    def add(self, picture: Picture) -> None:
-        name = f"{picture.number:08d}"
-        self._member(f"{name}.{picture.extension}", picture.image)
-        self._member(f"{name}.cls", str(picture.label).encode())
+    def add(self, image: EncodedImage) -> None:
+        name = f"{image.number:08d}"
+        self._member(f"{name}.{image.extension}", image.contents)
+        self._member(f"{name}.cls", str(image.label).encode())
 
     def _member(self, name: str, contents: bytes) -> None:
         member = tarfile.TarInfo(name)
@@ -82,7 +74,7 @@ class TarWriter:
 
 
 class ParquetWriter:
-    """Columns image {bytes, path} and label, with the metadata by which `datasets` knows them."""
+    """A writer of columns image {bytes, path} and label, with metadata that `datasets` reads."""
 
     def __init__(self, path: Path, class_names: Sequence[str]):
         self._pyarrow = parquet.import_pyarrow()
@@ -103,9 +95,9 @@ class ParquetWriter:
         )
         self._rows: list[dict[str, Any]] = []
 
-    def add(self, picture: Picture) -> None:
-        image = {"bytes": picture.image, "path": picture.key}
-        self._rows.append({"image": image, "label": picture.label})
+    def add(self, image: EncodedImage) -> None:
+        column = {"bytes": image.contents, "path": image.key}
+        self._rows.append({"image": column, "label": image.label})
         if len(self._rows) == _ROWS_PER_GROUP:
             self._flush()
 
@@ -122,9 +114,10 @@ class ParquetWriter:
 
 
 class FolderWriter:
-    """CLASS/NUMBER.jpg in the folder of a split; `path` itself lists the files and their digests.
+    """A writer of CLASS/NUMBER.jpg in the folder of a split.
 
-    The numbers are the positions in the source, so the files of a class stand in its order.
+    The file at `path` lists the images and their digests. Numbers are positions in the source, so
+    the files of a class keep its order.
     """
 
     def __init__(self, path: Path, class_names: Sequence[str]):
@@ -132,30 +125,29 @@ class FolderWriter:
         self._folders = class_folders(class_names)
         self._list = path.open("w", encoding="utf-8")
 
-    def add(self, picture: Picture) -> None:
-        name = f"{self._folders[picture.label]}/{picture.number:08d}.{picture.extension}"
+    def add(self, image: EncodedImage) -> None:
+        name = f"{self._folders[image.label]}/{image.number:08d}.{image.extension}"
         file = self._base / name
-        draft = file.with_name(f".{file.name}.tmp")
-        draft.write_bytes(picture.image)
-        draft.replace(file)
-        self._list.write(f"{hashlib.sha256(picture.image).hexdigest()}  {name}\n")
+        with write_atomically(file) as draft:
+            draft.write_bytes(image.contents)
+        self._list.write(f"{hashlib.sha256(image.contents).hexdigest()}  {name}\n")
 
     def close(self) -> None:
         self._list.close()
 
 
 def class_folders(class_names: Sequence[str]) -> list[str]:
-    """Class names as names of folders.
+    """Returns class names as names of folders.
 
     Raises:
-        DataSetError: two names would share a folder, or one has nothing to be called by.
+        DataSetError: two names would share a folder, or one cannot be the name of a folder.
     """
     folders = [name.replace("/", "-").replace("\0", "-") for name in class_names]
     if len(set(folders)) < len(folders):
-        raise DataSetError("some class names differ in a / only: their folders would be the same")
+        raise DataSetError("some class names differ only in a /: their folders would be the same")
     for name in folders:
         if not name or name.startswith("."):
-            raise DataSetError(f"the class name {name!r} cannot be that of a folder")
+            raise DataSetError(f"the class name {name!r} cannot be the name of a folder")
     return folders
 
 

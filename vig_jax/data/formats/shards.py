@@ -76,19 +76,26 @@ def has_shards(path: str, part: Part, suffix: str) -> bool:
 
 
 def _files(path: str, word: str, suffix: str) -> list[Path]:
-    """Files of one split; all, if the word is empty."""
+    """Returns the files of one split, or all if the word is empty; none that are hidden."""
     expanded = Path(path).expanduser()
     if not expanded.is_dir():
         if word and "{split}" not in path:
             return []
         pattern = str(expanded).replace("{split}", word or "*")
         return sorted(Path(name) for name in glob.glob(pattern) if name.endswith(suffix))  # noqa: PTH207
+    here, in_data = _visible(expanded, suffix), _visible(expanded / "data", suffix)
     if not word:
-        return sorted(expanded.glob(f"*{suffix}"))
+        return here
     begins = re.compile(rf"(.*-)?{word}([-_.].*|\d*){re.escape(suffix)}")
-    here = [file for file in expanded.glob(f"*{suffix}") if begins.fullmatch(file.name)]
-    in_data = [file for file in expanded.glob(f"data/*{suffix}") if begins.fullmatch(file.name)]
-    return sorted(here) or sorted(expanded.glob(f"{word}/*{suffix}")) or sorted(in_data)
+    return (
+        [file for file in here if begins.fullmatch(file.name)]
+        or _visible(expanded / word, suffix)
+        or [file for file in in_data if begins.fullmatch(file.name)]
+    )
+
+
+def _visible(folder: Path, suffix: str) -> list[Path]:
+    return sorted(file for file in folder.glob(f"*{suffix}") if not file.name.startswith("."))
 
 
 def _nothing_found(path: str, part: Part, suffix: str) -> str:

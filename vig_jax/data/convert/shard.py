@@ -1,0 +1,152 @@
+"""Writes shards, in this process or in several."""
+
+import concurrent.futures
+import multiprocessing
+import queue
+from collections.abc import Callable, Iterator
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vig_jax.data.convert.images import convert_image
+from vig_jax.data.convert.options import Options
+from vig_jax.data.convert.plan import SPLIT_NAMES, Datasets, Shard
+from vig_jax.data.convert.writers import WRITERS
+from vig_jax.data.loader.workers import isolate
+from vig_jax.errors import ConversionError, UndecodableImageError
+from vig_jax.files import file_digest, write_atomically, write_json
+
+Report = Callable[[int, int, list[dict[str, Any]]], None]
+"""Called with new images read, bytes written and errors."""
+
+_REPORTED_EVERY = 16  # images
+
+
+class Job(NamedTuple):
+    """The inputs of every worker."""
+
+    datasets: Datasets
+    options: Options
+
+
+def write_shard(shard: Shard, job: Job, report: Report) -> dict[str, Any]:
+    """Writes one shard and its marker.
+
+    Returns:
+        The content of the marker: name, images, bytes, sha256, read, class_counts, errors.
+    """
+    dataset = job.datasets[shard.split]
+    counts = np.zeros(dataset.num_classes, int)
+    errors: list[dict[str, Any]] = []
+    reported = read = size = 0
+    with write_atomically(shard.path) as draft:
+        writer = WRITERS[job.options.to](draft, dataset.class_names)
+        try:
+            for read, index in enumerate(shard.order.tolist(), 1):
+                try:
+                    image = convert_image(dataset, index, job.options)
+                except (UndecodableImageError, OSError) as error:
+                    errors.append(
+                        {
+                            "split": SPLIT_NAMES[shard.split],
+                            "index": index,
+                            "path": dataset.name_of(index),
+                            "reason": str(error),
+                        }
+                    )
+                else:
+                    writer.add(image)
+                    counts[image.label] += 1
+                    size += len(image.contents)
+                if read - reported >= _REPORTED_EVERY:
+                    report(read - reported, size, [])
+                    reported, size = read, 0
+        finally:
+            writer.close()
+        result = {
+            "name": shard.path.name,
+            "images": int(counts.sum()),
+            "bytes": draft.stat().st_size,
+            "sha256": file_digest(draft),
+            "read": len(shard.order),
+            "class_counts": counts.tolist(),
+            "errors": errors,
+        }
+    write_json(shard.marker, result)
+    report(read - reported, size, errors)
+    return result
+
+
+def write_shards(
+    job: Job, shards: list[Shard], workers: int, report: Report
+) -> Iterator[tuple[Shard, dict[str, Any]]]:
+    """Writes shards and yields each with its marker's content when it is finished.
+
+    Args:
+        job: inputs.
+        shards: to write.
+        workers: processes; 0: this one.
+        report: called in this process.
+
+    Raises:
+        ConversionError: a worker was killed.
+    """
+    if workers == 0 or len(shards) <= 1:
+        for shard in shards:
+            yield shard, write_shard(shard, job, report)
+        return
+    context = multiprocessing.get_context("spawn")
+    reports = context.Queue()
+    others = set(multiprocessing.active_children())
+    pool = concurrent.futures.ProcessPoolExecutor(
+        min(workers, len(shards)), context, _start_worker, (job, reports)
+    )
+    try:
+        waiting = {pool.submit(_write_in_worker, shard): shard for shard in shards}
+        started = set(multiprocessing.active_children()) - others
+        while waiting:
+            # The pool may not watch the processes that it started last.
+            if any(process.exitcode for process in started):
+                raise BrokenProcessPool
+            done, _ = concurrent.futures.wait(
+                waiting, timeout=0.2, return_when=concurrent.futures.FIRST_COMPLETED
+            )
+            _forward(reports, report)
+            for future in done:
+                yield waiting.pop(future), future.result()
+        _forward(reports, report)
+    except BaseException as error:
+        pool.shutdown(wait=False, cancel_futures=True)
+        # Their present shards will not be kept, and they ignore SIGTERM. (A broken pool has
+        # forgotten its processes.)
+        for process in set(multiprocessing.active_children()) - others:
+            process.kill()
+        if isinstance(error, BrokenProcessPool):
+            raise ConversionError(
+                "a worker process was killed (out of memory?): --resume continues the conversion, "
+                "perhaps with fewer --workers"
+            ) from error
+        raise
+    pool.shutdown()
+
+
+_in_worker: dict[str, Any] = {}  # the job and the queue of reports, in a worker process
+
+
+def _start_worker(job: Job, reports: Any) -> None:
+    isolate()
+    _in_worker.update(job=job, reports=reports)
+
+
+def _write_in_worker(shard: Shard) -> dict[str, Any]:
+    reports = _in_worker["reports"]
+    return write_shard(shard, _in_worker["job"], lambda *report: reports.put(report))
+
+
+def _forward(reports: Any, report: Report) -> None:
+    while True:
+        try:
+            report(*reports.get_nowait())
+        except queue.Empty:
+            return
