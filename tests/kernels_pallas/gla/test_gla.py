@@ -16,6 +16,7 @@ from kernels_pallas.testing import (
     random_inputs,
     rms_relative_error,
 )
+from kernels_pallas.testing.numpy_gla import numpy_gla
 
 # The CUDA kernels need a GPU or long compilations: test_pallas_triton.py.
 PORTABLE = [name for name in IMPLEMENTATIONS if name != "pallas_triton"]
@@ -30,21 +31,6 @@ def make(seed=0, batch=2, tokens=40, heads=2, key_width=8, value_width=12, **opt
     shape = {"batch": batch, "tokens": tokens, "heads": heads}
     widths = {"key_width": key_width, "value_width": value_width}
     return random_inputs(seed, **shape, **widths, **options)
-
-
-def numpy_gla(q, k, v, log_decay, initial_state=None, reverse=False):
-    """The definition again, in float64 numpy, sharing no code with the library."""
-    q, k, v, log_decay = (np.asarray(x, np.float64) for x in (q, k, v, log_decay))
-    batch, tokens, heads, width = q.shape
-    state = np.zeros((batch, heads, width, v.shape[3]))
-    if initial_state is not None:
-        state = np.asarray(initial_state, np.float64)
-    out = np.empty(v.shape)
-    for t in range(tokens)[:: -1 if reverse else 1]:
-        state = np.exp(log_decay[:, t, :, :, None]) * state
-        state = state + k[:, t, :, :, None] * v[:, t, :, None, :]
-        out[:, t] = (q[:, t, :, :, None] * state).sum(axis=2) / np.sqrt(width)
-    return out, state
 
 
 def assert_close(actual, expected, tolerance, what):
@@ -150,7 +136,7 @@ def test_values_match_a_numpy_loop(implementation, reverse, tokens):
     for gates in GATE_KINDS if tokens <= 65 else ("typical", "mixed"):
         inputs = make(tokens=tokens, gates=gates)
         out, state = run(*inputs[:4], initial_state=inputs.initial_state)
-        expected = numpy_gla(*inputs[:4], inputs.initial_state, reverse)
+        expected = numpy_gla(*inputs[:4], inputs.initial_state, reverse=reverse)
         assert_close(out, expected[0], 1e-5, f"{gates} out")
         assert_close(state, expected[1], 1e-5, f"{gates} final state")
 
@@ -161,7 +147,7 @@ def test_the_reference_matches_a_numpy_loop_in_float64(reverse):
         inputs = make(tokens=50, gates="mixed", dtype="float64")
         options = {"reverse": reverse, "return_final_state": True, "implementation": "reference"}
         out, state = gla(*inputs[:4], initial_state=inputs.initial_state, **options)
-        expected = numpy_gla(*inputs[:4], inputs.initial_state, reverse)
+        expected = numpy_gla(*inputs[:4], inputs.initial_state, reverse=reverse)
         assert out.dtype == state.dtype == jnp.float64
         assert_close(out, expected[0], 1e-13, "out")
         assert_close(state, expected[1], 1e-13, "final state")
