@@ -1,0 +1,115 @@
+"""Worker processes: their batches, how they start, and that they end."""
+
+import dataclasses
+import itertools
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.data.loading import eval_batches, train_batches
+from vig_jax import data as package
+from vig_jax.data import open_dataset
+from vig_jax.data.loader.shared_memory import SHARED_MEMORY
+
+
+def test_two_workers(make_data, folder, monkeypatch, caplog):
+    """They start together, make the batches that threads make, and a killed one is an error."""
+    caplog.set_level("INFO")
+    monkeypatch.setattr("vig_jax.data.loader.batches.cpu_count", lambda: 2)
+    data = make_data(source="image_folder", path=str(folder), image_size=16, resize="pillow")
+    dataset = open_dataset(data, "train")
+    settings = {"batch_size": 8, "seed": 0, "start_step": 2}
+    with train_batches(dataset, data, **settings) as batches:
+        expected = list(itertools.islice(batches, 4))  # across the end of an epoch
+    with train_batches(dataset, data, workers=64, **settings) as batches:
+        assert "workers=64: using 2" in caplog.text
+        deadline = time.monotonic() + 20
+        while len(multiprocessing.active_children()) < 2:  # before a batch is requested
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        for batch, other in zip(batches, expected, strict=False):
+            assert batch.keys() == other.keys()
+            for name in batch:
+                np.testing.assert_array_equal(batch[name], other[name], name)
+            if other is expected[-1]:
+                break
+        worker = multiprocessing.active_children()[0].pid
+        for harmless in (signal.SIGINT, signal.SIGTERM):  # meant for the main process
+            os.kill(worker, harmless)
+        next(batches)
+        time.sleep(1)  # until it waits with full buffers: killed at work, it leaves a file behind
+        os.kill(worker, signal.SIGKILL)
+        with pytest.raises(RuntimeError, match="terminated unexpectedly"):
+            list(itertools.islice(batches, 20))
+    assert not multiprocessing.active_children()
+
+
+def test_data_imports_no_jax():
+    """The start of every worker, and its memory, depend on it."""
+    for file in Path(package.__file__).parent.rglob("*.py"):
+        imported = re.search(r"^\s*(import|from) (jax|flax)\b", file.read_text(), re.MULTILINE)
+        assert not imported, file
+
+
+SCRIPT = """
+    import os, signal, sys
+    from vig_jax.config import DataConfig
+    from vig_jax.data import eval_batches, open_dataset, train_batches
+    from vig_jax.data.preprocess.classification import ClassificationPreprocess
+
+    if __name__ == "__main__":
+        data = DataConfig(**{settings!r})
+        preprocess = ClassificationPreprocess(data, train=True)
+        if "die" not in sys.argv:
+            dataset = open_dataset(data, "eval")
+            with eval_batches(dataset, preprocess, batch_size=500, workers=1) as batches:
+                sums = [batch["image"].sum().item() for batch in batches]
+            print(sums)
+        dataset = open_dataset(data, "train")
+        batches = train_batches(dataset, preprocess, batch_size=32, seed=0, workers=1)
+        batch = next(batches)  # both are left to the end of the program
+        print(len(batch["label"]), flush=True)
+        if "die" in sys.argv:
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.fixture
+def data(make_data):
+    return make_data(image_size=16, resize="pillow")
+
+
+@pytest.fixture
+def script(tmp_path, data):
+    path = tmp_path / "script.py"
+    path.write_text(textwrap.dedent(SCRIPT).format(settings=dataclasses.asdict(data)))
+    return [sys.executable, str(path)]
+
+
+def test_a_program_ends_quietly_whether_it_closes_an_iterator_or_not(script, data):
+    ended = subprocess.run(script, capture_output=True, text=True, timeout=60)
+    with eval_batches(open_dataset(data, "eval"), data, batch_size=500) as batches:
+        sums = [batch["image"].sum().item() for batch in batches]
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, f"{sums}\n32\n", "")
+
+
+def test_workers_die_with_their_parent(script):
+    before = set(SHARED_MEMORY.iterdir())
+    # The pipe stays open as long as any of them lives.
+    ended = subprocess.run([*script, "die"], stdout=subprocess.PIPE, timeout=60)
+    assert (ended.returncode, ended.stdout) == (-signal.SIGKILL, b"32\n")
+    new = set(SHARED_MEMORY.iterdir()) - before
+    for _ in range(100):  # other tests may have memory there for a moment
+        if not any(file.exists() for file in new):
+            break
+        time.sleep(0.1)
+    assert not [file for file in new if file.exists()]
