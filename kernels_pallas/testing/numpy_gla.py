@@ -1,14 +1,15 @@
 """Gated linear attention by a loop in numpy, which shares no code with the operators."""
 
 import numpy as np
+from jax.typing import ArrayLike
 
 
 def numpy_gla(
-    q: np.ndarray,
-    k: np.ndarray,
-    v: np.ndarray,
-    log_decay: np.ndarray,
-    initial_state: np.ndarray | None = None,
+    q: ArrayLike,
+    k: ArrayLike,
+    v: ArrayLike,
+    log_decay: ArrayLike,
+    initial_state: ArrayLike | None = None,
     *,
     reverse: bool = False,
     scale: float | None = None,
