@@ -60,7 +60,7 @@ def train(*options, cache=None):
         ),
         (
             ["--config=configs/fashion_mnist.py", "--config.model.drop_path_rate=1.0"],
-            "error: drop_path_rate=1.0 must be at least 0 and below 1",
+            "error: config.model.drop_path_rate is 1.0; it must be at least 0 and below 1",
         ),
     ],
 )
