@@ -71,7 +71,7 @@ def test_evaluate(trained, tmp_path, capsys):
     assert main(["evaluate", str(trained), "--batch-size", "500", "--json", str(file)]) == 0
     printed = capsys.readouterr().out
     numbers = json.loads(file.read_text())
-    assert "averaged (EMA) weights after 2 updates, 2000 images" in printed
+    assert "EMA weights after 2 updates, 2000 images" in printed
     assert f"\ntop1 {numbers['top1']:.4f}  loss" in printed
     recorded = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     logged = next(r["eval/ema_top1"] for r in recorded if "eval/ema_top1" in r)
@@ -87,7 +87,7 @@ def test_evaluate_writes_the_confusion_matrix_that_report_draws(trained, tmp_pat
     assert f"wrote {folder / 'confusion.png'}" in capsys.readouterr().out
     with np.load(folder / "confusion.npz") as written:
         np.testing.assert_array_equal(written["counts"], recorded)
-        assert "averaged (EMA) weights after 2 updates" in str(written["description"])
+        assert "EMA weights after 2 updates" in str(written["description"])
     assert {file.name for file in folder.iterdir()} == {
         "confusion.npz",
         "confusion.png",
@@ -108,9 +108,9 @@ def test_predict(trained, tmp_path, capsys):
     photographs = tmp_path / "photographs"
     assert main(["data", "images", str(photographs), "--per-class", "1"]) == 0
     (photographs / "Bag" / "broken.png").write_bytes(b"not an image")
-    answers, picture = tmp_path / "answers.json", tmp_path / "out" / "answers.png"
+    answers, figure = tmp_path / "answers.json", tmp_path / "out" / "answers.png"
     arguments = ["predict", str(trained), str(photographs), "--top", "3", "--batch-size", "4"]
-    assert main([*arguments, "--json", str(answers), "--picture", str(picture)]) == 1
+    assert main([*arguments, "--json", str(answers), "--figure", str(figure)]) == 1
     captured = capsys.readouterr()
     assert "broken.png: skipped" in captured.err
     records = json.loads(answers.read_text())
@@ -122,7 +122,7 @@ def test_predict(trained, tmp_path, capsys):
         assert probabilities == sorted(probabilities, reverse=True)
         assert len(probabilities) == (0 if "error" in record else 3)
         assert sum(probabilities) <= 1 + 1e-5
-    assert np.asarray(Image.open(picture)).std() > 10  # something is drawn
+    assert np.asarray(Image.open(figure)).std() > 10  # something is drawn
 
 
 def test_predict_does_not_depend_on_the_batch(trained, tmp_path, capsys):

@@ -13,8 +13,8 @@ from tests.data.loading import eval_image
 from tests.train.conftest import compilation_cache  # noqa: F401 - a fixture
 from vig_jax.cli.main import main
 from vig_jax.data.datasets.imagenet import class_ids, class_names
-from vig_jax.train.checkpoint import load_for_inference
-from vig_jax.train.imported import published_config, restore_weights
+from vig_jax.inference.loaded_model import load_for_inference, restore_weights
+from vig_jax.weights.published import published_config
 
 GOLDEN = Path(__file__).parents[1] / "weights" / "golden"
 # The golden files' models: variant, sizes, and the flags of upstream's evaluation.
@@ -155,8 +155,8 @@ def test_nothing_half_written(tmp_path, capsys, monkeypatch):
     target.write_text("mine")
     arguments = ["convert", file, str(target), *options(name)]
     assert main(arguments) == 1
-    assert "is there already: --force replaces it" in capsys.readouterr().err
-    monkeypatch.setattr("vig_jax.train.conversion._compare", lambda *_: 1 / 0)
+    assert "exists already: --force replaces it" in capsys.readouterr().err
+    monkeypatch.setattr("vig_jax.inference.convert._compare", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main([*arguments, "--force", "--verify"])
     assert target.read_text() == "mine"
@@ -167,7 +167,7 @@ def test_nothing_half_written(tmp_path, capsys, monkeypatch):
     folder.mkdir()
     (folder / "thesis.txt").write_text("mine")
     assert main(["convert", file, str(folder), "--force", *options(name)]) == 1
-    assert "holds other things" in capsys.readouterr().err
+    assert "with other contents" in capsys.readouterr().err
     (folder / "thesis.txt").unlink()
     for _ in range(2):
         assert main(["convert", file, str(folder), "--force", *options(name)]) == 0
@@ -199,19 +199,19 @@ def test_no_code_of_a_file_runs(tmp_path, capsys):
     [
         (["predict", "--weights", "FILE", "."], "needs --model NAME, one of vig_t, vig_s"),
         (["evaluate", "--weights", "FILE"], "needs --model NAME"),
-        (["evaluate"], "which weights? Name a run, or --weights FILE"),
-        (["evaluate", "runs/x", "--model", "vig_t"], "--model goes with --weights"),
-        (["evaluate", "runs/x", "--weights", "FILE"], "either a run (runs/x) or --weights"),
-        (["predict", "runs/x"], "which images? Only runs/x is given"),
+        (["evaluate"], "name a run, or --weights FILE"),
+        (["evaluate", "runs/x", "--model", "vig_t"], "--model needs --weights"),
+        (["evaluate", "runs/x", "--weights", "FILE"], "a run (runs/x) and --weights"),
+        (["predict", "runs/x"], "only runs/x is given"),
         (["evaluate", "--weights", "absent.pth", "--model", "vig_t"], "no weight file at absent"),
         (["evaluate", "--weights", "FILE", "--model", "vig_t", "--set", "depth"], "KEY=VALUE"),
         (
             ["evaluate", "--weights", "FILE", "--model", "vig_t", "--set", "dept=1"],
             "config.model.dept is not a setting; did you mean config.model.depth?",
         ),
-        (["convert", "FILE", "out"], "--model NAME is missing"),
+        (["convert", "FILE", "out"], "does not name its model: add --model NAME"),
         (["convert", "FILE", "out.pth", "--model", "vig_t"], "are read, not written"),
-        (["convert", "FILE", "out", "--to", "safetensors"], "a name that ends in .safetensors"),
+        (["convert", "FILE", "out", "--to", "safetensors"], "must end in .safetensors"),
         (["convert", "absent.pth", "out", "--model", "vig_t"], "no weight file at absent.pth"),
     ],
 )

@@ -34,7 +34,7 @@ def test_logits_of_any_number_of_images(dtype):
     ("images", "message"),
     [
         (IMAGES.astype(np.float32), "float32"),
-        (IMAGES[:, :, :16], r"uint8 \[N, 16, 24, 3\] is wanted"),
+        (IMAGES[:, :, :16], r"must be uint8 \[N, 16, 24, 3\]"),
         (IMAGES[:0], "no image"),
     ],
 )

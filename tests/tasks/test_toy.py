@@ -18,8 +18,8 @@ from tests.tasks import toy
 from vig_jax.cli.main import main
 from vig_jax.config import parse
 from vig_jax.errors import ConfigError
+from vig_jax.inference.loaded_model import load_for_inference
 from vig_jax.tasks.registry import TaskEntry, get_task, register_task
-from vig_jax.train.checkpoint import load_for_inference
 from vig_jax.train.loop import run
 
 ROOT = Path(__file__).parents[2]

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from vig_jax.errors import CheckpointError
+from vig_jax.inference.loaded_model import load_for_inference
 from vig_jax.sharding.mesh import make_mesh
-from vig_jax.train.checkpoint import Checkpoints, load_for_inference
+from vig_jax.train.checkpoint import Checkpoints
 from vig_jax.train.experiment import Experiment
 
 EVALUATION = {"eval/top1": 0.5, "eval/ema_top1": 0.5}

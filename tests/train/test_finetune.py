@@ -17,8 +17,8 @@ from vig_jax.config import parse
 from vig_jax.errors import ConfigError
 from vig_jax.layers.pos_embed import resize_pos_embed
 from vig_jax.train.experiment import Experiment
-from vig_jax.train.imported import initial_params
 from vig_jax.train.loop import run
+from vig_jax.weights.initial import initial_params
 
 
 def test_run_with_everything(weights, tiny, tmp_path, monkeypatch, capsys):

@@ -13,11 +13,12 @@ from configs import common
 from tests.train.test_run import at_step
 from vig_jax.config import parse
 from vig_jax.errors import CheckpointError, WeightsError
+from vig_jax.inference.loaded_model import load_for_inference
 from vig_jax.layers.pos_embed import resize_pos_embed
-from vig_jax.train.checkpoint import load_for_inference
 from vig_jax.train.experiment import Experiment
-from vig_jax.train.imported import initial_params, published_config
 from vig_jax.train.loop import run
+from vig_jax.weights.initial import initial_params
+from vig_jax.weights.published import published_config
 
 
 def resolved(config):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vig_jax.config import parse, recipes
-from vig_jax.train.checkpoint import load_for_inference
+from vig_jax.inference.loaded_model import load_for_inference
 from vig_jax.train.loop import run
 
 ARCHIVE = Path(__file__).parent / "golden" / "run_before_tasks.tar.xz"

@@ -19,9 +19,9 @@ from PIL import Image
 
 from vig_jax.config import to_dict
 from vig_jax.errors import CheckpointError, DataWorkerError, NonFiniteLossError
+from vig_jax.inference.loaded_model import load_for_inference
 from vig_jax.metrics.confusion import Confusion
 from vig_jax.train import loop
-from vig_jax.train.checkpoint import load_for_inference
 from vig_jax.train.experiment import Experiment
 from vig_jax.train.logging.writers import RunLog
 from vig_jax.train.loop import run

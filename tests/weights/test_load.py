@@ -5,6 +5,7 @@ import json
 import logging
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -186,7 +187,7 @@ def test_other_image_size_resizes_the_position_embedding(caplog):
     assert golden.relative_error(jax.jit(resized.apply)(variables, images), expected) < 1e-5
 
 
-def test_missing_kinds_are_told(tmp_path, caplog):
+def test_missing_kinds_are_reported(tmp_path, caplog):
     caplog.set_level(logging.WARNING)
     file = FOLDER / "plain_fmt_best_acc_ema_ckpt.pth"
     load(file, ema=True)
@@ -194,8 +195,16 @@ def test_missing_kinds_are_told(tmp_path, caplog):
     only = tmp_path / "only.pth"
     torch_writer.save({"model_ema": torch_writer.state_dict(arrays("plain_fmt"))}, only)
     load(only, "plain_fmt")
-    with pytest.raises(WeightsError, match="averaged weights alone"):
+    with pytest.raises(WeightsError, match="only EMA weights"):
         load(only, "plain_fmt", ema=False)
+
+
+def test_no_head(caplog):
+    caplog.set_level(logging.WARNING)
+    file = FOLDER / "plain_fmt_ckpt.pth"
+    whole, body = load(file)["params"], load(file, num_classes=0)["params"]
+    assert "the head for 10 classes is not used" in caplog.text
+    chex.assert_trees_all_equal(body, {k: v for k, v in whole.items() if k != "head"})
 
 
 def test_wrong_models_and_heads(tmp_path):
@@ -251,13 +260,13 @@ def test_round_trips_to_the_byte(name, tmp_path):
         np.testing.assert_array_equal(ours[key], value, strict=True)
 
 
-def test_our_safetensors_files_are_held_to_their_checksum(tmp_path):
+def test_the_checksum_of_our_safetensors_files_is_verified(tmp_path):
     file = tmp_path / "weights.safetensors"
     save_safetensors(
         load(FOLDER / "plain_fmt_ckpt.pth")["params"], file, model_name="vig_t", averaged=True
     )
     assert read_weight_file(file).averaged is True
-    with pytest.raises(WeightsError, match="averaged weights alone"):
+    with pytest.raises(WeightsError, match="only EMA weights"):
         read_weight_file(file, ema=False)
     data = bytearray(file.read_bytes())
     data[-1000] ^= 1

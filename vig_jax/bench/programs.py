@@ -21,10 +21,10 @@ from vig_jax.models.backbone import implementation_refusals
 from vig_jax.models.from_config import model_from_config
 from vig_jax.sharding.mesh import batch_sharded, make_mesh, replicated
 from vig_jax.tasks.registry import make_task
-from vig_jax.train.imported import published_config
 from vig_jax.train.optim.optimizer import make_optimizer
 from vig_jax.train.state import init_state
 from vig_jax.train.step import make_train_step
+from vig_jax.weights.published import published_config
 
 DROP_PATH = 0.2  # of training; what it costs does not depend on the rate
 INPUTS = 4  # distinct batches to go through

@@ -1,4 +1,4 @@
-"""Images per second, latency and memory of a compiled step."""
+"""Measures images per second, latency and memory of a compiled step."""
 
 import csv
 import dataclasses
@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from kernels_pallas.core.timing import candidate, interleaved
+from vig_jax.figures import save_figure
 
 # Dense bfloat16 tensor-core peaks in FLOP/s, from NVIDIA's data sheets, by the driver's names.
 _PEAK_FLOPS = {
@@ -33,9 +34,10 @@ class Program:
     """A compiled step and what to call it with.
 
     Attributes:
-        compiled: what `jax.jit(f).lower(...).compile()` gives.
-        inputs: sets of arguments, on the device, to go through in turn.
-        state: if given, the program takes it first, consumes it and returns its successor first.
+        compiled: the result of `jax.jit(f).lower(...).compile()`.
+        inputs: sets of arguments on the device, used in rotation.
+        state: if given, the first argument, which the program donates; its first result is the next
+            state.
     """
 
     compiled: Any
@@ -43,7 +45,7 @@ class Program:
     state: Any = None
 
     def calls(self) -> Callable[[], Any]:
-        """A function that starts the next call and returns its result, or loss and such."""
+        """Returns a function that starts the next call and returns its results."""
         state, sets = self.state, itertools.cycle(self.inputs)
         if state is None:
             return lambda: self.compiled(*next(sets))
@@ -57,7 +59,7 @@ class Program:
 
     @property
     def bytes(self) -> int:
-        """Arguments, results and temporaries, shared buffers counted once."""
+        """Bytes of arguments, results and temporaries; shared buffers count once."""
         memory = self.compiled.memory_analysis()
         assert memory is not None, "every backend of JAX analyses its programs"
         return (
@@ -70,15 +72,15 @@ class Program:
 
 @dataclasses.dataclass(frozen=True)
 class Throughput:
-    """What was measured.
+    """Measurements of a program.
 
     Attributes:
         img_per_s: batch size over `ms`.
-        ms: milliseconds per step of steps back to back, the median of samples.
+        ms: milliseconds per step, steps back to back; the median of the samples.
         ms_spread: half the distance between the 16th and 84th percentile of these samples.
-        latency_ms: milliseconds of a step that is waited for, the median of as many.
-        peak_bytes: the allocator's high-water mark since the process began; None where the device
-            does not count it (CPU).
+        latency_ms: milliseconds of a step that the host waits for; the median of the samples.
+        peak_bytes: the allocator's high-water mark since the process began; None if the device does
+            not report it (CPU).
     """
 
     img_per_s: float
@@ -94,7 +96,7 @@ def measure(call: Callable[[], Any], *, batch_size: int, repeats: int = 10) -> T
     Args:
         call: from `Program.calls`.
         batch_size: images per call.
-        repeats: samples.
+        repeats: number of samples.
     """
     run = {"": candidate(call)}
     (back_to_back,) = interleaved(run, repeats=repeats, sample_seconds=_SAMPLE_SECONDS).values()
@@ -110,14 +112,14 @@ def measure(call: Callable[[], Any], *, batch_size: int, repeats: int = 10) -> T
 
 
 def spread(samples: Sequence[float]) -> float:
-    """Half the distance between the 16th and 84th percentile."""
+    """Returns half the distance between the 16th and 84th percentile."""
     ordered = sorted(samples)
     low, high = (ordered[round(share * (len(ordered) - 1))] for share in (0.16, 0.84))
     return (high - low) / 2
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """The device's dense bfloat16 peak in FLOP/s, or None if it is not in our table."""
+    """Returns the device's dense bfloat16 peak in FLOP/s, or None if it is not in the table."""
     return _PEAK_FLOPS.get(device_kind)
 
 
@@ -128,7 +130,7 @@ def write_tables(
     json_file: Path | None,
     csv_file: Path | None,
 ) -> None:
-    """Writes the rows, with the facts in JSON and alone in CSV, to the files that are named."""
+    """Writes the rows as CSV, and the facts and the rows as JSON, to the files that are given."""
     for path in filter(None, (json_file, csv_file)):
         path.parent.mkdir(parents=True, exist_ok=True)
     if json_file:
@@ -141,7 +143,7 @@ def write_tables(
 
 
 def by_model(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-    """The rows of each model: the series of `draw`."""
+    """Groups the rows by model, as `draw` takes them."""
     return {row["model"]: [r for r in rows if r["model"] == row["model"]] for row in rows}
 
 
@@ -158,7 +160,7 @@ def draw(
         series: rows by the model's name; each with `image_size`, `img_per_s`, `ms` and `memory`.
         title: of the figure.
         path: of the file.
-        memory: the rows' name for bytes of memory.
+        memory: the key of a row that has the bytes of memory.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator
@@ -187,5 +189,4 @@ def draw(
         axes.set_title(label, fontsize=10)
         axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path)

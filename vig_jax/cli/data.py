@@ -259,7 +259,7 @@ def _inspect(args: argparse.Namespace) -> int:
 def _benchmark(args: argparse.Namespace) -> int:
     from vig_jax.bench.data import host_stages, loader_speed
     from vig_jax.data.preprocess import resize
-    from vig_jax.train.imported import published_config
+    from vig_jax.weights.published import published_config
 
     if args.images < 1:
         raise ConfigError(f"--images {args.images} must be at least 1")

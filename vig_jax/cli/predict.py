@@ -1,10 +1,10 @@
 """Classifies image files with a trained run or with a weight file.
 
   vig predict runs/fashion_mnist photo.png
-  vig predict runs/fashion_mnist folder/ --top 3 --json answers.json --picture answers.png
+  vig predict runs/fashion_mnist folder/ --top 3 --json predictions.json --figure predictions.png
   vig predict --weights vig_s.pth --model vig_s photo.jpg
 
-With --picture, a folder named after a class counts as its images' true label.
+With --figure, a folder named after a class is the true label of its images.
 """
 
 import argparse
@@ -27,36 +27,33 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "folders of them",
     )
     weights.configure(parser)
-    parser.add_argument("--top", type=int, default=5, help="answers per image (default 5)")
+    parser.add_argument("--top", type=int, default=5, help="classes per image (default 5)")
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the answers here")
-    parser.add_argument("--picture", type=Path, metavar="PNG", help="draw images with answers")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the predictions here")
+    parser.add_argument(
+        "--figure", "--picture", type=Path, metavar="PNG", help="draw images with predictions"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Predicts, prints, draws; status 1 if an image could not be read."""
+    """Predicts, prints, draws; returns 1 if an image could not be read."""
     from vig_jax.inference.files import Classifier, draw, find_images
 
     run, images = (None, args.paths) if args.weights else (args.paths[0], args.paths[1:])
     if not images:
-        raise ConfigError(f"which images? Only {run} is given; a run and then images are wanted")
+        raise ConfigError(f"only {run} is given: name a run and then images")
     files = find_images(images)
-    restored = weights.restore(args, run)
-    print(f"{restored.config.model.name}: {restored.description}", file=sys.stderr)
-    classifier = Classifier.of(restored)
-    answers, failed = [], 0
-    for answer in classifier.predict(files, top=args.top, batch_size=args.batch_size):
-        answers.append(answer)
-        if answer.error:
-            failed += 1
-            print(f"{answer.path}: skipped, {answer.error}", file=sys.stderr)
-            continue
-        guesses = "  ".join(f"{name} {p:.1%}" for name, p in answer.top)
-        print(f"{answer.path}: {guesses}")
+    loaded = weights.restore(args, run)
+    print(f"{loaded.config.model.name}: {loaded.description}", file=sys.stderr)
+    classifier = Classifier.from_loaded(loaded)
+    predictions = []
+    for prediction in classifier.predict(files, top=args.top, batch_size=args.batch_size):
+        predictions.append(prediction)
+        print(prediction, file=sys.stderr if prediction.error else sys.stdout)
     if args.json:
-        args.json.write_text(json.dumps([a.to_json() for a in answers], indent=1) + "\n")
-        print(f"answers: {args.json}")
-    if args.picture:
-        shown = draw(answers, args.picture, classifier.class_names)
-        print(f"picture of {shown} images: {args.picture}")
-    return 1 if failed else 0
+        args.json.write_text(json.dumps([p.to_json() for p in predictions], indent=1) + "\n")
+        print(f"predictions: {args.json}")
+    if args.figure:
+        shown = draw(predictions, args.figure, classifier.class_names)
+        print(f"figure of {shown} images: {args.figure}")
+    return 1 if any(prediction.error for prediction in predictions) else 0

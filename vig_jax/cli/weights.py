@@ -1,4 +1,4 @@
-"""The options by which a command takes weights: a run of ours, or a file with its model's name."""
+"""Options that select weights: one of our runs, or a file and the name of its model."""
 
 import argparse
 import ast
@@ -9,7 +9,7 @@ from vig_jax.errors import ConfigError
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Declares --weights, --raw and what describes the model of a file."""
+    """Declares --weights, --raw, --image-size and the options of a file's model."""
     parser.add_argument(
         "--weights",
         type=Path,
@@ -18,9 +18,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     describe_model(parser)
     parser.add_argument(
-        "--image-size", type=int, metavar="PIXELS", help="with --weights: not the model's usual"
+        "--image-size",
+        type=int,
+        metavar="PIXELS",
+        help="of the images, with --weights",
     )
-    parser.add_argument("--raw", action="store_true", help="the weights, not their average (EMA)")
+    parser.add_argument("--raw", action="store_true", help="the raw weights, not the EMA weights")
 
 
 def describe_model(parser: argparse.ArgumentParser) -> None:
@@ -33,13 +36,13 @@ def describe_model(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="a setting of the model that is not the published one, as in config.model, e.g. "
-        "img_size=384; may be given several times",
+        help="a key of config.model that differs from the published model, e.g. img_size=384; can "
+        "be repeated",
     )
 
 
 def settings(pairs: list[str]) -> dict[str, Any]:
-    """The values of --set.
+    """Returns the values of --set.
 
     Raises:
         ConfigError: one is not KEY=VALUE.
@@ -48,7 +51,7 @@ def settings(pairs: list[str]) -> dict[str, Any]:
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not (key and equals):
-            raise ConfigError(f"--set {pair}: KEY=VALUE is wanted")
+            raise ConfigError(f"--set {pair} must have the form KEY=VALUE")
         try:
             values[key] = ast.literal_eval(text)
         except (ValueError, SyntaxError):
@@ -57,7 +60,7 @@ def settings(pairs: list[str]) -> dict[str, Any]:
 
 
 def restore(args: argparse.Namespace, run: Path | None) -> Any:
-    """The model that the options name, as a `vig_jax.train.checkpoint.Restored`.
+    """Returns the model that the options name, a `vig_jax.inference.loaded_model.LoadedModel`.
 
     Args:
         args: with the options of `configure`.
@@ -73,17 +76,17 @@ def restore(args: argparse.Namespace, run: Path | None) -> Any:
             ("--image-size", args.image_size),
         ):
             if value:
-                raise ConfigError(f"{option} goes with --weights; a run knows its own model")
+                raise ConfigError(f"{option} needs --weights; a run stores its model")
         if run is None:
-            raise ConfigError("which weights? Name a run, or --weights FILE --model NAME")
-        from vig_jax.train.checkpoint import load_for_inference
+            raise ConfigError("no weights are given: name a run, or --weights FILE --model NAME")
+        from vig_jax.inference.loaded_model import load_for_inference
 
         return load_for_inference(run, ema=False if args.raw else None)
     from vig_jax import list_models
-    from vig_jax.train.imported import restore_weights
+    from vig_jax.inference.loaded_model import restore_weights
 
     if run is not None:
-        raise ConfigError(f"either a run ({run}) or --weights {args.weights}, not both")
+        raise ConfigError(f"a run ({run}) and --weights {args.weights} are given: name one of them")
     if not args.model:
         raise ConfigError(
             f"--weights {args.weights} needs --model NAME, one of {', '.join(list_models())}"

@@ -1,9 +1,8 @@
-"""`predictor`: a model compiled once for inference on uint8 images."""
+"""A model compiled once for inference on uint8 images."""
 
 from collections.abc import Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,22 +11,22 @@ from jaxtyping import Array, Float, UInt8
 
 from vig_jax.errors import ConfigError
 from vig_jax.layers.pixels import IMAGENET_MEAN, IMAGENET_STD, Channels, normalise
-from vig_jax.models.backbone import implementation_refusals
+from vig_jax.models.backbone import Backbone, implementation_refusals
 
 
 class Predictor:
-    """What `predictor` returns: `logits = predict(images)`.
+    """The result of `predictor`: a function `predict(images) -> logits`.
 
     Attributes:
-        batch_size: images that go through the model at once.
-        image_size: height and width of the images, pixels.
-        variables: on the device; kernels in the type they are computed with.
-        compiled: the program, `compiled(variables, images) -> logits` for one whole batch.
+        batch_size: number of images per call of the model.
+        image_size: height and width of the images in pixels.
+        variables: on the device; kernels are stored in the dtype of the computation.
+        compiled: the program, `compiled(variables, images) -> logits` for one full batch.
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Backbone,
         variables: Mapping[str, Any],
         batch_size: int,
         image_size: tuple[int, int],
@@ -36,17 +35,17 @@ class Predictor:
     ) -> None:
         self.batch_size = batch_size
         self.image_size = image_size
-        self.variables = jax.device_put(_narrow(variables, getattr(model, "dtype", None)))
+        self.variables = jax.device_put(_narrow(variables, model))
 
         def logits(variables: Any, images: jax.Array) -> Any:
             return model.apply(variables, normalise(images, mean, std))
 
         images = jax.ShapeDtypeStruct((batch_size, *image_size, 3), jnp.uint8)
-        with implementation_refusals(getattr(model, "gla_implementation", None)):
+        with implementation_refusals(model.gla_implementation):
             self.compiled = jax.jit(logits).lower(self.variables, images).compile()
 
     def __call__(self, images: UInt8[Array | np.ndarray, "N H W 3"]) -> Float[Array, "N classes"]:
-        """Class logits of any number of images; the last batch is filled up.
+        """Returns the class logits of any number of images; the last batch is padded.
 
         Raises:
             ValueError: the images are not uint8, not of the size that was compiled, or none.
@@ -54,13 +53,13 @@ class Predictor:
         height, width = self.image_size
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (height, width, 3):
             raise ValueError(
-                f"images are {images.dtype} {images.shape}; uint8 [N, {height}, {width}, 3] is "
-                "wanted (another size needs a predictor of its own)"
+                f"images are {images.dtype} {list(images.shape)}; they must be uint8 "
+                f"[N, {height}, {width}, 3]. Make another predictor for another size"
             )
         if not len(images):
-            raise ValueError("there is no image")
+            raise ValueError("there are no images; at least one is needed")
         outputs = []
-        for start in range(0, len(images), self.batch_size):  # all are queued, none is waited for
+        for start in range(0, len(images), self.batch_size):  # all batches are queued at once
             batch = images[start : start + self.batch_size]
             missing = self.batch_size - len(batch)
             if missing:
@@ -72,7 +71,7 @@ class Predictor:
 
 
 def predictor(
-    model: nn.Module,
+    model: Backbone,
     variables: Mapping[str, Any],
     batch_size: int,
     image_size: int | tuple[int, int],
@@ -80,18 +79,18 @@ def predictor(
     mean: Channels = IMAGENET_MEAN,
     std: Channels = IMAGENET_STD,
 ) -> Predictor:
-    """Compiles a model for inference; the result takes uint8 images and normalises on the device.
+    """Compiles a model for inference. The result takes uint8 images and normalises on the device.
 
-    Where the model computes in bfloat16, its kernels are kept in bfloat16: half the memory, no
-    cast per call, and the same logits to the bit, as the layers would cast them.
+    For a model that computes in bfloat16, the kernels are stored in bfloat16. That halves the
+    memory and saves a cast per call. The logits are identical, because the layers cast as well.
 
     Args:
-        model: of `create_model`.
-        variables: of `load_weights` or `model.init`.
-        batch_size: images per call of the device.
+        model: from `create_model`.
+        variables: from `load_weights` or `model.init`.
+        batch_size: images per call of the model.
         image_size: side of the square images in pixels, or height and width.
-        mean: of the pixels the model was trained with, in units of [0, 1].
-        std: the same, standard deviation.
+        mean: mean of the training pixels, in units of [0, 1].
+        std: standard deviation of the training pixels, in units of [0, 1].
 
     Raises:
         ConfigError: a size below 1, or one that the model refuses.
@@ -102,14 +101,15 @@ def predictor(
     return Predictor(model, variables, batch_size, size, mean, std)
 
 
-def _narrow(variables: Mapping[str, Any], dtype: Any) -> Any:
-    """The kernels of narrow computations in their type; the head's logits are float32."""
+def _narrow(variables: Mapping[str, Any], model: Backbone) -> Any:
+    """Casts the kernels to the model's dtype if it is narrow, but not the head's: it is float32."""
+    dtype, heads = model.dtype, model.head_prefixes
     if dtype is None or jnp.finfo(dtype).bits >= 32:
         return variables
     flat = traverse_util.flatten_dict(variables)
     return traverse_util.unflatten_dict(
         {
-            path: x.astype(dtype) if path[-1] == "kernel" and "head" not in path else x
+            path: x.astype(dtype) if path[-1] == "kernel" and path[1] not in heads else x
             for path, x in flat.items()
         }
     )

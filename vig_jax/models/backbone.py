@@ -83,6 +83,9 @@ class Backbone(ParameterGroups, Protocol):
     def feature_info(self) -> tuple[FeatureInfo, ...]:
         """Channels and stride of the maps that `features` returns by default."""
 
+    def __hash__(self) -> int:
+        """Returns a hash of the settings: models with equal settings share compiled functions."""
+
     def __call__(self, images: Float[Array, "B H W 3"], train: bool = False) -> Any:
         """Returns logits [B, num_classes], or pooled features [B, D] without a head."""
 

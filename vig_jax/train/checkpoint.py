@@ -21,24 +21,21 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import jax
 import orbax.checkpoint as ocp
-from jax.sharding import Mesh, Sharding, SingleDeviceSharding
+from jax.sharding import Mesh
 from orbax.checkpoint import checkpoint_managers
 
 from vig_jax.config import RunConfig, to_dict
 from vig_jax.errors import CheckpointError, ConfigError
 from vig_jax.sharding.mesh import replicated
-from vig_jax.tasks.protocol import Params
-from vig_jax.tasks.registry import make_task
 from vig_jax.train.state import TrainState
 from vig_jax.weights.run_folder import (
     CHECKPOINTS,
-    choose_item,
-    find_checkpoint,
+    check_same_tree,
     read_config,
     read_run,
     score,
+    with_sharding,
 )
 
 # Settings that may change when a run is resumed: they affect where and how fast, not the result.
@@ -184,20 +181,6 @@ class Checkpoints:
             force=True,  # the loop decides when
         )
 
-    def save_weights(
-        self, weights: Mapping[str, Params], info: RunInfo, origin: Mapping[str, str]
-    ) -> None:
-        """Writes weights that no run of ours has trained, as step 0. They cannot be resumed.
-
-        Args:
-            weights: `params`, and `ema_params` if there are EMA weights too.
-            info: config and metadata to use them with.
-            origin: a description of each of the weights.
-        """
-        items = {name: ocp.args.StandardSave(tree) for name, tree in weights.items()}
-        run = info.to_json(0, {}) | {"origin": dict(origin)}
-        self._manager.save(0, args=ocp.args.Composite(run=ocp.args.JsonSave(run), **items))
-
     def restore(self, step: int, like: TrainState, info: RunInfo, mesh: Mesh) -> TrainState:
         """Reads the state of `step` onto the mesh.
 
@@ -219,9 +202,11 @@ class Checkpoints:
         _check_same_run(read_run(directory), info, directory)
         expected = _items(like)
         for name in expected.keys() - {"training"}:
-            _check_same_tree(expected[name], directory / name)
+            check_same_tree(expected[name], directory / name)
         everywhere = replicated(mesh)
-        args = {k: ocp.args.StandardRestore(_placed(v, everywhere)) for k, v in expected.items()}
+        args = {
+            k: ocp.args.StandardRestore(with_sharding(v, everywhere)) for k, v in expected.items()
+        }
         items = self._manager.restore(step, args=ocp.args.Composite(**args))
         return TrainState(
             params=items["params"],
@@ -230,65 +215,6 @@ class Checkpoints:
             ema_mutable=items["ema_mutable"] if "ema_mutable" in expected else None,
             **items["training"],
         )
-
-
-@dataclasses.dataclass(frozen=True)
-class Restored:
-    """A trained model: `make_task(config).model` with `variables`."""
-
-    config: RunConfig  # resolved
-    variables: dict[str, Any]  # {"params": ...} and mutable collections, for `model.apply`
-    step: int  # updates done; 0 for weights from elsewhere
-    metadata: Mapping[str, Any]  # of the data set, e.g. its class names
-    ema: bool | None  # whether these are averaged weights; None: unknown
-    description: str  # for people: which weights these are
-
-
-def load_for_inference(path: str | Path, *, ema: bool | None = None) -> Restored:
-    """Reads a trained model.
-
-    Args:
-        path: a workdir (its best checkpoint by evaluation of these weights, else its newest) or
-            the directory of one checkpoint.
-        ema: averaged weights or not; None takes them if there are any.
-
-    Raises:
-        CheckpointError: there is no checkpoint, no averaged weights, the stored config is not one
-            of this version, or the stored parameters are not those of the model it describes.
-    """
-    directory = find_checkpoint(Path(path).absolute(), ema)
-    stored = read_run(directory)
-    config = read_config(directory)
-    name = choose_item(directory, ema=ema)
-    task = make_task(config, stored["metadata"]).task
-    mutable = dict(jax.eval_shape(task.init, jax.random.PRNGKey(0)))
-    variables = {"params": _restore_tree(directory / name, mutable.pop("params"))}
-    if mutable:
-        variables |= _restore_tree(directory / name.replace("params", "mutable"), mutable)
-    ema = name == "ema_params"
-    origin = stored.get("origin")
-    if origin is None:
-        kind = "averaged (EMA)" if ema else "raw"
-        description = f"{kind} weights after {stored['data_position']} updates"
-    else:
-        description = origin[name]
-    return Restored(
-        config=config,
-        variables=variables,
-        step=stored["data_position"],
-        metadata=stored["metadata"],
-        ema=ema,
-        description=description,
-    )
-
-
-def _restore_tree(where: Path, expected: Any) -> Any:
-    """Returns a stored tree on the first local device, checked against the expected shapes."""
-    _check_same_tree(expected, where)
-    here = SingleDeviceSharding(jax.local_devices()[0])
-    return ocp.StandardCheckpointHandler().restore(
-        where, args=ocp.args.StandardRestore(_placed(expected, here))
-    )
 
 
 def _items(state: TrainState) -> dict[str, Any]:
@@ -301,11 +227,6 @@ def _items(state: TrainState) -> dict[str, Any]:
         "training": {"opt_state": state.opt_state, "step": state.step, "key": state.key},
     }
     return {name: tree for name, tree in items.items() if tree is not None}
-
-
-def _placed(tree: Any, sharding: Sharding) -> Any:
-    """Returns the shapes of a tree, to be restored with a sharding."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 
 def _check_same_run(stored: Mapping[str, Any], info: RunInfo, where: Path) -> None:
@@ -339,31 +260,6 @@ def _check_same_run(stored: Mapping[str, Any], info: RunInfo, where: Path) -> No
             "put the validation images back as they were, or start in a new --workdir. "
             "`vig evaluate RUN --data-path DIR` evaluates the run on others"
         )
-
-
-def _check_same_tree(expected: Any, where: Path) -> None:
-    """Refuses parameters of another model; names the first differences."""
-    stored = ocp.StandardCheckpointHandler().metadata(where).tree
-
-    def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-        leaves = jax.tree_util.tree_leaves_with_path(tree)
-        return {"/".join(_name(k) for k in path): tuple(leaf.shape) for path, leaf in leaves}
-
-    new, old = shapes(expected), shapes(stored)
-    wrong = [
-        f"{name}: {old.get(name, 'absent')} stored, {new.get(name, 'absent')} in the model"
-        for name in sorted(new.keys() | old.keys())
-        if new.get(name) != old.get(name)
-    ]
-    if wrong:
-        more = [f"... and {len(wrong) - 5} more"] if len(wrong) > 5 else []
-        raise CheckpointError(
-            f"{where} does not fit the model:\n  " + "\n  ".join(wrong[:5] + more)
-        )
-
-
-def _name(key: Any) -> str:
-    return str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

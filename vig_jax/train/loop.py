@@ -29,7 +29,6 @@ from vig_jax.train.checkpoint import Checkpoints
 from vig_jax.train.clock import Clock
 from vig_jax.train.compilation_cache import use_compilation_cache
 from vig_jax.train.experiment import Experiment
-from vig_jax.train.imported import initial_params
 from vig_jax.train.intervals import Intervals
 from vig_jax.train.logging.first_batch import FIRST_BATCH_FILE, draw_first_batch
 from vig_jax.train.logging.history import write_report
@@ -38,6 +37,7 @@ from vig_jax.train.logging.writers import RunLog
 from vig_jax.train.state import TrainState
 from vig_jax.train.stop import StopRequest
 from vig_jax.train.workdir import BAD_IMAGES_FILE, CONFIG_FILE, write_json
+from vig_jax.weights.initial import initial_params
 from vig_jax.weights.run_folder import CHECKPOINTS, finished
 
 

@@ -1,6 +1,6 @@
-"""Weights in the checkpoint folders of our own runs.
+"""The layout of a run's checkpoints on disk: reading them, and writing bare weights.
 
-`vig_jax.train.checkpoint` writes the folders and documents their layout.
+`vig_jax.train.checkpoint` writes the checkpoints of training and documents their items.
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import Sharding, SingleDeviceSharding
 
 from vig_jax.config import RunConfig, parse, unknown_settings
 from vig_jax.errors import CheckpointError, ConfigError
@@ -104,10 +104,74 @@ def choose_item(directory: Path, *, ema: bool | None) -> str:
 
 def read_params(directory: Path, item: str) -> Any:
     """Returns the stored parameter tree of one item, without knowing the model."""
-    here = SingleDeviceSharding(jax.local_devices()[0])
-    handler = ocp.StandardCheckpointHandler()
-    stored = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
-        handler.metadata(directory / item).tree,
+    return _read_tree(
+        directory / item, ocp.StandardCheckpointHandler().metadata(directory / item).tree
     )
-    return handler.restore(directory / item, args=ocp.args.StandardRestore(stored))
+
+
+def restore_tree(where: Path, expected: Any) -> Any:
+    """Returns a stored tree on the first local device.
+
+    Args:
+        where: the folder of the item.
+        expected: the tree that it must be, as shapes.
+
+    Raises:
+        CheckpointError: the stored tree has other names or shapes.
+    """
+    check_same_tree(expected, where)
+    return _read_tree(where, expected)
+
+
+def save_weights(workdir: Path, weights: Mapping[str, Any], run: Mapping[str, Any]) -> None:
+    """Writes weights without a training state as the checkpoint of step 0.
+
+    Args:
+        workdir: a new folder.
+        weights: parameter trees: `params`, and `ema_params` if there are EMA weights.
+        run: the `run` item; its `origin` describes each of the weights.
+    """
+    items = {name: ocp.args.StandardSave(tree) for name, tree in weights.items()}
+    with ocp.CheckpointManager((workdir / CHECKPOINTS).absolute()) as manager:
+        manager.save(0, args=ocp.args.Composite(run=ocp.args.JsonSave(dict(run)), **items))
+
+
+def check_same_tree(expected: Any, where: Path) -> None:
+    """Checks that a stored tree has the expected names and shapes.
+
+    Raises:
+        CheckpointError: names the first differences.
+    """
+    stored = ocp.StandardCheckpointHandler().metadata(where).tree
+    new, old = _shapes(expected), _shapes(stored)
+    wrong = [
+        f"{name}: {old.get(name, 'absent')} stored, {new.get(name, 'absent')} in the model"
+        for name in sorted(new.keys() | old.keys())
+        if new.get(name) != old.get(name)
+    ]
+    if wrong:
+        more = [f"... and {len(wrong) - 5} more"] if len(wrong) > 5 else []
+        raise CheckpointError(
+            f"{where} does not fit the model:\n  " + "\n  ".join(wrong[:5] + more)
+        )
+
+
+def with_sharding(tree: Any, sharding: Sharding) -> Any:
+    """Returns the shapes of a tree, to be restored with a sharding."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+
+
+def _read_tree(where: Path, shapes: Any) -> Any:
+    here = SingleDeviceSharding(jax.local_devices()[0])
+    return ocp.StandardCheckpointHandler().restore(
+        where, args=ocp.args.StandardRestore(with_sharding(shapes, here))
+    )
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of a tree's leaves by their paths."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+        for path, leaf in leaves
+    }

@@ -10,13 +10,13 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
 from vig_jax.errors import WeightsError
+from vig_jax.models import Backbone
 
 Params = dict[str, Any]
 
@@ -102,7 +102,7 @@ HIERARCHICAL: tuple[Rule, ...] = (
 _OUT_NORM = re.compile(r"out_norm_\d+/(scale|bias)")
 
 
-def to_params(state_dict: Mapping[str, np.ndarray], model: nn.Module) -> Params:
+def to_params(state_dict: Mapping[str, np.ndarray], model: Backbone) -> Params:
     """Our parameter tree for `model` from an upstream state dict.
 
     Args:
@@ -191,8 +191,8 @@ def _translate(rules: tuple[Rule, ...], name: str, *, forward: bool) -> tuple[st
 
 
 @functools.lru_cache  # tracing a model takes a second
-def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    side = getattr(model, "img_size", 32)  # the hierarchical models have no size of their own
+def _shapes(model: Backbone) -> dict[str, tuple[int, ...]]:
+    side = model.native_size or model.smallest_size
     images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
     flat = traverse_util.flatten_dict(variables["params"], sep="/")

@@ -1,0 +1,124 @@
+"""Trained models for inference, from our own runs or from weight files."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from vig_jax.config import RunConfig
+from vig_jax.data.datasets.imagenet import class_names
+from vig_jax.tasks.registry import make_task
+from vig_jax.weights import run_folder
+from vig_jax.weights.fit import WeightFile, fit_to_config
+from vig_jax.weights.load import origin, read_weight_file
+from vig_jax.weights.published import published_config
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedModel:
+    """A trained model: the model of `config.model` and its variables.
+
+    Attributes:
+        config: the resolved config of the run, or the one for published weights.
+        variables: {"params": ...} and mutable collections, for `model.apply`.
+        step: number of updates; 0 for weights from a file.
+        metadata: of the training data, e.g. {"class_names": (...)}.
+        ema: True for EMA weights, False for raw ones, None if unknown.
+        description: names the weights, for messages.
+    """
+
+    config: RunConfig
+    variables: dict[str, Any]
+    step: int
+    metadata: Mapping[str, Any]
+    ema: bool | None
+    description: str
+
+
+def load_for_inference(path: str | Path, *, ema: bool | None = None) -> LoadedModel:
+    """Reads a trained model from a run.
+
+    Args:
+        path: a workdir, or the directory of one checkpoint. Of a workdir's checkpoints the best by
+            evaluation of these weights is read, or else the newest.
+        ema: True takes the EMA weights, False the raw ones; None takes the EMA weights if there are
+            any.
+
+    Raises:
+        CheckpointError: there is no checkpoint or no EMA weights, the stored config does not belong
+            to this version, or the stored parameters do not fit the model of the config.
+    """
+    directory = run_folder.find_checkpoint(Path(path).absolute(), ema)
+    stored = run_folder.read_run(directory)
+    config = run_folder.read_config(directory)
+    name = run_folder.choose_item(directory, ema=ema)
+    task = make_task(config, stored["metadata"]).task
+    mutable = dict(jax.eval_shape(task.init, jax.random.PRNGKey(0)))
+    variables = {"params": run_folder.restore_tree(directory / name, mutable.pop("params"))}
+    if mutable:
+        where = directory / name.replace("params", "mutable")
+        variables |= run_folder.restore_tree(where, mutable)
+    kind = "EMA" if name == "ema_params" else "raw"
+    trained = f"{kind} weights after {stored['data_position']} updates"
+    return LoadedModel(
+        config=config,
+        variables=variables,
+        step=stored["data_position"],
+        metadata=stored["metadata"],
+        ema=name == "ema_params",
+        description=stored["origin"][name] if "origin" in stored else trained,
+    )
+
+
+def restore_weights(
+    path: str | Path,
+    model_name: str,
+    *,
+    ema: bool | None = None,
+    image_size: int | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> LoadedModel:
+    """Reads a weight file for inference with upstream's evaluation settings.
+
+    The plain models get the `merge_scale` of upstream's evaluation, so that published numbers are
+    reproduced to the last digit.
+
+    Args:
+        path: as for `vig_jax.load_weights`.
+        model_name: one of `vig_jax.list_models()`.
+        ema: as for `vig_jax.load_weights`.
+        image_size: side of the images in pixels; None means the size that the model is made for.
+        settings: keys of config.model that differ from the published model.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ConfigError: a setting is wrong.
+        WeightsError: the file cannot be read or does not fit the model.
+    """
+    file = read_weight_file(path, ema=ema)
+    return restore_file(file, path, model_name, image_size=image_size, settings=settings)
+
+
+def restore_file(
+    file: WeightFile,
+    path: str | Path,
+    model_name: str,
+    *,
+    image_size: int | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> LoadedModel:
+    """Returns what `restore_weights` does, for a file that is already read."""
+    config = published_config(model_name, settings=settings, image_size=image_size)
+    weights = fit_to_config(file, path, config.model)
+    model = dataclasses.replace(config.model, num_classes=weights.num_classes)
+    names = class_names()
+    return LoadedModel(
+        config=dataclasses.replace(config, model=model),
+        variables={"params": weights.params},
+        step=0,
+        metadata={"class_names": names if weights.num_classes == len(names) else ()},
+        ema=file.averaged,
+        description="; ".join((f"weights from {origin(file, path)}", *weights.notes)),
+    )

@@ -1,0 +1,224 @@
+"""Fits the tensors of a weight file to a model: old names, a new head, another token grid."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vig_jax.config import ModelConfig
+from vig_jax.errors import WeightsError
+from vig_jax.layers.linear import normal_002
+from vig_jax.layers.pos_embed import resize_pos_embed
+from vig_jax.models import create_model, list_models
+from vig_jax.weights import upstream
+
+StateDict = dict[str, np.ndarray]
+
+# Prefixes of the hierarchical models' parameters in files of earlier upstream code, and the present
+# ones. Upstream's vig_h.py renames them too (`_load_from_state_dict`).
+_OLD_NAMES = (
+    (r"patch_embed\.proj\.", "patch_embed.0."),
+    (r"patch_embed\.norm\.", "patch_embed.2."),
+    (r"(layers\.\d+\.blocks\.\d+)\.ln_1\.", r"\1.norm."),
+    (r"(layers\.\d+\.blocks\.\d+)\.self_attention\.", r"\1.op."),
+    (r"norm\.", "classifier.norm."),
+    (r"head\.", "classifier.head."),
+)
+_HEADS = (("head.weight", "head.bias"), ("classifier.head.weight", "classifier.head.bias"))
+# Settings of config.model that do not change the shapes of parameters, or are passed separately.
+_NO_SIZES = {
+    "name",
+    "num_classes",
+    "drop_path_rate",
+    "remat",
+    "dtype",
+    "gla_implementation",
+    "merge_scale",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightFile:
+    """One set of weights of a file, under upstream's names.
+
+    Attributes:
+        state_dict: name to array; the arrays may be views.
+        section: the key of these weights in the file; "" if there is none.
+        averaged: True for EMA weights, False for raw ones, None if the file does not say.
+        others: the other keys of the file.
+        notes: warnings for the user.
+    """
+
+    state_dict: StateDict
+    section: str = ""
+    averaged: bool | None = None
+    others: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """Weights that fit a model.
+
+    Attributes:
+        params: nested dictionary of NumPy arrays.
+        num_classes: width of the head; 0 if there is none.
+        notes: how they differ from those of the file.
+    """
+
+    params: dict[str, Any]
+    num_classes: int
+    notes: tuple[str, ...] = ()
+
+
+def fit(
+    state_dict: Mapping[str, np.ndarray],
+    model_name: str,
+    *,
+    num_classes: int | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> Weights:
+    """Returns the parameters of a model from a state dict.
+
+    The head is new if the number of classes differs, and the position embedding is resized if its
+    grid differs.
+
+    Args:
+        state_dict: present or earlier names of upstream; 1x1 convolutions may have two or four
+            dimensions.
+        model_name: one of `vig_jax.list_models()`.
+        num_classes: width of the head; 0 for no head; None for that of the state dict.
+        overrides: for `create_model`.
+        seed: of a new head.
+
+    Raises:
+        WeightsError: lists the missing and unexpected names and the shapes that differ.
+    """
+    tensors = _with_present_names(state_dict)
+    for key, value in tensors.items():
+        if not jnp.issubdtype(value.dtype, jnp.floating):
+            raise WeightsError(f"{key} is {value.dtype}; weights must be floating-point")
+    head = _head(tensors)
+    in_file = tensors[head[1]].size if head else None
+    classes = in_file if num_classes is None else num_classes
+    given = {} if classes is None else {"num_classes": classes}
+    model = create_model(model_name, **given, **(overrides or {}))
+    notes = []
+    if head and in_file != model.num_classes:
+        notes.append(_replace_head(tensors, head, model.num_classes, seed))
+    grid, table = model.pos_embed_grid, tensors.get("pos_embed")
+    if grid is not None and table is not None:
+        tensors["pos_embed"] = _resized(table, grid)
+        if table.shape != tensors["pos_embed"].shape:
+            before = math.isqrt(table.shape[1])
+            notes.append(f"position embedding resized from {before}x{before} to {grid}x{grid}")
+    try:
+        params = upstream.to_params(tensors, model)
+    except WeightsError as error:
+        name = _name_of(tensors)
+        hint = f". Their sizes are those of {name}" if name not in (None, model_name) else ""
+        raise WeightsError(f"{error}{hint}") from error
+    copies = jax.tree.map(lambda x: np.array(x, order="C"), params)  # no views of the whole file
+    return Weights(copies, model.num_classes, tuple(notes))
+
+
+def fit_to_config(
+    file: WeightFile, path: str | Path, model: ModelConfig, *, seed: int = 0
+) -> Weights:
+    """Returns the weights of a file for the model of a config.
+
+    Args:
+        file: from `read_weight_file`.
+        path: of the file, for messages.
+        model: names the model and the sizes that differ from the published ones.
+        seed: of a new head.
+
+    Raises:
+        WeightsError: the weights do not fit the model.
+    """
+    sizes = {
+        name: value
+        for name, value in dataclasses.asdict(model).items()
+        if name not in _NO_SIZES and value is not None
+    }
+    try:
+        weights = fit(
+            file.state_dict, model.name, num_classes=model.num_classes, overrides=sizes, seed=seed
+        )
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from error
+    return dataclasses.replace(weights, notes=file.notes + weights.notes)
+
+
+def _replace_head(tensors: StateDict, head: tuple[str, str], num_classes: int, seed: int) -> str:
+    """Puts a new head into `tensors`, or removes it for no classes; returns a note about it."""
+    kernel, bias = head
+    in_file = tensors[bias].size
+    if not num_classes:
+        del tensors[kernel], tensors[bias]
+        return f"the head for {in_file} classes is not used"
+    shape = (*tensors[kernel].shape[1:], num_classes)
+    new = normal_002(jax.random.key(seed), shape, jnp.float32)
+    tensors[kernel] = np.asarray(new).T.astype(tensors[kernel].dtype)
+    tensors[bias] = np.zeros(num_classes, tensors[bias].dtype)
+    return (
+        f"a new head for {num_classes} classes, as the file's is for {in_file}: it must be trained"
+    )
+
+
+def _head(tensors: Mapping[str, np.ndarray]) -> tuple[str, str] | None:
+    """Returns the names of the head's weight [classes, D] and bias [classes]; None without one."""
+    for kernel, bias in _HEADS:
+        if kernel in tensors and bias in tensors:
+            shape = tensors[kernel].shape
+            if len(shape) == 2 and shape[:1] == tensors[bias].shape:
+                return kernel, bias
+    return None
+
+
+def _name_of(tensors: Mapping[str, np.ndarray]) -> str | None:
+    """Returns the published model with these widths and numbers of blocks, if there is one."""
+    sizes: dict[str, tuple[int, int]] = {}
+    for key, value in tensors.items():
+        if match := re.fullmatch(r"(layers\.\d+\.)?blocks\.\d+\.(attn_norm|norm)\.weight", key):
+            stage = match[1] or ""
+            sizes[stage] = value.size, sizes.get(stage, (0, 0))[1] + 1
+    found = tuple(sizes.values())
+    return next((name for name in list_models() if create_model(name).stage_sizes == found), None)
+
+
+def _with_present_names(state_dict: Mapping[str, np.ndarray]) -> StateDict:
+    """Returns the state dict under upstream's present names, 1x1 convolutions as matrices.
+
+    Raises:
+        WeightsError: two names mean the same parameter.
+    """
+    hierarchical = any(key.startswith("layers.") for key in state_dict)
+    result: StateDict = {}
+    for key, value in state_dict.items():
+        new = key
+        for old_name, name in _OLD_NAMES if hierarchical else ():
+            new = re.sub(f"^{old_name}", name, new)
+        if new in result:
+            raise WeightsError(f"{key} and another key both mean {new}")
+        result[new] = value[:, :, 0, 0] if value.ndim == 4 and value.shape[2:] == (1, 1) else value
+    return result
+
+
+def _resized(pos_embed: np.ndarray, side: int) -> np.ndarray:
+    """Returns a position embedding [1, n * n, D] for a grid of `side` rows and columns."""
+    if pos_embed.ndim != 3 or pos_embed.shape[:2] == (1, side * side):
+        return pos_embed  # the grid is right, or the comparison of shapes will report it
+    tokens = pos_embed.shape[1]
+    if pos_embed.shape[0] != 1 or math.isqrt(tokens) ** 2 != tokens or tokens == 0:
+        return pos_embed
+    table = jnp.asarray(np.asarray(pos_embed, np.float32))
+    resized = resize_pos_embed(table, (side, side)).reshape(1, side * side, -1)
+    return np.asarray(resized).astype(pos_embed.dtype)
