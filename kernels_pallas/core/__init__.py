@@ -1,1 +1,1 @@
-"""What every operator of the library needs: choosing an implementation."""
+"""The parts that all operators share: checks, dispatch, configs, launching, timing."""

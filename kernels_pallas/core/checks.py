@@ -1,4 +1,4 @@
-"""What every operator asks of an array before it looks at its shape."""
+"""Argument checks shared by all operators."""
 
 from typing import Any
 
@@ -11,10 +11,10 @@ DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 def checked_array(name: str, value: Any) -> jax.Array:
-    """`value` as a JAX array.
+    """Returns `value` as a JAX array.
 
     Raises:
-        TypeError: It is not an array, or of a type not in DTYPES; `name` is told.
+        TypeError: It is not an array, or its type is not in DTYPES. The message has `name`.
     """
     if not isinstance(value, jax.Array | np.ndarray):
         raise TypeError(f"{name} must be a JAX or numpy array, got {type(value).__name__}")

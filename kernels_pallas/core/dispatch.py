@@ -60,7 +60,7 @@ class Backend(Protocol):
     Config: type
 
     def supports(self, spec: Any, device: Device | None) -> str | None:
-        """As of `Module`."""
+        """Returns the reason for which a call cannot be served, or None: see `Module`."""
 
     def heuristic(self, spec: Any, device: Device | None) -> Any:
         """Returns the config for a call that was not measured."""

@@ -1,4 +1,4 @@
-"""Matrix products of XLA that operators' backward passes share."""
+"""Matrix products of XLA that backward passes of operators share."""
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +12,10 @@ def weight_gradient(
     precision: jax.lax.Precision | None = None,
     dtype: DTypeLike | None = None,
 ) -> Float[Array, "D E"]:
-    """x^T grad over all rows, in `dtype` or the type of x; float32 until the sum is complete.
+    """Computes x^T grad over all rows, in `dtype` or the type of x.
 
-    Weights kept in float32 get it so: XLA drops the rounding where a conversion back follows.
+    The sum is float32. For weights that are kept in float32, XLA drops the rounding if a conversion
+    back to float32 follows.
     """
     rows = tuple(range(x.ndim - 1))
     product = jax.lax.dot_general(

@@ -1,4 +1,4 @@
-"""What kernels of Pallas's Triton backend need: launching, memory access, and fast arithmetic.
+"""The Triton backend of Pallas: launching, memory access, and fast arithmetic.
 
 This is the only file that imports the backend. Without it the file can still be imported, and
 `unsupported` gives the reason for which no kernel can serve a call.
@@ -101,17 +101,17 @@ def triton_call(
     Raises:
         NotImplementedError: There are more programs than a GPU can number.
     """
-    interpreting = is_interpreting()
+    compiling = not is_interpreting()
 
     def traced(*refs: Ref) -> None:
-        token = _compiling.set(not interpreting)
+        token = _compiling.set(compiling)
         try:
             kernel(*refs)
         finally:
             _compiling.reset(token)
 
     params = None
-    if not interpreting:
+    if compiling:
         params = plgpu.CompilerParams(num_warps=num_warps, num_stages=num_stages)
     return kernel_call(
         traced,

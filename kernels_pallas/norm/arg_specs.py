@@ -13,7 +13,7 @@ _EPSILON = 0.3
 
 
 def _keep(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Returns 0, 0.75 and 1.5 in turn."""
+    """Returns 0, 0.75, 1.5, 0, 0.75 and so on."""
     return np.arange(shape[0]) % 3 * 0.75
 
 

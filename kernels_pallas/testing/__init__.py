@@ -1,4 +1,4 @@
-"""What tests and benchmarks share; `testing.op_test` has the base class of operator tests."""
+"""Shared by tests and benchmarks; `testing.op_test` has the base class of operator tests."""
 
 from kernels_pallas.core.accuracy import rms_relative_error
 from kernels_pallas.core.launch import interpret

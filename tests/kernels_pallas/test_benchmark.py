@@ -154,7 +154,7 @@ def test_samples_alternate():
     calls = []
     candidates = {name: functools.partial(lambda n, c: calls.append((n, c)), name) for name in "ab"}
     seconds = timing.interleaved(candidates, repeats=2, sample_seconds=0.0)
-    # Compiled, timed once, then in turns: a call to settle and a sample of at least one.
+    # Compiled, timed once, then in rounds: a call to settle and a sample of at least one.
     assert "".join(name for name, _ in calls) == "aabb" + 2 * "aabb"
     assert {count for _, count in calls} == {1}
     assert {name: len(samples) for name, samples in seconds.items()} == {"a": 2, "b": 2}

@@ -1,4 +1,4 @@
-"""The cases of `make sanitize`, as far as can be told without a GPU."""
+"""The cases of `make sanitize`, as far as this is possible without a GPU."""
 
 import functools
 import importlib.util

@@ -69,7 +69,7 @@ class Config:
 
 
 _MAX_ROWS = 16  # of a band: they are unrolled, and longer code is only slower to compile
-# About as many as 132 multiprocessors hold at a time.
+# About what 132 multiprocessors hold at a time.
 _WARPS = 2560
 _PROGRAMS = 640
 

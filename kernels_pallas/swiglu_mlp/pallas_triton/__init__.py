@@ -55,7 +55,7 @@ class _Call(NamedTuple):
 
 
 class _Residuals(NamedTuple):
-    """What the forward pass keeps for the backward pass; the gate's output is not among it."""
+    """Arrays that are kept for the backward pass; the gate's output is not among them."""
 
     x: Array
     product: Array

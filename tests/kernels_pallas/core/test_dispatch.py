@@ -1,4 +1,4 @@
-"""Which implementation serves a call, and what is said about it."""
+"""Choosing the implementation that serves a call, and logging the choice."""
 
 import inspect
 import logging
@@ -106,12 +106,12 @@ def test_the_choice_is_logged_once(caplog):
     assert [record.getMessage() for record in caplog.records] == ["op: using b; not a: too wide"]
 
 
-def test_only_what_matters_here_is_told_loudly(caplog):
+def test_the_choice_for_the_local_platform_is_logged_at_info(caplog):
     dispatch_module._log_choice.cache_clear()
     with caplog.at_level(logging.DEBUG, logger="kernels_pallas"):
         call([implementation("a", 1, platforms=("cuda",)), implementation("b", 2)])
-    told = [(record.levelname, record.getMessage()) for record in caplog.records]
-    assert told in (
+    logged = [(record.levelname, record.getMessage()) for record in caplog.records]
+    assert logged in (
         [("INFO", "op: using b")],  # outside of a trace only one branch is taken
         [("DEBUG", "op: using a when lowered for cuda"), ("INFO", "op: using b")],
     )

@@ -89,14 +89,14 @@ def test_errors(unchecked, x, error, message):
 def test_on_a_gpu_beyond_32_bits():
     """Over 2**32 elements: the last rows, the only ones that are not zero, are found and served."""
     normal = np.random.default_rng(0).standard_normal
-    few = jnp.asarray(normal((5, 2048)), "bfloat16"), jnp.asarray(normal((5, 1024)), "bfloat16")
+    rows = jnp.asarray(normal((5, 2048)), "bfloat16"), jnp.asarray(normal((5, 1024)), "bfloat16")
 
     def last_of_many(rows):
         return jnp.zeros((2**21 + 3, rows.shape[1]), rows.dtype).at[-5:].set(rows)
 
     both = with_gradients(functools.partial(swiglu, implementation=NAME))
     run = jax.jit(lambda x, cotangent: jax.tree.leaves(both((x,), cotangent)))
-    whole = run(*map(jax.jit(last_of_many), few))
-    for mine, expected in zip(whole, run(*few), strict=True):
+    whole = run(*map(jax.jit(last_of_many), rows))
+    for mine, expected in zip(whole, run(*rows), strict=True):
         np.testing.assert_array_equal(mine[-5:], expected)
         assert not mine[:-5].any()
