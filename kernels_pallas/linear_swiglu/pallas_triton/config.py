@@ -13,7 +13,7 @@ class Config:
 
     Attributes:
         rows: Rows per program.
-        columns: Outputs per row; the product has twice this number of columns. 128 x 128 sums are 128
+        columns: Outputs per row; the product has twice this number. 128 x 128 sums are 128
             registers of each of 128 threads. They leave room for a second program per
             multiprocessor, whose products run while the gates of the first one are computed.
         depth: Input features per step of the product.

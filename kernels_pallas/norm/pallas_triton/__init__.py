@@ -65,7 +65,7 @@ class _Call(NamedTuple):
 
 
 class _Residuals(NamedTuple):
-    """Arrays that the backward pass needs. It recomputes the statistics, because it holds whole rows.
+    """Arrays for the backward pass. It recomputes the statistics, because it holds whole rows.
 
     Attributes:
         x: The array that was normalised: x, or its sum with the branch.
