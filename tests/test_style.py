@@ -30,7 +30,6 @@ NOT_YET_CLEAN: dict[str, int] = {
     "tests/train": 2,
     "tests/weights": 7,
     "vig_jax/augment": 3,
-    "vig_jax/bench": 17,
     "vig_jax/cli": 17,
     "vig_jax/data": 71,
     "vig_jax/inference": 18,

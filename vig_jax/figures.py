@@ -1,4 +1,4 @@
-"""Saving figures. They are drawn without pyplot, which would keep them and want a display."""
+"""Saves figures. They are drawn without pyplot, which would keep them and needs a display."""
 
 import warnings
 from pathlib import Path
@@ -8,10 +8,10 @@ from matplotlib.figure import Figure
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Writes a PNG, whatever script the names in it are in; makes its folder if need be."""
+    """Writes a PNG and makes its folder. Names may be in any script."""
     path.parent.mkdir(parents=True, exist_ok=True)
     FigureCanvasAgg(figure)
     with warnings.catch_warnings():
-        # Matplotlib's font lacks some scripts and draws boxes for them.
+        # Matplotlib's font lacks some scripts and draws boxes for their letters.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure.savefig(path, dpi=120)

@@ -9,14 +9,14 @@ from vig_jax.models import ViG, ViGH
 
 @dataclasses.dataclass(frozen=True)
 class Macs:
-    """Multiply-accumulates for one image; norms, activations and blends are not among them.
+    """Multiply-accumulates for one image, without norms, activations and blends.
 
     Attributes:
-        linear: the linear maps: projections of the mixers, both products of the MLPs, the head.
+        linear: linear maps: projections of the mixers, both products of the MLPs, the head.
         conv: the stem, the downsampling between stages, the depthwise convolutions.
-        gla: the recurrence as it is defined, token by token in both directions. Of a state's K x V
-            elements each is decayed, gets its part of k v^T and gives its part of the output:
-            three multiplications. (An implementation by chunks does other work for the same sum.)
+        gla: the recurrence by its definition, token by token in both directions. Each of the K x V
+            elements of a state is decayed, receives its part of k v^T and contributes to the
+            output: three multiplications. (Chunked implementations do different work.)
     """
 
     linear: int
@@ -25,7 +25,7 @@ class Macs:
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """The sum of all."""
         return self.linear + self.conv + self.gla
 
     def __add__(self, other: "Macs") -> "Macs":
@@ -33,7 +33,7 @@ class Macs:
 
 
 def count_macs(model: ViG | ViGH, height: int, width: int) -> Macs:
-    """Counts what logits of one image of `height` x `width` pixels take.
+    """Counts the multiply-accumulates for the logits of one image of `height` x `width` pixels.
 
     Resizing the position embedding, once per batch, is not counted.
     """
@@ -55,7 +55,7 @@ def count_macs(model: ViG | ViGH, height: int, width: int) -> Macs:
 
 
 def _stem(dim: int, patch_size: int, height: int, width: int) -> tuple[Macs, int, int]:
-    """The two convolutions before the first block, and the rows and columns after them."""
+    """Counts the two convolutions before the first block; returns also their output's size."""
     stride = patch_size // 2
     h, w = (_conv_size(side, stride + 1, stride) for side in (height, width))
     first = h * w * (stride + 1) ** 2 * 3 * (dim // 2)
@@ -64,12 +64,12 @@ def _stem(dim: int, patch_size: int, height: int, width: int) -> tuple[Macs, int
 
 
 def _conv_size(side: int, kernel: int, stride: int) -> int:
-    """Outputs along one axis of a convolution padded by 1."""
+    """Returns the number of outputs along one axis of a convolution with padding 1."""
     return (side + 2 - kernel) // stride + 1
 
 
 def _blocks(depth: int, dim: int, heads: int, hidden: int, tokens: int) -> Macs:
-    """`depth` blocks at one resolution."""
+    """Counts `depth` blocks at one resolution."""
     key_value_gate_out = 2 * dim * dim + dim * dim + dim * dim  # q, k, v; blending gate; output
     decays = dim * GATE_RANK + GATE_RANK * dim
     mlp = dim * 2 * hidden + hidden * dim
