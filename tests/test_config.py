@@ -44,7 +44,7 @@ def test_heads_are_one_number_or_one_per_stage(value, parsed):
 @pytest.mark.parametrize(
     ("group", "name", "value", "message"),
     [
-        ("optimizer", "base_lrr", 1.0, r"config\.optimizer\.base_lrr .*mean .*\.base_lr\?"),
+        ("optimizer", "base_lrr", 1.0, r"config\.optimizer\.base_lrr .*mean .*\.base_lr'\?"),
         ("train", "zzz", 1, r"config\.train\.zzz is not a setting; known: .*batch_size"),
         ("train", "epochs", 2.5, r"config\.train\.epochs is 2\.5 \(float\).*int"),
         ("train", "epochs", True, r"config\.train\.epochs is True"),

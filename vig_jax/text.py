@@ -9,13 +9,13 @@ def did_you_mean(value: str, known: Iterable[str], prefix: str = "") -> str:
 
     Args:
         value: the unknown name.
-        known: the names that exist.
+        known: the names that exist, in the order to list them.
         prefix: put before the suggested name, e.g. "config.data.".
 
     Returns:
         "did you mean 'adam'?", or "known: adam, sgd" if no name is near.
     """
-    names = sorted(known)
+    names = list(known)
     near = difflib.get_close_matches(value, names, n=1)
     return f"did you mean {prefix + near[0]!r}?" if near else f"known: {', '.join(names)}"
 

@@ -207,7 +207,7 @@ def test_no_code_of_a_file_runs(tmp_path, capsys):
         (["evaluate", "--weights", "FILE", "--model", "vig_t", "--set", "depth"], "KEY=VALUE"),
         (
             ["evaluate", "--weights", "FILE", "--model", "vig_t", "--set", "dept=1"],
-            "config.model.dept is not a setting; did you mean config.model.depth?",
+            "config.model.dept is not a setting; did you mean 'config.model.depth'?",
         ),
         (["convert", "FILE", "out"], "does not name its model: add --model NAME"),
         (["convert", "FILE", "out.pth", "--model", "vig_t"], "are read, not written"),

@@ -174,12 +174,12 @@ def test_remat_of_a_model_is_that_of_every_block(name, blocks):
 @pytest.mark.parametrize(
     ("name", "setting", "message"),
     [
-        ("vig_ss", None, "did you mean vig_s"),
-        ("vigh_b", None, "did you mean vig_h_b"),
+        ("vig_ss", None, "did you mean 'vig_s'"),
+        ("vigh_b", None, "did you mean 'vig_h_b'"),
         ("resnet", None, "known: vig_t, vig_s, vig_b, vig_h_t, vig_h_s, vig_h_b"),
-        ("vig_t", {"imgsize": 32}, "did you mean img_size"),
-        ("vig_t", {"depths": (1, 1, 1, 1)}, "vig_t has no setting 'depths'; did you mean depth"),
-        ("vig_h_t", {"embed_dim": 32}, "did you mean embed_dims"),
+        ("vig_t", {"imgsize": 32}, "did you mean 'img_size'"),
+        ("vig_t", {"depths": (1, 1, 1, 1)}, "vig_t has no setting 'depths'; did you mean 'depth'"),
+        ("vig_h_t", {"embed_dim": 32}, "did you mean 'embed_dims'"),
         ("vig_h_t", {"img_size": 384}, "vig_h_t has no setting 'img_size'; known: "),
         ("vig_t", {"num_heads": 5}, "multiple of 2 \\* num_heads"),
         ("vig_t", {"patch_size": 5}, "must be even"),

@@ -5,7 +5,6 @@ unknown, missing or of the wrong type is an error that names the key.
 """
 
 import dataclasses
-import difflib
 import math
 import types
 import typing
@@ -16,6 +15,7 @@ from ml_collections import ConfigDict
 
 from vig_jax.config.schema import TASK_CONFIGS, Ascending, Bounds, RunConfig, TaskConfig
 from vig_jax.errors import ConfigError
+from vig_jax.text import did_you_mean
 
 T = TypeVar("T")
 
@@ -43,9 +43,8 @@ def _parse(values: Mapping[str, Any], kind: type[T], prefix: str) -> T:
     }
     for key in values:
         if key not in hints:
-            near = difflib.get_close_matches(key, hints, n=1)
-            hint = f"; did you mean {prefix}.{near[0]}?" if near else f"; known: {sorted(hints)}"
-            raise ConfigError(f"{prefix}.{key} is not a setting{hint}")
+            hint = did_you_mean(key, hints, prefix=f"{prefix}.")
+            raise ConfigError(f"{prefix}.{key} is not a setting; {hint}")
     if missing := [key for key in hints if key not in values and key not in optional]:
         raise ConfigError(f"{prefix} lacks {', '.join(missing)}: start from vig_jax.config.recipes")
     parsed = {

@@ -1,10 +1,8 @@
 """Converts weights between files and checkpoints; the target is written whole or not at all."""
 
-import contextlib
 import dataclasses
 import os
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +11,7 @@ import numpy as np
 
 from vig_jax.config import RunConfig
 from vig_jax.errors import ConfigError, WeightsError
+from vig_jax.files import write_atomically
 from vig_jax.inference.loaded_model import LoadedModel, load_for_inference, restore_file
 from vig_jax.models.from_config import model_from_config
 from vig_jax.tasks.registry import get_task
@@ -126,7 +125,8 @@ def convert(
     if source.is_dir() and to == "checkpoint":
         raise ConfigError(f"{source} is a run already; runs are converted to .safetensors")
     sources = _read(source, to, model_name, settings or {}, ema)
-    with _draft(target) as draft:
+    target.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with write_atomically(target, concurrent=True) as draft:
         if to == "safetensors":
             (one,) = sources.values()
             params = {"params": jax.tree.map(np.asarray, one.loaded.variables["params"])}
@@ -272,25 +272,3 @@ def _report(source: _Source, params: Params, difference: float | None) -> Report
 
 def _dtypes(params: Params) -> tuple[str, ...]:
     return tuple(sorted({leaf.dtype.name for leaf in jax.tree.leaves(params)}))
-
-
-@contextlib.contextmanager
-def _draft(target: Path) -> Iterator[Path]:
-    """Yields a temporary path, which becomes `target` on success and is removed otherwise."""
-    target = target.absolute()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(f".{target.stem}.{os.getpid()}.tmp{target.suffix}")
-    old = target.with_name(f".{target.stem}.{os.getpid()}.old{target.suffix}")
-    try:
-        yield draft
-        if target.is_dir():  # a folder cannot be replaced in one step
-            target.rename(old)
-        draft.replace(target)
-    finally:
-        if old.exists() and not target.exists():
-            old.rename(target)
-        for leftover in (draft, old):
-            if leftover.is_dir():
-                shutil.rmtree(leftover)
-            else:
-                leftover.unlink(missing_ok=True)

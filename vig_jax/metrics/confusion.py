@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from vig_jax.errors import ReportError
+from vig_jax.files import write_atomically
 
 CONFUSION_FILE = "confusion.npz"
 _MOST_NAMED = 40  # classes with a name on the axes of the figure
@@ -40,15 +41,13 @@ class Confusion:
 
     def save(self, folder: Path) -> None:
         """Writes `confusion.npz` in one step."""
-        draft = folder / f"{CONFUSION_FILE}.tmp"
-        with draft.open("wb") as file:
+        with write_atomically(folder / CONFUSION_FILE) as draft:
             np.savez_compressed(
-                file,
+                draft,
                 counts=self.counts,
                 class_names=np.array(self.class_names),
                 description=np.array(self.description),
             )
-        draft.replace(folder / CONFUSION_FILE)
 
     @classmethod
     def load(cls, folder: Path) -> "Confusion":

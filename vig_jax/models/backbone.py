@@ -1,7 +1,6 @@
 """The contract of a backbone, and the checks that all model families share."""
 
 import contextlib
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -13,6 +12,7 @@ from jaxtyping import Array, Float
 from kernels_pallas.vig_mixer import IMPLEMENTATIONS
 from vig_jax.errors import ConfigError
 from vig_jax.layers.linear import Dtype
+from vig_jax.text import did_you_mean
 
 
 class FeatureInfo(NamedTuple):
@@ -143,8 +143,7 @@ def check_implementation(name: str | None) -> None:
         ConfigError: an unknown name; the message suggests the nearest one.
     """
     if name is not None and name not in IMPLEMENTATIONS:
-        near = difflib.get_close_matches(name, IMPLEMENTATIONS, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(IMPLEMENTATIONS)}"
+        hint = did_you_mean(name, IMPLEMENTATIONS)
         raise ConfigError(f"gla_implementation={name!r} is unknown; {hint}")
 
 

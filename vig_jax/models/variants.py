@@ -1,12 +1,12 @@
 """The published models by name: the size table, `list_models` and `create_model`."""
 
 import dataclasses
-import difflib
 from typing import Any
 
 from vig_jax.errors import ConfigError
 from vig_jax.models.vig import ViG
 from vig_jax.models.vig_h import ViGH
+from vig_jax.text import did_you_mean
 
 # Sizes and flags of the paper's models (ViG, AAAI 2025, table 1; hustvl/ViG configs/**/*.yaml).
 VARIANTS: dict[str, tuple[type[ViG | ViGH], dict[str, Any]]] = {
@@ -70,7 +70,7 @@ def create_model(name: str, num_classes: int = 1000, **overrides: Any) -> ViG | 
     fields = model_settings(name)
     for key in overrides:
         if key not in fields:
-            raise ConfigError(f"{name} has no setting {key!r}{_nearest(key, list(fields))}")
+            raise ConfigError(f"{name} has no setting {key!r}; {did_you_mean(key, list(fields))}")
     family, values = VARIANTS[name]
     return family(num_classes=num_classes, **(values | overrides))
 
@@ -82,13 +82,6 @@ def model_settings(name: str) -> tuple[str, ...]:
         ConfigError: unknown name; the message suggests the nearest ones.
     """
     if name not in VARIANTS:
-        raise ConfigError(f"unknown model {name!r}{_nearest(name, list(VARIANTS))}")
+        raise ConfigError(f"unknown model {name!r}; {did_you_mean(name, list(VARIANTS))}")
     fields = dataclasses.fields(VARIANTS[name][0])
     return tuple(f.name for f in fields if f.name not in ("parent", "name"))
-
-
-def _nearest(word: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=2)
-    if near:
-        return f"; did you mean {' or '.join(near)}?"
-    return f"; known: {', '.join(known)}"

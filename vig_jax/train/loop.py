@@ -23,6 +23,7 @@ from vig_jax.config import RunConfig, to_dict
 from vig_jax.data import BadImages
 from vig_jax.errors import DataWorkerError, NonFiniteLossError
 from vig_jax.evaluation.evaluate import evaluate
+from vig_jax.files import write_json
 from vig_jax.sharding.mesh import prefetch_to_device
 from vig_jax.tasks.protocol import Batch, HostBatch
 from vig_jax.train.checkpoint import Checkpoints
@@ -36,7 +37,7 @@ from vig_jax.train.logging.metrics import DeviceMetrics
 from vig_jax.train.logging.writers import RunLog
 from vig_jax.train.state import TrainState
 from vig_jax.train.stop import StopRequest
-from vig_jax.train.workdir import BAD_IMAGES_FILE, CONFIG_FILE, write_json
+from vig_jax.train.workdir import BAD_IMAGES_FILE, CONFIG_FILE
 from vig_jax.weights.initial import initial_params
 from vig_jax.weights.run_folder import CHECKPOINTS, finished
 

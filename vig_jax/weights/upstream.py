@@ -17,6 +17,7 @@ from flax import traverse_util
 
 from vig_jax.errors import WeightsError
 from vig_jax.models import Backbone
+from vig_jax.text import preview_names
 
 Params = dict[str, Any]
 
@@ -138,7 +139,7 @@ def to_params(state_dict: Mapping[str, np.ndarray], model: Backbone) -> Params:
         if path in ours and ours[path].shape != shape
     ]
     problems = [
-        f"{title} ({len(names)}): {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
+        f"{title} ({len(names)}): {preview_names(names)}"
         for title, names in (
             ("missing", missing),
             ("unexpected", unexpected),

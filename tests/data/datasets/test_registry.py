@@ -134,7 +134,7 @@ def test_fingerprint_follows_content_and_not_place(make_data, folder, tmp_path):
 def test_unknown_source_suggests_the_nearest(make_data):
     with pytest.raises(DataSetError, match="did you mean 'fashion_mnist'"):
         open_dataset(make_data(source="fashionmnist"), "train")
-    with pytest.raises(DataSetError, match=r"known: array_record, elpv, fashion_mnist"):
+    with pytest.raises(DataSetError, match=r"known: array_record, image_folder, parquet"):
         open_dataset(make_data(source="q"), "train")
 
 

@@ -13,8 +13,9 @@ import tensorboardX
 import tqdm
 from jaxtyping import UInt8
 
+from vig_jax.files import write_text
 from vig_jax.train.intervals import Intervals
-from vig_jax.train.workdir import METRICS_FILE, write_atomically
+from vig_jax.train.workdir import METRICS_FILE
 
 
 class RunLog:
@@ -44,7 +45,7 @@ class RunLog:
         self._bars = _Bars(intervals, start_step, shown=self._active and sys.stderr.isatty())
         if self._active:
             path = workdir / METRICS_FILE
-            write_atomically(path, "".join(_lines_before(path, start_step, evaluated)))
+            write_text(path, "".join(_lines_before(path, start_step, evaluated)))
             self._jsonl = path.open("a", encoding="utf-8")
             self._board = tensorboardX.SummaryWriter(
                 str(workdir / "tensorboard"), purge_step=start_step + 1
