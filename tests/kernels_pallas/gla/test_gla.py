@@ -208,7 +208,7 @@ def test_log_decays_may_be_narrow_too(implementation):
 
 
 @fast_implementations
-@pytest.mark.parametrize("gates", ["typical", "mixed"])
+@pytest.mark.parametrize("gates", [pytest.param("typical", marks=pytest.mark.slow), "mixed"])
 def test_long_sequences(implementation, gates):
     inputs = make(batch=1, tokens=3136, heads=1, key_width=16, value_width=32, gates=gates)
     check_both(implementation, inputs, TOLERANCES["float32"], gates)

@@ -231,7 +231,7 @@ def test_interpreted_kernels(dtype, shape, rank, activation, strength, config):
 
 
 @pytest.mark.parametrize(
-    ("shape", "programs", "steps"), [((1, 30, 3, 24), 3, 8), ((2, 32, 6, 16), 3, 16)], ids=str
+    ("shape", "programs", "steps"), [((1, 30, 3, 24), 3, 8), slow((2, 32, 6, 16), 3, 16)], ids=str
 )
 def test_programs_of_several_blocks(shape, programs, steps):
     """With and without rows past the last; a block begins in the middle of a token's heads."""
