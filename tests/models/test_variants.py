@@ -147,7 +147,7 @@ def test_remat_keeps_two_maps_of_a_block_for_the_backward_pass(norm):
         """Elements that the backward pass takes from the forward pass."""
         sizes = {"features": 8, "num_heads": 2, "mlp_hidden": 32, "drop_path": 0.0}
         block = block_class(remat)(**sizes, norm=functools.partial(norm, jnp.float32))
-        x = jax.ShapeDtypeStruct((batch, 4, 4, 8), jnp.float32)
+        x = jnp.zeros((batch, 4, 4, 8))
         stream = Residual(x, x)
         variables = jax.eval_shape(lambda x: block.init(jax.random.key(0), x, False), stream)
 

@@ -91,7 +91,10 @@ def test_size_is_left_unset_where_it_says_nothing(tiny, changes):
     ("changes", "message"),
     [
         ({"optimizer__layer_decay": 0.7}, "config.init_weights is not set"),
-        ({"init_weights": "x", "optimizer__layer_decay": 1.2}, "layer_decay=1.2 must be above 0"),
+        (
+            {"init_weights": "x", "optimizer__layer_decay": 1.2},
+            "layer_decay is 1.2; it must be above 0",
+        ),
         ({"init_weights": "x", "optimizer__freeze": "block_0"}, "no parameter is called 'block_0'"),
         ({"init_weights": "x", "optimizer__freeze": "*"}, "leaves nothing to train"),
         ({"train__accumulation_steps": 3}, "batch of 8 cannot be computed in 3 parts"),

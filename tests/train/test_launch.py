@@ -1,7 +1,7 @@
 """Options and their mistakes, each in a separate process because absl keeps global state."""
 
 import errno
-import os
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -16,15 +16,43 @@ from vig_jax.train import launch
 ROOT = Path(__file__).parents[2]
 
 
-def train(*options, cache=None):
-    return subprocess.run(
-        [sys.executable, "train.py", *options],
+# Imports everything once, and runs train.py in a fork for each line of options.
+SERVER = """
+import json, os, runpy, sys, tempfile, warnings
+import vig_jax.train.launch
+warnings.simplefilter("ignore")  # JAX warns of forks; here it has no threads yet
+for line in sys.stdin:
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        pid = os.fork()
+        if pid == 0:
+            os.dup2(out.fileno(), 1)
+            os.dup2(err.fileno(), 2)
+            sys.argv = ["train.py", *json.loads(line)]
+            runpy.run_path("train.py", run_name="__main__")
+        _, status = os.waitpid(pid, 0)
+        printed = [(file.seek(0), file.read())[1] for file in (out, err)]
+    print(json.dumps([os.waitstatus_to_exitcode(status), *printed]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def train():
+    """A function from options to the exit status, the output and the errors of train.py."""
+    with subprocess.Popen(
+        [sys.executable, "-c", SERVER],
         cwd=ROOT,
-        env=os.environ | ({"JAX_COMPILATION_CACHE_DIR": str(cache)} if cache else {}),
-        capture_output=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         text=True,
-        check=False,
-    )
+    ) as server:
+
+        def run(*options):
+            server.stdin.write(json.dumps(options) + "\n")
+            server.stdin.flush()
+            return json.loads(server.stdout.readline())
+
+        yield run
+        server.stdin.close()
 
 
 @pytest.mark.parametrize(
@@ -64,11 +92,12 @@ def train(*options, cache=None):
         ),
     ],
 )
-def test_mistakes_end_in_one_line(options, message, tmp_path):
-    done = train(*options, f"--workdir={tmp_path / 'run'}", cache=tmp_path / "cache")
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+def test_mistakes_end_in_one_line(options, message, tmp_path, train):
+    cache = [f"--config.train.compilation_cache={tmp_path / 'cache'}"] if options else []
+    status, _, errors = train(*options, *cache, f"--workdir={tmp_path / 'run'}")
+    assert status == 2
+    assert message in errors
+    assert "Traceback" not in errors
     assert not (tmp_path / "run").exists()
 
 
@@ -115,11 +144,11 @@ def test_notes_are_printed_but_not_those_about_tracebacks(monkeypatch, capsys, t
     assert capsys.readouterr().err == "error: loss = nan\nA lower rate helps\n"
 
 
-def test_help():
-    done = train("--help")
-    assert done.returncode == 0
+def test_help(train):
+    status, printed, _ = train("--help")
+    assert status == 0
     for text in ("--config=configs/vig_b.py", "--workdir", "--config.KEY=VALUE"):
-        assert text in done.stdout
+        assert text in printed
 
 
 @pytest.mark.parametrize(
