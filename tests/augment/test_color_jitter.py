@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tests.data.pictures import photo
+from tests.data.photographs import photo
 from vig_jax.augment.color_jitter import color_jitter
 
 

@@ -34,19 +34,19 @@ def many(mixup_alpha, cutmix_alpha, groups=20_000):
 @pytest.mark.parametrize(
     ("mixup_alpha", "cutmix_alpha", "mean", "std"),
     [
-        (0.0, 1.0, 0.682, 0.189),  # corrected for boxes that jut out; 0.5, 0.289 before
+        (0.0, 1.0, 0.682, 0.189),  # after clipping the boxes; 0.5, 0.289 before
         (0.8, 0.0, 0.5, 0.310),  # Beta(a, a) has variance 1 / (4 (2a + 1))
         (0.8, 1.0, 0.591, 0.272),  # half of each
     ],
 )
-def test_lambda_has_the_law_of_the_recipe(mixup_alpha, cutmix_alpha, mean, std):
+def test_distribution_of_lambda(mixup_alpha, cutmix_alpha, mean, std):
     mix = many(mixup_alpha, cutmix_alpha)
     assert mix.lam.shape == (20_000,)
     assert mix.lam.mean() == pytest.approx(mean, abs=0.008)
     assert mix.lam.std() == pytest.approx(std, abs=0.006)
     is_cutmix = mix.blend == 1
-    wanted = 0.5 if mixup_alpha and cutmix_alpha else float(cutmix_alpha > 0)
-    assert is_cutmix.mean() == pytest.approx(wanted, abs=0.02)
+    expected = 0.5 if mixup_alpha and cutmix_alpha else float(cutmix_alpha > 0)
+    assert is_cutmix.mean() == pytest.approx(expected, abs=0.02)
 
 
 def test_lambda_is_the_share_of_the_pixels():
@@ -87,7 +87,7 @@ def test_cutmix_pastes_exactly_the_box():
 
 
 def test_images_and_labels_are_mixed_alike():
-    # Images of one colour each: what is left of the own colour must be lambda.
+    # Images of one colour each: the weight of the own colour must be lambda.
     hues = jnp.arange(1.0, 13.0)
     images = jnp.broadcast_to(hues[:, None, None, None], (12, 16, 16, 3))
     seen = set()
@@ -108,7 +108,11 @@ def test_images_and_labels_are_mixed_alike():
 
 def test_mixing_keeps_the_type_and_depends_on_the_key_alone():
     images = jax.random.normal(KEY, (8, 6, 6, 3), jnp.bfloat16)
-    settings = {"mixup_alpha": 0.8, "cutmix_alpha": 1.0, "group": 128}  # more than there are
+    settings = {
+        "mixup_alpha": 0.8,
+        "cutmix_alpha": 1.0,
+        "group": 128,
+    }  # more rows than the batch has
     mixed, lam = mix_images(KEY, images, **settings)
     assert mixed.dtype == jnp.bfloat16
     assert lam.shape == (1,)
@@ -117,7 +121,7 @@ def test_mixing_keeps_the_type_and_depends_on_the_key_alone():
 
 
 def test_without_alphas_nothing_is_mixed():
-    images = jax.random.normal(KEY, (3, 4, 4, 3))  # an odd batch is no hindrance
+    images = jax.random.normal(KEY, (3, 4, 4, 3))  # an odd batch is allowed
     mixed, lam = mix_images(KEY, images, mixup_alpha=0.0, cutmix_alpha=0.0, group=128)
     np.testing.assert_array_equal(mixed, images)
     targets = mix_targets(jnp.array([0, 1, 2]), lam, 3, 0.0)
@@ -132,7 +136,7 @@ def test_groups_must_fill_the_batch_in_pairs(batch, group):
 
 
 def test_alphas_must_not_be_negative():
-    with pytest.raises(ValueError, match="neither below 0"):
+    with pytest.raises(ValueError, match="both must be at least 0"):
         mix_images(KEY, jnp.zeros((2, 2, 2, 3)), mixup_alpha=-1.0, cutmix_alpha=0.5, group=2)
 
 

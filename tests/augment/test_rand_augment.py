@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
-from tests.data.pictures import photo
+from tests.data.photographs import photo
 from vig_jax.augment.rand_augment import (
     RAND_AUGMENT_OPS,
     Op,

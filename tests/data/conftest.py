@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.pictures import encoded, photo
+from tests.data.photographs import encoded, photo
 from vig_jax.config import DataConfig
 
 

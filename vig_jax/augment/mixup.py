@@ -1,8 +1,8 @@
-"""Mixup and CutMix on the device, as timm 0.4.12 does them per GPU.
+"""Mixup and CutMix on the device, as in timm 0.4.12.
 
-Upstream draws one lambda for the batch of each GPU (128 images). Here a group of `group` rows
-stands for that, whatever the batch and the devices: each group has its own draw, and row i of a
-group of n is mixed with row n - 1 - i.
+Upstream draws one lambda for the batch of each GPU (128 images). Here every group of `group` rows
+has its own draw, independent of the batch and the devices. Row i of a group of n rows is mixed with
+row n - 1 - i.
 
     images, lam = mix_images(key, images, mixup_alpha=0.8, cutmix_alpha=1.0, group=128)
     targets = mix_targets(labels, lam, num_classes, smoothing=0.1)
@@ -20,12 +20,12 @@ _SWITCH_PROBABILITY = 0.5  # of CutMix, if both are on
 
 
 class Mix(NamedTuple):
-    """One draw per group. Outside the box, an image keeps the share `blend`; inside, nothing.
+    """A draw per group. Outside the box, an image keeps the fraction `blend`; inside, nothing.
 
     Mixup has an empty box, CutMix a blend of 1.
     """
 
-    lam: Float[Array, "G"]  # share of an example's own label
+    lam: Float[Array, "G"]  # weight of an example's own label
     blend: Float[Array, "G"]
     box: Int[Array, "G 4"]  # top, bottom, left, right in pixels; the ends are excluded
 
@@ -44,15 +44,16 @@ def mix_images(
         key: consumed here.
         images: normalised, floating point.
         mixup_alpha: lambda ~ Beta(alpha, alpha) for mixup; 0: no mixup.
-        cutmix_alpha: the same for CutMix. If both are on, each group takes either, evenly.
+        cutmix_alpha: the same for CutMix. If both are on, each group uses one of them, with equal
+            probability.
         group: rows that share a draw; a smaller batch is one group.
 
     Returns:
-        The mixed images and, for `mix_targets`, each group's share of its own labels. With both
-        alphas 0 the images come back as they are, with a single lambda of 1.
+        The mixed images and, for `mix_targets`, the weight of each group's own labels. If both
+        alphas are 0, the images are unchanged and there is a single lambda of 1.
 
     Raises:
-        ConfigError: groups that do not fill the batch, an odd group, or a negative alpha.
+        ConfigError: the group does not divide the batch or is odd, or an alpha is negative.
     """
     if not (mixup_alpha or cutmix_alpha):
         return images, jnp.ones(1)
@@ -94,7 +95,7 @@ def draw(
         batch / group draws.
 
     Raises:
-        ConfigError: groups that do not fill the batch, an odd group, or a negative alpha.
+        ConfigError: the group does not divide the batch or is odd, or an alpha is negative.
     """
     group = min(group, batch)
     if group < 2 or group % 2 or batch % group:
@@ -105,7 +106,7 @@ def draw(
     if min(mixup_alpha, cutmix_alpha) < 0 or not (mixup_alpha or cutmix_alpha):
         raise ConfigError(
             f"config.data.mixup_alpha={mixup_alpha}, config.data.cutmix_alpha={cutmix_alpha}: "
-            "neither below 0, and one above"
+            "both must be at least 0, and one of them above 0"
         )
     groups = (batch // group,)
     switch_key, lam_key, centre_key = jax.random.split(key, 3)
@@ -133,7 +134,7 @@ def cutmix_box(
     height: int,
     width: int,
 ) -> Int[Array, "G 4"]:
-    """The box that is pasted: the share 1 - lam of the image, less what juts out of it.
+    """Returns the box that is pasted: the fraction 1 - lam of the image, clipped to it.
 
     Args:
         lam: as drawn, before the correction for the box's true area.
@@ -178,13 +179,13 @@ def apply(images: Float[Array, "B H W C"], mix: Mix) -> Float[Array, "B H W C"]:
 def mix_targets(
     labels: Int[Array, "B"], lam: Float[Array, "G"], num_classes: int, smoothing: float
 ) -> Float[Array, "B classes"]:
-    """Soft targets of a mixed batch, with label smoothing.
+    """Returns the soft targets of a mixed batch, with label smoothing.
 
-    A label is smoothing / num_classes everywhere, and 1 - smoothing more at the class.
+    A smoothed label is smoothing / num_classes for every class, plus 1 - smoothing for its own.
 
     Args:
         labels: of the images before mixing.
-        lam: share of the own label, per group; [1.0] where nothing is mixed.
+        lam: weight of the own label, per group; [1.0] if nothing is mixed.
         num_classes: K.
         smoothing: 0 to 1.
 

@@ -1,4 +1,4 @@
-"""What a data set holds: counts, sizes, formats, broken files, and a sheet of pictures."""
+"""Inspects a data set: counts, sizes, formats, broken files, and a contact sheet."""
 
 import collections
 import concurrent.futures
@@ -17,12 +17,12 @@ from vig_jax.errors import UndecodableImageError
 
 _CELL, _CAPTION, _MARGIN = 112, 14, 4  # pixels
 _COLUMNS = 10
-_MOST_PICTURES = 100
+_MOST_IMAGES = 100
 
 
 @dataclasses.dataclass(frozen=True)
-class _Look:
-    """One image, looked at."""
+class _Facts:
+    """Facts about one image."""
 
     index: int
     bytes: int
@@ -36,18 +36,18 @@ def inspect(dataset: ClassificationDataset, *, sample: int | None = None) -> dic
 
     Args:
         dataset: the split.
-        sample: look at so many images, spread evenly; None: at all.
+        sample: inspect this number of images, spread evenly; None: all.
 
     Returns:
         A dictionary ready for JSON: images, inspected, classes {name: count}, width, height and
         bytes {min, median, mean, max}, formats {name: count}, undecodable [{index, path, reason}].
     """
     indices = spread(len(dataset), sample or len(dataset))
-    # The decoders let go of Python's lock.
+    # The decoders release Python's lock.
     with concurrent.futures.ThreadPoolExecutor(cpu_count()) as pool:
-        looks = list(
+        facts = list(
             tqdm(
-                pool.map(lambda index: _look(dataset, index), indices),
+                pool.map(lambda index: _inspect_image(dataset, index), indices),
                 "inspect",
                 len(indices),
                 unit="img",
@@ -55,30 +55,30 @@ def inspect(dataset: ClassificationDataset, *, sample: int | None = None) -> dic
                 leave=False,
             )
         )
-    good = [look for look in looks if look.size is not None]
+    good = [fact for fact in facts if fact.size is not None]
     counts = np.bincount(dataset.labels(), minlength=dataset.num_classes).tolist()
     return {
         "images": len(dataset),
-        "inspected": len(looks),
+        "inspected": len(facts),
         "classes": dict(zip(dataset.class_names, counts, strict=True)),
-        "width": _summary([look.size[0] for look in good if look.size]),
-        "height": _summary([look.size[1] for look in good if look.size]),
-        "bytes": _summary([look.bytes for look in looks]),
-        "formats": dict(collections.Counter(look.kind for look in good).most_common()),
+        "width": _summary([fact.size[0] for fact in good if fact.size]),
+        "height": _summary([fact.size[1] for fact in good if fact.size]),
+        "bytes": _summary([fact.bytes for fact in facts]),
+        "formats": dict(collections.Counter(fact.kind for fact in good).most_common()),
         "undecodable": [
-            {"index": look.index, "path": dataset.name_of(look.index), "reason": look.error}
-            for look in looks
-            if look.error is not None
+            {"index": fact.index, "path": dataset.name_of(fact.index), "reason": fact.error}
+            for fact in facts
+            if fact.error is not None
         ],
     }
 
 
 def spread(length: int, count: int) -> list[int]:
-    """Up to `count` of `range(length)`, evenly."""
+    """Returns up to `count` numbers of `range(length)`, spread evenly."""
     return np.unique(np.linspace(0, length - 1, min(count, length)).astype(int)).tolist()
 
 
-def _look(dataset: ClassificationDataset, index: int) -> _Look:
+def _inspect_image(dataset: ClassificationDataset, index: int) -> _Facts:
     size = 0
     try:
         image = dataset[index]["image"]
@@ -88,9 +88,9 @@ def _look(dataset: ClassificationDataset, index: int) -> _Look:
             kind = f"{header.format} {header.mode}"
         else:
             kind = "pixels RGB"
-        return _Look(index, size, kind, decode(image).size, None)
+        return _Facts(index, size, kind, decode(image).size, None)
     except (UndecodableImageError, OSError) as error:
-        return _Look(index, size, "", None, str(error))
+        return _Facts(index, size, "", None, str(error))
 
 
 def _summary(values: list[int]) -> dict[str, float] | None:
@@ -106,7 +106,7 @@ def _summary(values: list[int]) -> dict[str, float] | None:
 
 
 def contact_sheet(dataset: ClassificationDataset) -> Image.Image:
-    """Up to a hundred pictures with their classes' names, of as many classes as there is room for.
+    """Draws up to a hundred images with the names of their classes, of up to a hundred classes.
 
     Returns:
         An RGB image.
@@ -114,8 +114,8 @@ def contact_sheet(dataset: ClassificationDataset) -> Image.Image:
     labels = dataset.labels()
     by_class = [np.flatnonzero(labels == label) for label in range(dataset.num_classes)]
     by_class = [members for members in by_class if len(members)]
-    shown = [by_class[i] for i in spread(len(by_class), _MOST_PICTURES)]
-    each = max(1, min(_COLUMNS, _MOST_PICTURES // len(shown)))
+    shown = [by_class[i] for i in spread(len(by_class), _MOST_IMAGES)]
+    each = max(1, min(_COLUMNS, _MOST_IMAGES // len(shown)))
     picks = [members[i] for members in shown for i in spread(len(members), each)]
     columns = min(_COLUMNS, len(picks))
     rows = -(-len(picks) // columns)
@@ -126,14 +126,14 @@ def contact_sheet(dataset: ClassificationDataset) -> Image.Image:
         left = _MARGIN + number % columns * width
         top = _MARGIN + number // columns * height
         try:
-            picture = decode(dataset[index]["image"])
+            image = decode(dataset[index]["image"])
         except (UndecodableImageError, OSError):
             draw.rectangle((left, top, left + _CELL, top + _CELL), outline="red")
         else:
-            scale = _CELL / max(picture.size)
-            size = tuple(max(1, round(side * scale)) for side in picture.size)
-            picture = picture.resize((size[0], size[1]), Image.Resampling.BICUBIC)
-            sheet.paste(picture, (left + (_CELL - size[0]) // 2, top + (_CELL - size[1]) // 2))
+            scale = _CELL / max(image.size)
+            size = tuple(max(1, round(side * scale)) for side in image.size)
+            image = image.resize((size[0], size[1]), Image.Resampling.BICUBIC)
+            sheet.paste(image, (left + (_CELL - size[0]) // 2, top + (_CELL - size[1]) // 2))
         name = dataset.class_names[labels[index]]
         while draw.textlength(name) > _CELL:
             name = name.removesuffix("…")[:-1] + "…"

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.data.pictures import encoded, photo
+from tests.data.photographs import encoded, photo
 from vig_jax.data import open_dataset
 from vig_jax.data.convert import Options, conversion, convert, find_kind, open_splits, verify
 from vig_jax.data.convert.progress import Progress
@@ -97,19 +97,19 @@ def test_resize(tmp_path, make_data):
     assert np.abs(difference).mean() < 4
 
 
-def test_progressive_jpegs_are_reencoded_if_wanted(tmp_path):
+def test_progressive_jpegs_are_reencoded_on_request(tmp_path):
     files = [encoded(photo(50, 40), progressive=progressive) for progressive in (True, False)]
     (tmp_path / "in" / "cat").mkdir(parents=True)
     for number, file in enumerate(files):
         (tmp_path / "in" / "cat" / f"{number}.jpg").write_bytes(file)
     sources = open_splits(str(tmp_path / "in"), "image_folder")
-    for wanted in (False, True):
-        options = Options(reencode_progressive=wanted, shuffle=False)
-        convert(sources, tmp_path / f"{wanted}", options)
-        source = open_splits(str(tmp_path / f"{wanted}"), "array_record")["train"]
+    for reencode in (False, True):
+        options = Options(reencode_progressive=reencode, shuffle=False)
+        convert(sources, tmp_path / f"{reencode}", options)
+        source = open_splits(str(tmp_path / f"{reencode}"), "array_record")["train"]
         slow, fast = (source[i]["image"] for i in range(2))
-        assert (slow == files[0], fast) == (not wanted, files[1])
-        assert read_header(slow).progressive == (not wanted)
+        assert (slow == files[0], fast) == (not reencode, files[1])
+        assert read_header(slow).progressive == (not reencode)
         difference = np.asarray(decode(slow), int) - np.asarray(decode(files[0]), int)
         assert np.abs(difference).mean() < 2
 

@@ -77,7 +77,7 @@ def test_every_stratum_is_shared_alike():
     np.testing.assert_array_equal(train, again)
 
 
-def test_absent_package_is_told_with_the_command(monkeypatch):
+def test_the_message_for_an_absent_package_has_the_command(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(DataSetError, match=r"pip install elpv-dataset .*not for commercial use"):
         open_dataset(DATA, "train")

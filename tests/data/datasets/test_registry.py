@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.data.pictures import encoded, photo
+from tests.data.photographs import encoded, photo
 from vig_jax.data import open_dataset
 from vig_jax.data.datasets.fashion_mnist import read_files, split_positions
 from vig_jax.data.datasets.registry import SyntheticDataset
@@ -175,7 +175,7 @@ def _other_classes(root):
         (shutil.rmtree, "train", "is not a folder"),
         (_without_train, "train", "no folder 'train'; it has training, val"),
         (_shards, "train", r"\.tar files in it: --config\.data\.source=tar"),
-        (_loose_images, "eval", "holds 1 images, but no class folders"),
+        (_loose_images, "eval", "has 1 images, but no class folders"),
         (_no_images, "eval", "3 class folders, but no images"),
         (_empty_class, "train", "1 classes of .* have no images: ant"),
         (_other_classes, "eval", "1 classes that are missing from train: Yak; train has 1 .*: yak"),

@@ -13,7 +13,7 @@ import pytest
 from array_record.python import array_record_module
 
 from tests.data.loading import train_batches
-from tests.data.pictures import encoded, photo
+from tests.data.photographs import encoded, photo
 from vig_jax.data import open_dataset
 from vig_jax.data.convert import Options, convert, find_kind, open_splits
 from vig_jax.data.formats.shards import class_names_beside
@@ -110,7 +110,7 @@ def test_missing_truncated_and_doubled_shards(kind, written, opened):
     info = path / "info.json"
     (path / "classes.txt").write_text("cat\ndog\nyak\n")
     info.rename(path / "kept.json")
-    shard.write_bytes(contents[: len(contents) // 2])  # now the format itself must tell
+    shard.write_bytes(contents[: len(contents) // 2])  # now only the format shows it
     with pytest.raises(DataSetError, match="truncated"):
         opened(kind, path)
     shard.unlink()
@@ -132,7 +132,7 @@ def test_nothing_there_is_explained(kind, tmp_path, opened, make_data):
     with pytest.raises(DataSetError, match="does not exist"):
         opened(kind, tmp_path / "absent")
     (tmp_path / "other.txt").touch()
-    with pytest.raises(DataSetError, match=f"no train-.*{SUFFIX[kind]}.* it holds other.txt"):
+    with pytest.raises(DataSetError, match=f"no train-.*{SUFFIX[kind]}.* it has other.txt"):
         opened(kind, tmp_path)
     with pytest.raises(DataSetError, match=r"config\.data\.path is not set"):
         open_dataset(make_data(source=kind), "train")
@@ -149,7 +149,7 @@ def test_class_names_beside_shards(written, opened, tmp_path):
     with pytest.raises(DataSetError, match="has label 2, but there are 2 class names"):
         source.labels()
     (path / "classes.txt").write_text("a\na\n")
-    with pytest.raises(DataSetError, match="'a' comes twice"):
+    with pytest.raises(DataSetError, match="'a' occurs twice"):
         opened("array_record", path)
     (path / "info.json").write_text('{"of": "another program"}')
     (path / "classes.txt").write_text("a\nb\nc\n")
@@ -232,7 +232,7 @@ def test_tars_by_pattern(tmp_path, opened):
         ({"a.jpg": b"", "a.cls": b"0", "b.jpg": b""}, "b has no .cls"),
         ({"a.jpg": b"", "a.png": b"", "a.cls": b"0"}, "a has two images"),
         ({"a.jpg": b"", "a.cls": b"cat"}, r"a.cls is not one number"),
-        ({"a.txt": b""}, "holds no images"),
+        ({"a.txt": b""}, "has no images"),
         ({"a.jpg": b"", "a.cls": b"2"}, "1 labels of .* out of range.* label 2"),
         ({"a.jpg": b"", "a.cls": b"1"}, "1 classes of .* have no images: cat"),
     ],
@@ -244,7 +244,7 @@ def test_tar_of_another_layout(tmp_path, opened, members, message):
         opened("tar", tmp_path)
 
 
-def test_tar_index_is_stored_and_made_anew_for_another_tar(tmp_path, opened, caplog):
+def test_tar_index_is_stored_and_remade_for_another_tar(tmp_path, opened, caplog):
     caplog.set_level("INFO")
     images = [encoded(photo(9, 9, i)) for i in range(2)]
     tar = _tar(tmp_path / "train.tar", {"cat/0.jpg": images[0]})
@@ -258,7 +258,7 @@ def test_tar_index_is_stored_and_made_anew_for_another_tar(tmp_path, opened, cap
     with pytest.raises(DataSetError, match="has changed since its index was read"):
         source[0]
     later = opened("tar", tmp_path)
-    assert "older than the tar" in caplog.text
+    assert "another version of the tar" in caplog.text
     assert [later[i]["image"] for i in range(2)] == images[::-1]
     assert later.info.fingerprint != source.info.fingerprint
     index.write_bytes(b"damaged")

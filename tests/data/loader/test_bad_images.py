@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from tests.data.loading import eval_batches, train_batches
-from tests.data.pictures import encoded, photo
+from tests.data.photographs import encoded, photo
 from vig_jax.data import BadImages, open_dataset
 from vig_jax.data.preprocess.classification import ClassificationPreprocess
 from vig_jax.data.preprocess.decode import decode
@@ -29,7 +29,7 @@ def source(make_data, folder):
     return source
 
 
-def test_bad_images_are_told_once(source, preprocess, tmp_path, caplog):
+def test_bad_images_are_logged_once(source, preprocess, tmp_path, caplog):
     log = tmp_path / "run" / "bad_images.jsonl"
     account = BadImages(source, preprocess, 100, log)
     account.update(np.array([-1, -1]))
@@ -48,15 +48,15 @@ def test_bad_images_are_told_once(source, preprocess, tmp_path, caplog):
     assert source.name_of(6) in caplog.text
 
 
-def test_what_is_no_image_is_told_by_its_beginning():
+def test_the_message_shows_the_first_bytes_of_what_is_no_image():
     with pytest.raises(UndecodableImageError) as caught:
         decode(FILES["no image"][1])
     assert str(caught.value) == (
-        "no JPEG, PNG, BMP, WEBP, GIF, TIFF or PPM file: it begins with b'<html>404 No'"
+        "not a JPEG, PNG, BMP, WEBP, GIF, TIFF or PPM file: it starts with b'<html>404 No'"
     )
 
 
-def test_a_later_account_tells_only_what_is_new(source, preprocess, tmp_path, caplog):
+def test_a_later_run_logs_only_new_ones(source, preprocess, tmp_path, caplog):
     log = tmp_path / "bad_images.jsonl"
     BadImages(source, preprocess, 100, log).update(np.array([2]))
     with log.open("a") as file:
@@ -93,7 +93,7 @@ GOOD = photo(SIDE, SIDE)  # what is decoded must come close to it
 
 def _rotated():
     exif = Image.Exif()
-    exif[0x0112] = 6  # turn by 90 degrees: not heeded, as upstream does not
+    exif[0x0112] = 6  # rotate by 90 degrees: ignored, as upstream ignores it
     return encoded(GOOD, quality=95, exif=exif)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.data.loading import eval_batches, eval_image, train_batches
-from tests.data.pictures import encoded, photo
+from tests.data.photographs import encoded, photo
 from vig_jax.data import DatasetInfo, loader, open_dataset, steps_per_epoch
 from vig_jax.data.preprocess.decode import decode
 from vig_jax.errors import DataSetError
@@ -294,7 +294,7 @@ def test_little_shared_memory_is_reported_before_workers_start(make_data, monkey
     source = open_dataset(data, "train")
     with pytest.raises(DataSetError, match=r"but 40 MiB are free.*--shm-size.*workers=0"):
         train_batches(source, data, batch_size=512, seed=0)
-    # 17 batches of 20 images, and as many for evaluation, which runs beside training.
+    # 17 batches of 20 images, and again 17 for evaluation, which runs beside training.
     with pytest.raises(DataSetError, match="98 MiB"):
         train_batches(source, data, batch_size=20, seed=0)
     with pytest.raises(DataSetError, match="49 MiB"):

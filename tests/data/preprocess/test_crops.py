@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from tests.data.loading import eval_image, train_image
-from tests.data.pictures import photo
+from tests.data.photographs import photo
 from vig_jax.data.preprocess.decode import decode
 from vig_jax.data.preprocess.geometry import random_resized_crop_box
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.data.pictures import encoded, photo
+from tests.data.photographs import encoded, photo
 from vig_jax.data.preprocess.decode import decode
 from vig_jax.errors import UndecodableImageError
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.data.pictures import photo
+from tests.data.photographs import photo
 from vig_jax.data.preprocess.geometry import View, draw_view, eval_view
 
 WIDTH, HEIGHT = 60, 45

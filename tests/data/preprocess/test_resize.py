@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from tests.data.loading import eval_batches, eval_image, train_batches, train_image
-from tests.data.pictures import encoded, photo
+from tests.data.photographs import encoded, photo
 from vig_jax.data import open_dataset
 from vig_jax.data.preprocess import resize
 from vig_jax.data.preprocess.decode import decode, load

@@ -1,15 +1,15 @@
-"""ELPV: 2,624 electroluminescence photographs of solar cells, functional or defective.
+"""ELPV: 2,624 electroluminescence images of solar cells, functional or defective.
 
-The photographs (300 x 300 pixels, 8-bit gray) come with the optional package `elpv-dataset` and are
-under CC-BY-NC-SA 4.0: not for commercial use. Source: Buerhop-Lutz et al., "A Benchmark for Visual
-Identification of Defective Solar Cells in Electroluminescence Imagery", EU PVSEC 2018; Deitsch et
-al., "Automatic classification of defective photovoltaic module cells in electroluminescence
-images", Solar Energy 2019; https://github.com/zae-bayern/elpv-dataset.
+The images (300 x 300 pixels, 8-bit gray) come with the optional package `elpv-dataset`. Their
+licence is CC-BY-NC-SA 4.0: not for commercial use. Source: Buerhop-Lutz et al., "A Benchmark for
+Visual Identification of Defective Solar Cells in Electroluminescence Imagery", EU PVSEC 2018;
+Deitsch et al., "Automatic classification of defective photovoltaic module cells in
+electroluminescence images", Solar Energy 2019; https://github.com/zae-bayern/elpv-dataset.
 
-An expert gave each cell a probability of being defective: 0, 1/3, 2/3 or 1. Here a cell counts as
-defective from 1/2 on. Like the paper, a quarter is held out (656 cells), stratified by probability
-and kind of cell (mono- or polycrystalline); which cells those are is ours, so numbers compare with
-the published ones only roughly.
+An expert gave each cell a probability of being defective: 0, 1/3, 2/3 or 1. Here a cell is
+defective from 1/2 on. As in the paper, a quarter is held out (656 cells), stratified by probability
+and kind of cell (mono- or polycrystalline). The choice of cells is our own, so results compare only
+roughly with published ones.
 """
 
 import hashlib
@@ -25,13 +25,13 @@ PIP_COMMAND = "pip install elpv-dataset"
 CLASS_NAMES = ("functional", "defective")
 DEFECTIVE_FROM = 0.5  # probability
 SPLIT_SEED = 2019
-_HELD_OUT = 4  # one in so many
+_HELD_OUT = 4  # one cell in four
 
 _LABELS = "labels.csv"
 
 
 class ElpvDataset(ClassificationBase):
-    """One split of the cells, as bytes of PNG files.
+    """A split of the cells, as bytes of PNG files.
 
     Args:
         folder: from `find_folder`.
@@ -67,7 +67,7 @@ class ElpvDataset(ClassificationBase):
 
 
 def find_folder() -> Path | None:
-    """Where the installed package keeps labels and images; None: it is not installed.
+    """Returns the installed package's folder of labels and images, or None if it is not installed.
 
     The package is only located, not imported: its reader would decode all images at once.
     """
@@ -79,16 +79,16 @@ def find_folder() -> Path | None:
 
 
 def split_positions(strata: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of the training and of the held-out cells, the same for ever.
+    """Returns the positions of the training cells and of the held-out cells, always the same.
 
     Args:
-        strata: of every cell, what both parts shall have the same share of.
+        strata: the group of every cell; both parts get the same fraction of each group.
 
     Returns:
-        Two ascending int64 arrays that partition `range(n)`; the second has a quarter, rounded up,
-        and of every stratum a quarter give or take one.
+        Two ascending int64 arrays that partition `range(n)`. The second has a quarter of all cells,
+        rounded up, and a quarter of every stratum, plus or minus one.
     """
-    rng = np.random.RandomState(SPLIT_SEED)  # the one numpy stream that is frozen (NEP 19)
+    rng = np.random.RandomState(SPLIT_SEED)  # a numpy stream that is frozen (NEP 19)
     mixed = rng.permutation(len(strata))
     by_stratum = mixed[np.argsort(np.array(strata)[mixed], kind="stable")]
     held_out = np.sort(by_stratum[::_HELD_OUT])

@@ -1,4 +1,4 @@
-"""Fashion-MNIST t10k, which comes with the package: 8,000 training and 2,000 evaluation images.
+"""Fashion-MNIST t10k, part of the package: 8,000 training and 2,000 evaluation images.
 
 Origin, licence and the rule of the split are in `fashion_mnist/ORIGIN.md` and `LICENSE`.
 """
@@ -36,9 +36,9 @@ _LABELS = "t10k-labels-idx1-ubyte.gz"
 
 
 class FashionMnistDataset(ClassificationBase):
-    """One split of the embedded data set, as RGB arrays.
+    """A split of the embedded data set, as RGB arrays.
 
-    `name_of(i)` counts in the file of 10,000, e.g. "fashion_mnist/test/123", whichever the split.
+    `name_of(i)` counts in the file of 10,000 images in either split, e.g. "fashion_mnist/test/7".
     """
 
     def __init__(self, split: Literal["train", "eval"]):
@@ -68,11 +68,11 @@ class FashionMnistDataset(ClassificationBase):
 
 @functools.cache
 def read_files() -> tuple[UInt8[np.ndarray, "n 28 28"], Int32[np.ndarray, "n"]]:
-    """The 10,000 gray images and their labels, in the order of the files."""
+    """Returns the 10,000 gray images and their labels, in the order of the files."""
     folder = resources.files("vig_jax.data.datasets").joinpath("fashion_mnist")
     pixels = gzip.decompress(folder.joinpath(_IMAGES).read_bytes())
     labels = gzip.decompress(folder.joinpath(_LABELS).read_bytes())
-    # IDX: a magic number and the dimensions, each four bytes, then the data.
+    # The IDX format: a magic number and the dimensions, each four bytes, then the data.
     images = np.frombuffer(pixels, np.uint8, offset=16).reshape(-1, 28, 28)
     return images, np.frombuffer(labels, np.uint8, offset=8).astype(np.int32)
 
@@ -80,7 +80,9 @@ def read_files() -> tuple[UInt8[np.ndarray, "n 28 28"], Int32[np.ndarray, "n"]]:
 def split_positions(
     labels: Int32[np.ndarray, "n"],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of the training and of the held-out images: stratified, the same for ever.
+    """Returns the positions of the training and of the held-out images, stratified by class.
+
+    They are always the same.
 
     Args:
         labels: class of every image.
@@ -88,7 +90,7 @@ def split_positions(
     Returns:
         Two ascending int64 arrays that partition `range(n)`.
     """
-    rng = np.random.RandomState(SPLIT_SEED)  # the one numpy stream that is frozen (NEP 19)
+    rng = np.random.RandomState(SPLIT_SEED)  # a numpy stream that is frozen (NEP 19)
     held_out = np.concatenate(
         [
             rng.permutation(np.flatnonzero(labels == label))[:HELD_OUT_PER_CLASS]
@@ -101,12 +103,12 @@ def split_positions(
 
 
 def folder_name(class_name: str) -> str:
-    """A class name as the name of a folder."""
+    """Returns a class name as the name of a folder."""
     return class_name.replace("/", "-")
 
 
 def write_images(directory: Path, split: Literal["train", "eval"], per_class: int | None) -> int:
-    """Writes a split as PNG files, one folder per class; returns how many.
+    """Writes a split as PNG files, one folder per class, and returns their number.
 
     Args:
         directory: made if absent; existing files are overwritten.

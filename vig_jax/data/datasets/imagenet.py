@@ -1,4 +1,4 @@
-"""Names of the ImageNet-1k classes; `imagenet/ORIGIN.md` says where they come from."""
+"""Names of the ImageNet-1k classes; their origin is in `imagenet/ORIGIN.md`."""
 
 import collections
 import functools
@@ -7,13 +7,13 @@ from importlib import resources
 
 @functools.cache
 def class_ids() -> tuple[str, ...]:
-    """The WordNet identifiers, e.g. "n01440764", by label."""
+    """Returns the WordNet identifiers, e.g. "n01440764", by label."""
     return tuple(identifier for identifier, _ in _classes())
 
 
 @functools.cache
 def class_names() -> tuple[str, ...]:
-    """One name per label: the first word for it, with the identifier where two are alike."""
+    """Returns one name per label: its first word, with the identifier where two are equal."""
     first = [words.split(", ")[0] for _, words in _classes()]
     count = collections.Counter(first)
     return tuple(

@@ -1,8 +1,8 @@
-"""Dividing a data set that comes without a split: stratified, and the same for ever.
+"""Splits a data set that has no validation split: stratified, and always in the same way.
 
-Of each class, `val_fraction` of the images (to the nearest, halves up; at least one, and at least
-one is left to train on) are held out; a class of one image is for training only. Which ones, is
-drawn from (seed, label) alone, by position within the class.
+`val_fraction` of the images of each class are held out, rounded to the nearest number, halves up.
+At least one image is held out and at least one is left to train on; a class of one image is for
+training only. The draw depends only on the seed, the label and the position within the class.
 """
 
 import hashlib
@@ -16,16 +16,16 @@ from vig_jax.errors import DataSetError
 
 
 class StratifiedDataset(ClassificationBase):
-    """One side of the division, in the order of the whole.
+    """A side of the split, in the order of the whole data set.
 
     Args:
-        whole: all images.
+        whole: the data set to split.
         split: "train" or "eval".
-        fraction: of each class, held out; above 0 and below 1.
+        fraction: of each class to hold out; above 0 and below 1.
         seed: of the draw, 0 to 2**32 - 1.
 
     Raises:
-        DataSetError: a fraction or seed out of range, or nothing to hold out.
+        DataSetError: the fraction or the seed is out of range, or nothing can be held out.
     """
 
     def __init__(self, whole: ClassificationDataset, split: Split, fraction: float, seed: int):
@@ -42,7 +42,7 @@ class StratifiedDataset(ClassificationBase):
         self._labels = labels[self._positions]
         if not len(held_out):
             raise DataSetError(
-                f"none of {len(whole)} images can be held out: every class has one image only"
+                f"none of {len(whole)} images can be held out: every class has only one image"
             )
 
     def __getitem__(self, index: int) -> Example:
@@ -61,11 +61,11 @@ class StratifiedDataset(ClassificationBase):
 def stratified_positions(
     labels: Int[np.ndarray, "n"], fraction: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Positions to train on and positions held out.
+    """Returns the positions to train on and the positions to hold out.
 
     Args:
         labels: class of every image.
-        fraction: of each class, held out.
+        fraction: of each class to hold out.
         seed: of the draw.
 
     Returns:

@@ -1,8 +1,8 @@
-"""ArrayRecord files: the fastest to shuffle, and few.
+"""ArrayRecord files: few files, and the fastest to shuffle.
 
-A record is a msgpack map {image: the bytes of an image file, label: int, key: str, h, w: pixels};
-`image` and `label` are enough for reading. With `raw` true, `image` is what was decoded: h x w x 3
-bytes of red, green and blue. PATH/train-00000-of-00256.arrayrecord, ...; see
+A record is a msgpack map {image: bytes of an image file, label: int, key: str, h, w: pixels}.
+Reading needs only `image` and `label`. If `raw` is true, `image` is decoded: h x w x 3 bytes of
+red, green and blue. The files are PATH/train-00000-of-00256.arrayrecord, ...; see
 `vig_jax.data.formats.shards`.
 """
 
@@ -29,14 +29,14 @@ SUFFIX = ".arrayrecord"
 
 
 def pack(image: bytes, label: int, key: str, size: tuple[int, int], raw: bool = False) -> bytes:
-    """A record.
+    """Returns a record.
 
     Args:
         image: contents of an image file, or its pixels.
-        label: its class.
-        key: where it came from.
+        label: of its class.
+        key: its origin, for messages.
         size: width, height in pixels.
-        raw: it is the pixels.
+        raw: `image` is pixels.
     """
     width, height = size
     record = {"image": image, "label": label, "key": key, "h": height, "w": width}
@@ -49,10 +49,10 @@ class ArrayRecordDataset(ClassificationBase):
     Args:
         files: the shards.
         class_names: by label.
-        info: the sidecar, if there is one.
+        info: content of `info.json`, if there is one.
 
     Raises:
-        DataSetError: a file that is no ArrayRecord file, or cut short.
+        DataSetError: a file is truncated or not an ArrayRecord file.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class ArrayRecordDataset(ClassificationBase):
         paths = [str(file) for file in files]
         try:
             self._records = array_record_data_source.ArrayRecordDataSource(paths)
-        except Exception as error:  # the library's own kinds, by way of C++
+        except Exception as error:  # the library raises its own kinds, from C++
             raise DataSetError(_first_unreadable(files, error)) from error
         digest.update(str(len(self._records)).encode())
         self._fingerprint = digest.hexdigest()
@@ -106,7 +106,7 @@ class ArrayRecordDataset(ClassificationBase):
         self.check_index(index)
         try:
             data = self._records[index]
-        except Exception as error:  # the library's own kinds, by way of C++
+        except Exception as error:  # the library raises its own kinds, from C++
             raise UnreadableRecordError(
                 f"record {index} of {self._files[0].parent} is damaged: {error}"
             ) from error
@@ -114,7 +114,7 @@ class ArrayRecordDataset(ClassificationBase):
 
 
 def _pixels(record: dict[str, Any], index: int) -> np.ndarray:
-    """The image of a raw record, uint8 [h, w, 3]."""
+    """Returns the image of a raw record, uint8 [h, w, 3]."""
     height, width = record.get("h"), record.get("w")
     try:
         return np.frombuffer(record["image"], np.uint8).reshape((height, width, 3))  # type: ignore[arg-type]
@@ -145,9 +145,9 @@ def _first_unreadable(files: Sequence[Path], error: Exception) -> str:
             array_record_data_source.ArrayRecordDataSource([str(file)])
         except Exception as cause:
             return (
-                f"{file} is no ArrayRecord file, or a truncated one "
+                f"{file} is truncated or not an ArrayRecord file "
                 f"({str(cause).splitlines()[0] if str(cause) else type(cause).__name__}): copy it "
-                "anew, or convert the data set again"
+                "again, or convert the data set again"
             )
     return str(error)
 
@@ -157,10 +157,11 @@ def open_array_record(path: str | None, part: Part) -> ClassificationDataset:
 
     Args:
         path: where, see `vig_jax.data.formats.shards`.
-        part: which.
+        part: the split.
 
     Raises:
-        DataSetError: files missing, truncated, of another layout; no class names; empty classes.
+        DataSetError: files are missing, truncated or of another layout, class names are missing, or
+            classes are empty.
     """
     files = shards.find_shards(path, part, SUFFIX)
     home = shards.home_of(files, path)
@@ -171,12 +172,12 @@ def open_array_record(path: str | None, part: Part) -> ClassificationDataset:
         raise shards.no_class_names(home)
     source = ArrayRecordDataset(files, class_names, info)
     if len(source) == 0:
-        raise DataSetError(f"the ArrayRecord files of {home} hold no records")
+        raise DataSetError(f"the ArrayRecord files of {home} have no records")
     try:
         source[0]
     except UnreadableRecordError as error:
         raise DataSetError(
-            f"{files[0]} is of an unknown layout: {error}. Records of other layouts (TFDS writes "
+            f"{files[0]} has an unknown layout: {error}. Records of other layouts (TFDS writes "
             "tf.train.Example) must be converted by the program that wrote them"
         ) from error
     if part == "train" and info is not None and "train" in info["splits"]:

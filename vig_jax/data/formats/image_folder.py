@@ -2,12 +2,12 @@
 
     PATH/train/<class>/*.jpg      PATH/val/<class>/*.jpg
 
-with jpg, jpeg, png, bmp, webp, gif, tif, tiff or ppm files; other folders inside a class folder are
-looked into, hidden files and folders are not. Without a division into train and val (and with
-config.data.split="stratified"), PATH/<class>/*.jpg.
+with jpg, jpeg, png, bmp, webp, gif, tif, tiff or ppm files. Folders inside a class folder are read
+too; hidden files and folders are not. Without train and val folders (and with
+config.data.split="stratified") the files are PATH/<class>/*.jpg.
 
-Classes are numbered in the order of their sorted names, or, where `vig data convert` has written
-the folder, in the order of its `info.json`.
+Classes are numbered in the order of their sorted names, or, if `vig data convert` has written the
+folder, in the order of its `info.json`.
 """
 
 import hashlib
@@ -44,14 +44,14 @@ The expected layout is
         dog/  ...
 
 A folder of class folders without train and val: --config.data.split=stratified.
-To run without any data of your own: `make demo`, or --config=configs/fashion_mnist.py."""
+To run without data of your own: `make demo`, or --config=configs/fashion_mnist.py."""
 
 
 class ImageFolderDataset(ClassificationBase):
     """Images in `root/folder/<class>/`, in the order of class and path.
 
-    A list of a million paths is heavy to copy to every worker, so paths are kept as one string of
-    bytes and an array of ends.
+    A list of a million paths is slow to copy to every worker, so the paths are stored as one string
+    of bytes and an array of ends.
 
     Args:
         root: the folder above `train` and `val`.
@@ -106,14 +106,14 @@ class ImageFolderDataset(ClassificationBase):
 
 
 def open_image_folder(path: str | None, part: Part) -> ClassificationDataset:
-    """Opens a split, or all of an undivided folder.
+    """Opens a split, or all of a folder without splits.
 
     Args:
         path: the folder.
-        part: which.
+        part: the split.
 
     Raises:
-        DataSetError: the folder is missing, empty or not laid out as expected.
+        DataSetError: the folder is missing, empty or of another layout.
     """
     layout = _LAYOUT.format(path=path or "PATH")
     if path is None:
@@ -132,7 +132,7 @@ def open_image_folder(path: str | None, part: Part) -> ClassificationDataset:
     if not class_names:
         loose = sum(1 for _ in _image_files(os.fspath(root / folder)))
         found = f"{loose} images, but no class folders" if loose else "no class folders"
-        raise DataSetError(f"{root / folder} holds {found}{_shards_instead(root)}. {layout}")
+        raise DataSetError(f"{root / folder} has {found}{_shards_instead(root)}. {layout}")
     if part == "eval" and (root / "train").is_dir():
         _check_same_classes(_class_folders(root / "train"), class_names, layout)
     dataset = ImageFolderDataset(root, folder, _in_order(root, class_names))
@@ -148,7 +148,7 @@ def open_image_folder(path: str | None, part: Part) -> ClassificationDataset:
 
 
 def _shards_instead(root: Path) -> str:
-    """What to set for the files of the folder, if they are shards."""
+    """Suggests the right setting if the files of the folder are shards."""
     for suffix, source in _SHARDS.items():
         if any(next(root.glob(f"{place}*{suffix}"), None) for place in ("", "train/", "data/")):
             return f"; for the {suffix} files in it: --config.data.source={source}"
@@ -156,7 +156,7 @@ def _shards_instead(root: Path) -> str:
 
 
 def _undivided(root: Path) -> str:
-    """The folder of the class folders: `root/train` if that is what it holds, else `root`."""
+    """Returns the folder of the class folders: "train" if it holds class folders, else ""."""
     if not _is_split(root / "train"):
         return ""
     if _is_split(root / "val"):
@@ -168,7 +168,7 @@ def _undivided(root: Path) -> str:
 
 
 def _is_split(folder: Path) -> bool:
-    """Whether a folder holds class folders. One of images may be a class called "train"."""
+    """Tests for a folder of class folders. A folder of images may be a class called "train"."""
     if not folder.is_dir():
         return False
     with os.scandir(folder) as entries:
@@ -177,7 +177,7 @@ def _is_split(folder: Path) -> bool:
 
 
 def _in_order(root: Path, class_names: tuple[str, ...]) -> tuple[str, ...]:
-    """The class folders by label, as a conversion has recorded it."""
+    """Returns the class folders by label, as a conversion has recorded them."""
     info = read_info(root)
     if info is None or info.get("layout") != "image_folder":
         return class_names
@@ -214,12 +214,12 @@ def _class_folders(folder: Path) -> tuple[str, ...]:
 
 
 def is_image(name: str) -> bool:
-    """Whether a file's extension says that it is an image."""
+    """Returns whether a file has the extension of an image."""
     return name.rpartition(".")[2].lower() in _EXTENSIONS
 
 
 def _image_files(folder: str, prefix: str = "") -> Iterator[str]:
-    """Paths below `folder` of all files with an image's extension, in no particular order."""
+    """Yields the paths below `folder` of all image files, in no particular order."""
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):

@@ -3,9 +3,9 @@
 PATH/train-00000-of-00008.parquet, ... or PATH/data/...; see `vig_jax.data.formats.shards`. The
 class names are those of the `ClassLabel` in the file's metadata, or those beside the files.
 
-A parquet file is read by row groups. For one image its whole group is read, so that shuffled
-training wants groups of a few megabytes (`vig data convert` writes such), or ArrayRecord files.
-Needs pyarrow, which is optional.
+To read one image, its whole row group is read. So shuffled training needs groups of a few
+megabytes, as `vig data convert` writes them, or ArrayRecord files. Needs pyarrow, which is
+optional.
 """
 
 import collections
@@ -33,11 +33,11 @@ logger = logging.getLogger(__name__)
 
 SUFFIX = ".parquet"
 _LARGE_GROUP = 16 * 2**20  # bytes
-_GROUPS_KEPT = 4  # per process: those that reading in order comes back to
+_GROUPS_KEPT = 4  # per process: reading in order returns to them
 
 
 def import_pyarrow() -> Any:
-    """Pyarrow with its parquet module.
+    """Imports pyarrow with its parquet module.
 
     Raises:
         DataSetError: it is not installed.
@@ -47,7 +47,7 @@ def import_pyarrow() -> Any:
         import pyarrow.parquet
     except ImportError as error:
         raise DataSetError(
-            f"parquet files need pyarrow, which is not here ({error}): pip install pyarrow"
+            f"parquet files need pyarrow, which is not installed ({error}): pip install pyarrow"
         ) from error
     return pyarrow
 
@@ -57,12 +57,12 @@ class ParquetDataset(ClassificationBase):
 
     Args:
         files: the shards.
-        class_names: by label; None: those in the metadata of the files.
-        info: the sidecar, if there is one.
+        class_names: by label; None: from the metadata of the files.
+        info: content of `info.json`, if there is one.
 
     Raises:
-        DataSetError: files that are truncated or of another layout, no class names, labels out of
-            range.
+        DataSetError: files are truncated or of another layout, class names are missing, or labels
+            are out of range.
     """
 
     def __init__(
@@ -171,7 +171,7 @@ def _open(file: Path) -> Any:
         return pyarrow.parquet.ParquetFile(file)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise DataSetError(
-            f"{file} is no parquet file, or a truncated one ({error}): copy it anew"
+            f"{file} is truncated or not a parquet file ({error}): copy it again"
         ) from error
 
 
@@ -182,7 +182,7 @@ def _largest_group(opened: Any) -> int:
 
 
 def _label_column(file: Path, opened: Any) -> str:
-    """The name of the label column; checks the layout."""
+    """Returns the name of the label column, and checks the layout."""
     pyarrow = import_pyarrow()
     schema = opened.schema_arrow
     kinds = {field.name: field.type for field in schema}
@@ -198,7 +198,7 @@ def _label_column(file: Path, opened: Any) -> str:
     if not has_bytes or not labels:
         columns = ", ".join(f"{name}: {kind}" for name, kind in kinds.items())
         raise DataSetError(
-            f"{file} is of an unknown layout, with columns {columns[:300]}; wanted are "
+            f"{file} has an unknown layout, with columns {columns[:300]}; required are "
             "image: struct<bytes: binary, path: string> and label: int64"
         )
     return labels[0]
@@ -207,7 +207,7 @@ def _label_column(file: Path, opened: Any) -> str:
 def _read_labels(opened: Any, column: str) -> np.ndarray:
     values = opened.read(columns=[column], use_threads=False).column(column)
     if values.null_count:
-        values = values.fill_null(-1)  # out of range, as Hugging Face has it for "no label"
+        values = values.fill_null(-1)  # out of range; Hugging Face uses it for "no label"
     return values.to_numpy().astype(np.int32)
 
 
@@ -224,11 +224,11 @@ def open_parquet(path: str | None, part: Part) -> ClassificationDataset:
 
     Args:
         path: where, see `vig_jax.data.formats.shards`.
-        part: which.
+        part: the split.
 
     Raises:
-        DataSetError: no pyarrow; files missing, truncated, of another layout; no class names;
-            labels out of range; empty classes.
+        DataSetError: pyarrow or files are missing, files are truncated or of another layout, class
+            names are missing, labels are out of range, or classes are empty.
     """
     import_pyarrow()
     files = shards.find_shards(path, part, SUFFIX)
@@ -237,7 +237,7 @@ def open_parquet(path: str | None, part: Part) -> ClassificationDataset:
     shards.check_sizes(files, info)
     source = ParquetDataset(files, shards.class_names_beside(home), info)
     if len(source) == 0:
-        raise DataSetError(f"the parquet files of {home} hold no rows")
+        raise DataSetError(f"the parquet files of {home} have no rows")
     if part == "train":
         counts = np.bincount(source.labels(), minlength=source.num_classes)
         check_classes_filled(counts, source.class_names, home)

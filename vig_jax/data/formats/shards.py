@@ -1,9 +1,9 @@
-"""What data sets in shards have in common: finding the files, class names, the sidecar `info.json`.
+"""Shared by data sets in shards: finding the files, class names, and `info.json` beside them.
 
-A split's shards lie in the folder PATH as `train-00000-of-00256.SUFFIX` (or any name that begins
-with `train`, or has `-train-` in it), or in PATH/train/, or by such names in PATH/data/; those for
-evaluation likewise with val, validation or test. PATH may also be a pattern like
-`/data/imagenet1k-{split}-*.tar`, in which `{split}` stands for those words.
+The shards of a split are PATH/train-00000-of-00256.SUFFIX (or any name that begins with `train` or
+contains `-train-`), or all files in PATH/train/, or files with such names in PATH/data/. Those for
+evaluation have val, validation or test instead. PATH may also be a pattern such as
+`/data/imagenet1k-{split}-*.tar`, in which `{split}` is replaced by those words.
 
 The names of the classes, by label, come from PATH/info.json, which `vig data convert` writes, or
 from PATH/classes.txt, one per line.
@@ -24,33 +24,35 @@ from vig_jax.text import preview_names
 
 INFO_FILE = "info.json"
 CLASSES_FILE = "classes.txt"
-FORMAT = "vig_jax data set, version 1"  # in info.json; a file of another tool has not this
+FORMAT = "vig_jax data set, version 1"  # in info.json; absent in files of other tools
 
 _WORDS: dict[Part, tuple[str, ...]] = {
     "train": ("train",),
     "eval": ("val", "validation", "test"),
     "all": ("train",),
 }
-_COMPARED = 16_384  # bytes at each end of a shard, to tell copies
+_COMPARED = 16_384  # bytes at each end of a shard, to find copies
 _NUMBERED = re.compile(r"(.*)-(\d{4,})-of-(\d{4,})(-[0-9a-f]+)?$")
 
 
 def find_shards(path: str | None, part: Part, suffix: str) -> list[Path]:
-    """The files of a split, complete and in order.
+    """Returns the files of a split, complete and in order.
 
     Args:
         path: a folder, a file or a pattern.
-        part: which; "all" is the training files if there are any by that name, else all.
+        part: the split; "all" means the training files if there are files of that name, else all.
         suffix: with its dot, e.g. ".tar".
 
     Returns:
         At least one path, sorted.
 
     Raises:
-        DataSetError: no path, no files, a missing shard, or shards of two numberings.
+        DataSetError: the path, the files or a shard is missing, or the shards have two numberings.
     """
     if path is None:
-        raise DataSetError(f"config.data.path is not set: where are the {suffix} files?")
+        raise DataSetError(
+            f"config.data.path is not set: set it to the folder of the {suffix} files"
+        )
     found: list[Path] = []
     for word in _WORDS[part]:
         found = _files(path, word, suffix)
@@ -71,7 +73,7 @@ def find_shards(path: str | None, part: Part, suffix: str) -> list[Path]:
 
 
 def has_shards(path: str, part: Part, suffix: str) -> bool:
-    """Whether there are any files of a split."""
+    """Returns whether there are files of a split."""
     return any(_files(path, word, suffix) for word in _WORDS[part])
 
 
@@ -112,14 +114,14 @@ def _nothing_found(path: str, part: Part, suffix: str) -> str:
         return f"config.data.path={path} does not exist"
     here = sorted(entry.name for entry in folder.iterdir())
     return (
-        f"{path} holds no {words or suffix + ' files'} (looked for in the folder itself and one "
-        f"named like the split); it holds {', '.join(here[:10]) or 'nothing'}. Files that are not "
-        "divided into train and val: --config.data.split=stratified"
+        f"{path} has no {words or suffix + ' files'} (in the folder itself or in one named like "
+        f"the split); it has {preview_names(here, limit=10) or 'nothing'}. For files that are not "
+        "divided into train and val, set --config.data.split=stratified"
     )
 
 
 def _check_numbering(files: Sequence[Path]) -> None:
-    """Holds names like train-00003-of-00008 to their own account."""
+    """Checks that names like train-00003-of-00008 form one complete set."""
     numbered: dict[tuple[str, int], set[int]] = collections.defaultdict(set)
     for file in files:
         if match := _NUMBERED.match(file.stem):
@@ -130,9 +132,9 @@ def _check_numbering(files: Sequence[Path]) -> None:
     for name, several in totals.items():
         if len(several) > 1:
             raise DataSetError(
-                f"{files[0].parent} holds shards of more than one numbering, {name}-*-of-"
+                f"{files[0].parent} has shards of more than one numbering, {name}-*-of-"
                 f"{' and -of-'.join(str(n) for n in sorted(several))}: remove the older ones, or "
-                "every image may come twice"
+                "images may occur twice"
             )
     for (name, total), numbers in numbered.items():
         if missing := sorted(set(range(total)) - numbers):
@@ -144,12 +146,12 @@ def _check_numbering(files: Sequence[Path]) -> None:
 
 
 def _check_copies(files: Sequence[Path]) -> None:
-    """Refuses a shard that lies there twice, under two names."""
+    """Raises DataSetError if a shard is there twice, under two names."""
     by_size: dict[int, list[Path]] = collections.defaultdict(list)
     for file in files:
         by_size[file.stat().st_size].append(file)
     for size, alike in by_size.items():
-        if size == 0 or len(alike) == 1:  # empty ones are told elsewhere
+        if size == 0 or len(alike) == 1:  # empty files are reported by `check_sizes`
             continue
         seen: dict[bytes, Path] = {}
         for file in alike:
@@ -159,23 +161,23 @@ def _check_copies(files: Sequence[Path]) -> None:
                 ends += opened.read()
             if ends in seen:
                 raise DataSetError(
-                    f"{file} is a copy of {seen[ends]}, so every image in it would come twice: "
+                    f"{file} is a copy of {seen[ends]}, so each of its images would occur twice: "
                     "remove one of them"
                 )
             seen[ends] = file
 
 
 def home_of(files: Sequence[Path], path: str | None) -> Path:
-    """The folder where `info.json` and `classes.txt` of some shards are looked for."""
+    """Returns the folder where `info.json` and `classes.txt` of some shards are expected."""
     folder = Path(path or "").expanduser()
     return folder if folder.is_dir() else files[0].parent
 
 
 def read_info(folder: Path) -> dict[str, Any] | None:
-    """What `vig data convert` has written about a folder; None where it has not.
+    """Returns the content of the `info.json` of `vig data convert`, or None if there is none.
 
     Raises:
-        DataSetError: ours, but damaged.
+        DataSetError: the file is damaged.
     """
     file = folder / INFO_FILE
     if not file.is_file():
@@ -185,17 +187,17 @@ def read_info(folder: Path) -> dict[str, Any] | None:
     except (ValueError, OSError) as error:
         raise DataSetError(f"{file} cannot be read: {error}") from error
     if not isinstance(info, dict) or info.get("format") != FORMAT:
-        return None  # of some other program
+        return None  # of another program
     if not isinstance(info.get("class_names"), list) or not isinstance(info.get("splits"), dict):
         raise DataSetError(f"{file} lacks class_names or splits: convert the data set again")
     return info
 
 
 def class_names_beside(folder: Path) -> tuple[str, ...] | None:
-    """Class names, by label, from the files beside the shards; None if there are none.
+    """Returns the class names by label from the files beside the shards, or None without a file.
 
     Raises:
-        DataSetError: empty lines or names that come twice.
+        DataSetError: a line is empty or a name occurs twice.
     """
     if (info := read_info(folder)) is not None:
         return tuple(info["class_names"])
@@ -205,25 +207,25 @@ def class_names_beside(folder: Path) -> tuple[str, ...] | None:
     names = tuple(file.read_text(encoding="utf-8").rstrip("\n").split("\n"))
     twice = [name for name, count in collections.Counter(names).items() if count > 1]
     if twice or not all(names):
-        problem = f"{twice[0]!r} comes twice" if twice else "a line is empty"
-        raise DataSetError(f"{file}: {problem}; one class name a line is wanted, by label")
+        problem = f"{twice[0]!r} occurs twice" if twice else "a line is empty"
+        raise DataSetError(f"{file}: {problem}; write one class name per line, by label")
     return names
 
 
 def no_class_names(folder: Path) -> DataSetError:
-    """The error for labels without names."""
+    """Returns the error for labels without names."""
     return DataSetError(
         f"the labels in {folder} are numbers, and nothing names the classes: write "
-        f"{folder / CLASSES_FILE}, one name a line, the first for label 0 (`seq 0 999 > "
-        f"{folder / CLASSES_FILE}` if numbers will do for a thousand)"
+        f"{folder / CLASSES_FILE}, one name per line, the first for label 0 (`seq 0 999 > "
+        f"{folder / CLASSES_FILE}` makes names of the numbers of a thousand classes)"
     )
 
 
 def check_sizes(files: Sequence[Path], info: dict[str, Any] | None) -> None:
-    """Holds shards to the sizes that their conversion recorded, where it did.
+    """Compares the sizes of shards with those that their conversion recorded, if it did.
 
     Raises:
-        DataSetError: a file that is empty, truncated, longer, or not in the record.
+        DataSetError: a file is empty, truncated, longer, or not recorded.
     """
     recorded = {
         shard["name"]: shard["bytes"]
@@ -242,14 +244,14 @@ def check_sizes(files: Sequence[Path], info: dict[str, Any] | None) -> None:
             state = "truncated" if size < recorded[file.name] else "changed"
             raise DataSetError(
                 f"{file} is {state}: {size} bytes, {INFO_FILE} says {recorded[file.name]}. "
-                "Copy it anew, or convert the data set again"
+                "Copy it again, or convert the data set again"
             )
 
 
 def shards_digest(
     kind: str, files: Sequence[Path], class_names: Sequence[str], info: dict[str, Any] | None
 ) -> "hashlib._Hash":
-    """The beginning of a fingerprint: names and sizes, and what the conversion recorded of them."""
+    """Starts a fingerprint with names, sizes, and the digests that the conversion recorded."""
     digest = hashlib.sha256("\0".join((kind, *class_names)).encode(errors="surrogateescape"))
     recorded = {
         shard["name"]: shard["sha256"]

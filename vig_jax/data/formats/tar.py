@@ -1,11 +1,12 @@
-"""Tar files with random access, by an index of where each image lies.
+"""Tar files with random access, by an index of the offsets of the images.
 
-Two layouts: that of WebDataset, `00000012.jpg` beside `00000012.cls` (a number), and class folders,
-`cat/001.jpg`. PATH/train-00000-of-00008.tar, ...; see `vig_jax.data.formats.shards`.
+There are two layouts: that of WebDataset, `00000012.jpg` beside `00000012.cls` (a number), and
+class folders, `cat/001.jpg`. The files are PATH/train-00000-of-00008.tar, ...; see
+`vig_jax.data.formats.shards`.
 
 The index is made by reading all headers once. It is stored beside the tar as NAME.tar.index.npz or,
-where that folder cannot be written, in the user's cache, and made anew when the tar's size or time
-of modification is not what it was made for.
+if that folder cannot be written, in the user's cache. It is made again when the tar's size or time
+of modification has changed.
 """
 
 import collections
@@ -44,18 +45,18 @@ _BLOCK = 512  # bytes; a tar ends with zeros of at least this length
 
 @dataclasses.dataclass(frozen=True)
 class TarIndex:
-    """Where the images of one tar lie. Arrays of the same length, in the order of the tar."""
+    """An index of the images of one tar. The arrays have one entry per image, in its order."""
 
     size: int  # of the tar, bytes
     mtime: int  # of the tar, nanoseconds
     offsets: np.ndarray  # int64
     lengths: np.ndarray  # int64
-    labels: np.ndarray  # int32; -1 where the folder's name says the class
+    labels: np.ndarray  # int32; -1 if the folder's name is the class
     names: tuple[str, ...]  # of the members
 
     @property
     def folders(self) -> tuple[str, ...]:
-        """The folder in which each member lies, the innermost."""
+        """The innermost folder of each member."""
         return tuple(name.rpartition("/")[0].rpartition("/")[2] for name in self.names)
 
 
@@ -63,7 +64,7 @@ def build_index(file: Path) -> TarIndex:
     """Reads all headers of a tar, and the .cls members.
 
     Raises:
-        DataSetError: no tar, compressed, truncated, or of neither layout.
+        DataSetError: the file is not a tar, is compressed or truncated, or has neither layout.
     """
     stat = file.stat()
     images: list[tuple[str, int, int]] = []
@@ -82,15 +83,17 @@ def build_index(file: Path) -> TarIndex:
             end = archive.offset
     except ValueError as error:
         raise DataSetError(
-            f"{file} is of an unknown layout: {member.name} is not one number"
+            f"{file} has an unknown layout: {member.name} is not one number"
         ) from error
     except (tarfile.TarError, EOFError) as error:
         raise DataSetError(
-            f"{file} is no plain tar file, or a truncated one ({error}). A compressed tar must be "
+            f"{file} is truncated or not a plain tar file ({error}). A compressed tar must be "
             "unpacked first: it has no random access"
         ) from error
     if not _ends_with_zeros(file, end):
-        raise DataSetError(f"{file} is truncated: it lacks the zeros that end a tar. Copy it anew")
+        raise DataSetError(
+            f"{file} is truncated: the zeros that end a tar are missing. Copy it again"
+        )
     return TarIndex(
         size=stat.st_size,
         mtime=stat.st_mtime_ns,
@@ -102,7 +105,7 @@ def build_index(file: Path) -> TarIndex:
 
 
 def _key(name: str) -> str:
-    """What the files of one WebDataset sample share: the name up to the first dot."""
+    """Returns the key of a WebDataset sample: the name up to the first dot."""
     folder, slash, base = name.rpartition("/")
     return f"{folder}{slash}{base.partition('.')[0]}"
 
@@ -110,11 +113,11 @@ def _key(name: str) -> str:
 def _labels(file: Path, names: Sequence[str], classes: dict[str, int]) -> np.ndarray:
     layout = "NUMBER.jpg with NUMBER.cls (WebDataset), or CLASS/NAME.jpg"
     if not names:
-        raise DataSetError(f"{file} holds no images; wanted is {layout}")
+        raise DataSetError(f"{file} has no images; the layout must be {layout}")
     if not classes:
         if loose := [name for name in names if not name.rpartition("/")[0]]:
             raise DataSetError(
-                f"{file} is of an unknown layout: {loose[0]} has no class; wanted is {layout}"
+                f"{file} has an unknown layout: {loose[0]} has no class; it must be {layout}"
             )
         return np.full(len(names), -1, np.int32)
     keys = [_key(name) for name in names]
@@ -122,7 +125,7 @@ def _labels(file: Path, names: Sequence[str], classes: dict[str, int]) -> np.nda
     lacking = [key for key in keys if key not in classes]
     if twice or lacking:
         problem = f"{twice[0]} has two images" if twice else f"{lacking[0]} has no .cls"
-        raise DataSetError(f"{file} is of an unknown layout: {problem}; wanted is {layout}")
+        raise DataSetError(f"{file} has an unknown layout: {problem}; it must be {layout}")
     return np.array([classes[key] for key in keys], np.int32)
 
 
@@ -134,7 +137,7 @@ def _ends_with_zeros(file: Path, end: int) -> bool:
 
 
 def load_index(file: Path) -> TarIndex:
-    """The index of a tar: stored, or made and stored.
+    """Returns the index of a tar; makes and stores it if required.
 
     Raises:
         DataSetError: the tar cannot be indexed.
@@ -147,7 +150,7 @@ def load_index(file: Path) -> TarIndex:
             continue
         if (index.size, index.mtime) == (stat.st_size, stat.st_mtime_ns):
             return index
-        logger.info("%s is older than the tar, or of another: reading %s anew", place, file)
+        logger.info("%s belongs to another version of the tar: reading %s again", place, file)
     index = build_index(file)
     for place in places:
         try:
@@ -183,7 +186,7 @@ def _read(place: Path) -> TarIndex | None:
                 labels=stored["labels"],
                 names=tuple(names.split("\0")),
             )
-    # Absent, damaged or of another program: it is made again.
+    # Absent, damaged or of another program: the index is made again.
     except Exception:
         return None
 
@@ -208,12 +211,12 @@ class TarDataset(ClassificationBase):
 
     Args:
         files: the shards.
-        indexes: one each.
-        class_names: by label; those of the folders in the tars, where no .cls is there.
-        info: the sidecar, if there is one.
+        indexes: one per file.
+        class_names: by label; names of the folders in the tars if there is no .cls.
+        info: content of `info.json`, if there is one.
 
     Raises:
-        DataSetError: labels that do not fit the class names.
+        DataSetError: labels do not fit the class names.
     """
 
     def __init__(
@@ -243,13 +246,15 @@ class TarDataset(ClassificationBase):
     def __getitem__(self, index: int) -> Example:
         self.check_index(index)
         shard = self._shard_of(index)
-        # Opened for each image: costs microseconds, and a thousand shards need no thousand handles.
+        # Opened for each image, which costs microseconds: a thousand shards would need a thousand
+        # handles.
         handle = os.open(self._files[shard], os.O_RDONLY)
         try:
             stat = os.fstat(handle)
             if (stat.st_size, stat.st_mtime_ns) != self._versions[shard]:
                 raise DataSetError(
-                    f"{self._files[shard]} has changed since its index was read: start again"
+                    f"{self._files[shard]} has changed since its index was read: open the data set "
+                    "again"
                 )
             image = os.pread(handle, int(self._lengths[index]), int(self._offsets[index]))
         finally:
@@ -271,7 +276,7 @@ class TarDataset(ClassificationBase):
 
 
 def _numbers(index: TarIndex, class_names: Sequence[str]) -> np.ndarray:
-    """Labels, by .cls or by folder."""
+    """Returns the labels, by .cls or by folder."""
     if not (index.labels == -1).all():
         return index.labels
     by_name = {name: label for label, name in enumerate(class_names)}
@@ -288,11 +293,11 @@ def open_tar(path: str | None, part: Part) -> ClassificationDataset:
 
     Args:
         path: where, see `vig_jax.data.formats.shards`.
-        part: which.
+        part: the split.
 
     Raises:
-        DataSetError: files missing, truncated, of another layout; no class names; labels out of
-            range; empty classes.
+        DataSetError: files are missing, truncated or of another layout, class names are missing,
+            labels are out of range, or classes are empty.
     """
     files = shards.find_shards(path, part, SUFFIX)
     home = shards.home_of(files, path)
@@ -315,10 +320,10 @@ def open_tar(path: str | None, part: Part) -> ClassificationDataset:
 
 
 def _class_folders(path: str | None, part: Part, indexes: Sequence[TarIndex]) -> tuple[str, ...]:
-    """The classes are those of the training images, if there are any."""
+    """Returns the class folders of the training images, or, without any, of these."""
     if part == "eval":
         try:
             indexes = [load_index(file) for file in shards.find_shards(path, "train", SUFFIX)]
         except DataSetError:
-            logger.info("no training tars: the classes are those of the tars for evaluation")
+            logger.info("no training tars: the classes are those of the evaluation tars")
     return tuple(sorted({folder for index in indexes for folder in index.folders}))

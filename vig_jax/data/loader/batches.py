@@ -113,7 +113,9 @@ def eval_batches(
     workers: int = 0,
     prefetch: int = 2,
 ) -> "BatchIterator":
-    """Returns one pass in order, without random numbers. Every process gets as many batches.
+    """Returns one pass in order, without random numbers.
+
+    Every process gets the same number of batches.
 
     Args:
         dataset: the evaluation split.
@@ -292,7 +294,7 @@ class _EvalBatches:
 
 
 def _generator(seed: int, stream: int, number: int) -> np.random.Generator:
-    """Returns an independent generator for every (seed, stream, number): 2**128 draws apart."""
+    """Returns an independent generator per (seed, stream, number), separated by 2**128 draws."""
     return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, number, stream]))
 
 

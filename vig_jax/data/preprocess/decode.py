@@ -42,12 +42,13 @@ def decode(image: bytes | np.ndarray) -> Image.Image:
 
 
 def _undecodable(image: bytes, error: Exception) -> UndecodableImageError:
-    """Words the reason alike every time: Pillow's message contains a memory address."""
+    """Returns an error with a reproducible message: Pillow's has a memory address in it."""
     if not image:
         return UndecodableImageError("the file is empty")
     if isinstance(error, UnidentifiedImageError):
         return UndecodableImageError(
-            f"no {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]} file: it begins with {image[:12]!r}"
+            f"not a {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]} file: it starts with "
+            f"{image[:12]!r}"
         )
     return UndecodableImageError(f"{type(error).__name__}: {error}")
 

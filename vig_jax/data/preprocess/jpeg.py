@@ -1,4 +1,4 @@
-"""JPEG files to arrays by simplejpeg: the pixels of Pillow in less time."""
+"""Decodes JPEG files with simplejpeg: Pillow's pixels in less time."""
 
 import numpy as np
 from jaxtyping import UInt8
@@ -17,8 +17,9 @@ def decode_jpeg(contents: bytes) -> UInt8[np.ndarray, "H W 3"] | None:
         contents: of an image file.
 
     Returns:
-        RGB pixels, read-only or not; None of what Pillow shall judge: without simplejpeg, other
-        formats and colours (gray, CMYK), and whatever is damaged or enormous.
+        RGB pixels, perhaps read-only. None if Pillow must decode the file: simplejpeg is not
+        installed, the format or the colours are others (gray, CMYK), or the file is damaged or
+        enormous.
     """
     if simplejpeg is None or not contents.startswith(b"\xff\xd8\xff"):
         return None

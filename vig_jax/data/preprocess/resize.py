@@ -1,9 +1,9 @@
-"""Crop and bicubic resize in one kernel, with the pixels of Pillow.
+"""Crops, resizes (bicubic) and flips in one kernel, with Pillow's pixels.
 
-Pillow works in integers, so its result can be had exactly: weights of 22 bits, a pass along each
-axis, rounded to uint8 in between. This kernel does the same sums on an array [H, W, 3], many rows
-side by side, where Pillow takes pixel by pixel. Needs numba (`pip install -e '.[fast]'`); whether
-it agrees with the Pillow that is installed is tried before it is used.
+Pillow computes in integers, so its result can be reproduced exactly: weights of 22 bits, a pass
+along each axis, rounded to uint8 in between. This kernel computes the same sums on an array [H, W,
+3], for many rows at a time, where Pillow computes one pixel at a time. It needs numba (`pip install
+-e '.[fast]'`), and is compared with the installed Pillow before it is used.
 """
 
 import functools
@@ -18,28 +18,28 @@ from PIL import Image
 
 logger = logging.getLogger(__name__)
 
-_BITS = 22  # of the weights behind the point
+_BITS = 22  # fractional bits of the weights
 _SUPPORT = 2.0  # of the cubic, in pixels
 _TAPS = 4  # weights are padded to a multiple of this
-_ROWS = 32  # worked on side by side in the horizontal pass: four registers of AVX2
+_ROWS = 32  # computed together in the horizontal pass: four registers of AVX2
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 
 
 @functools.cache
 def why_not() -> str | None:
-    """Why `resize_box` cannot be used here; None: it can.
+    """Returns the reason why `resize_box` cannot be used here, or None if it can.
 
-    The first call of a process takes a second, and some more where numba's cache is empty.
+    The first call in a process takes a second, and several if numba's cache is empty.
     """
     try:
         import numba  # noqa: F401
     except ModuleNotFoundError:
         return "numba is not installed (pip install -e '.[fast]')"
-    except ImportError as error:  # of versions that do not go together
+    except ImportError as error:  # incompatible versions
         return f"numba cannot be imported ({error})"
     noise = np.random.default_rng(0).integers(0, 256, (90, 70, 3), np.uint8)
-    # Enlarging, reducing, and what Pillow begins with either axis.
+    # Enlarging, reducing, and both orders of Pillow's passes.
     for box in ((0, 0, 70, 90), (3, 5, 20, 90), (1, 2, 65, 19), (8, 8, 16, 14)):
         theirs = Image.fromarray(noise).crop(box).resize((24, 24), Image.Resampling.BICUBIC)
         if not np.array_equal(resize_box(noise, box, 24, 24), np.asarray(theirs)):
@@ -54,14 +54,14 @@ def why_not() -> str | None:
 def resize_box(
     image: UInt8[np.ndarray, "H W 3"], box: Box, width: int, height: int, flip: bool = False
 ) -> UInt8[np.ndarray, "{height} {width} 3"]:
-    """What Pillow makes of `image.crop(box).resize((width, height), BICUBIC)`.
+    """Returns the pixels of Pillow's `image.crop(box).resize((width, height), BICUBIC)`.
 
     Args:
         image: RGB.
         box: within the image.
         width: of the result, pixels.
         height: of the result, pixels.
-        flip: left for right, at no cost, as the weights are.
+        flip: exchange left and right. It costs nothing, because the weights are flipped.
 
     Returns:
         [height, width, 3].
@@ -81,16 +81,16 @@ def resize_box(
 
 
 def _vertical_first(w: int, h: int, width: int, height: int) -> bool:
-    """From version 13 on, Pillow begins with the height where that shrinks much more."""
+    """Returns whether Pillow resizes y first: from version 13 on, if it shrinks much more."""
     pillow = int(PIL.__version__.split(".")[0])
     return pillow >= 13 and h - height > max(0, 2 * (w - width))
 
 
-@functools.lru_cache(maxsize=4096)  # the sizes of crops recur: photographs have few hundred pixels
+@functools.lru_cache(maxsize=4096)  # sizes of crops recur: photographs have a few hundred pixels
 def _weights(
     size: int, new_size: int, flip: bool = False
 ) -> tuple[Int32[np.ndarray, "n"], Int32[np.ndarray, "n k"]]:
-    """First pixel and weights of every new pixel; zeros fill up to a multiple of `_TAPS`."""
+    """Returns first pixel and weights of every new pixel, padded to a multiple of `_TAPS`."""
     scale = size / new_size
     stretch = max(scale, 1.0)
     support = _SUPPORT * stretch
@@ -101,7 +101,7 @@ def _weights(
     position = first[:, None] + np.arange(taps)
     weight = _cubic((position - centre[:, None] + 0.5) * (1.0 / stretch))
     weight[position >= end[:, None]] = 0
-    # One after the other, as Pillow sums: another order may round otherwise.
+    # Added in Pillow's order: another order may round differently.
     weight /= np.cumsum(weight, axis=1)[:, -1:]
     rounded = np.trunc(weight * (1 << _BITS) + np.copysign(0.5, weight))
     order = slice(None, None, -1 if flip else 1)
@@ -112,7 +112,7 @@ def _weights(
 
 
 def _cubic(x: np.ndarray) -> np.ndarray:
-    """Keys' cubic with a = -1/2, evaluated in Pillow's order."""
+    """Evaluates Keys' cubic with a = -1/2, in Pillow's order."""
     a = -0.5
     x = np.abs(x)
     near = ((a + 2.0) * x - (a + 3.0)) * x * x + 1
@@ -122,27 +122,27 @@ def _cubic(x: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def _kernels() -> tuple[Any, Any]:
-    """The passes along x and along y: (pixels, first, weights) to pixels."""
+    """Compiles the passes along x and along y: (pixels, first, weights) to pixels."""
     import numba
 
-    image = numba.types.Array(numba.uint8, 3, "C", readonly=True)  # and others, too
+    image = numba.types.Array(numba.uint8, 3, "C", readonly=True)  # writable ones, too
     result, first, weights = numba.uint8[:, :, ::1], numba.int32[::1], numba.int32[:, ::1]
     signature = result(image, first, weights)
-    # Bare, where a checker of annotations has wrapped them.
+    # Without the checks of annotations that tests add.
     passes = inspect.unwrap(_horizontal), inspect.unwrap(_vertical)
     try:
         x, y = (numba.njit(signature, cache=True, nogil=True)(function) for function in passes)
-    except RuntimeError:  # nowhere to keep a cache
+    except RuntimeError:  # no folder for a cache
         x, y = (numba.njit(signature, nogil=True)(function) for function in passes)
     return x, y
 
 
 def _horizontal(image, first, weights):
-    """Along x, for blocks of rows: with pixels of a column side by side, weights are constants."""
+    """Resizes along x, by blocks of rows: the pixels of a column share their weights."""
     H, W, _ = image.shape
     new_width, taps = weights.shape
     out = np.empty((H, new_width, 3), np.uint8)
-    # Columns of a block, channels apart; the weights' padding may reach beyond the image.
+    # Columns of a block by channel; the weights' padding may reach beyond the image.
     block = np.zeros((W + taps, 3, _ROWS), np.uint8)
     done = np.empty((new_width, 3, _ROWS), np.uint8)
     total = np.empty(_ROWS, np.int32)
@@ -174,7 +174,7 @@ def _horizontal(image, first, weights):
 
 
 def _vertical(image, first, weights):
-    """Along y; the rows are contiguous already."""
+    """Resizes along y; the rows are contiguous already."""
     H, W, _ = image.shape
     new_height, taps = weights.shape
     out = np.empty((new_height, W, 3), np.uint8)
@@ -186,7 +186,7 @@ def _vertical(image, first, weights):
             at = first[y] + tap
             w0, w1 = weights[y, tap], weights[y, tap + 1]
             w2, w3 = weights[y, tap + 2], weights[y, tap + 3]
-            # The padding's weights are 0, whatever row they meet.
+            # The padding's weights are 0 for any row.
             a, b = lines[min(at, H - 1)], lines[min(at + 1, H - 1)]
             c, d = lines[min(at + 2, H - 1)], lines[min(at + 3, H - 1)]
             for i in range(W * 3):

@@ -1,4 +1,4 @@
-"""Pictures for the tests: windows of the photographs in `photos/`."""
+"""Images for the tests: windows of the photographs in `photos/`."""
 
 import functools
 import io
@@ -15,7 +15,7 @@ def _photographs() -> list[Image.Image]:
 
 
 def photo(width: int, height: int, seed: int = 0) -> np.ndarray:
-    """A window of a photograph, uint8 [height, width, 3]; every seed another picture."""
+    """A window of a photograph, uint8 [height, width, 3]; each seed gives another one."""
     rng = np.random.default_rng(seed)
     whole = _photographs()[seed % len(_photographs())]
     largest = min(whole.width / width, whole.height / height)
