@@ -10,9 +10,9 @@ host are used; for several hosts see --distributed in --help.
 """
 
 if __name__ == "__mp_main__":  # a data worker, which imports this file again
-    from vig_jax.cli.worker import forgo_jax
+    from vig_jax.cli.worker import block_jax_import
 
-    forgo_jax()
+    block_jax_import()
 
 if __name__ == "__main__":
     # Not at the top: data workers import this file again and do not need it.

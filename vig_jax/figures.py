@@ -1,4 +1,4 @@
-"""Saves figures. They are drawn without pyplot, which would keep them and needs a display."""
+"""Saves figures. They are drawn without pyplot, which would keep them and need a display."""
 
 import warnings
 from pathlib import Path
@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Writes a PNG and makes its folder. Names may be in any script."""
+    """Writes a PNG, with text in any script; creates its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     FigureCanvasAgg(figure)
     with warnings.catch_warnings():

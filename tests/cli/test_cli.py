@@ -209,7 +209,7 @@ def test_benchmark_of_an_unknown_model(capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--repeats", "0"], "vig benchmark: --repeats is 0; at least 1 is wanted"),
+        (["--repeats", "0"], "vig benchmark: --repeats is 0; it must be at least 1"),
         (["--batch-size", "0"], "vig benchmark: --batch-size is 0"),
         (
             ["--batch-size", "2", "1"],

@@ -1,4 +1,4 @@
-"""Multiply-accumulates of a forward pass, counted from a model's sizes."""
+"""Counts the multiply-accumulates of a forward pass from a model's sizes."""
 
 import dataclasses
 
@@ -14,9 +14,9 @@ class Macs:
     Attributes:
         linear: linear maps: projections of the mixers, both products of the MLPs, the head.
         conv: the stem, the downsampling between stages, the depthwise convolutions.
-        gla: the recurrence by its definition, token by token in both directions. Each of the K x V
-            elements of a state is decayed, receives its part of k v^T and contributes to the
-            output: three multiplications. (Chunked implementations do different work.)
+        gla: the recurrence by its definition, token by token in both directions, with three
+            multiplications for each of the K x V elements of a state: the decay, k v^T, and the
+            product with the query. (An implementation by chunks does different work.)
     """
 
     linear: int
@@ -25,7 +25,7 @@ class Macs:
 
     @property
     def total(self) -> int:
-        """The sum of all."""
+        """The sum of the parts."""
         return self.linear + self.conv + self.gla
 
     def __add__(self, other: "Macs") -> "Macs":
@@ -33,7 +33,7 @@ class Macs:
 
 
 def count_macs(model: ViG | ViGH, height: int, width: int) -> Macs:
-    """Counts the multiply-accumulates for the logits of one image of `height` x `width` pixels.
+    """Counts the multiply-accumulates of the logits of one image of `height` x `width` pixels.
 
     Resizing the position embedding, once per batch, is not counted.
     """
@@ -55,7 +55,7 @@ def count_macs(model: ViG | ViGH, height: int, width: int) -> Macs:
 
 
 def _stem(dim: int, patch_size: int, height: int, width: int) -> tuple[Macs, int, int]:
-    """Counts the two convolutions before the first block; returns also their output's size."""
+    """Counts the two convolutions of the stem; returns also the rows and columns after them."""
     stride = patch_size // 2
     h, w = (_conv_size(side, stride + 1, stride) for side in (height, width))
     first = h * w * (stride + 1) ** 2 * 3 * (dim // 2)

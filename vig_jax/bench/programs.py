@@ -26,9 +26,9 @@ from vig_jax.train.state import init_state
 from vig_jax.train.step import make_train_step
 from vig_jax.weights.published import published_config
 
-DROP_PATH = 0.2  # in training; its cost does not depend on the rate
-INPUTS = 4  # number of distinct batches
-TRAIN_MACS = 3  # forward pass, gradients of inputs, gradients of parameters
+DROP_PATH = 0.2  # rate in training; its cost does not depend on the rate
+INPUTS = 4  # distinct batches, used in rotation
+TRAIN_MACS = 3  # forward passes' worth: forward, gradients by inputs, gradients by parameters
 
 
 def benchmark_config(
@@ -39,12 +39,12 @@ def benchmark_config(
     dtype: str = "bfloat16",
     gla_implementation: str | None = None,
 ) -> RunConfig:
-    """Returns the config of a published model at an image size, for benchmarks.
+    """Returns the config of a published model at an image size, for measuring the bare update.
 
-    Augmentation, mixing and clipping are off, so that a training step is only the update.
+    Augmentation, mixing and clipping are off, so that only the models are compared.
 
     Raises:
-        ConfigError: the model is unknown or refuses a setting.
+        ConfigError: an unknown model, or a setting that does not fit it.
     """
     settings: dict[str, Any] = {
         "num_classes": 1000,
@@ -71,7 +71,7 @@ def benchmark_config(
 
 
 def inference_program(config: RunConfig) -> Program:
-    """Compiles the predictor of a fresh model: `compiled(variables, pixels) -> logits`."""
+    """Compiles `vig_jax.predictor` of a new model: `compiled(variables, pixels) -> logits`."""
     task = make_task(config, {}).task
     variables = jax.jit(task.init)(jax.random.key(0))
     run = predictor(task.model, variables, config.train.batch_size, config.data.image_size)
@@ -79,7 +79,7 @@ def inference_program(config: RunConfig) -> Program:
 
 
 def training_program(config: RunConfig) -> Program:
-    """Compiles the training step of a fresh model: `compiled(state, batch) -> (state, metrics)`."""
+    """Compiles the training step of a new model: `compiled(state, batch) -> (state, metrics)`."""
     task, train = make_task(config, {}).task, config.train
     mesh = make_mesh(jax.local_devices()[:1])
     schedule = optax.constant_schedule(config.optimizer.base_lr)
@@ -106,11 +106,11 @@ def training_program(config: RunConfig) -> Program:
 
 @dataclasses.dataclass(frozen=True)
 class Agreement:
-    """Agreement of a program's logits with those of float32, on random images.
+    """Agreement of a program's logits with those in float32, on random images.
 
     Attributes:
         rms: relative RMS error; infinite if any logit is not finite.
-        argmax: fraction of images with the same largest logit.
+        argmax: share of images with the same largest logit.
     """
 
     rms: float
@@ -118,11 +118,11 @@ class Agreement:
 
 
 def agreement(config: RunConfig, program: Program, *, images: int) -> Agreement:
-    """Compares `inference_program(config)` with one in float32, which is compiled here.
+    """Compares the logits of a program with those of the same model in float32.
 
     Args:
-        config: config of the program.
-        program: program to compare; it computes whole batches.
+        config: of the program.
+        program: from `inference_program(config)`.
         images: number of images to compare.
     """
     batch_size = config.train.batch_size
@@ -149,25 +149,25 @@ def agreement(config: RunConfig, program: Program, *, images: int) -> Agreement:
 def image_and_batch_sizes(
     image_sizes: Sequence[int], batch_sizes: Sequence[int]
 ) -> list[tuple[int, int]]:
-    """Combines image sizes with one batch size for all of them, or one for each.
+    """Returns pairs of an image size and a batch size: one for all image sizes, or one for each.
 
     Raises:
-        ConfigError: the numbers of sizes do not match, or a batch size is below 1.
+        ConfigError: the numbers do not match, or a batch size is not positive.
     """
     if min(batch_sizes) < 1:
-        raise ConfigError(f"--batch-size is {min(batch_sizes)}; at least 1 is required")
+        raise ConfigError(f"--batch-size is {min(batch_sizes)}; it must be at least 1")
     if len(batch_sizes) == 1:
         batch_sizes = list(batch_sizes) * len(image_sizes)
     if len(batch_sizes) != len(image_sizes):
         raise ConfigError(
-            f"--batch-size has {len(batch_sizes)} numbers and --image-size {len(image_sizes)}; one "
-            "for all or one for each is required"
+            f"--batch-size has {len(batch_sizes)} numbers and --image-size {len(image_sizes)}: "
+            "give one batch size for all image sizes, or one for each"
         )
     return list(zip(image_sizes, batch_sizes, strict=True))
 
 
 def flops_per_image(config: RunConfig, *, train: bool) -> int:
-    """Returns the operations per image, of the logits or of a training step; two per MAC."""
+    """Returns the operations per image of inference or of a training step; two per MAC."""
     side = config.data.image_size
     model: Any = model_from_config(config.model)
     macs = count_macs(model, side, side).total

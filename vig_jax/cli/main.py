@@ -7,11 +7,11 @@ import multiprocessing
 import sys
 from collections.abc import Sequence
 
-from vig_jax.cli.worker import forgo_jax
+from vig_jax.cli.worker import block_jax_import
 from vig_jax.errors import REPORTED_ERRORS, is_full_disk
 
-if multiprocessing.parent_process():  # a worker imports anew what its command began with
-    forgo_jax()
+if multiprocessing.parent_process():  # a worker imports the main module again
+    block_jax_import()
 
 COMMANDS = {
     "train": "train a model from a config file",
@@ -31,17 +31,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="vig",
         description=f"ViG, gated linear attention for images.\n\ncommands:\n{listing}",
-        epilog="`vig COMMAND --help` tells the options of one.",
+        epilog="`vig COMMAND --help` lists the options of a command.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="vig COMMAND ...",
     )
     parser.add_argument("command", choices=COMMANDS, help=argparse.SUPPRESS)
     name = parser.parse_args(argv[:1]).command
     logging.basicConfig()
-    for handler in logging.root.handlers:  # importing JAX has made one, with names and levels
+    for handler in logging.root.handlers:  # JAX's import has added one with a prefix
         if type(handler) is logging.StreamHandler:
             handler.setFormatter(logging.Formatter("%(message)s"))
-    logging.getLogger("vig_jax").setLevel(logging.INFO)  # Orbax tells of every file it reads
+    logging.getLogger("vig_jax").setLevel(logging.INFO)  # Orbax logs every file it reads
     command = importlib.import_module(f"vig_jax.cli.{name}")  # only what the command needs
     if name == "train":
         return command.main([f"vig {name}", *argv[1:]])

@@ -1,14 +1,14 @@
-"""How the processes that a command starts begin: before they import anything of weight."""
+"""The first steps of a command's worker processes, before they import anything expensive."""
 
 import logging
 import sys
 
 
-def forgo_jax() -> None:
-    """Has this process do without JAX, which Grain and others import if they can.
+def block_jax_import() -> None:
+    """Makes `import jax` fail in this process, so that Grain and others do not load it.
 
-    To be called by worker processes, which only read and decode: it halves the time they take to
-    start and the memory they keep.
+    Worker processes call this, because they only read and decode. It halves their start-up time and
+    their memory.
     """
     sys.modules["jax"] = None  # type: ignore[assignment]
     logging.getLogger("absl").setLevel(logging.ERROR)  # Grain warns that it has no profiler then

@@ -1,10 +1,9 @@
-"""The data in a pickle, without running what the pickle says to run.
+"""Reads the data in a pickle without running any code that the pickle names.
 
-Python's own unpickler imports and calls anything that a file names. Here `pickletools` only
-decodes the opcodes, and a stack machine of our own builds plain values and containers from them. A
-global is its name and never imported; an object keeps no more than the name of its class; a call
-works for the few names that the caller gives an implementation of, and is an error with the name
-for any other.
+Python's unpickler imports and calls anything that a file names. Here `pickletools` only decodes the
+opcodes, and a stack machine builds plain values and containers from them. A global becomes its
+name and is never imported. Of an object only the name of its class is kept. A call works only for
+the names that the caller implements; any other is an error with the name.
 """
 
 import pickletools
@@ -13,10 +12,10 @@ from typing import Any, NamedTuple
 
 from vig_jax.errors import WeightsError
 
-# Checkpoints need less than 1 MB; to decode this much takes half a minute.
+# Checkpoints need less than 1 MB; decoding this much takes half a minute.
 MAX_BYTES = 4 * 2**20
 RESAVE = (
-    "if you trust it, save its weights anew with PyTorch: "
+    "if you trust it, save its weights again with PyTorch: "
     "torch.save(torch.load(FILE, map_location='cpu', weights_only=False)['model'], NEW)"
 )
 _KEYS = (str, int, float, bool, bytes, type(None))
@@ -25,8 +24,8 @@ _KEYS = (str, int, float, bool, bytes, type(None))
 class Global(NamedTuple):
     """The name of something in a Python module.
 
-    The only value from a file, but for text and numbers, that may go into a message: the text of a
-    few nested tuples can be longer than any memory.
+    Besides text and numbers it is the only value from a file that messages may contain: the text of
+    a few nested tuples can exceed the memory.
     """
 
     module: str
@@ -37,7 +36,7 @@ class Global(NamedTuple):
 
 
 class Opaque(NamedTuple):
-    """An object that only code from elsewhere could build; its state is dropped."""
+    """An object that only foreign code could build; its state is dropped."""
 
     kind: str  # e.g. "yacs.config.CfgNode"
 
@@ -58,7 +57,7 @@ _CONTAINERS: dict[str, Function] = {
         for name in ("set", "frozenset", "list", "tuple")
     },
 }
-# Calls that make a value no weight is made of: the result is opaque.
+# Calls whose results are never weights: the result is opaque.
 _VALUES = frozenset(
     {
         "_codecs.encode",
@@ -90,7 +89,7 @@ _VALUES = frozenset(
 
 
 def refusal(name: str) -> WeightsError:
-    """What to say of a file that wants `name` to be called."""
+    """Returns the error for a file that asks to call `name`."""
     return WeightsError(
         f"it asks to run {name}, which is refused: no code from a file runs here; {RESAVE}"
     )
@@ -99,15 +98,15 @@ def refusal(name: str) -> WeightsError:
 def loads(
     data: bytes, *, functions: Mapping[str, Function], persistent: Callable[[Any], Any]
 ) -> Any:
-    """The object in a pickle of any protocol.
+    """Returns the object in a pickle of any protocol.
 
-    Sets come as lists. Dictionary entries under keys that are no plain values are dropped, and so
-    is the state of objects.
+    Sets become lists. The state of objects is dropped, and so are dictionary entries whose keys are
+    not plain values.
 
     Args:
         data: the pickle.
-        functions: what to call, by the dotted name that the pickle uses.
-        persistent: gives the object for a persistent identifier.
+        functions: implementations, by the dotted name that the pickle uses.
+        persistent: returns the object for a persistent identifier.
 
     Raises:
         WeightsError: the pickle is damaged, too large, or calls something else.
@@ -147,7 +146,7 @@ class _Machine:
             else:
                 step = _STEPS.get(name)
                 if step is None:
-                    raise WeightsError(f"its pickle uses {name}, which no checkpoint needs")
+                    raise WeightsError(f"its pickle uses {name}, which checkpoints do not need")
                 step(self, argument)
         raise ValueError("no end")
 
@@ -212,7 +211,7 @@ class _Machine:
         if isinstance(target, list):
             target.extend(values)
         elif not isinstance(target, Opaque):
-            raise TypeError(f"{type(target).__name__} is no list")
+            raise TypeError(f"{type(target).__name__} is not a list")
 
     def set_item(self, _: Any) -> None:
         value, key = self.pop(), self.pop()
@@ -228,7 +227,7 @@ class _Machine:
                 if isinstance(key, _KEYS):
                     target[key] = value
         elif not isinstance(target, Opaque):
-            raise TypeError(f"{type(target).__name__} is no dictionary")
+            raise TypeError(f"{type(target).__name__} is not a dictionary")
 
     def name(self, argument: str) -> None:
         module, _, name = argument.partition(" ")
@@ -237,7 +236,7 @@ class _Machine:
     def name_on_stack(self, _: Any) -> None:
         name, module = self.pop(), self.pop()
         if not (isinstance(name, str) and isinstance(module, str)):
-            raise TypeError("a name is no string")
+            raise TypeError("a name is not a string")
         self._stack.append(Global(module, name))
 
     def reduce(self, _: Any) -> None:
@@ -255,7 +254,7 @@ class _Machine:
 
     def _call(self, function: Any, arguments: Any) -> None:
         if not (isinstance(function, Global) and isinstance(arguments, tuple)):
-            raise TypeError("a call of no function")
+            raise TypeError("a call of something that is not a function")
         name = str(function)
         if name in self._functions:
             self._stack.append(self._functions[name](*arguments))
@@ -277,7 +276,7 @@ class _Machine:
 
     def _new(self, kind: Any) -> None:
         if not isinstance(kind, Global):
-            raise TypeError("an object of no class")
+            raise TypeError("an object without a class")
         self._stack.append(Opaque(str(kind)))
 
     def build(self, _: Any) -> None:

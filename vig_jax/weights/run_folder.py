@@ -71,7 +71,7 @@ def read_config(directory: Path) -> RunConfig:
     try:
         return parse(stored)
     except ConfigError as error:
-        raise CheckpointError(f"{where}: {error}. Use that version, or mend it there") from error
+        raise CheckpointError(f"{where}: {error}. Use that version, or correct it there") from error
 
 
 def score(run: Mapping[str, Any], ema: bool | None = None) -> float:

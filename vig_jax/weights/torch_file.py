@@ -1,8 +1,8 @@
-"""Files of `torch.save`, read without PyTorch.
+"""Reads files of `torch.save` without PyTorch.
 
 Since version 1.6 PyTorch writes a zip archive of uncompressed records: `<name>/data.pkl`, a pickle
 in which tensors refer to storages, `<name>/data/<key>`, the bytes of each storage, and
-`<name>/byteorder`. zip keeps a checksum of every record, and every record read here is held to it.
+`<name>/byteorder`. The archive has a checksum of every record, which is verified on reading.
 Source of the format: torch/serialization.py and torch/_utils.py.
 """
 
@@ -54,7 +54,7 @@ _MAX_REPEATED = 2**24
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
-    """A record of bytes, and what the pickle says of it."""
+    """A record of bytes: its key, dtype and size according to the pickle."""
 
     key: str
     dtype: np.dtype
@@ -63,7 +63,7 @@ class Storage:
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """A strided view of a storage. Nothing of it has been read or checked."""
+    """A strided view of a storage that is neither read nor checked yet."""
 
     storage: Storage
     dtype: np.dtype
@@ -76,15 +76,14 @@ class TorchFile:
     """The object in a file of `torch.save`. Use as a context manager: leaving closes the file.
 
     Attributes:
-        root: the object; plain values, containers, `Tensor`s, and for the rest `Global`s and
-            `Opaque`s.
+        root: the object, made of plain values, containers, `Tensor`s, `Global`s and `Opaque`s.
     """
 
     def __init__(self, path: Path) -> None:
         """Opens a file and reads its pickle.
 
         Raises:
-            WeightsError: no zip file of torch.save, a damaged one, or one that wants to run code.
+            WeightsError: not a zip file of torch.save, a damaged one, or one that asks to run code.
         """
         self._path = path
         self._storages: dict[tuple[str, int], bytes] = {}
@@ -127,7 +126,7 @@ class TorchFile:
         self._zip.close()
 
     def array(self, tensor: Tensor) -> np.ndarray:
-        """The values of a tensor, as a read-only view of its storage's bytes.
+        """Returns the values of a tensor, as a read-only view of its storage's bytes.
 
         Raises:
             WeightsError: the storage is missing or damaged, or the tensor does not lie within it.
@@ -137,7 +136,7 @@ class TorchFile:
                 raise ValueError("a tensor's sizes and strides do not match")
             numbers = (tensor.offset, *tensor.shape, *tensor.strides)
             if not all(type(n) is int and 0 <= n < 2**62 for n in numbers):
-                raise ValueError("a tensor's offset, sizes or strides are no such numbers")
+                raise ValueError("a tensor's offset, sizes or strides are not valid numbers")
             itemsize, buffer = tensor.dtype.itemsize, self._bytes(tensor.storage)
             elements = math.prod(tensor.shape)
             if elements == 0:
@@ -154,42 +153,41 @@ class TorchFile:
             )
 
     def _bytes(self, storage: Storage) -> bytes:
-        """The bytes of a storage, in this machine's order, read once: tensors share storages."""
+        """Returns the bytes of a storage in this machine's order; each storage is read once."""
         itemsize = storage.dtype.itemsize
-        name, wanted = (storage.key, itemsize), storage.size * itemsize
+        name, size = (storage.key, itemsize), storage.size * itemsize
         if name not in self._storages:
-            data = self._read(f"data/{storage.key}", limit=wanted)
+            data = self._read(f"data/{storage.key}", limit=size)
             if self._big_endian:
                 data = np.frombuffer(data, np.dtype(f"u{itemsize}")).byteswap().tobytes()
             self._storages[name] = data
         data = self._storages[name]
-        if len(data) != wanted:
-            raise ValueError(f"storage {storage.key!r} has {len(data)} bytes, not {wanted}")
+        if len(data) != size:
+            raise ValueError(f"storage {storage.key!r} has {len(data)} bytes, not {size}")
         return data
 
     def _check_archive(self) -> None:
-        """Refuses archives that promise more than there is."""
+        """Refuses archives that claim more bytes than the file has."""
         on_disk = self._path.stat().st_size
         if len(self._records) != len(self._zip.infolist()):
             raise ValueError("two records have the same name")
         for name, info in self._records.items():
             if info.compress_type != zipfile.ZIP_STORED:
-                raise ValueError(f"record {name!r} is compressed, which torch.save never does")
+                raise ValueError(f"record {name!r} is compressed, which torch.save does not do")
             if not info.compress_size == info.file_size <= on_disk:
-                raise ValueError(f"record {name!r} is said to have {info.file_size:,} bytes")
+                raise ValueError(f"record {name!r} claims to have {info.file_size:,} bytes")
 
     def _find_folder(self) -> str:
         found = [n for n in self._records if n.endswith("/data.pkl") and n.count("/") == 1]
         if len(found) != 1:
             raise WeightsError(
                 f"{self._path} is a zip file, but not one of torch.save: it has {len(found)} "
-                "records <name>/data.pkl where one is wanted. If it contains the checkpoint, "
-                "unpack it"
+                "records <name>/data.pkl instead of one. If it contains the checkpoint, unpack it"
             )
         folder = found[0].partition("/")[0]
         if f"{folder}/constants.pkl" in self._records:
             raise WeightsError(
-                f"{self._path} is a TorchScript program: save its weights alone, with "
+                f"{self._path} is a TorchScript program: save only its weights, with "
                 "torch.save(torch.jit.load(FILE).state_dict(), NEW)"
             )
         return folder
@@ -212,7 +210,7 @@ class TorchFile:
 
     @contextlib.contextmanager
     def _damage(self) -> Iterator[None]:
-        """Whatever goes wrong inside is the file's fault."""
+        """Reports any failure of the body as damage of the file."""
         try:
             yield
         except WeightsError as error:
@@ -229,14 +227,14 @@ class TorchFile:
 
 
 def _storage(identifier: Any) -> Storage:
-    """What a persistent identifier stands for."""
+    """Returns the storage that a persistent identifier names."""
     kind, storage_type, key, _, size = identifier
     if kind != "storage" or not isinstance(storage_type, Global):
-        raise ValueError("a persistent identifier is no storage")
+        raise ValueError("a persistent identifier is not a storage")
     if not (isinstance(key, str) and type(size) is int and size >= 0):
         raise ValueError("a storage has no key or size")
     if storage_type.name not in _STORAGES or storage_type.module not in ("torch", "torch.storage"):
-        raise WeightsError(f"it holds {storage_type}, which no ViG weights are made of")
+        raise WeightsError(f"it holds {storage_type}, which ViG weights never are")
     return Storage(key, _STORAGES[storage_type.name], size)
 
 
@@ -253,7 +251,7 @@ def _rebuild_tensor_v3(
     if not isinstance(dtype, Global):
         raise TypeError("a tensor without dtype")
     if dtype.module != "torch" or dtype.name not in _DTYPES:
-        raise WeightsError(f"it holds tensors of {dtype}, which no ViG weights are made of")
+        raise WeightsError(f"it holds tensors of {dtype}, which ViG weights never are")
     return dataclasses.replace(tensor, dtype=_DTYPES[dtype.name])
 
 
@@ -266,14 +264,14 @@ def _rebuild_parameter(data: Any, *_: Any) -> Tensor:
 def _rebuild_from_type(function: Any, _: Any, arguments: Any, state: Any) -> Tensor:
     known = {"_rebuild_tensor_v2": _rebuild_tensor, "_rebuild_tensor_v3": _rebuild_tensor_v3}
     if not isinstance(function, Global):
-        raise TypeError("a tensor of no type")
+        raise TypeError("a tensor without a type")
     if function.module != "torch._utils" or function.name not in known:
         raise pickles.refusal(str(function))
     return known[function.name](*arguments)
 
 
 def _what_it_is(path: Path) -> str:
-    """What a file that is no zip file looks like, and what to do."""
+    """Returns what a file that is not a zip file looks like, and the cure, for a message."""
     with path.open("rb") as file:
         head = file.read(64)
     if not head:

@@ -1,7 +1,7 @@
-"""Upstream (hustvl/ViG, PyTorch) names and layouts to ours and back, strictly.
+"""Translates names and layouts of upstream (hustvl/ViG, PyTorch) to ours and back, strictly.
 
-An ordered table of rules maps every upstream key to one of our parameters and a layout; a key that
-no rule takes, a parameter that no key fills and a shape that differs are all errors.
+An ordered table of rules maps every upstream key to one of our parameters and a layout. A key
+without a rule, a parameter without a key and a shape that differs are errors.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ Params = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How one kind of tensor is stored on both sides."""
+    """The translation of one kind of tensor between both sides."""
 
     to_ours: Callable[[np.ndarray], np.ndarray]
     to_upstream: Callable[[np.ndarray], np.ndarray]
@@ -38,7 +38,7 @@ Rule = tuple[str, str, Layout]
 
 
 def _mixer(theirs: str, ours: str) -> tuple[Rule, ...]:
-    """The rules of one token mixer, which both families share."""
+    """Returns the rules of one token mixer, which both families share."""
     return (
         (f"{theirs}.in_proj.0.weight", f"{ours}/dwconv/kernel", CONV),
         (f"{theirs}.qkv_proj.weight", f"{ours}/qkv_proj/kernel", LINEAR),
@@ -53,8 +53,8 @@ def _mixer(theirs: str, ours: str) -> tuple[Rule, ...]:
     )
 
 
-# Upstream key (a template; {i} is a block's number, or a stage's with {j} the block's in it), our
-# parameter, layout. The first match counts.
+# Upstream key, our parameter, layout. In the templates {i} is the number of a block, or of a stage
+# with {j} the block in it. The first match counts.
 PLAIN: tuple[Rule, ...] = (
     ("pos_embed", "pos_embed", SAME),
     ("patch_embed.proj.0.weight", "patch_embed/conv1/kernel", CONV),
@@ -104,21 +104,21 @@ _OUT_NORM = re.compile(r"out_norm_\d+/(scale|bias)")
 
 
 def to_params(state_dict: Mapping[str, np.ndarray], model: Backbone) -> Params:
-    """Our parameter tree for `model` from an upstream state dict.
+    """Returns our parameter tree for `model` from an upstream state dict.
 
     Args:
         state_dict: upstream names to arrays, all of them.
-        model: what `vig_jax.create_model` returned.
+        model: from `vig_jax.create_model`.
 
     Returns:
         The nested dictionary for `model.apply({"params": ...}, images)`; dtypes are kept. The norms
-        of `out_norms`, which upstream has not, are new: scale 1, bias 0.
+        of `out_norms`, which upstream lacks, are new: scale 1, bias 0.
 
     Raises:
         WeightsError: lists the missing and unexpected names and the shapes that differ.
     """
-    wanted = _shapes(model)
-    rules = _rules(wanted)
+    expected = _shapes(model)
+    rules = _rules(expected)
     ours: dict[str, np.ndarray] = {}
     unexpected = []
     for key, value in state_dict.items():
@@ -128,14 +128,14 @@ def to_params(state_dict: Mapping[str, np.ndarray], model: Backbone) -> Params:
         else:
             path, layout = match
             ours[path] = layout.to_ours(np.asarray(value))
-    for path, shape in wanted.items():
+    for path, shape in expected.items():
         if _OUT_NORM.fullmatch(path):
             ours[path] = np.full(shape, path.endswith("scale"), np.float32)
-    unexpected += [_translate(rules, p, forward=False)[0] for p in ours if p not in wanted]  # type: ignore[index]
-    missing = [_translate(rules, p, forward=False)[0] for p in wanted if p not in ours]  # type: ignore[index]
+    unexpected += [_translate(rules, p, forward=False)[0] for p in ours if p not in expected]  # type: ignore[index]
+    missing = [_translate(rules, p, forward=False)[0] for p in expected if p not in ours]  # type: ignore[index]
     shapes = [
         f"{_translate(rules, path, forward=False)[0]}: file {ours[path].shape}, model {shape}"  # type: ignore[index]
-        for path, shape in wanted.items()
+        for path, shape in expected.items()
         if path in ours and ours[path].shape != shape
     ]
     problems = [
@@ -156,7 +156,7 @@ def to_params(state_dict: Mapping[str, np.ndarray], model: Backbone) -> Params:
 
 
 def from_params(params: Params) -> dict[str, np.ndarray]:
-    """The upstream state dict of our parameters: the inverse of `to_params`.
+    """Returns the upstream state dict of our parameters, the inverse of `to_params`.
 
     Raises:
         WeightsError: names the parameters that upstream does not have.
@@ -177,12 +177,12 @@ def from_params(params: Params) -> dict[str, np.ndarray]:
 
 
 def _rules(paths: Collection[str]) -> tuple[Rule, ...]:
-    """The table of the family whose parameters these are."""
+    """Returns the table of the family that has these parameters."""
     return HIERARCHICAL if any(path.startswith("stages_") for path in paths) else PLAIN
 
 
 def _translate(rules: tuple[Rule, ...], name: str, *, forward: bool) -> tuple[str, Layout] | None:
-    """The other side's name and the layout, or None if no rule takes `name`."""
+    """Returns the other side's name and the layout, or None if no rule matches `name`."""
     for upstream, ours, layout in rules:
         source, target = (upstream, ours) if forward else (ours, upstream)
         pattern = re.sub(r"\\{(\w)\\}", r"(?P<\1>\\d+)", re.escape(source))
