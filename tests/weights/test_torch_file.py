@@ -313,7 +313,7 @@ def test_compressed_and_double_records(file):
         (b"", "is empty"),
         (CHECKPOINT.read_bytes()[:-100], "its end is missing"),
         (CHECKPOINT.read_bytes()[:1000], "its end is missing"),
-        (b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.", "save its weights anew"),
+        (b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.", "save its weights again"),
         (b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
         (b"\n<!DOCTYPE html><html>", "web page"),
         ((GOLDEN / "plain_fmt.safetensors").read_bytes(), r"ending \.safetensors"),
@@ -321,7 +321,7 @@ def test_compressed_and_double_records(file):
     ],
     ids=range(8),
 )
-def test_what_is_no_checkpoint_is_told_what_it_is(file, content, message):
+def test_other_files_are_recognised(file, content, message):
     file.write_bytes(content)
     with pytest.raises(WeightsError, match=message):
         read_weight_file(file)
