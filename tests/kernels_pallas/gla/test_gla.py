@@ -154,7 +154,7 @@ def test_the_reference_matches_a_numpy_loop_in_float64(reverse):
 
 
 @fast_implementations
-@pytest.mark.parametrize(("tokens", "reverse"), [(1, True), (40, True), (65, False)])
+@pytest.mark.parametrize(("tokens", "reverse"), [(1, False), (65, True)])
 def test_gradients_of_one_direction(implementation, reverse, tokens):
     for gates in GATE_KINDS:
         inputs = make(seed=tokens, tokens=tokens, gates=gates)
@@ -178,7 +178,7 @@ def test_gradients_at_odd_widths(implementation):
 
 
 @fast_implementations
-@pytest.mark.parametrize("tokens", [2, 40, 97])
+@pytest.mark.parametrize("tokens", [2, 97])
 def test_both_directions(implementation, tokens):
     for gates in GATE_KINDS:
         inputs = make(seed=tokens, tokens=tokens, gates=gates)
