@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from tests.data.photographs import encoded, photo
-from vig_jax.data import open_dataset
+from vig_jax.data import open_dataset, register_dataset
 from vig_jax.data.datasets.fashion_mnist import read_files, split_positions
 from vig_jax.data.datasets.registry import SyntheticDataset
 from vig_jax.data.formats.image_folder import ImageFolderDataset
@@ -129,6 +129,19 @@ def test_fingerprint_follows_content_and_not_place(make_data, folder, tmp_path):
     assert resized != before
     (moved / "train" / "cat" / "000.jpg").rename(moved / "train" / "cat" / "0.jpg")
     assert fingerprint(moved) not in (before, resized)
+
+
+def test_a_registered_data_set_is_opened_by_its_name(make_data):
+    def open_(data, split):
+        return SyntheticDataset(data.image_size, 5 if split == "train" else 2)
+
+    register_dataset("five of a kind", open_)
+    data = make_data(source="five of a kind")
+    train, held_out = (open_dataset(data, split) for split in ("train", "eval"))
+    assert (len(train), len(held_out)) == (5, 2)
+    for taken in ("five of a kind", "tar"):
+        with pytest.raises(ValueError, match=f"'{taken}' is the name of a data set already"):
+            register_dataset(taken, open_)
 
 
 def test_unknown_source_suggests_the_nearest(make_data):
