@@ -37,7 +37,7 @@ def options(name):
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
+def image_folder(tmp_path_factory):
     """A data set of ten classes with two images each."""
     root = tmp_path_factory.mktemp("data")
     generator = np.random.default_rng(0)
@@ -64,21 +64,21 @@ def preprocessed(file, side):
     return np.asarray(image.crop((left, top, left + side, top + side)))
 
 
-def test_pixels_are_those_of_pillow_to_the_bit(pictures):
+def test_pixels_are_those_of_pillow_to_the_bit(image_folder):
     data = published_config("vig_s").data
     assert (data.image_size, data.crop_pct, data.mean, data.std) == (224, 0.875, (*MEAN,), (*STD,))
-    for file in sorted(pictures.rglob("*.png")):
+    for file in sorted(image_folder.rglob("*.png")):
         pixels = eval_image(Image.open(file).convert("RGB"), data)
         np.testing.assert_array_equal(pixels, preprocessed(file, 224), strict=True)
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_every_way_gives_the_same_answers(name, pictures, tmp_path, capsys):
+def test_every_way_gives_the_same_answers(name, image_folder, tmp_path, capsys):
     variant, sizes, flags = MODELS[name]
     file = GOLDEN / f"{name}_ckpt.pth"
     variables = vig_jax.load_weights(file, variant, **sizes)
     model = vig_jax.create_model(variant, num_classes=10, **sizes, **flags)
-    files = sorted(pictures.rglob("*.png"))
+    files = sorted(image_folder.rglob("*.png"))
     images = np.stack([preprocessed(path, 32) for path in files])
     normalised = ((images / 255 - MEAN) / STD).astype(np.float32)
     logits = np.asarray(jax.jit(model.apply)(variables, normalised))
@@ -100,7 +100,7 @@ def test_every_way_gives_the_same_answers(name, pictures, tmp_path, capsys):
     loss = -np.log(expected[np.arange(20), labels]).mean()
     for way in ways:
         answers = tmp_path / "answers.json"
-        predict = [*way, str(pictures), "--top", "10", "--batch-size", "20"]
+        predict = [*way, str(image_folder), "--top", "10", "--batch-size", "20"]
         assert main(["predict", *predict, "--json", str(answers)]) == 0
         for row, answer in zip(expected, json.loads(answers.read_text()), strict=True):
             found = {top["class"]: top["probability"] for top in answer["top"]}
@@ -108,7 +108,7 @@ def test_every_way_gives_the_same_answers(name, pictures, tmp_path, capsys):
         if name == "hier_fmt":
             continue
         numbers = tmp_path / "numbers.json"
-        evaluate = [*way, "--data-path", str(pictures), "--workers", "0", "--batch-size", "20"]
+        evaluate = [*way, "--data-path", str(image_folder), "--workers", "0", "--batch-size", "20"]
         assert main(["evaluate", *evaluate, "--json", str(numbers)]) == 0
         assert json.loads(numbers.read_text())["loss"] == pytest.approx(loss, rel=1e-5)
 
@@ -221,8 +221,8 @@ def test_mistakes(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_images_of_other_classes_are_refused(pictures, capsys, tmp_path):
-    arguments = ["evaluate", "--data-path", str(pictures), "--workers", "0"]
+def test_images_of_other_classes_are_refused(image_folder, capsys, tmp_path):
+    arguments = ["evaluate", "--data-path", str(image_folder), "--workers", "0"]
     fewer = tmp_path / "fewer.safetensors"
     from vig_jax.weights.load import save_safetensors
 

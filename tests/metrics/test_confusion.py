@@ -53,7 +53,7 @@ def test_nothing_is_confused(tmp_path):
 
 
 @pytest.mark.parametrize("count", [2, 30, 300])
-def test_picture(tmp_path, count):
+def test_figure(tmp_path, count):
     """Dark where images are: on the diagonal, for few classes and for many."""
     names = ["$x_", "猫", *(f"a rather long name of a class {i}" for i in range(count - 2))]
     path = tmp_path / "made" / "confusion.png"

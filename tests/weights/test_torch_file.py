@@ -400,7 +400,7 @@ def test_corrupted_bytes_give_an_error_or_the_same_weights(tmp_path):
 
 
 def test_corrupted_pickles_under_a_right_checksum(tmp_path):
-    """As `pickle` has no checksum of its own: no crash, and nothing but our error."""
+    """A pickle has no checksum, so bad bytes reach the reader: no crash, only our error."""
     with zipfile.ZipFile(GOLDEN / "plain_fmt_best_acc_ema_ckpt.pth") as archive:
         parts = {n.partition("/")[2]: archive.read(n) for n in archive.namelist()}
     generator = random.Random(1)

@@ -75,7 +75,7 @@ def test_figure_goes_to_tensorboard(tmp_path):
     assert b"IHDR" in events.read_bytes()
 
 
-def test_going_on_repeats_no_line(tmp_path):
+def test_resuming_repeats_no_line(tmp_path):
     write(tmp_path, 0, 12)
     expected = lines(tmp_path)
     with (tmp_path / "metrics.jsonl").open("a") as file:
@@ -84,7 +84,7 @@ def test_going_on_repeats_no_line(tmp_path):
     assert lines(tmp_path) == expected
 
 
-def test_going_on_at_an_evaluation(tmp_path):
+def test_resuming_at_an_evaluation(tmp_path):
     write(tmp_path, 0, 9)
     with RunLog(tmp_path, INTERVALS, start_step=8, evaluated=True):
         assert [r["step"] for r in lines(tmp_path) if "eval/top1" in r] == [4, 8]
