@@ -5,6 +5,8 @@ import pytest
 
 from tests.data.photographs import encoded, photo
 from vig_jax.config import DataConfig
+from vig_jax.data import open_dataset
+from vig_jax.data.convert import Options, convert, open_splits
 
 
 @pytest.fixture
@@ -49,3 +51,24 @@ def folder(tmp_path: Path) -> Path:
                 (root / split / name / f"{i:03}.{suffix}").write_bytes(encoded(image, kind))
                 number += 1
     return root
+
+
+@pytest.fixture
+def written(folder, tmp_path):
+    """Writes the folder in another format, in order, in two shards; gives the path."""
+
+    def write(kind, **changes):
+        destination = tmp_path / kind
+        options = Options(**({"to": kind, "shards": 2, "shuffle": False} | changes))
+        convert(open_splits(str(folder), "image_folder"), destination, options)
+        return destination
+
+    return write
+
+
+@pytest.fixture
+def opened(make_data):
+    def opened_(kind, path, part="train", **changes):
+        return open_dataset(make_data(source=kind, path=str(path), **changes), part)
+
+    return opened_

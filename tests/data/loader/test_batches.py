@@ -288,7 +288,7 @@ def test_the_loader_knows_only_the_spec():
 
 
 def test_little_shared_memory_is_reported_before_workers_start(make_data, monkeypatch):
-    monkeypatch.setattr("vig_jax.data.loader.batches.cpu_count", lambda: 4)
+    monkeypatch.setattr("vig_jax.data.loader.iterator.cpu_count", lambda: 4)
     monkeypatch.setattr("vig_jax.data.loader.shared_memory.free_bytes", lambda: 40 * 2**20)
     data = make_data(source="synthetic", image_size=224, workers=4, resize="pillow")
     source = open_dataset(data, "train")

@@ -24,7 +24,7 @@ from vig_jax.data.loader.shared_memory import SHARED_MEMORY
 def test_two_workers(make_data, folder, monkeypatch, caplog):
     """They start together, make the batches that threads make, and a killed one is an error."""
     caplog.set_level("INFO")
-    monkeypatch.setattr("vig_jax.data.loader.batches.cpu_count", lambda: 2)
+    monkeypatch.setattr("vig_jax.data.loader.iterator.cpu_count", lambda: 2)
     data = make_data(source="image_folder", path=str(folder), image_size=16, resize="pillow")
     dataset = open_dataset(data, "train")
     settings = {"batch_size": 8, "seed": 0, "start_step": 2}

@@ -1,35 +1,22 @@
-"""Batches as a pure function of (seed, step, process), made by threads or worker processes.
+"""Batches as a pure function of (seed, step, process).
 
 The content of a batch depends on nothing else: not on the number of workers or processes, nor on
 what was read before. To resume is to start at another step. The loader knows nothing of images: the
-`Preprocess` says which arrays an example becomes. Grain starts the workers, keeps batches ready and
-moves them through shared memory.
-
-Worker processes are spawned, so a script that uses them needs `if __name__ == "__main__":`.
+`Preprocess` says which arrays an example becomes.
 """
 
 import dataclasses
 import functools
-import logging
 import math
 import sys
-import traceback
-import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
-import grain
 import numpy as np
-from absl import flags
 
 from vig_jax.data.dataset import Dataset
-from vig_jax.data.loader import shared_memory
-from vig_jax.data.loader.workers import cpu_count, isolate
-from vig_jax.data.preprocess.protocol import Preprocess, Spec, bytes_per_example
+from vig_jax.data.loader.iterator import Batch, BatchIterator, iterate
+from vig_jax.data.preprocess.protocol import Preprocess, bytes_per_example
 from vig_jax.errors import ConfigError, DataSetError, UndecodableImageError
-
-logger = logging.getLogger(__name__)
-
-Batch = dict[str, np.ndarray]
 
 # Streams of random numbers under one seed.
 _SHUFFLE, _AUGMENT = 0, 1
@@ -68,7 +55,7 @@ def train_batches(
     process_count: int = 1,
     workers: int = 0,
     prefetch: int = 2,
-) -> "BatchIterator":
+) -> BatchIterator:
     """Returns shuffled batches without end.
 
     Step k belongs to epoch k // steps_per_epoch. No example comes twice in an epoch, and every
@@ -100,7 +87,8 @@ def train_batches(
     steps_per_epoch(dataset, batch_size)
     share = _Share(dataset, preprocess, batch_size, process_index, process_count)
     # Evaluation workers run beside those of training: fail now rather than after an epoch.
-    return _iterate(_TrainBatches(share, seed, start_step), workers, prefetch, room_for=2)
+    batches = _TrainBatches(share, seed, start_step)
+    return iterate(batches, workers=workers, prefetch=prefetch, copies=2)
 
 
 def eval_batches(
@@ -112,7 +100,7 @@ def eval_batches(
     process_count: int = 1,
     workers: int = 0,
     prefetch: int = 2,
-) -> "BatchIterator":
+) -> BatchIterator:
     """Returns one pass in order, without random numbers.
 
     Every process gets the same number of batches.
@@ -138,54 +126,7 @@ def eval_batches(
     """
     _check(batch_size, process_index, process_count, workers, prefetch)
     share = _Share(dataset, preprocess, batch_size, process_index, process_count)
-    return _iterate(_EvalBatches(share), workers, prefetch, room_for=1)
-
-
-class BatchIterator(Iterator[Batch]):
-    """Iterator over batches that owns threads or processes until it is closed.
-
-    Args:
-        batches: of Grain, at least `count`.
-        count: the number of batches to return.
-        shared: the batches come through shared memory.
-    """
-
-    def __init__(self, batches: grain.DatasetIterator, count: int, *, shared: bool):
-        self._open = [batches]  # empty once closed
-        self._left = count
-        self._close = weakref.finalize(self, _close, self._open, shared)  # runs at exit, too
-
-    def __next__(self) -> Batch:
-        if not self._open:
-            raise ValueError("this iterator over batches is closed")
-        if not self._left:
-            raise StopIteration
-        try:
-            batch = next(self._open[0])
-        except Exception as error:
-            self.close()
-            # Grain's frames refer to the error and the error to the frames, and one of them to the
-            # newest batch, whose shared memory would stay until Python looks for such cycles.
-            traceback.clear_frames(error.__traceback__)
-            raise
-        self._left -= 1
-        return batch
-
-    def close(self) -> None:
-        """Ends the workers. A second call does nothing."""
-        self._close()
-
-    def __enter__(self) -> "BatchIterator":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def _close(batches: list[grain.DatasetIterator], shared: bool) -> None:
-    batches.pop().close()  # and drop it: Grain's iterators must not be deleted at the very end
-    if shared:
-        shared_memory.wait_until_released()
+    return iterate(_EvalBatches(share), workers=workers, prefetch=prefetch)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,8 +165,21 @@ class _Share:
         return batch
 
 
+class _SharedRows:
+    share: _Share
+
+    @property
+    def rows(self) -> int:
+        return self.share.rows
+
+    @property
+    def bytes_per_batch(self) -> int:
+        index_bad_weight = 20
+        return self.rows * (bytes_per_example(self.share.preprocess.spec) + index_bad_weight)
+
+
 @dataclasses.dataclass(frozen=True)
-class _TrainBatches:
+class _TrainBatches(_SharedRows):
     share: _Share
     seed: int
     start_step: int
@@ -269,7 +223,7 @@ class _TrainBatches:
 
 
 @dataclasses.dataclass(frozen=True)
-class _EvalBatches:
+class _EvalBatches(_SharedRows):
     share: _Share
 
     def __len__(self) -> int:
@@ -301,101 +255,6 @@ def _generator(seed: int, stream: int, number: int) -> np.random.Generator:
 @functools.lru_cache(maxsize=2)  # prefetching crosses from one epoch into the next
 def _epoch_order(seed: int, epoch: int, length: int) -> np.ndarray:
     return _generator(seed, _SHUFFLE, epoch).permutation(length)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Padded:
-    """The batches, followed by an empty one for each worker.
-
-    At the end of the data, Grain's threads keep an exception whose frames keep the newest batch. An
-    empty batch has no shared memory.
-    """
-
-    batches: _TrainBatches | _EvalBatches
-    workers: int
-
-    def __len__(self) -> int:
-        return min(len(self.batches) + self.workers, sys.maxsize)
-
-    def __getitem__(self, number: int) -> Batch:
-        return self.batches[number] if number < len(self.batches) else {}
-
-
-def _iterate(
-    batches: _TrainBatches | _EvalBatches, workers: int, prefetch: int, room_for: int
-) -> BatchIterator:
-    # Grain's buffers count elements, and an element is a whole batch here.
-    if workers == 0:
-        source = grain.MapDataset.source(batches)
-        ready = max(1, prefetch)
-        options = grain.ReadOptions(min(ready, cpu_count()), ready)
-        return BatchIterator(iter(source.to_iter_dataset(options)), len(batches), shared=False)
-    workers = min(_worker_count(workers), len(batches))
-    buffer = max(1, math.ceil(prefetch / 2))  # Grain has two: in the worker, and in a thread here
-    # Per worker two buffers and a batch going into each; one more is being copied out.
-    count = workers * (2 * buffer + 2) + 1
-    _check_shared_memory(batches.share, workers, prefetch, count * room_for)
-    if not flags.FLAGS.is_parsed():  # Grain reads its flags, also in programs without absl.app
-        flags.FLAGS.mark_as_parsed()
-    source = grain.MapDataset.source(_Padded(batches, workers))
-    per_process = (
-        source.to_iter_dataset(grain.ReadOptions(0, 0))
-        .mp_prefetch(grain.MultiprocessingOptions(workers, buffer), worker_init_fn=_start_worker)
-        .map(_copy_out_of_shared_memory)
-    )
-    together = _StartedTogether(per_process)
-    prefetching = grain.experimental.ThreadPrefetchIterDataset(together, prefetch_buffer_size=1)
-    return BatchIterator(iter(prefetching), len(batches), shared=True)
-
-
-class _StartedTogether(grain.IterDataset[Batch]):
-    """Starts all workers of its parent at once, when iteration begins.
-
-    A prefetching thread asks for the state first. After that, Grain's workers start one by one,
-    each when its first batch is requested, which takes seconds.
-    """
-
-    def __iter__(self) -> grain.DatasetIterator[Batch]:
-        (per_process,) = self.parents
-        batches = iter(per_process)
-        batches.get_state()
-        batches.start_prefetch()
-        return batches
-
-
-def _copy_out_of_shared_memory(batch: Batch) -> Batch:
-    """Copies in Grain's thread: a batch that is kept must not keep the workers' memory."""
-    return {name: np.array(array) for name, array in batch.items()}
-
-
-def _worker_count(requested: int) -> int:
-    cpus = cpu_count()
-    if requested > cpus:
-        logger.info("config.data.workers=%d: using %d, one per CPU", requested, cpus)
-    return min(requested, cpus)
-
-
-def _check_shared_memory(share: _Share, workers: int, prefetch: int, count: int) -> None:
-    """Raises before a full /dev/shm kills the workers without a message."""
-    needed = count * _bytes_per_batch(share.preprocess.spec, share.rows)
-    free = shared_memory.free_bytes()
-    if free is not None and needed > free:
-        raise DataSetError(
-            f"{workers} workers with {prefetch} batches of {share.rows} examples each need "
-            f"{needed / 2**20:.0f} MiB in {shared_memory.SHARED_MEMORY}, "
-            f"but {free / 2**20:.0f} MiB are free. Give the container more (docker run "
-            "--shm-size=8g), or lower config.data.workers or config.data.prefetch, or set "
-            "config.data.workers=0"
-        )
-
-
-def _bytes_per_batch(spec: Spec, rows: int) -> int:
-    return rows * (bytes_per_example(spec) + 20)  # index, bad, weight
-
-
-def _start_worker(worker_index: int, worker_count: int) -> None:
-    del worker_index, worker_count
-    isolate()
 
 
 def _check(
