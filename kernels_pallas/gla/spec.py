@@ -7,6 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+MAX_GATE_NORMALIZER = 256.0
+"""Largest gate normalizer: a gate that is closed stays closed after the division by it."""
+
 
 @dataclasses.dataclass(frozen=True)
 class GlaSpec:

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from kernels_pallas.core.checks import checked_array
 from kernels_pallas.core.dispatch import dispatch, implementations
+from kernels_pallas.gla.spec import MAX_GATE_NORMALIZER
 from kernels_pallas.vig_mixer import pallas_triton, reference, xla_chunked
 from kernels_pallas.vig_mixer.spec import MixerInputs, MixerSpec
 
@@ -156,8 +157,10 @@ def _spec(
             "projected, local, decay_kernel and out_kernel must be of one type, "
             f"got {', '.join(map(str, types))}: cast"
         )
-    if not 0 < gate_normalizer <= 256:
-        raise ValueError(f"gate_normalizer must be in (0, 256], got {gate_normalizer}")
+    if not 0 < gate_normalizer <= MAX_GATE_NORMALIZER:
+        raise ValueError(
+            f"gate_normalizer must be in (0, {MAX_GATE_NORMALIZER:g}], got {gate_normalizer}"
+        )
     if activation not in (None, "silu"):
         raise ValueError(f'activation must be "silu" or None, got {activation!r}')
     batch, tokens, width = inputs.local.shape

@@ -77,23 +77,24 @@ def backward(
         outputs=outputs,
     )
 
-    def over_blocks(parts, dtype):
-        """Adds arrays [blocks * B, T, H, K] of blocks and of directions in float32."""
-        parts = [part for x in parts for part in x.reshape(-1, *q.shape[:3], x.shape[-1])]
-        total = parts[0]
-        for part in parts[1:]:
-            total = total.astype(jnp.float32) + part.astype(jnp.float32)
-        return total.astype(dtype)
-
     sums = zip(*results["sums"], strict=True)
     grad_q, grad_k, grad_v = (
-        over_blocks(parts, x.dtype) for parts, x in zip(sums, (q, k, v), strict=True)
+        _add_parts(parts, x) for parts, x in zip(sums, (q, k, v), strict=True)
     )
     grad_log_decays = [
-        over_blocks([part], x.dtype)
+        _add_parts([part], x)
         for part, x in zip(results["log_decay_gradients"], log_decays, strict=True)
     ]
     return ScanInputs(grad_q, grad_k, grad_v, tuple(grad_log_decays)), results["initial_gradients"]
+
+
+def _add_parts(parts: Sequence[jax.Array], like: jax.Array) -> jax.Array:
+    """Adds arrays [blocks * B, T, H, K or V] of blocks of values and of directions in float32."""
+    parts = [part for x in parts for part in x.reshape(-1, *like.shape)]
+    total = parts[0]
+    for part in parts[1:]:
+        total = total.astype(jnp.float32) + part.astype(jnp.float32)
+    return total.astype(like.dtype)
 
 
 def backward_in_place(
@@ -127,7 +128,10 @@ def backward_in_place(
     """
     problem = Problem.from_spec(spec, config)
     if problem.value_blocks > 1 or config.split_directions:
-        raise ValueError(f"one program must hold a head's values and both directions: {config}")
+        raise ValueError(
+            f"{config} splits a head's values or the directions, whose gradients share one array: "
+            f"use value_block >= {spec.value_width} and split_directions=False"
+        )
     gates = [x for x in inputs.log_decays if isinstance(x, Gates)]
     logits = (*into.shape[:2], gates[0].kernel.shape[1])
 

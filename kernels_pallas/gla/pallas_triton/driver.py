@@ -58,20 +58,16 @@ def launch_scans(
         problem: Static shape of the launch.
         config: Tiling of both launches.
         directions: For each direction, True if it is reversed.
-        inputs: See `launch`.
-        outputs: See `launch`.
-        start_from: See `launch`.
+        inputs: As of `launch`.
+        outputs: As of `launch`.
+        start_from: As of `launch`.
 
     Returns:
         The outputs by name.
     """
     split = config.split_directions and len(directions) > 1
     programs = problem.programs * (len(directions) if split else 1)
-    run = functools.partial(
-        launch,
-        programs=programs,
-        num_stages=config.num_stages,
-    )
+    run = functools.partial(launch, programs=programs, num_stages=config.num_stages)
 
     def kernel(exact: bool) -> Callable[..., None]:
         return functools.partial(

@@ -16,9 +16,8 @@ from kernels_pallas.gla.pallas_triton.shapes import Problem, Program
 
 # Replaces -inf: its exponential is zero too, but sums and products of it are finite.
 LOWEST_LOG_DECAY = -9984.0
-# The same for gates, which are divided by a normalizer of at most MAX_GATE_NORMALIZER.
+# The same for gates, which are divided by a normalizer of at most `spec.MAX_GATE_NORMALIZER`.
 LOWEST_LOG2_SIGMOID = -60000.0
-MAX_GATE_NORMALIZER = 256.0
 
 
 class LogDecays(NamedTuple):
