@@ -6,6 +6,7 @@ only". The blocks of the operators' pages are fragments. All calls must fit the 
 
 import argparse
 import ast
+import contextlib
 import functools
 import importlib
 import importlib.util
@@ -231,6 +232,30 @@ def test_links_lead_somewhere(name):
         goal = (page.parent / path).resolve() if path else page
         assert goal.exists(), f"{name}: {target}"
         assert not anchor or anchor in anchors(goal), f"{name}: {target}"
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_named_files_exist(name):
+    """Paths and dotted names in backticks lead to files."""
+    text = re.sub("```.*?```", "", BY_NAME[name].read_text(), flags=re.DOTALL)
+    for path in re.findall(r"`((?:kernels_pallas|vig_jax|tests|configs|docs)/[\w./]*)`", text):
+        assert (ROOT / path).exists(), f"{name}: {path}"
+    for dotted in re.findall(r"`((?:kernels_pallas|vig_jax)(?:\.\w+)+)`", text):
+        assert resolves(dotted), f"{name}: {dotted}"
+
+
+def resolves(dotted: str) -> bool:
+    """Returns whether a dotted name is a module or an attribute of one."""
+    names = dotted.split(".")
+    for count in range(len(names), 0, -1):
+        with contextlib.suppress(ModuleNotFoundError):
+            home: Any = importlib.import_module(".".join(names[:count]))
+            for attribute in names[count:]:
+                if not hasattr(home, attribute):
+                    return False
+                home = getattr(home, attribute)
+            return True
+    return False
 
 
 def test_every_page_of_docs_is_in_the_index():
