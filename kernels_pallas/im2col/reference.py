@@ -1,4 +1,4 @@
-"""The pixels under a kernel, one pixel of the kernel after the other: the definition."""
+"""The pixels under a kernel, indexed by position and by pixel of the kernel: the definition."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -18,12 +18,10 @@ def run(spec: Im2colSpec, images: Float[Array, "B H W C"]) -> Float[Array, "B h 
     """Computes `kernels_pallas.im2col`."""
     padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
     h, w = spec.positions
-    out = jnp.zeros((spec.batch, h, w, spec.columns), spec.dtype)
-    for row in range(spec.kernel_size):
-        for column in range(spec.kernel_size):
-            rows = slice(row, row + (h - 1) * spec.stride + 1, spec.stride)
-            columns = slice(column, column + (w - 1) * spec.stride + 1, spec.stride)
-            first = (row * spec.kernel_size + column) * spec.channels
-            pixels = padded[:, rows, columns]
-            out = out.at[..., first : first + spec.channels].set(pixels)
+    within = jnp.arange(spec.kernel_size)
+    rows = jnp.arange(h)[:, None] * spec.stride + within  # [h, k]
+    columns = jnp.arange(w)[:, None] * spec.stride + within  # [w, k]
+    pixels = padded[:, rows[:, None, :, None], columns[None, :, None, :]]  # [B, h, w, k, k, C]
+    pixels = pixels.reshape(spec.batch, h, w, spec.taken)
+    out = jnp.pad(pixels, ((0, 0), (0, 0), (0, 0), (0, spec.columns - spec.taken)))
     return out.at[..., spec.taken].set(1) if spec.ones else out

@@ -51,10 +51,10 @@ NORM_CASES = (
     _norm("vig_s", (256, 14, 14, 384), "rms", MODEL, bias=False),
     _norm("vig_h_stem", (256, 112, 112, 48), "layer", MODEL, activation="gelu"),
     _norm("vig_h_b_stage4", (256, 7, 7, 1024), "layer", MODEL),
-    # Widths of three quarters of a power of two, of none, wider than one warp holds, and one.
+    # A width of three quarters of a power of two, an odd one, one that is wider than a warp holds,
+    # and a single channel.
     _norm("three_parts", (2, 7, 96), "layer", activation="gelu"),
-    _norm("whole_rows", (37, 24), "rms", bias=False, activation="silu"),
-    _norm("odd_width", (5, 33), "rms", activation="gelu"),
+    _norm("odd_width", (37, 33), "rms", bias=False, activation="silu"),
     _norm("wide", (3, 2051), "layer", bias=False),
     _norm("one_channel", (2, 1), "rms"),
 )

@@ -15,7 +15,7 @@ from kernels_pallas.core import timing
 from kernels_pallas.operators import OPERATORS
 
 FEW = ("--repeats", "2", "--seed", "1")
-GLA = ("--case", "tiny", *FEW, "--implementation", "xla_chunked", "reference")
+SWIGLU = ("--op", "swiglu", "--case", "odd_width", *FEW)
 
 
 def cells(printed):
@@ -25,12 +25,12 @@ def cells(printed):
 
 
 def test_rows(capsys):
-    assert run.main([*GLA, "--op", "bidirectional_gla"]) == 0
+    assert run.main([*SWIGLU]) == 0
     rows = cells(capsys.readouterr().out)
-    assert [row["implementation"] for row in rows] == 2 * ["xla_chunked", "reference"]
+    assert [row["implementation"] for row in rows] == 2 * ["xla", "reference"]
     assert [row["pass"] for row in rows[1:3]] == ["forward", "forward + backward"]
     for row in rows:
-        assert (row["operator"], row["case"]) == ("bidirectional_gla", "tiny")
+        assert (row["operator"], row["case"]) == ("swiglu", "odd_width")
         assert float(row["ms"]) > 0
         assert float(row["GB/s"]) >= 0  # tiny: rounded to nothing
         assert row["of floor"] == "-"  # a CPU's memory is not measured
@@ -77,12 +77,12 @@ def test_wrong_programs_are_not_timed(wrong, capsys, monkeypatch):
         return dataclasses.replace(programs, **{wrong: doubled})
 
     monkeypatch.setattr(run, "make_programs", made)
-    assert run.main([*GLA, "--op", "gla"]) == 1
+    assert run.main([*SWIGLU]) == 1
     printed = capsys.readouterr()
     what = "forward's output 0" if wrong == "forward" else "output 0"
-    message = f"gla tiny xla_chunked, not timed: {what} is off by 1.0e+00, allowed 1e-05"
+    message = f"swiglu odd_width xla, not timed: {what} is off by 1.0e+00, allowed 1e-05"
     assert message in printed.err
-    assert ("not timed: gradient 3 is off" in printed.err) == (wrong == "both")
+    assert ("not timed: gradient 0 is off" in printed.err) == (wrong == "both")
     assert [row["implementation"] for row in cells(printed.out)] == 2 * ["reference"]
 
 
@@ -122,7 +122,7 @@ class Peer:
 
 def test_peer(capsys, monkeypatch):
     monkeypatch.setattr(run, "load_peer", lambda name: Peer() if name == "fla" else None)
-    assert run.main([*GLA, "--op", "bidirectional_gla", "--peers", "fla"]) == 0
+    assert run.main(["--op", "bidirectional_gla", "--case", "tiny", *FEW, "--peers", "fla"]) == 0
     printed = capsys.readouterr()
     assert "fla on tiny: output off by 5.0e-01, gradients by at most " in printed.err
     rows = cells(printed.out)
