@@ -129,9 +129,12 @@ def load(ref: Ref, index: Index, mask: Mask = None) -> Block:
     Interpreted, elements outside of `ref` are NaN where the mask is True.
     """
     if not _compiling.get():
-        value = jnp.where(_outside(ref, index), jnp.nan, ref[...][index])
-        value = value.astype(ref.dtype)
-        return value if mask is None else jnp.where(mask, value, jnp.zeros((), value.dtype))
+        value = ref[...].at[index].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+        if mask is None:
+            return value
+        return jax.lax.select(
+            jnp.broadcast_to(mask, value.shape), value, jax.lax.full_like(value, 0)
+        )
     if mask is None:
         return plgpu.load(ref.at[index])
     return plgpu.load(ref.at[index], mask=mask, other=jnp.zeros((), ref.dtype))
@@ -151,10 +154,12 @@ def store(ref: Ref, index: Index, value: Block, mask: Mask = None) -> None:
     if mask is not None:
         outside &= mask
         # Masked elements get an index out of range, and such elements are dropped.
-        first = jnp.where(mask, jnp.asarray(index[0]), array.shape[0])
+        first = jnp.broadcast_to(jnp.asarray(index[0], jnp.int32), mask.shape)
+        first = jax.lax.select(mask, first, jax.lax.full_like(first, array.shape[0]))
         index = (first, *index[1:])
-    array = array.at[index].set(value, mode="drop")
-    ref[...] = jnp.where(jnp.any(outside), jnp.nan, array).astype(ref.dtype)
+    array = array.at[index].set(value, mode="drop", wrap_negative_indices=False)
+    spoilt = jax.lax.full_like(array, jnp.nan)
+    ref[...] = jax.lax.select(jnp.any(outside), spoilt, array)
 
 
 def _outside(ref: Ref, index: Index) -> jax.Array:
