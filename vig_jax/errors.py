@@ -49,6 +49,10 @@ class CheckpointError(UserError, RuntimeError):
     """A checkpoint is missing or belongs to another run."""
 
 
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint is incomplete, cannot be read, or fails its digests."""
+
+
 class ReportError(UserError, ValueError):
     """A run has no metrics to report."""
 

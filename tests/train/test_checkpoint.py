@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vig_jax.errors import CheckpointError
+from vig_jax.errors import CheckpointError, DamagedCheckpointError
 from vig_jax.inference.loaded_model import load_for_inference
 from vig_jax.sharding.mesh import make_mesh
 from vig_jax.train.checkpoint import Checkpoints
@@ -63,7 +63,9 @@ def test_comes_back_bit_for_bit(tmp_path, experiment):
     chex.assert_trees_all_equal(restored, state)
     chex.assert_trees_all_equal_dtypes(restored, state)
     with Checkpoints(tmp_path, keep=1) as checkpoints:
-        assert checkpoints.metrics(7) == EVALUATION
+        like = jax.eval_shape(experiment.new_state)
+        newest = checkpoints.restore_newest(like, experiment.info, make_mesh())
+        assert (newest.step, newest.metrics) == (7, EVALUATION)
 
 
 def test_keeps_the_newest_and_the_best(tmp_path, experiment):
@@ -207,3 +209,95 @@ def test_other_model_is_refused_by_name_and_shape(tmp_path, experiment):
 def test_keeping_nothing_is_refused(tmp_path):
     with pytest.raises(ValueError, match="keep_checkpoints is 0"):
         Checkpoints(tmp_path, keep=0)
+
+
+# Orbax drops the remaining reads of a damaged checkpoint without awaiting them.
+ABANDONED = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+def array_files(checkpoint, item):
+    """The files with array contents of an item."""
+    return [f for f in (checkpoint / item).rglob("*") if f.is_file() and "/d/" in str(f)]
+
+
+def flip_bits(checkpoint, item, share):
+    """Flips a bit in every file of an item, at a share of its length."""
+    for file in array_files(checkpoint, item):
+        contents = bytearray(file.read_bytes())
+        contents[int(share * len(contents))] ^= 16
+        file.write_bytes(contents)
+
+
+@ABANDONED
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
+def test_a_flipped_bit_is_never_loaded(tmp_path, experiment, share):
+    save(tmp_path, experiment, {1: None})
+    folder = tmp_path / "checkpoints" / "1"
+    flip_bits(folder, "ema_params", share)
+    with pytest.raises(DamagedCheckpointError) as error:
+        load_for_inference(tmp_path)
+    assert str(error.value).startswith(str(folder))
+    assert "\n" not in str(error.value)
+    assert not load_for_inference(tmp_path, ema=False).ema  # the other weights are whole
+
+
+def test_a_changed_array_is_named(tmp_path, experiment):
+    save(tmp_path, experiment, {1: None})
+    path = tmp_path / "checkpoints" / "1" / "run" / "metadata"
+    stored = json.loads(path.read_text())
+    stored["digests"]["ema_params"]["head/bias"] = "00000000"
+    path.write_text(json.dumps(stored))
+    message = r"ema_params is damaged: the digests of 1 arrays differ \(head/bias\)"
+    with pytest.raises(DamagedCheckpointError, match=message):
+        load_for_inference(tmp_path)
+
+
+@ABANDONED
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: flip_bits(folder, "training", 0.5),
+        lambda folder: (folder / "run" / "metadata").write_text('{"config": '),
+        lambda folder: [file.unlink() for file in array_files(folder, "params")],
+    ],
+    ids=["bit", "json", "file"],
+)
+def test_resuming_falls_back_to_the_newest_whole_checkpoint(tmp_path, experiment, caplog, damage):
+    save(tmp_path, experiment, {1: None, 2: None})
+    damage(tmp_path / "checkpoints" / "2")
+    like = jax.eval_shape(experiment.new_state)
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        newest = checkpoints.restore_newest(like, experiment.info, make_mesh())
+        assert newest.step == 1
+        checkpoints.save(2, newest.state, experiment.info, {})  # its name is free again
+    assert kept(tmp_path) == [1, 2]
+    assert len(list((tmp_path / "damaged_checkpoints").iterdir())) == 1
+    first, second = (record.getMessage() for record in caplog.records if record.name == "vig_jax")
+    assert str(tmp_path / "checkpoints" / "2") in first
+    assert "damaged" in first
+    assert second == "resuming from the checkpoint of step 1 instead"
+
+
+@ABANDONED
+def test_all_checkpoints_damaged(tmp_path, experiment):
+    save(tmp_path, experiment, {1: None})
+    flip_bits(tmp_path / "checkpoints" / "1", "params", 0.5)
+    like = jax.eval_shape(experiment.new_state)
+    with (
+        Checkpoints(tmp_path, keep=2) as checkpoints,
+        pytest.raises(CheckpointError, match=r"all checkpoints in .* are damaged"),
+    ):
+        checkpoints.restore_newest(like, experiment.info, make_mesh())
+
+
+def test_a_half_deleted_checkpoint_is_removed(tmp_path, experiment, caplog):
+    """A process that is killed while it deletes leaves a part of the folder."""
+    save(tmp_path, experiment, {1: None, 2: None})
+    half = tmp_path / "checkpoints" / "3"
+    shutil.copytree(tmp_path / "checkpoints" / "2", half)
+    shutil.rmtree(half / "run")
+    assert load_for_inference(tmp_path).step == 2  # also before training removes it
+    save(tmp_path, experiment, {3: None})
+    assert kept(tmp_path) == [2, 3]
+    assert f"removing the incomplete checkpoint {half}" in caplog.text
+    assert not (tmp_path / "checkpoints" / ".deleted").exists()

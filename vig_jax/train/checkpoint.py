@@ -6,7 +6,8 @@ A workdir holds `checkpoints/<step>/`. Each is complete or absent, and has the i
 - `mutable`, and `ema_mutable`: mutable collections such as batch statistics, if the model has any;
 - `training`: optimizer state, step and random key;
 - `run`: JSON of the resolved config, the data set's metadata and fingerprints, the seed, the data
-  position, the primary metric and the evaluation results.
+  position, the primary metric, the evaluation results and a CRC-32 of every array, which is
+  verified when the checkpoint is read.
 
 Converted weights have no `training`; their `run` names their origin.
 
@@ -15,28 +16,40 @@ weights and that of the raw ones.
 """
 
 import dataclasses
+import logging
 import math
+import shutil
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 from orbax.checkpoint import checkpoint_managers
 
 from vig_jax.config import RunConfig, to_dict
-from vig_jax.errors import CheckpointError, ConfigError
+from vig_jax.errors import CheckpointError, ConfigError, DamagedCheckpointError
 from vig_jax.sharding.mesh import replicated
 from vig_jax.train.state import TrainState
 from vig_jax.weights.run_folder import (
     CHECKPOINTS,
+    check_digests,
     check_same_tree,
+    digests,
+    is_complete,
     read_config,
     read_run,
+    reading,
     score,
     with_sharding,
 )
+
+_DELETED = ".deleted"  # subfolder of `checkpoints` for those that are about to be deleted
+DAMAGED = "damaged_checkpoints"  # folder of a workdir
+_LOG = logging.getLogger("vig_jax")
 
 # Settings that may change when a run is resumed: they affect where and how fast, not the result.
 # Another GLA implementation, or remat, may round differently; then the run is not bit-identical.
@@ -107,7 +120,7 @@ class _NewestAndBest(checkpoint_managers.PreservationPolicy):
         """Returns one decision per checkpoint, oldest first."""
         directories = [self._directory / str(c.step) for c in checkpoints]
         # The newest is still being written; it is kept in any case.
-        runs = [read_run(d) if d.is_dir() else None for d in directories]
+        runs = [read_run(d) if is_complete(d) else None for d in directories]
         kept = set(range(len(checkpoints))[-self._keep :])
         for ema in (None, False):
             scores = [(score(run, ema) if run else -math.inf, i) for i, run in enumerate(runs)]
@@ -116,11 +129,29 @@ class _NewestAndBest(checkpoint_managers.PreservationPolicy):
         return [i in kept for i in range(len(checkpoints))]
 
 
+class Restored(NamedTuple):
+    """A checkpoint read back to resume a run.
+
+    Attributes:
+        step: number of updates done.
+        state: on the devices.
+        metrics: evaluation results at this step; may be empty.
+        unlogged: metrics of updates since the last log step, see `DeviceMetrics`.
+    """
+
+    step: int
+    state: TrainState
+    metrics: dict[str, float]
+    unlogged: Mapping[str, Any]
+
+
 class Checkpoints:
     """The checkpoints of one workdir. Use as a context manager: leaving waits for writes."""
 
     def __init__(self, workdir: Path, *, keep: int) -> None:
         """Opens or creates `workdir/checkpoints`.
+
+        Incomplete checkpoints, which a killed process may leave, are removed.
 
         Args:
             workdir: of the run.
@@ -132,11 +163,15 @@ class Checkpoints:
         if keep < 1:
             raise ConfigError(f"config.train.keep_checkpoints is {keep}; it must be at least 1")
         self._directory = (workdir / CHECKPOINTS).absolute()
+        if jax.process_index() == 0:
+            _remove_incomplete(self._directory)
         self._manager = ocp.CheckpointManager(
             self._directory,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=_NewestAndBest(self._directory, keep),
                 cleanup_tmp_directories=True,
+                # Renaming is atomic. A process killed while deleting leaves a part of a folder.
+                todelete_subdir=_DELETED,
             ),
         )
 
@@ -150,21 +185,23 @@ class Checkpoints:
         trace: TracebackType | None,
     ) -> None:
         self._manager.close()
+        self._empty_deleted()
 
     def latest(self) -> int | None:
         """Returns the newest complete step, or None."""
         return self._manager.latest_step()
-
-    def metrics(self, step: int) -> dict[str, float]:
-        """Returns the evaluation results that the checkpoint was saved with; may be empty."""
-        return dict(read_run(self._directory / str(step))["metrics"])
 
     def wait(self) -> None:
         """Returns when everything is on disk."""
         self._manager.wait_until_finished()
 
     def save(
-        self, step: int, state: TrainState, info: RunInfo, metrics: Mapping[str, float]
+        self,
+        step: int,
+        state: TrainState,
+        info: RunInfo,
+        metrics: Mapping[str, float],
+        unlogged: Mapping[str, Any] | None = None,
     ) -> None:
         """Starts writing the checkpoint of `step`; the state may be donated right after.
 
@@ -173,13 +210,61 @@ class Checkpoints:
             state: what to write.
             info: the run it belongs to.
             metrics: evaluation results at this step; empty if there are none.
+            unlogged: metrics of updates since the last log step, see `DeviceMetrics`.
         """
-        items = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
+        trees = _items(state)
+        run = info.to_json(step, metrics) | {
+            "unlogged": dict(unlogged or {}),
+            "digests": {name: digests(tree) for name, tree in trees.items()},
+        }
+        items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         self._manager.save(
             step,
-            args=ocp.args.Composite(run=ocp.args.JsonSave(info.to_json(step, metrics)), **items),
+            args=ocp.args.Composite(run=ocp.args.JsonSave(run), **items),
             force=True,  # the loop decides when
         )
+        self._empty_deleted()
+
+    def restore_newest(self, like: TrainState, info: RunInfo, mesh: Mesh) -> Restored | None:
+        """Reads the newest checkpoint that is not damaged.
+
+        Damaged ones are moved to `damaged_checkpoints/` in the workdir, and a warning is logged.
+
+        Args:
+            like: the state to expect, as shapes.
+            info: the run to resume.
+            mesh: the devices to restore onto.
+
+        Returns:
+            None if there are no checkpoints.
+
+        Raises:
+            CheckpointError: all checkpoints are damaged, or they are of another config, data set or
+                model.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        for step in steps:
+            directory = self._directory / str(step)
+            try:
+                state = self.restore(step, like, info, mesh)
+            except DamagedCheckpointError as error:
+                _LOG.warning("%s", error)
+                if jax.process_index() == 0:
+                    aside = self._directory.parent / DAMAGED / f"{step}-{uuid.uuid4().hex[:8]}"
+                    aside.parent.mkdir(exist_ok=True)
+                    directory.rename(aside)
+                continue
+            if step != steps[0]:
+                _LOG.warning("resuming from the checkpoint of step %d instead", step)
+                self._manager.reload()
+            run = read_run(directory)
+            return Restored(step, state, dict(run["metrics"]), run.get("unlogged", {}))
+        if steps:
+            raise CheckpointError(
+                f"all checkpoints in {self._directory} are damaged: restore one from a copy, or "
+                "start in a new --workdir"
+            )
+        return None
 
     def restore(self, step: int, like: TrainState, info: RunInfo, mesh: Mesh) -> TrainState:
         """Reads the state of `step` onto the mesh.
@@ -191,15 +276,17 @@ class Checkpoints:
             mesh: the devices to restore onto; it may differ from the mesh that saved the arrays.
 
         Raises:
+            DamagedCheckpointError: the checkpoint is damaged.
             CheckpointError: the checkpoint is of another config, data set or model.
         """
         directory = self._directory / str(step)
+        run = read_run(directory)
         if not (directory / "training").is_dir():
             raise CheckpointError(
                 f"{directory} holds converted weights, which cannot be resumed: name it in "
                 "config.init_weights and give the run another --workdir"
             )
-        _check_same_run(read_run(directory), info, directory)
+        _check_same_run(run, info, directory)
         expected = _items(like)
         for name in expected.keys() - {"training"}:
             check_same_tree(expected[name], directory / name)
@@ -207,7 +294,10 @@ class Checkpoints:
         args = {
             k: ocp.args.StandardRestore(with_sharding(v, everywhere)) for k, v in expected.items()
         }
-        items = self._manager.restore(step, args=ocp.args.Composite(**args))
+        with reading(directory):
+            items = self._manager.restore(step, args=ocp.args.Composite(**args))
+        for name in expected:
+            check_digests(items[name], run, directory / name)
         return TrainState(
             params=items["params"],
             ema_params=items["ema_params"] if "ema_params" in expected else None,
@@ -215,6 +305,20 @@ class Checkpoints:
             ema_mutable=items["ema_mutable"] if "ema_mutable" in expected else None,
             **items["training"],
         )
+
+    def _empty_deleted(self) -> None:
+        """Removes the checkpoints that Orbax has put aside for deletion."""
+        if jax.process_index() == 0:
+            shutil.rmtree(self._directory / _DELETED, ignore_errors=True)
+
+
+def _remove_incomplete(folder: Path) -> None:
+    """Removes checkpoints that were not completely written or not completely deleted."""
+    shutil.rmtree(folder / _DELETED, ignore_errors=True)
+    for directory in folder.iterdir() if folder.is_dir() else ():
+        if directory.name.isdigit() and not is_complete(directory):
+            _LOG.warning("removing the incomplete checkpoint %s", directory)
+            shutil.rmtree(directory)
 
 
 def _items(state: TrainState) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from vig_jax.evaluation.evaluate import evaluate
 from vig_jax.files import write_json
 from vig_jax.sharding.mesh import prefetch_to_device
 from vig_jax.tasks.protocol import Batch, HostBatch
-from vig_jax.train.checkpoint import Checkpoints
+from vig_jax.train.checkpoint import Checkpoints, Restored
 from vig_jax.train.clock import Clock
 from vig_jax.train.compilation_cache import use_compilation_cache
 from vig_jax.train.experiment import Experiment
@@ -75,14 +75,11 @@ def run(config: RunConfig, workdir: Path) -> dict[str, float]:
         StopRequest() as stop,
         Checkpoints(workdir, keep=config.train.keep_checkpoints) as checkpoints,
     ):
-        start = checkpoints.latest()
-        results: dict[str, float] = {}
-        if start is not None:
-            results = checkpoints.metrics(start)
-            like = jax.eval_shape(experiment.new_state)
-            state = checkpoints.restore(start, like, experiment.info, mesh)
-        else:
+        like = jax.eval_shape(experiment.new_state)
+        begin = checkpoints.restore_newest(like, experiment.info, mesh)
+        if begin is None:
             state = experiment.state_from(initial[0]) if initial else experiment.new_state()
+            begin = Restored(0, state, {}, {})
         if jax.process_index() == 0:
             facts = {
                 "config": to_dict(config),
@@ -90,13 +87,12 @@ def run(config: RunConfig, workdir: Path) -> dict[str, float]:
                 "total_steps": intervals.total,
             }
             write_json(workdir / CONFIG_FILE, facts)
-        with RunLog(workdir, intervals, start_step=start or 0, evaluated=bool(results)) as log:
-            log.say(_describe(experiment, state, start or 0, workdir))
+        evaluated = bool(begin.metrics)
+        with RunLog(workdir, intervals, start_step=begin.step, evaluated=evaluated) as log:
+            log.say(_describe(experiment, begin, workdir))
             if initial:
                 log.say(initial[1])
-            step, results = _train(
-                experiment, state, start, results, workdir, checkpoints, log, stop
-            )
+            step, results = _train(experiment, begin, workdir, checkpoints, log, stop)
             checkpoints.wait()
             if step == intervals.total and jax.process_index() == 0:
                 write_report(workdir)
@@ -106,9 +102,7 @@ def run(config: RunConfig, workdir: Path) -> dict[str, float]:
 
 def _train(
     experiment: Experiment,
-    state: TrainState,
-    saved: int | None,
-    results: dict[str, float],
+    begin: Restored,
     workdir: Path,
     checkpoints: Checkpoints,
     log: RunLog,
@@ -118,9 +112,7 @@ def _train(
 
     Args:
         experiment: the run.
-        state: the state to start from; it is consumed.
-        saved: the step of the checkpoint that it comes from; None: a new run.
-        results: the evaluation results of that checkpoint; empty if it was not evaluated.
+        begin: the state to start from, which is consumed.
         workdir: of the run.
         checkpoints: of the run.
         log: of the run.
@@ -130,9 +122,9 @@ def _train(
         The number of updates done, and the newest evaluation's metrics.
     """
     config, intervals = experiment.config, experiment.intervals
-    start = saved or 0
+    start, state, results, unlogged = begin
     evaluated = start if results else None
-    clock, on_device = Clock(config, start), DeviceMetrics()
+    clock, on_device = Clock(config, start), DeviceMetrics(unlogged)
     bad_images = _bad_images(experiment, workdir, train=True)
     names = tuple(experiment.bundle.task.batch_spec)
     with experiment.train_batches(start) as loaded:
@@ -141,15 +133,15 @@ def _train(
             stopping = stop.agreed(step, intervals.log_every)
             eval_due = intervals.eval_due(step) and step != evaluated and not stopping
             save_due = intervals.save_due(step) or eval_due or stopping
-            save_due = save_due and step not in (0, saved)
+            save_due = save_due and step != start
             if step > start and (intervals.log_due(step) or eval_due or save_due):
                 try:
-                    metrics = on_device.take()
+                    on_device.collect()
                 except NonFiniteLossError as error:
                     error.add_note(_advice(workdir, checkpoints.latest()))
                     raise
                 if intervals.log_due(step):
-                    log.write(step, metrics | clock.speed(step))
+                    log.write(step, on_device.mean() | clock.speed(step))
                     if hint := clock.hint():
                         log.say(hint)
             if eval_due:
@@ -157,7 +149,8 @@ def _train(
                 log.write(step, results)
                 stopping = not results  # a stop was requested meanwhile
             if save_due:
-                checkpoints.save(step, state, experiment.info, results if eval_due else {})
+                metrics = results if eval_due else {}
+                checkpoints.save(step, state, experiment.info, metrics, on_device.unlogged)
             if eval_due or save_due:
                 clock.restart(step)
             if stopping or step == intervals.total:
@@ -283,10 +276,10 @@ def _advice(workdir: Path, last_good: int | None) -> str:
     )
 
 
-def _describe(experiment: Experiment, state: TrainState, start: int, workdir: Path) -> str:
+def _describe(experiment: Experiment, begin: Restored, workdir: Path) -> str:
     """Returns the first lines on the console."""
     config, intervals = experiment.config, experiment.intervals
-    count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    count = sum(leaf.size for leaf in jax.tree.leaves(begin.state.params))
     device = jax.devices()[0]
     summary = f", {experiment.bundle.summary}" if experiment.bundle.summary else ""
     lines = [
@@ -296,8 +289,8 @@ def _describe(experiment: Experiment, state: TrainState, start: int, workdir: Pa
         f"{len(experiment.eval_data):,} to evaluate{summary}",
         f"{_length(intervals)} of {config.train.batch_size} images; output in {workdir}",
     ]
-    if start:
-        lines.append(f"resuming from the checkpoint of step {start} of {intervals.total}")
+    if begin.step:
+        lines.append(f"resuming from the checkpoint of step {begin.step} of {intervals.total}")
     return "\n".join(lines)
 
 

@@ -3,20 +3,29 @@
 `vig_jax.train.checkpoint` writes the checkpoints of training and documents their items.
 """
 
+import concurrent.futures
+import contextlib
 import json
+import logging
 import math
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Sharding, SingleDeviceSharding
 
 from vig_jax.config import RunConfig, parse, unknown_settings
-from vig_jax.errors import CheckpointError, ConfigError
+from vig_jax.errors import CheckpointError, ConfigError, DamagedCheckpointError, UserError
+from vig_jax.text import preview_names
 
 CHECKPOINTS = "checkpoints"
+_ITEMS_FILE = "_CHECKPOINT_METADATA"  # written by Orbax when a checkpoint is complete
+
+_LOG = logging.getLogger("vig_jax")
 
 
 def find_checkpoint(path: Path, ema: bool | None = None) -> Path:
@@ -38,21 +47,63 @@ def find_checkpoint(path: Path, ema: bool | None = None) -> Path:
             f"{path} holds no finished checkpoint: name a workdir of train.py (with "
             f"{CHECKPOINTS}/<step> in it) or one such <step> directory"
         )
-    return max(found, key=lambda d: (score(read_run(d), ema), int(d.name)))
+    runs = {}
+    for directory in found:
+        try:
+            runs[directory] = read_run(directory)
+        except DamagedCheckpointError as error:
+            _LOG.warning("skipping a checkpoint: %s", error)
+    if not runs:
+        raise CheckpointError(f"all checkpoints in {path} are damaged")
+    return max(runs, key=lambda d: (score(runs[d], ema), int(d.name)))
 
 
 def finished(folder: Path) -> list[Path]:
-    """Returns the complete checkpoints in a folder; incomplete ones have a longer name."""
-    return [d for d in folder.iterdir() if d.name.isdigit()] if folder.is_dir() else []
+    """Returns the complete checkpoints in a folder, oldest first."""
+    steps = [d for d in folder.iterdir() if d.name.isdigit()] if folder.is_dir() else []
+    return sorted((d for d in steps if is_complete(d)), key=lambda d: int(d.name))
+
+
+def is_complete(directory: Path) -> bool:
+    """Returns whether a checkpoint has all its items; a process that is killed may leave a part."""
+    try:
+        items = json.loads((directory / _ITEMS_FILE).read_text(encoding="utf-8"))["item_handlers"]
+    except (OSError, ValueError, KeyError):
+        return False
+    return all((directory / name).is_dir() for name in items)
+
+
+@contextlib.contextmanager
+def reading(directory: Path) -> Iterator[None]:
+    """Turns the errors of Orbax, TensorStore and JSON about a file into ours.
+
+    Raises:
+        DamagedCheckpointError: names the checkpoint and the reason.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # each library and each kind of damage has another type
+        reason = (str(error).splitlines() or [""])[0][:200]
+        raise DamagedCheckpointError(
+            f"{directory} is damaged ({type(error).__name__}: {reason}): restore it from a copy, "
+            "or remove it"
+        ) from error
 
 
 def read_run(directory: Path) -> dict[str, Any]:
-    """Returns the `run` item of a checkpoint, in the layout of this version."""
-    stored = json.loads((directory / "run" / "metadata").read_text(encoding="utf-8"))
-    # Version 0.1.0 knew classification only.
-    if "class_names" in stored:
-        stored["metadata"] = {"class_names": stored.pop("class_names")}
-    return {"primary_metric": "top1"} | stored
+    """Returns the `run` item of a checkpoint, in the layout of this version.
+
+    Raises:
+        DamagedCheckpointError: it cannot be read.
+    """
+    with reading(directory):
+        stored = json.loads((directory / "run" / "metadata").read_text(encoding="utf-8"))
+        # Version 0.1.0 knew classification only.
+        if "class_names" in stored:
+            stored["metadata"] = {"class_names": stored.pop("class_names")}
+        return {"primary_metric": "top1"} | stored
 
 
 def read_config(directory: Path) -> RunConfig:
@@ -104,9 +155,9 @@ def choose_item(directory: Path, *, ema: bool | None) -> str:
 
 def read_params(directory: Path, item: str) -> Any:
     """Returns the stored parameter tree of one item, without knowing the model."""
-    return _read_tree(
-        directory / item, ocp.StandardCheckpointHandler().metadata(directory / item).tree
-    )
+    with reading(directory):
+        shapes = ocp.StandardCheckpointHandler().metadata(directory / item).tree
+    return _read_tree(directory / item, shapes)
 
 
 def restore_tree(where: Path, expected: Any) -> Any:
@@ -132,8 +183,9 @@ def save_weights(workdir: Path, weights: Mapping[str, Any], run: Mapping[str, An
         run: the `run` item; its `origin` describes each of the weights.
     """
     items = {name: ocp.args.StandardSave(tree) for name, tree in weights.items()}
+    run = dict(run) | {"digests": {name: digests(tree) for name, tree in weights.items()}}
     with ocp.CheckpointManager((workdir / CHECKPOINTS).absolute()) as manager:
-        manager.save(0, args=ocp.args.Composite(run=ocp.args.JsonSave(dict(run)), **items))
+        manager.save(0, args=ocp.args.Composite(run=ocp.args.JsonSave(run), **items))
 
 
 def check_same_tree(expected: Any, where: Path) -> None:
@@ -142,7 +194,8 @@ def check_same_tree(expected: Any, where: Path) -> None:
     Raises:
         CheckpointError: names the first differences.
     """
-    stored = ocp.StandardCheckpointHandler().metadata(where).tree
+    with reading(where.parent):
+        stored = ocp.StandardCheckpointHandler().metadata(where).tree
     new, old = _shapes(expected), _shapes(stored)
     wrong = [
         f"{name}: {old.get(name, 'absent')} stored, {new.get(name, 'absent')} in the model"
@@ -163,9 +216,53 @@ def with_sharding(tree: Any, sharding: Sharding) -> Any:
 
 def _read_tree(where: Path, shapes: Any) -> Any:
     here = SingleDeviceSharding(jax.local_devices()[0])
-    return ocp.StandardCheckpointHandler().restore(
-        where, args=ocp.args.StandardRestore(with_sharding(shapes, here))
-    )
+    with reading(where.parent):
+        tree = ocp.StandardCheckpointHandler().restore(
+            where, args=ocp.args.StandardRestore(with_sharding(shapes, here))
+        )
+    check_digests(tree, read_run(where.parent), where)
+    return tree
+
+
+def digests(tree: Any) -> dict[str, str]:
+    """Returns the CRC-32 of every leaf by its path.
+
+    Leaves that are split over devices are left out.
+    """
+    leaves = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        if not isinstance(leaf, jax.Array) or leaf.is_fully_replicated
+    }
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        return dict(zip(leaves, pool.map(_crc32, leaves.values()), strict=True))
+
+
+def _crc32(leaf: Any) -> str:
+    local = leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf
+    contents = np.ascontiguousarray(local).reshape(-1).view(np.uint8)
+    return f"{zlib.crc32(contents.data):08x}"
+
+
+def check_digests(tree: Any, run: Mapping[str, Any], where: Path) -> None:
+    """Checks restored arrays against the digests that were stored with them.
+
+    Args:
+        tree: the restored item.
+        run: the `run` item; checkpoints of version 0.1.0 have no digests.
+        where: the folder of the item.
+
+    Raises:
+        DamagedCheckpointError: names the arrays that differ.
+    """
+    stored = run.get("digests", {}).get(where.name, {})
+    now = digests(tree) if stored else {}
+    wrong = [name for name, digest in now.items() if stored.get(name, digest) != digest]
+    if wrong:
+        raise DamagedCheckpointError(
+            f"{where} is damaged: the digests of {len(wrong)} arrays differ "
+            f"({preview_names(wrong, 3)}): restore it from a copy, or remove it"
+        )
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
