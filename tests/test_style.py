@@ -70,7 +70,6 @@ NAMES = {
     "Geometry": "a problem shape",
     "Place": "program coordinates",
     "Record": "RunHistory",
-    "Restored": "LoadedModel",
     "FREE_KEYS": "keys that may change on resume",
     "apart": "split_directions",
     "conv_patches": "im2col",
