@@ -56,9 +56,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     # By default JAX allocates most of the memory at once, and PyTorch would have none.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     sys.path.insert(0, str(_ROOT))  # so that a checkout runs without being installed
+    from vig_jax.errors import REPORTED_ERRORS
+
     try:
         return _compare(options)
-    except (ValueError, OSError, RuntimeError) as error:
+    except REPORTED_ERRORS as error:
         print(f"peers.py: {error}", file=sys.stderr)
         return 1
 

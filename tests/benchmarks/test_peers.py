@@ -15,6 +15,7 @@ import pytest
 from benchmarks import candidates, peers
 from vig_jax.bench import programs
 from vig_jax.bench.throughput import Program
+from vig_jax.errors import ConfigError
 from vig_jax.models import from_config
 
 ROOT = Path(__file__).parents[2]
@@ -40,7 +41,7 @@ class Peers:
 
     def check(self, names):
         if "absent" in names:
-            raise ValueError("no model absent")
+            raise ConfigError("no model absent")
 
     def versions(self):
         return {"torch": "0.0"}

@@ -156,9 +156,10 @@ def test_nothing_half_written(tmp_path, capsys, monkeypatch):
     arguments = ["convert", file, str(target), *options(name)]
     assert main(arguments) == 1
     assert "exists already: --force replaces it" in capsys.readouterr().err
-    monkeypatch.setattr("vig_jax.inference.convert._compare", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        main([*arguments, "--force", "--verify"])
+    with monkeypatch.context() as patch:
+        patch.setattr("vig_jax.inference.convert.model_from_config", lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            main([*arguments, "--force", "--verify"])
     assert target.read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["weights.safetensors"]
     assert main([*arguments, "--force"]) == 0

@@ -18,7 +18,6 @@ from vig_jax.layers.pos_embed import resize_pos_embed
 from vig_jax.train.experiment import Experiment
 from vig_jax.train.loop import run
 from vig_jax.weights.initial import initial_params
-from vig_jax.weights.published import published_config
 
 
 def resolved(config):
@@ -83,10 +82,3 @@ def test_configs_from_before_some_settings_existed():
     stored = json.loads(json.dumps(common.get_config().to_dict()))
     del stored["init_weights"], stored["model"]["merge_scale"]
     assert parse(stored).init_weights is None
-
-
-def test_published_weights_are_evaluated_with_the_recipe():
-    config = published_config("vig_t", image_size=320)
-    assert (config.data.image_size, config.data.crop_pct) == (320, 0.875)
-    assert (config.model.dtype, config.model.merge_scale) == ("float32", 0.25)
-    assert published_config("vig_h_t").model.merge_scale is None
