@@ -183,10 +183,10 @@ def test_wrong_steps_are_not_timed(factors, message, monkeypatch):
             "--models: vig_z is none of our models (",
         ),
         (["--models", "vig_t=absent"], "no model absent"),
-        (["--batch-size", "0"], "--batch-size is 0; at least 1 is required"),
+        (["--batch-size", "0"], "--batch-size is 0; it must be at least 1"),
         (
             ["--image-size", "224", "512", "--batch-size", "4", "2", "1"],
-            "--batch-size has 3 numbers and --image-size 2; one for all or one for each",
+            "--batch-size has 3 numbers and --image-size 2: give one batch size for all",
         ),
     ],
 )
