@@ -10,9 +10,9 @@ ROOT = Path(__file__).parents[1]
 # A unit may import the units above it in this list, and itself.
 LAYERS = (
     "kernels_pallas",
+    "vig_jax.errors",
     "vig_jax.text",
     "vig_jax.files",
-    "vig_jax.errors",
     "vig_jax.config",
     "vig_jax.figures",
     "vig_jax.sharding",

@@ -1,45 +1,39 @@
-import json
+"""Locks of folders; `tests/data` has the tests of atomic writes."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from vig_jax.files import file_digest, write_atomically, write_json
+from vig_jax.errors import FolderInUseError
+from vig_jax.files import folder_lock
+
+OWNER = """
+import pathlib, sys, time
+from vig_jax.files import folder_lock
+with folder_lock(pathlib.Path(sys.argv[1]), "--workdir"):
+    print("locked", flush=True)
+    time.sleep(60)
+"""
 
 
-@pytest.mark.parametrize("concurrent", [False, True])
-def test_a_file_is_replaced_or_left_alone(tmp_path, concurrent):
-    path = tmp_path / "a.bin"
-    path.write_bytes(b"old")
-    with pytest.raises(ZeroDivisionError), write_atomically(path, concurrent=concurrent) as draft:
-        draft.write_bytes(b"%d" % (1 / 0))
-    assert path.read_bytes() == b"old"
-    with write_atomically(path, concurrent=concurrent) as draft:
-        assert draft.suffix == ".bin"
-        draft.write_bytes(b"new")
-        assert path.read_bytes() == b"old"
-    assert path.read_bytes() == b"new"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_folder_is_replaced(tmp_path):
-    path = tmp_path / "run"
-    (path / "old").mkdir(parents=True)
-    with write_atomically(path) as draft:
-        (draft / "new").mkdir(parents=True)
-    assert [entry.name for entry in path.iterdir()] == ["new"]
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_folder_is_not_replaced_by_a_file(tmp_path):
-    path = tmp_path / "run"
-    path.mkdir()
-    with pytest.raises(IsADirectoryError), write_atomically(path) as draft:
-        draft.write_bytes(b"")
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_json_and_digest(tmp_path):
-    path = tmp_path / "a.json"
-    write_json(path, {"a": [1]})
-    assert json.loads(path.read_text()) == {"a": [1]}
-    path.write_bytes(b"abc")
-    assert file_digest(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+def test_a_folder_has_one_owner_until_it_dies(tmp_path):
+    owner = subprocess.Popen(
+        [sys.executable, "-c", OWNER, str(tmp_path)],
+        cwd=Path(__file__).parents[1],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert owner.stdout.readline() == "locked\n"
+    message = f"in use by process {owner.pid} on .*, started 20.*--workdir"
+    with pytest.raises(FolderInUseError, match=message), folder_lock(tmp_path, "--workdir"):
+        pass
+    owner.send_signal(signal.SIGKILL)
+    owner.communicate()
+    with folder_lock(tmp_path, "--workdir"):
+        assert f"process {os.getpid()} " in (tmp_path / ".lock").read_text()
+    with folder_lock(tmp_path, "--workdir"):  # again, after it was released
+        pass

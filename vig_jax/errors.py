@@ -53,6 +53,10 @@ class DamagedCheckpointError(CheckpointError):
     """A checkpoint is incomplete, cannot be read, or fails its digests."""
 
 
+class FolderInUseError(UserError, RuntimeError):
+    """Another process writes into the folder."""
+
+
 class ReportError(UserError, ValueError):
     """A run has no metrics to report."""
 

@@ -60,6 +60,11 @@ def train():
     [
         ([], r"error: --config=FILE is missing; files here: configs/"),
         (
+            ["--config=configs/vig_tt.py"],
+            "does not exist; did you mean 'configs/vig_t.py",
+        ),
+        (["--config=configs"], "error: --config=configs is a folder"),
+        (
             ["--config=configs/vig_t.py", "--config.optimizer.base_lrr=1"],
             "there is no setting 'base_lrr'; did you mean 'base_lr'?",
         ),
@@ -101,6 +106,17 @@ def test_mistakes_end_in_one_line(options, message, tmp_path, train):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("variable", ["SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"])
+def test_several_processes_without_distributed_are_refused(variable, monkeypatch, capsys):
+    monkeypatch.setenv(variable, "2")
+    monkeypatch.setattr(launch, "_DISTRIBUTED", SimpleNamespace(value=None))
+    with pytest.raises(SystemExit):
+        launch._check_launcher()
+    assert f"{variable}=2), but --distributed is not set" in capsys.readouterr().err
+    monkeypatch.setattr(launch, "_DISTRIBUTED", SimpleNamespace(value=False))
+    launch._check_launcher()  # --nodistributed
+
+
 def refused_by(error, monkeypatch, workdir):
     """Has the run end with an error as soon as it begins."""
     config = SimpleNamespace(value=common.get_config())
@@ -126,9 +142,10 @@ def refused_by(error, monkeypatch, workdir):
         (ValueError("shapes differ"), False),
     ],
 )
-def test_a_full_disk_ends_in_one_line(error, full, monkeypatch, capsys, tmp_path):
+def test_a_disk_that_cannot_be_written_ends_in_one_line(error, full, monkeypatch, capsys, tmp_path):
     refused_by(error, monkeypatch, tmp_path)
-    with pytest.raises(SystemExit if full else type(error)):
+    reported = full or isinstance(error, PermissionError)
+    with pytest.raises(SystemExit if reported else type(error)):
         launch._train(["train.py"])
     printed = capsys.readouterr().err
     assert (f"error: the disk of {tmp_path} is full" in printed) == full

@@ -17,10 +17,10 @@ def use_compilation_cache(folder: str) -> None:
     """
     if not folder or jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         return
-    path = Path(folder).expanduser()
     try:
+        path = Path(folder).expanduser()
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # RuntimeError: the user has no home folder
         _LOG.warning("compiled programs are not kept: config.train.compilation_cache: %s", error)
         return
     jax.config.update("jax_compilation_cache_dir", str(path))

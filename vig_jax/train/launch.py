@@ -19,7 +19,8 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from vig_jax.config import parse
-from vig_jax.errors import UserError, is_full_disk
+from vig_jax.errors import REPORTED_ERRORS, is_full_disk
+from vig_jax.text import did_you_mean
 from vig_jax.train.loop import run
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -36,10 +37,12 @@ _WORKDIR = flags.DEFINE_string(
 )
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed",
-    False,
+    None,
     "Set on every host of a run on several. Slurm, Open MPI and cloud TPUs are recognised; "
     "elsewhere set JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and JAX_PROCESS_ID.",
 )
+# Variables with the number of processes that a launcher starts.
+_LAUNCHERS = {"SLURM_NTASKS": "Slurm", "OMPI_COMM_WORLD_SIZE": "Open MPI", "PMI_SIZE": "MPI"}
 _USAGE = """Trains a model.
 
     train.py --config=configs/vig_b.py [--config.KEY=VALUE ...] [--workdir=DIR]
@@ -68,6 +71,11 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
         print(_USAGE)
         print(flags.FLAGS.module_help(sys.modules[__name__]))
         sys.exit(0)
+    for path in _config_files(argv):
+        if not path.is_file():
+            known = [str(page) for page in _pages(path.parent)]
+            reason = "is a folder" if path.is_dir() else "does not exist"
+            _fail(f"--config={path} {reason}; {did_you_mean(str(path), known)}")
     try:
         return list(flags.FLAGS(argv))
     except flags.Error as error:
@@ -94,15 +102,13 @@ def _train(argv: Sequence[str]) -> None:
     absl_logging.get_absl_handler().setFormatter(logging.Formatter("%(message)s"))
     if len(argv) > 1:
         _fail(f"{' '.join(argv[1:])!r} is not an option; settings are given as --config.KEY=VALUE")
-    try:
-        values = _CONFIG.value
-    except OSError as error:  # no such file
-        _fail(str(error).split(": ", 1)[-1])
+    values = _CONFIG.value
     if values is None:
-        known = sorted(str(p) for p in Path("configs").glob("*.py") if p.stem != "common")
-        _fail(f"--config=FILE is missing; files here: {', '.join(known) or 'none'}")
+        known = ", ".join(str(page) for page in _pages(Path("configs")))
+        _fail(f"--config=FILE is missing; files here: {known or 'none'}")
     config_file = config_flags.get_config_filename(flags.FLAGS["config"])
-    workdir = Path(_WORKDIR.value or Path("runs") / Path(config_file).stem)
+    workdir = _expand(Path(_WORKDIR.value or Path("runs") / Path(config_file).stem))
+    _check_launcher()
     if _DISTRIBUTED.value:
         count, index = (os.environ.get(f"JAX_{name}") for name in ("NUM_PROCESSES", "PROCESS_ID"))
         jax.distributed.initialize(
@@ -110,7 +116,7 @@ def _train(argv: Sequence[str]) -> None:
         )
     try:
         run(parse(values), workdir)
-    except UserError as error:
+    except REPORTED_ERRORS as error:
         notes = getattr(error, "__notes__", [])
         # Grain adds notes about the traceback.
         _fail("\n".join([str(error), *(note for note in notes if "Grain" not in note)]))
@@ -129,12 +135,45 @@ def _train(argv: Sequence[str]) -> None:
 
 def _config_roots(argv: Sequence[str]) -> list[str]:
     """Returns the folders that config files may import from."""
-    roots = [Path.cwd()]
+    roots = [Path.cwd(), *(path.resolve().parent.parent for path in _config_files(argv))]
+    return [str(root) for root in roots]
+
+
+def _config_files(argv: Sequence[str]) -> list[Path]:
+    """Returns the files that --config names."""
+    files = []
     for here, following in zip(argv, [*argv[1:], ""], strict=True):
         name, _, value = here.lstrip("-").partition("=")
         if here.startswith("-") and name == "config":
-            roots.append(Path(value or following).resolve().parent.parent)
-    return [str(root) for root in roots]
+            files.append(Path((value or following).split(":")[0]))  # after a colon: an argument
+    return files
+
+
+def _pages(folder: Path) -> list[Path]:
+    """Returns the config files of a folder."""
+    return sorted(path for path in folder.glob("*.py") if path.stem != "common")
+
+
+def _expand(path: Path) -> Path:
+    """Returns the path with the user's home in place of "~"."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        _fail(f"--workdir={path}: this user has no home folder; give the full path")
+
+
+def _check_launcher() -> None:
+    """Refuses to run whole trainings side by side in one workdir."""
+    if _DISTRIBUTED.value is not None:
+        return
+    for variable, launcher in _LAUNCHERS.items():
+        count = os.environ.get(variable, "")
+        if count.isdigit() and int(count) > 1:
+            _fail(
+                f"{launcher} starts {count} processes ({variable}={count}), but --distributed is "
+                "not set: each would train alone in the same workdir. Set --distributed, or "
+                "--nodistributed if this is the only process"
+            )
 
 
 def _fail(message: str) -> NoReturn:

@@ -13,6 +13,7 @@ An interrupted run therefore ends with the same parameters, bit for bit, as an u
 it is resumed with the same software on the same number of devices of the same kind.
 """
 
+import contextlib
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +24,7 @@ from vig_jax.config import RunConfig, to_dict
 from vig_jax.data import BadImages
 from vig_jax.errors import DataWorkerError, NonFiniteLossError
 from vig_jax.evaluation.evaluate import evaluate
-from vig_jax.files import write_json
+from vig_jax.files import folder_lock, write_json
 from vig_jax.sharding.mesh import prefetch_to_device
 from vig_jax.tasks.protocol import Batch, HostBatch
 from vig_jax.train.checkpoint import Checkpoints, Restored
@@ -59,6 +60,7 @@ def run(config: RunConfig, workdir: Path) -> dict[str, float]:
         WeightsError: config.init_weights cannot be read or does not fit the model.
         ValueError: a setting that cannot work.
         CheckpointError: the workdir belongs to another run.
+        FolderInUseError: another process trains in the workdir.
         NonFiniteLossError: training diverged; the newest checkpoint is from before.
         TooManyBadImagesError: more than config.data.max_bad_images images do not decode.
         DataWorkerError: a process that makes batches is gone.
@@ -71,6 +73,7 @@ def run(config: RunConfig, workdir: Path) -> dict[str, float]:
         initial = initial_params(config)
     workdir.mkdir(parents=True, exist_ok=True)
     with (
+        _lock(workdir),
         jax.set_mesh(mesh),
         StopRequest() as stop,
         Checkpoints(workdir, keep=config.train.keep_checkpoints) as checkpoints,
@@ -168,6 +171,13 @@ def _train(
                 jax.block_until_ready(device_metrics)
                 clock.restart(step + 1)
     return step, results
+
+
+def _lock(workdir: Path) -> contextlib.AbstractContextManager[None]:
+    """Returns the lock of the workdir; the first process holds it for all."""
+    if jax.process_index() > 0:
+        return contextlib.nullcontext()
+    return folder_lock(workdir, "--workdir")
 
 
 class _StopMeanwhile(Exception):  # noqa: N818 - control flow, not an error

@@ -10,7 +10,7 @@ from jax.experimental import multihost_utils
 
 
 class StopRequest:
-    """Defers the first SIGINT or SIGTERM; the training loop checks it between updates.
+    """Defers the first SIGINT, SIGTERM or SIGHUP; the training loop checks it between updates.
 
     A second signal acts at once. Outside of the main thread, where Python cannot catch signals,
     this does nothing.
@@ -38,7 +38,7 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 self._before[number] = signal.signal(number, self._note)
         return self
 
