@@ -70,9 +70,9 @@ def test_stratified_split_of_every_format(kind, undivided, opened, tmp_path):
         Options(to=kind, shuffle=False),
     )
     for split in ("train", "eval"):
-        law = {"split": "stratified", "val_fraction": 0.2}
-        folder = opened("image_folder", undivided, split, **law)
-        source = opened(kind, tmp_path / "out", split, **law)
+        settings = {"split": "stratified", "val_fraction": 0.2}
+        folder = opened("image_folder", undivided, split, **settings)
+        source = opened(kind, tmp_path / "out", split, **settings)
         assert [source[i] for i in range(len(source))] == [folder[i] for i in range(len(folder))]
 
 

@@ -1,4 +1,4 @@
-"""One data set in every format: the same images, labels and batches; and what is said of damage."""
+"""One data set in every format: the same images, labels and batches; messages about damage."""
 
 import itertools
 import pickle
