@@ -33,7 +33,7 @@ import os
 import platform
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -141,27 +141,16 @@ def _entry(text: str) -> tuple[str, list[tuple[int, int]], list[str]]:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    import jax
-
-    from kernels_pallas.core.timing import commit, driver
     from vig_jax import list_models
     from vig_jax.bench.programs import image_and_batch_sizes
-    from vig_jax.bench.throughput import by_model, draw, peak_flops, write_tables
+    from vig_jax.bench.throughput import write_tables
     from vig_jax.errors import ConfigError
 
     shapes = image_and_batch_sizes(options.image_size, options.batch_size)
     if unknown := [name for name, *_ in options.models if name not in list_models()]:
         known = ", ".join(list_models())
         raise ConfigError(f"--models: {', '.join(unknown)} is none of our models ({known})")
-    device = jax.local_devices()[0]  # before PyTorch loads its cuDNN: JAX needs its own
-    facts: dict[str, Any] = {
-        "dtype": "bfloat16",
-        "device": f"{device.device_kind} ({device.platform})",
-        "driver": driver(),
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "commit": commit(),
-    }
+    facts = _facts()  # before PyTorch loads its cuDNN: JAX needs its own
     peers = [peer for _, _, names in options.models for peer in names]
     torch_peers = _torch_peers() if peers else None
     if torch_peers:
@@ -175,27 +164,12 @@ def _compare(options: argparse.Namespace) -> int:
         write_tables(facts, rows, json_file=options.json, csv_file=options.csv)
 
     write()  # fail now, not after an hour, if a file cannot be written
-    title = f"{facts['dtype']}, on {facts['device']}"
-    print(title)
-    print(", ".join(f"{name} {value}" for name, value in list(facts.items())[2:]))
-    print(
-        f"{'model':30} {'as':27} {'pass':9} {'params':>11} {'pixels':>6} {'batch':>5} {'img/s':>9} "
-        f"{'ms':>9} {'+-':>7} {'MB':>7} {'MFU':>6} {'to ours':>7}"
-    )
+    _print_head(facts)
     status = 0
     for (name, own, names), pass_ in itertools.product(options.models, options.passes):
         for size, batch in own or shapes:
             try:
-                group = _rows(
-                    options,
-                    name,
-                    names,
-                    size,
-                    batch,
-                    pass_,
-                    torch_peers,
-                    peak_flops(device.device_kind),
-                )
+                group = _rows(options, name, names, size, batch, pass_, torch_peers)
             except (RuntimeError, ValueError) as error:  # out of memory, wrong results, ...
                 reason = f"{name}, {pass_} at {size} pixels, batch {batch}: not measured: {error}"
                 print(f"peers.py: {reason}", file=sys.stderr, flush=True)
@@ -208,13 +182,53 @@ def _compare(options: argparse.Namespace) -> int:
                 _print(row)
             rows += group
             write()
-    for pass_ in options.passes if options.plot else ():
+    if options.plot:
+        _draw(options, facts, rows)
+    return status
+
+
+def _facts() -> dict[str, Any]:
+    """Returns what the table was measured with: type, device and versions."""
+    import jax
+
+    from kernels_pallas.core.timing import commit, driver
+
+    device = jax.local_devices()[0]
+    return {
+        "dtype": "bfloat16",
+        "device": f"{device.device_kind} ({device.platform})",
+        "driver": driver(),
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "commit": commit(),
+    }
+
+
+def _title(facts: Mapping[str, Any]) -> str:
+    return f"{facts['dtype']}, on {facts['device']}"
+
+
+def _print_head(facts: Mapping[str, Any]) -> None:
+    print(_title(facts))
+    print(", ".join(f"{name} {value}" for name, value in list(facts.items())[2:]))
+    print(
+        f"{'model':30} {'as':27} {'pass':9} {'params':>11} {'pixels':>6} {'batch':>5} {'img/s':>9} "
+        f"{'ms':>9} {'+-':>7} {'MB':>7} {'MFU':>6} {'to ours':>7}"
+    )
+
+
+def _draw(
+    options: argparse.Namespace, facts: Mapping[str, Any], rows: Sequence[dict[str, Any]]
+) -> None:
+    """Writes a figure for each pass that has rows."""
+    from vig_jax.bench.throughput import by_model, draw
+
+    for pass_ in options.passes:
         drawn = [row for row in rows if row["pass"] == pass_]
         if drawn:
             figure = options.plot.with_stem(f"{options.plot.stem}_{pass_}")
-            draw(by_model(drawn), f"{pass_}, {title}", figure, memory="memory_bytes")
+            draw(by_model(drawn), f"{pass_}, {_title(facts)}", figure, memory="memory_bytes")
             print(f"figure: {figure}")
-    return status
 
 
 def _torch_peers() -> Any:
@@ -240,13 +254,15 @@ def _rows(
     batch: int,
     pass_: str,
     torch_peers: Any,
-    peak: float | None,
 ) -> list[dict[str, Any]]:
     """Returns our row for one size and pass, and a row per peer in its faster variant."""
+    import jax
+
     from benchmarks.candidates import ours
     from kernels_pallas.core.timing import interleaved
-    from vig_jax.bench.throughput import spread
+    from vig_jax.bench.throughput import peak_flops, spread
 
+    peak = peak_flops(jax.local_devices()[0].device_kind)
     train = pass_ == "train"
     mode = options.compile_mode or ("default" if train else "reduce-overhead")
     given: Any = {"image_size": size, "batch_size": batch, "train": train}

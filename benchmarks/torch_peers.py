@@ -60,9 +60,7 @@ def candidates(
     compile_mode: str | None,
     attention: str,
 ) -> Iterator[Candidate | str]:
-    """Yields a model in each of its variants, or the reason why one is not measured.
-
-    All variants share the same parameters.
+    """Yields each variant of a model, with shared parameters, or why it is not measured.
 
     Args:
         name: timm's name of the model.
