@@ -45,7 +45,7 @@ def test_every_data_file_is_in_it(wheel):
         str(file.relative_to(ROOT)): file.stat().st_size
         for package in PACKAGES
         for file in (ROOT / package).rglob("*")
-        if file.is_file() and file.suffix not in {".py", ".pyc"}
+        if file.is_file() and file.suffix != ".py" and "__pycache__" not in file.parts
     }
     names = "\n".join(expected)
     for part in ("/py.typed", "/autotune/data/", "gla/README.md", "fashion_mnist/", "imagenet/"):
