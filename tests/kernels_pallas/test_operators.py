@@ -2,9 +2,11 @@
 
 import dataclasses
 import functools
+import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -124,7 +126,12 @@ def test_without_the_triton_backend_portable_implementations_serve():
             print(error)
     """
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=True
+        [sys.executable, "-c", textwrap.dedent(program)],
+        cwd=Path(kernels_pallas.__file__).parents[1],
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert "(2, 2) (2, 2)" in done.stdout
     assert "has no Triton backend of Pallas" in done.stdout
