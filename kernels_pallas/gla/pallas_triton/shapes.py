@@ -168,12 +168,15 @@ class Program:
         return self.segment * self.problem.chunks + step
 
     def state_index(self, *leading: Scalar) -> Index:
-        """Returns the index of the program's part [K, V] of padded states [..., K, V]."""
+        """Returns the index of the program's part [K, V] of an array of states [..., K, V]."""
         block = self.problem.value_block
         values = self.value_block * block + jnp.arange(block)[None, :]
         return *leading, jnp.arange(self.problem.key_block)[:, None], values
 
     def chunk_state_index(self, direction: int, chunk: Scalar) -> Index:
-        """Returns the same of states [directions, rows, chunks per segment, K, V]."""
+        """Returns the index of the program's part of a chunk's state.
+
+        The array of states is [directions, rows, chunks per segment, K, V].
+        """
         within = chunk - self.segment * self.problem.chunks
         return self.state_index(direction, self.row, within)

@@ -1,7 +1,7 @@
-"""The mixer in Pallas kernels for CUDA GPUs: the scan's, then the blend's, then XLA's product.
+"""The mixer on CUDA GPUs: Pallas kernels for the scan and the blend, then a product by XLA.
 
-Without gradients each direction of the scan has its own programs and output, and the blend adds the
-outputs. README.md says what that saves.
+In a call that is not differentiated, each direction of the scan has its own programs and output,
+and the blend adds the outputs. README.md explains what that saves.
 """
 
 import functools
@@ -24,7 +24,7 @@ from kernels_pallas.vig_mixer.spec import MixerInputs, MixerSpec
 PLATFORMS = triton.PLATFORMS
 TUNED_AS = gla.TUNED_AS
 
-_MAX_ROWS = 2**30  # of B * T * H: the blend numbers rows in 32 bits, some past the last too
+_MAX_ROWS = 2**30  # B * T * H; the blend numbers rows in 32 bits, and some lie past the last
 
 
 def supports(spec: MixerSpec, device: Device | None = None) -> str | None:

@@ -75,7 +75,7 @@ def backward(
         },
         num_warps=config.num_warps,
         num_stages=1,
-        # XLA copies an input that is needed afterwards; in a training step it is not.
+        # XLA copies the array if it is needed afterwards, which is not so in a training step.
         start_from={"blend": arrays["scans"][0]},
     )
     added = jnp.sum(results["sums"], axis=0)
@@ -130,7 +130,7 @@ def _kernel(ref: Refs, *, loop: RowLoop) -> None:
 
 
 def _write_sums(ref: Refs, loop: RowLoop, gate: jax.Array, scales: list[jax.Array]) -> None:
-    """Adds the rows [rows, V] of a program, those of `gate` by head, and writes the sums."""
+    """Adds up a program's rows [rows, V], those of `gate` by head, and writes the sums."""
     spec, padded = loop.spec, padded_width(loop.spec)
     columns = jnp.arange(padded)
     head = loop.block(triton.program_id(0), 0).head

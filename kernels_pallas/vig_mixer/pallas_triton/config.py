@@ -18,7 +18,7 @@ class BlendConfig:
     num_warps: int = 4
 
 
-# Six and four programs for each multiprocessor of an H200 fill it; more would have to wait. The
-# backward pass has twice the values to hold in registers, and XLA adds what its programs leave.
+# Six and four programs for each multiprocessor of an H200; more would have to wait. The backward
+# pass holds twice the values in registers, and XLA adds up the sums of its programs.
 FORWARD = BlendConfig(programs=792)
 BACKWARD = BlendConfig(programs=528)

@@ -1,4 +1,4 @@
-"""What the public operators refuse, and what they say."""
+"""Argument checks of the public operators, and their messages."""
 
 import functools
 import inspect

@@ -1,4 +1,4 @@
-"""One suite for every implementation: values, gradients, states, transformations."""
+"""Values, gradients, states and transformations of every portable implementation."""
 
 import functools
 
@@ -40,7 +40,7 @@ def assert_close(actual, expected, tolerance, what):
 
 @functools.cache
 def single(implementation, reverse):
-    """Output, final state and the gradients of a weighted sum of both, compiled."""
+    """Returns a compiled function: output, final state, gradients of a weighted sum of both."""
 
     def run(inputs, state_cotangent):
         def loss(q, k, v, log_decay, initial_state):
@@ -68,7 +68,7 @@ def single(implementation, reverse):
 
 @functools.cache
 def both(implementation):
-    """Output of both directions and its gradients, compiled."""
+    """Returns a compiled function: the output of both directions and its gradients."""
 
     def run(inputs):
         def loss(*arguments):
@@ -272,7 +272,7 @@ def test_the_first_decay_acts_on_the_initial_state(implementation):
 
 @directions
 def test_the_default_under_jit(reverse):
-    """All implementations meet in one program there, so they must return alike."""
+    """Implementations are branches of one program, so they must return the same types."""
     inputs = make()
     run = functools.partial(gla, reverse=reverse)
     expected = numpy_gla(*inputs[:4], reverse=reverse)

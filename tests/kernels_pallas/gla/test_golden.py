@@ -1,4 +1,4 @@
-"""Every implementation against float64 runs of the published PyTorch recurrence."""
+"""Compares every implementation with float64 runs of the published PyTorch recurrence."""
 
 import pathlib
 

@@ -1,4 +1,4 @@
-"""The CUDA kernels: interpreted and lowered without a GPU, run on one where there is one."""
+"""The CUDA kernels: interpreted and lowered without a GPU, and run where there is a GPU."""
 
 import functools
 import pathlib
@@ -74,7 +74,7 @@ def kernels(spec, config=None):
 
 
 def both(run):
-    """Output and gradients of both directions."""
+    """Returns a compiled function: output and gradients of both directions."""
 
     def call(inputs):
         out, pullback = jax.vjp(run, *inputs[:5])
@@ -84,7 +84,7 @@ def both(run):
 
 
 def single(run):
-    """Output, final state and gradients of one direction that starts from a state."""
+    """Returns a compiled function: output, final state and gradients of one direction."""
 
     def call(inputs):
         (out, state), pullback = jax.vjp(run, *inputs[:4], inputs.initial_state)
@@ -162,7 +162,7 @@ def test_interpreted_segments_odd_widths_and_states():
 
 
 def mild(seed, tokens=18, key_width=3, value_width=5):
-    """Small inputs and the kernels' scan of them; one launch, as it is promised to be enough."""
+    """Returns small inputs with log-decays above -1, for which one launch is enough."""
     shape = {"batch": 1, "tokens": tokens, "heads": 1}
     shape |= {"key_width": key_width, "value_width": value_width}
     return random_inputs(seed, gates="mild", **shape)
@@ -172,7 +172,7 @@ kernels_scan = functools.partial(gla, min_log_decay=-1.0, implementation=NAME)
 
 
 def with_gradients(run):
-    """Output and gradients of one direction."""
+    """Returns a compiled function: output and gradients of one direction."""
 
     def call(inputs):
         out, pullback = jax.vjp(run, *inputs[:4])
@@ -237,7 +237,10 @@ def test_interpreted_golden():
 
 
 def check_nothing_outside_is_read_or_written(strength):
-    """Of larger arrays: all else is NaN, and, where gradients are written, 7 before and after."""
+    """Runs kernels on columns of larger arrays, which are NaN elsewhere.
+
+    The array that gradients are written to is 7 elsewhere, before and after.
+    """
     tokens, heads, key_width, value_width, rank = 37, 2, 8, 16, 5
     starts = {"q": 0, "k": 24, "v": 48, "features": 88}  # with gaps behind each
     widths = {"q": 16, "k": 16, "v": 32, "features": rank}
@@ -415,7 +418,7 @@ def test_by_name_it_traces_anywhere_and_runs_on_cuda_only():
         ({"dtype": "float32", "decay_dtype": "bfloat16"}, "float32 log-decays"),
     ],
 )
-def test_says_what_it_does_not_serve(options, reason):
+def test_calls_that_are_not_served(options, reason):
     shape = {"batch": 1, "tokens": 9, "heads": 1, "key_width": 4, "value_width": 4} | options
     inputs = random_inputs(0, **shape)
     with pytest.raises(NotImplementedError, match=reason):

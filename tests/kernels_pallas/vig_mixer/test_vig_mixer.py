@@ -1,4 +1,4 @@
-"""The mixer: every implementation against the definition in float64, and its CUDA kernels."""
+"""The mixer: implementations against the definition in float64, and the CUDA kernels."""
 
 import functools
 import re
@@ -31,12 +31,12 @@ slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 
 def outputs_of(width):
-    """O, other than D."""
+    """Returns a width O that is not D."""
     return width + 8
 
 
 def make(shape, dtype, *, strength=1.0, rank=16):
-    """Arrays and a cotangent for `shape` B, T, H, V; decay logits of `strength`, both signs."""
+    """Returns arrays and a cotangent for `shape` B, T, H, V; decay logits of size `strength`."""
     batch, tokens, heads, value_width = shape
     width = heads * value_width
     generator = np.random.default_rng(tokens)
@@ -249,7 +249,7 @@ def test_interpreted_kernels(dtype, shape, rank, activation, strength, config):
     ("shape", "programs", "steps"), [((1, 30, 3, 24), 3, 8), slow((2, 32, 6, 16), 3, 16)], ids=str
 )
 def test_programs_of_several_blocks(shape, programs, steps):
-    """With and without rows past the last; a block begins in the middle of a token's heads."""
+    """Rows past the last are masked; a block begins in the middle of a token's heads."""
     spec = spec_of(shape, "float32", "silu")
     inputs, _ = make(shape, "float32")
     scan = jnp.asarray(np.random.default_rng(0).standard_normal(shape), "float32")
@@ -320,7 +320,7 @@ def shapes_of(shape, dtype):
 
 
 def test_no_blend_is_kept():
-    """What is given, which others keep too, the scans' sum, and the states before each chunk."""
+    """The residuals are the inputs, the scans' sum, and the states before each chunk."""
     batch, tokens, heads, value_width = shape = 2, 24, 2, 32
     inputs, _ = shapes_of(shape, "bfloat16")
     run = functools.partial(vig_mixer, heads=heads, implementation=NAME)
@@ -360,9 +360,9 @@ def test_under_checkpoint_only_the_recomputed_forward_pass_stores_states():
 
 
 def test_projections_are_neither_sliced_nor_copied():
-    """Outside of the kernels nothing touches an array of tokens, and gradients are not joined.
+    """Outside of the kernels no operation copies an array of tokens or joins gradients.
 
-    What is 24 wide are the decays' features and the ones behind them.
+    Arrays of width 24 are the features of the decays and the ones after them.
     """
     inputs, cotangent = shapes_of((2, 196, 6, 64), "bfloat16")
 
@@ -511,7 +511,7 @@ def test_tilings_on_a_gpu(options):
 @pytest.mark.parametrize("shape", [(8, 196, 6, 64), (4, 784, 6, 32), (3, 77, 2, 24)], ids=str)
 def test_transformations_on_a_gpu(shape):
     inputs, cotangent = make(shape, "bfloat16")
-    # XLA's products with it are exact in whatever order it adds: so the kernels' bits are seen.
+    # XLA's products with the identity are exact in any order, so that bits of kernels are compared.
     width = inputs.local.shape[2]
     inputs = inputs._replace(out_kernel=jnp.eye(width, dtype="bfloat16"))
     cotangent = cotangent[..., :width]
@@ -526,9 +526,9 @@ def test_transformations_on_a_gpu(shape):
     np.testing.assert_array_equal(out, expected[0])
     theirs = MixerInputs(*expected[1:])
     np.testing.assert_array_equal(grads.local, theirs.local)
-    kernels_own = 3 * width  # the rest, and sums over tokens, are XLA's products
+    by_kernels = 3 * width  # the other columns, and sums over tokens, are products by XLA
     np.testing.assert_array_equal(
-        grads.projected[..., :kernels_own], theirs.projected[..., :kernels_own]
+        grads.projected[..., :by_kernels], theirs.projected[..., :by_kernels]
     )
     for mine, other in zip(grads, theirs, strict=True):
         assert rms_relative_error(mine, other) <= TOLERANCES["bfloat16"].forward
@@ -536,8 +536,8 @@ def test_transformations_on_a_gpu(shape):
 
 @on_gpu
 @pytest.mark.gpu
-def test_what_is_kept_can_be_used_again():
-    """The kernel of the backward pass writes where its input is: not into that kept for long."""
+def test_a_pullback_can_be_called_twice():
+    """The backward kernel overwrites its input; residuals that are used again are copied before."""
     inputs, cotangent = make((8, 196, 6, 64), "bfloat16")
     _, pullback = jax.vjp(functools.partial(vig_mixer, heads=6, implementation=NAME), *inputs)
     for first, second in zip(pullback(cotangent), pullback(cotangent), strict=True):
