@@ -179,7 +179,7 @@ def test_help(train):
 def test_data_workers_import_nothing_heavy(begin):
     code = (
         f"import sys; {begin}; "
-        "import vig_jax.data.loader.batches, vig_jax.data.convert.conversion; "
+        "import vig_jax.data.loader.pipeline, vig_jax.data.convert.conversion; "
         "sys.exit(sys.modules['jax'] is not None or bool({'jaxlib', 'flax'} & sys.modules.keys()))"
     )
     done = subprocess.run(

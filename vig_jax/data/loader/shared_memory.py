@@ -6,8 +6,6 @@ import time
 import weakref
 from pathlib import Path
 
-from grain.multiprocessing import SharedMemoryArray
-
 SHARED_MEMORY = Path("/dev/shm")
 
 _LONGEST_WAIT = 2.0  # seconds
@@ -25,6 +23,8 @@ def wait_until_released() -> None:
     resource tracker complains of leaks. So this drops an array too and waits until it is freed. An
     array that this thread had to free itself proves nothing: Grain's queue was full.
     """
+    from grain.multiprocessing import SharedMemoryArray  # Grain takes long to import
+
     this_thread = threading.get_ident()
     deadline = time.monotonic() + _LONGEST_WAIT
     freed_by: list[int] = []
