@@ -1,5 +1,6 @@
 """Starting a run from weights."""
 
+import dataclasses
 import json
 import signal
 
@@ -17,6 +18,7 @@ from vig_jax.inference.loaded_model import load_for_inference
 from vig_jax.layers.pos_embed import resize_pos_embed
 from vig_jax.train.experiment import Experiment
 from vig_jax.train.loop import run
+from vig_jax.weights.fit import WeightFile, Weights, fit_to_config
 from vig_jax.weights.initial import initial_params
 
 
@@ -66,6 +68,25 @@ def test_interrupted_run_resumes_without_the_file(weights, tiny, tmp_path, monke
     params, line = initial_params(resolved(tiny(init_weights=str(workdir))))
     assert line == f"starting from {workdir}, ema_params"
     chex.assert_trees_all_equal(params, load_for_inference(workdir).variables["params"])
+
+
+def test_classes_of_a_run_are_matched_by_name():
+    values = np.arange(3 * 4, dtype=np.float32).reshape(3, 4)
+    state_dict = {"head.weight": values, "head.bias": values[:, 0]}
+    file = WeightFile(state_dict, class_names=("cat", "dog", "emu"))
+    model = parse(common.get_config()).model
+    seen = []
+
+    def fit(tensors, name, *, num_classes, outputs, **_):
+        seen.append(outputs)
+        return Weights({}, num_classes)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vig_jax.weights.fit.fit", fit)
+        for names in (("cat", "dog", "emu"), ("emu", "cat"), ("cat", "cow"), ()):
+            classes = dataclasses.replace(model, num_classes=len(names) or 3)
+            fit_to_config(file, "runs/x", classes, class_names=names)
+    assert seen == [None, [2, 0], [], None]
 
 
 @pytest.mark.parametrize("change", [{}, {"model__embed_dim": 64}])

@@ -5,9 +5,10 @@
   vig evaluate --weights vig_s.pth --model vig_s --data-path /data/imagenet
   vig evaluate runs/vig_s --results mistakes   # mistakes/confusion.png, top_confusions.csv, ...
 
-Images are PATH/val/CLASS/*.jpg; the labels are the positions of the sorted folder names. The
-metrics of a classifier are top-1 and top-5 accuracy as fractions, the loss in nats and, for two
-classes, F1 of the second.
+Images are PATH/val/CLASS/*.jpg. Classes are matched to the model's by name, and a subset of them
+will do; the names of ImageNet-1k and their identifiers (n01440764) are interchangeable. The metrics
+of a classifier are top-1 and top-5 accuracy as fractions, the loss in nats and, for two classes, F1
+of the second.
 """
 
 import argparse
@@ -30,6 +31,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     weights.configure(parser)
     parser.add_argument("--data-path", help="data set, if not where the run had it")
+    parser.add_argument(
+        "--class-map",
+        type=Path,
+        metavar="FILE",
+        help="JSON object of the data set's class names to the model's, where they differ",
+    )
     parser.add_argument(
         "--batch-size", type=int, help="default: that of training; with --weights 64"
     )
@@ -64,9 +71,10 @@ def run(args: argparse.Namespace) -> int:
     batch_size = args.batch_size or (64 if args.weights else config.train.batch_size)
     mesh = make_mesh()
     check_batch_size(batch_size, mesh)
-    dataset = open_dataset(data, "eval")
     entry = get_task(config.task.name)
-    entry.check_data(loaded.metadata, dataset.info.metadata, config)
+    class_map = _class_map(args.class_map) if args.class_map else None
+    dataset = open_dataset(data, "eval")
+    dataset = entry.match_data(loaded.metadata, dataset, config, class_map)
     bundle = make_task(dataclasses.replace(config, data=data), loaded.metadata)
     evaluation, preprocess = bundle.evaluation, bundle.eval_preprocess
     bad_images = BadImages(dataset, preprocess, data.max_bad_images)
@@ -100,3 +108,16 @@ def run(args: argparse.Namespace) -> int:
         for path in entry.report.draw(args.results):
             print(f"wrote {path}")
     return 0
+
+
+def _class_map(file: Path) -> dict[str, str]:
+    """Reads the file of --class-map."""
+    from vig_jax.errors import ConfigError
+
+    try:
+        names = json.loads(file.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise ConfigError(f"--class-map {file} is not JSON: {error}") from error
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise ConfigError(f'--class-map {file} must be an object of names, e.g. {{"felis": "cat"}}')
+    return names

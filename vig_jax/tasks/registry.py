@@ -11,6 +11,7 @@ from typing import Any
 
 from vig_jax.config import RunConfig, TaskConfig
 from vig_jax.config.schema import TASK_CONFIGS
+from vig_jax.data.dataset import Dataset
 from vig_jax.data.preprocess.protocol import Preprocess
 from vig_jax.errors import ConfigError
 from vig_jax.tasks.protocol import Evaluation, Preview, Task
@@ -81,15 +82,17 @@ class TaskEntry:
     Attributes:
         make: builds the bundle from a config and the data set's metadata (`DatasetInfo.metadata`).
         report: the parts of a report that depend on the task.
-        check_data: raises DataSetError if a trained model does not fit a data set to evaluate.
-            Takes the metadata of the model's and of the new data set, and the model's config.
+        match_data: returns a data set in the terms of a trained model, for example with the labels
+            that the model has for its classes, or raises DataSetError. Takes the metadata of the
+            data set that the model was trained on, the new data set, the model's config and a
+            mapping of the new data set's names to the model's, or None.
     """
 
     make: Callable[[RunConfig, Mapping[str, Any]], TaskBundle]
     report: ReportSpec
-    check_data: Callable[[Mapping[str, Any], Mapping[str, Any], RunConfig], None] = (
-        lambda trained, data, config: None
-    )
+    match_data: Callable[
+        [Mapping[str, Any], Dataset, RunConfig, Mapping[str, str] | None], Dataset
+    ] = lambda trained, dataset, config, names: dataset
 
 
 # Modules with an `ENTRY`, imported on first use.

@@ -26,7 +26,7 @@ from vig_jax.models import ParameterGroups
 from vig_jax.models.backbone import implementation_refusals
 from vig_jax.sharding.mesh import check_batch_size, make_mesh, replicated
 from vig_jax.tasks.protocol import Params
-from vig_jax.tasks.registry import TaskBundle, make_task
+from vig_jax.tasks.registry import TaskBundle, get_task, make_task
 from vig_jax.train.checkpoint import RunInfo
 from vig_jax.train.intervals import Intervals
 from vig_jax.train.optim.optimizer import make_optimizer
@@ -70,14 +70,16 @@ class Experiment:
         train_data = open_dataset(config.data, "train")
         eval_data = open_dataset(config.data, "eval")
         _check_fine_tuning(config)
+        trained_on = train_data.info.metadata
         mesh = make_mesh()
         batch_size, parts = config.train.batch_size, config.train.accumulation_steps
         check_batch_size(batch_size, mesh)
         check_accumulation(batch_size, parts, mesh)
         epoch = steps_per_epoch(train_data, batch_size)
         intervals = Intervals.from_config(config.train, epoch)
-        bundle = make_task(config, train_data.info.metadata)
+        bundle = make_task(config, trained_on)
         config = bundle.config
+        eval_data = get_task(config.task.name).match_data(trained_on, eval_data, config, None)
         schedule = warmup_cosine(
             config.optimizer, batch_size=batch_size, steps_per_epoch=epoch, total=intervals.total
         )
@@ -102,7 +104,7 @@ class Experiment:
             eval_data=eval_data,
             info=RunInfo(
                 config=config,
-                metadata=train_data.info.metadata,
+                metadata=trained_on,
                 data_fingerprint=train_data.info.fingerprint,
                 eval_fingerprint=eval_data.info.fingerprint,
                 primary_metric=bundle.evaluation.primary_metric,

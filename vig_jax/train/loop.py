@@ -70,7 +70,7 @@ def run(config: RunConfig, workdir: Path) -> dict[str, float]:
     config, intervals, mesh = experiment.config, experiment.intervals, experiment.mesh
     initial = None
     if config.init_weights is not None and not finished(workdir / CHECKPOINTS):
-        initial = initial_params(config)
+        initial = initial_params(config, experiment.info.metadata)
     workdir.mkdir(parents=True, exist_ok=True)
     with (
         _lock(workdir),

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ class WeightFile:
         averaged: True for EMA weights, False for raw ones, None if the file does not say.
         others: the other keys of the file.
         notes: warnings for the user.
+        class_names: of the head's outputs, if the file names them.
     """
 
     state_dict: StateDict
@@ -60,6 +61,7 @@ class WeightFile:
     averaged: bool | None = None
     others: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +86,7 @@ def fit(
     num_classes: int | None = None,
     overrides: Mapping[str, Any] | None = None,
     seed: int = 0,
+    outputs: Sequence[int] | None = None,
 ) -> Weights:
     """Returns the parameters of a model from a state dict.
 
@@ -97,6 +100,8 @@ def fit(
         num_classes: width of the head; 0 for no head; None for that of the state dict.
         overrides: for `create_model`.
         seed: of a new head.
+        outputs: the output of the state dict's head to take for each output of the model; empty
+            for a new head; None for the default.
 
     Raises:
         WeightsError: lists the missing and unexpected names and the shapes that differ.
@@ -111,7 +116,14 @@ def fit(
     given = {} if classes is None else {"num_classes": classes}
     model = create_model(model_name, **given, **(overrides or {}))
     notes = []
-    if head and in_file != model.num_classes:
+    if head and outputs:
+        for key in head:
+            tensors[key] = tensors[key][list(outputs)]
+        notes.append("the head's outputs are matched to the data set's classes by name")
+    elif head and outputs is not None:
+        _replace_head(tensors, head, model.num_classes, seed)
+        notes.append("a new head, as the data set has other classes: it must be trained")
+    elif head and in_file != model.num_classes:
         notes.append(_replace_head(tensors, head, model.num_classes, seed))
     grid, table = model.pos_embed_grid, tensors.get("pos_embed")
     if grid is not None and table is not None:
@@ -130,19 +142,33 @@ def fit(
 
 
 def fit_to_config(
-    file: WeightFile, path: str | Path, model: ModelConfig, *, seed: int = 0
+    file: WeightFile,
+    path: str | Path,
+    model: ModelConfig,
+    *,
+    seed: int = 0,
+    class_names: Sequence[str] = (),
 ) -> Weights:
     """Returns the weights of a file for the model of a config.
+
+    If the file and the data set name their classes, the head is matched by name: its outputs are
+    reordered, or it is new if the data set has other classes.
 
     Args:
         file: from `read_weight_file`.
         path: of the file, for messages.
         model: names the model and the sizes that differ from the published ones.
         seed: of a new head.
+        class_names: of the data set, by label.
 
     Raises:
         WeightsError: the weights do not fit the model.
     """
+    outputs = None
+    if file.class_names and class_names and file.class_names != tuple(class_names):
+        labels = {name: label for label, name in enumerate(file.class_names)}
+        known = set(class_names) <= labels.keys() and len(class_names) == model.num_classes
+        outputs = [labels[name] for name in class_names] if known else []
     sizes = {
         name: value
         for name, value in dataclasses.asdict(model).items()
@@ -150,7 +176,12 @@ def fit_to_config(
     }
     try:
         weights = fit(
-            file.state_dict, model.name, num_classes=model.num_classes, overrides=sizes, seed=seed
+            file.state_dict,
+            model.name,
+            num_classes=model.num_classes,
+            overrides=sizes,
+            seed=seed,
+            outputs=outputs,
         )
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error

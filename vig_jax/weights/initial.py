@@ -1,5 +1,8 @@
 """The weights that a run starts from."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import numpy as np
 
@@ -10,13 +13,16 @@ from vig_jax.weights.load import origin, read_weight_file
 from vig_jax.weights.upstream import Params
 
 
-def initial_params(config: RunConfig) -> tuple[Params, str]:
+def initial_params(
+    config: RunConfig, metadata: Mapping[str, Any] | None = None
+) -> tuple[Params, str]:
     """Reads the weights that `config.init_weights` names.
 
     A head for another number of classes is initialised with the run's seed.
 
     Args:
         config: resolved: the number of classes is known.
+        metadata: of the training data; its `class_names` are matched to those of a run.
 
     Returns:
         The parameters in float32, and a line about them for the log.
@@ -30,7 +36,8 @@ def initial_params(config: RunConfig) -> tuple[Params, str]:
         file = read_weight_file(path)
     except FileNotFoundError as error:
         raise WeightsError(f"config.init_weights={path}: {error}") from error
-    weights = fit_to_config(file, path, config.model, seed=config.seed)
+    class_names = (metadata or {}).get("class_names", ())
+    weights = fit_to_config(file, path, config.model, seed=config.seed, class_names=class_names)
     return float32(weights.params), "; ".join(
         (f"starting from {origin(file, path)}", *weights.notes)
     )

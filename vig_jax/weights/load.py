@@ -140,7 +140,12 @@ def _read_run_folder(path: Path, ema: bool | None) -> WeightFile:
     except CheckpointError as error:
         raise WeightsError(str(error)) from error
     params = run_folder.read_params(directory, item)
-    return WeightFile(upstream.from_params(params), section=item, averaged=item == "ema_params")
+    return WeightFile(
+        upstream.from_params(params),
+        section=item,
+        averaged=item == "ema_params",
+        class_names=tuple(run_folder.read_run(directory)["metadata"].get("class_names", ())),
+    )
 
 
 def _read_safetensors(path: Path, ema: bool | None) -> WeightFile:

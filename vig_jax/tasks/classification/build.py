@@ -8,7 +8,8 @@ import jax
 
 from vig_jax.augment.mixup import Mix, draw
 from vig_jax.config import DataConfig, RunConfig
-from vig_jax.data.datasets.imagenet import class_ids, class_names
+from vig_jax.data.dataset import ClassificationDataset, Dataset
+from vig_jax.data.datasets.relabel import match_classes
 from vig_jax.data.preprocess.classification import ClassificationPreprocess
 from vig_jax.errors import ConfigError, DataSetError
 from vig_jax.models.from_config import model_from_config, with_image_size
@@ -20,7 +21,6 @@ from vig_jax.tasks.classification.evaluation import (
 from vig_jax.tasks.classification.preview import ClassificationPreview
 from vig_jax.tasks.classification.task import Classification
 from vig_jax.tasks.registry import Panel, ReportSpec, TaskBundle, TaskEntry
-from vig_jax.text import preview_names
 
 
 def make_classification(config: RunConfig, metadata: Mapping[str, Any]) -> TaskBundle:
@@ -79,35 +79,35 @@ def _check_mixing(data: DataConfig, rows: int) -> None:
         jax.eval_shape(once, jax.random.PRNGKey(0))
 
 
-def check_data(trained: Mapping[str, Any], data: Mapping[str, Any], config: RunConfig) -> None:
-    """Refuses a data set whose labels differ from the outputs of a trained model.
+def match_data(
+    trained: Mapping[str, Any],
+    dataset: Dataset,
+    config: RunConfig,
+    class_map: Mapping[str, str] | None,
+) -> Dataset:
+    """Returns a data set with the labels that a trained model has for its classes.
 
     Args:
         trained: metadata of the data set that the model was trained on.
-        data: metadata of the data set to evaluate.
+        dataset: the data set to evaluate.
         config: of the model.
+        class_map: names of the data set to names of the model, where they differ.
 
     Raises:
-        DataSetError: other classes.
+        DataSetError: the data set has classes that the model does not know.
     """
-    names = tuple(data["class_names"])
-    outputs = config.model.num_classes or 0
-    if len(names) > outputs:
-        raise DataSetError(
-            f"the data set has {len(names)} classes, the model {outputs}: the weights are for "
-            "other classes"
-        )
-    if tuple(trained.get("class_names", ())) == class_names() and names != class_ids():
-        raise DataSetError(
-            "the model has the classes of ImageNet-1k, so the data set must have 1,000 class "
-            f"folders named by their identifiers ({class_ids()[0]}, ...); it has {len(names)}: "
-            f"{preview_names(names, 3)}"
-        )
+    if not isinstance(dataset, ClassificationDataset):
+        raise DataSetError(f"{dataset.info.name} has no classes: it cannot be classified")
+    names = tuple(trained.get("class_names", ()))
+    if names == tuple(f"class {label}" for label in range(len(names))):
+        names = ()  # of converted weights without names
+    classes = config.model.num_classes or len(names)
+    return match_classes(dataset, names, num_classes=classes, class_map=class_map)
 
 
 ENTRY = TaskEntry(
     make=make_classification,
-    check_data=check_data,
+    match_data=match_data,
     report=ReportSpec(
         primary_metric=PRIMARY_METRIC,
         panels=(
