@@ -249,3 +249,42 @@ def test_imagenet_names():
     assert class_names()[0] == "tench"
     assert class_names()[134] == "crane (n02012849)"
     assert class_names()[999] == "toilet tissue"
+
+
+def test_weights_that_are_not_finite_end_in_one_line(tmp_path, capsys):
+    from vig_jax.weights.load import save_safetensors
+
+    variables = vig_jax.load_weights(GOLDEN / "plain_fmt_ckpt.pth", "vig_t", **PLAIN)
+    variables["params"]["blocks_0"]["mlp"]["gate_proj"]["kernel"][0, 0] = np.nan
+    file = tmp_path / "broken.safetensors"
+    save_safetensors(variables["params"], file, model_name="vig_t", averaged=None)
+    Image.new("RGB", (8, 8)).save(tmp_path / "photo.png")
+    model = ["--weights", str(file), *options("plain_fmt")]
+    for command in (
+        ["predict", *model, str(tmp_path / "photo.png")],
+        ["evaluate", *model, "--data-path", str(tmp_path)],
+        ["convert", str(file), str(tmp_path / "out"), *options("plain_fmt")],
+    ):
+        assert main(command) == 1
+        printed = capsys.readouterr().err
+        assert "broken.safetensors: 1 arrays have values that are NaN or infinite" in printed
+        assert printed.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["predict", "runs/x", "a.png", "--top", "0"], "--top: 0 must be at least 1"),
+        (["evaluate", "runs/x", "--workers", "-1"], "--workers: -1 must be at least 0"),
+        (
+            ["evaluate", "runs/x", "--json", f"{__file__}/x.json"],
+            "test_weights.py cannot be created",
+        ),
+        (["evaluate", "runs/x", "--json", "tests"], "tests is a folder: name a file"),
+        (["report", "~no.such.user/x"], "~no.such.user"),
+    ],
+)
+def test_options_are_checked_before_any_work(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert message in capsys.readouterr().err

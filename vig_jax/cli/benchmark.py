@@ -24,9 +24,9 @@ RMS error, and the share of images with the same first guess. --profile lists th
 """
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vig_jax.cli import options
 from vig_jax.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -59,9 +59,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--gla", choices=IMPLEMENTATIONS, help="implementation of the GLA op (default: best here)"
     )
     parser.add_argument("--repeats", type=int, default=10, help="samples (default 10)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write facts and rows here")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the rows here")
-    parser.add_argument("--plot", type=Path, metavar="PNG", help="draw them against the image size")
+    parser.add_argument(
+        "--json", type=options.output_file, metavar="FILE", help="also write facts and rows here"
+    )
+    parser.add_argument(
+        "--csv", type=options.output_file, metavar="FILE", help="also write the rows here"
+    )
+    parser.add_argument(
+        "--plot", type=options.output_file, metavar="PNG", help="draw them against the image size"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -9,16 +9,18 @@ fit the model. Nothing in a .pth file is executed. OUT is written whole or not a
 """
 
 import argparse
-from pathlib import Path
 
-from vig_jax.cli import weights
+from vig_jax.cli import options, weights
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
-    parser.add_argument("source", type=Path, metavar="IN")
+    parser.add_argument("source", type=options.path, metavar="IN")
     parser.add_argument(
-        "target", type=Path, metavar="OUT", help="a .safetensors file, or a folder (checkpoint)"
+        "target",
+        type=options.path,
+        metavar="OUT",
+        help="a .safetensors file, or a folder (checkpoint)",
     )
     weights.describe_model(parser)
     which = parser.add_mutually_exclusive_group()

@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from vig_jax.cli import options
 from vig_jax.errors import ConfigError, ConversionError
 
 KINDS = ("array_record", "image_folder", "parquet", "tar")
@@ -21,7 +22,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Declares the commands and their options."""
     commands = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     images = commands.add_parser("images", help="write the embedded images as an image folder")
-    images.add_argument("directory", type=Path, help="CLASS/NUMBER.png are written here")
+    images.add_argument("directory", type=options.path, help="CLASS/NUMBER.png are written here")
     images.add_argument("--split", choices=["train", "eval"], default="eval")
     images.add_argument(
         "--per-class", type=int, metavar="N", help="write only N images of each class"
@@ -35,9 +36,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     _describe_source(inspect)
     inspect.add_argument("--sample", type=int, metavar="N", help="decode only N images of a split")
     inspect.add_argument(
-        "--json", type=Path, metavar="FILE", help="write the complete result to FILE"
+        "--json", type=options.output_file, metavar="FILE", help="write the complete result to FILE"
     )
-    inspect.add_argument("--sheet", type=Path, metavar="PNG", help="draw images with their classes")
+    inspect.add_argument(
+        "--sheet", type=options.output_file, metavar="PNG", help="draw images with their classes"
+    )
     benchmark = commands.add_parser(
         "benchmark",
         help="time the stages on the host, the loader, and the augmentation on the device",
@@ -47,10 +50,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     _describe_source(benchmark)
     benchmark.add_argument(
-        "--image-size", type=int, default=224, metavar="PIXELS", help="side of the images (224)"
+        "--image-size",
+        type=int,
+        default=224,
+        metavar="PIXELS",
+        help="side of the images (224)",
     )
     benchmark.add_argument(
-        "--images", type=int, default=128, metavar="N", help="number of images to time (128)"
+        "--images",
+        type=int,
+        default=128,
+        metavar="N",
+        help="number of images to time (128)",
     )
     benchmark.add_argument(
         "--resize",
@@ -62,10 +73,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--workers", type=int, metavar="N", help="time the loader with N processes"
     )
     benchmark.add_argument(
-        "--batch-size", type=int, default=64, metavar="N", help="of the timed loader (64)"
+        "--batch-size",
+        type=int,
+        default=64,
+        metavar="N",
+        help="of the timed loader (64)",
     )
     benchmark.add_argument(
-        "--device-batch", type=int, metavar="N", help="time the augmentation of N images"
+        "--device-batch",
+        type=int,
+        metavar="N",
+        help="time the augmentation of N images",
     )
     benchmark.add_argument(
         "--seconds",
@@ -74,7 +92,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="duration of timing the loader, and the device (3)",
     )
-    benchmark.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to FILE")
+    benchmark.add_argument(
+        "--json", type=options.output_file, metavar="FILE", help="write the numbers to FILE"
+    )
 
 
 def _describe_source(parser: argparse.ArgumentParser) -> None:
@@ -98,7 +118,7 @@ def _describe_source(parser: argparse.ArgumentParser) -> None:
 
 def _configure_convert(parser: argparse.ArgumentParser) -> None:
     _describe_source(parser)
-    parser.add_argument("destination", metavar="DST", type=Path, help="a new folder")
+    parser.add_argument("destination", metavar="DST", type=options.path, help="a new folder")
     parser.add_argument("--to", choices=KINDS, default="array_record")
     shards = parser.add_mutually_exclusive_group()
     shards.add_argument("--shards", type=int, metavar="N", help="number, of the larger split")

@@ -14,18 +14,19 @@ of the second.
 import argparse
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 from tqdm import tqdm
 
-from vig_jax.cli import weights
+from vig_jax.cli import options, weights
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
     parser.add_argument(
         "run",
-        type=Path,
+        type=options.path,
         nargs="?",
         help="a run's workdir or one of its checkpoints (not with --weights)",
     )
@@ -33,19 +34,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-path", help="data set, if not where the run had it")
     parser.add_argument(
         "--class-map",
-        type=Path,
+        type=options.path,
         metavar="FILE",
         help="JSON object of the data set's class names to the model's, where they differ",
     )
     parser.add_argument(
-        "--batch-size", type=int, help="default: that of training; with --weights 64"
+        "--batch-size", type=options.positive, help="default: that of training; with --weights 64"
     )
-    parser.add_argument("--workers", type=int, help="decoding processes; 0: in this one")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the metrics here")
+    parser.add_argument("--workers", type=options.count, help="decoding processes; 0: in this one")
+    parser.add_argument(
+        "--json", type=options.output_file, metavar="FILE", help="also write the metrics here"
+    )
     parser.add_argument(
         "--results",
         "--confusion",
-        type=Path,
+        type=options.path,
         metavar="FOLDER",
         help="also write detailed results: for a classifier the confusion matrix as .npz and .png "
         "and a table of the most frequent mistakes; in a run's folder `vig report` draws them "
@@ -56,6 +59,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Evaluates and prints."""
     from vig_jax.data import BadImages, eval_batches, open_dataset
+    from vig_jax.errors import NonFiniteLossError
     from vig_jax.evaluation.evaluate import evaluate, make_predict_step
     from vig_jax.sharding.mesh import check_batch_size, make_mesh
     from vig_jax.tasks.protocol import HostBatch
@@ -92,6 +96,8 @@ def run(args: argparse.Namespace) -> int:
         sets = {"": loaded.variables}
         state = evaluate(evaluation, predict, sets, batches, mesh, on_batch=on_batch)[""]
     metrics = evaluation.compute(state)
+    if not all(map(math.isfinite, metrics.values())):
+        raise NonFiniteLossError(f"{args.weights or args.run}: metrics are not finite: {metrics}")
     print(f"{args.weights or args.run}: {loaded.description}, {len(dataset)} images")
     names = sorted(metrics, key=lambda name: name != evaluation.primary_metric)
     print("  ".join(f"{name} {metrics[name]:.4f}" for name in names))
@@ -101,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
         facts = {"run": str(args.run), "step": loaded.step, "ema": loaded.ema}
         if args.weights:
             facts = {"weights": str(args.weights), "model": args.model, "ema": loaded.ema}
-        args.json.write_text(json.dumps(facts | metrics, indent=1) + "\n")
+        args.json.write_text(json.dumps(facts | metrics, indent=1, allow_nan=False) + "\n")
     if args.results:
         args.results.mkdir(parents=True, exist_ok=True)
         evaluation.save(state, args.results, f"{config.model.name}, {loaded.description}")

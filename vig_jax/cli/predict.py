@@ -10,9 +10,8 @@ With --figure, a folder named after a class is the true label of its images.
 import argparse
 import json
 import sys
-from pathlib import Path
 
-from vig_jax.cli import weights
+from vig_jax.cli import options, weights
 from vig_jax.errors import ConfigError
 
 
@@ -20,18 +19,26 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
     parser.add_argument(
         "paths",
-        type=Path,
+        type=options.path,
         nargs="+",
         metavar="PATH",
         help="a run's workdir or one of its checkpoints (not with --weights), then image files or "
         "folders of them",
     )
     weights.configure(parser)
-    parser.add_argument("--top", type=int, default=5, help="classes per image (default 5)")
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the predictions here")
     parser.add_argument(
-        "--figure", "--picture", type=Path, metavar="PNG", help="draw images with predictions"
+        "--top", type=options.positive, default=5, help="classes per image (default 5)"
+    )
+    parser.add_argument("--batch-size", type=options.positive, default=64)
+    parser.add_argument(
+        "--json", type=options.output_file, metavar="FILE", help="write the predictions here"
+    )
+    parser.add_argument(
+        "--figure",
+        "--picture",
+        type=options.output_file,
+        metavar="PNG",
+        help="draw images with predictions",
     )
 
 

@@ -8,12 +8,13 @@ the run's folder.
 """
 
 import argparse
-from pathlib import Path
+
+from vig_jax.cli import options
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
-    parser.add_argument("run", type=Path, help="a run's workdir")
+    parser.add_argument("run", type=options.path, help="a run's workdir")
 
 
 def run(args: argparse.Namespace) -> int:

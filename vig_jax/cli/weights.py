@@ -5,6 +5,7 @@ import ast
 from pathlib import Path
 from typing import Any
 
+from vig_jax.cli import options
 from vig_jax.errors import ConfigError
 
 
@@ -12,14 +13,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Declares --weights, --raw, --image-size and the options of a file's model."""
     parser.add_argument(
         "--weights",
-        type=Path,
+        type=options.path,
         metavar="FILE",
         help="instead of a run: .pth or .safetensors with the names of hustvl/ViG; needs --model",
     )
     describe_model(parser)
     parser.add_argument(
         "--image-size",
-        type=int,
+        type=options.positive,
         metavar="PIXELS",
         help="of the images, with --weights",
     )

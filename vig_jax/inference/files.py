@@ -14,7 +14,7 @@ from vig_jax.data.datasets.fashion_mnist import folder_name
 from vig_jax.data.formats.image_folder import is_image
 from vig_jax.data.preprocess.decode import decode
 from vig_jax.data.preprocess.geometry import draw_view
-from vig_jax.errors import UndecodableImageError
+from vig_jax.errors import NonFiniteLossError, UndecodableImageError
 from vig_jax.figures import save_figure
 from vig_jax.inference.loaded_model import LoadedModel
 from vig_jax.inference.predictor import Predictor, predictor
@@ -105,7 +105,14 @@ class Classifier:
                 images[row] = draw_view(image.size, self.data, None).image(image)
             except (UndecodableImageError, OSError) as error:
                 errors[row] = str(error)
-        probabilities = np.asarray(jax.nn.softmax(run(images)))
+        logits = np.asarray(run(images))
+        for row, file in enumerate(files):
+            if row not in errors and not np.isfinite(logits[row]).all():
+                raise NonFiniteLossError(
+                    f"{file}: the logits are not finite; the model overflows. Use float32 "
+                    "(config.model.dtype of the run, --set dtype=float32 for a weight file)"
+                )
+        probabilities = np.asarray(jax.nn.softmax(logits))
         for row, file in enumerate(files):
             if row in errors:
                 yield Prediction(file, (), errors[row])

@@ -11,6 +11,7 @@ from vig_jax.config import RunConfig
 from vig_jax.data.datasets.imagenet import class_names
 from vig_jax.tasks.registry import make_task
 from vig_jax.weights import run_folder
+from vig_jax.weights.finite import check_finite
 from vig_jax.weights.fit import WeightFile, fit_to_config
 from vig_jax.weights.load import origin, read_weight_file
 from vig_jax.weights.published import published_config
@@ -60,6 +61,7 @@ def load_for_inference(path: str | Path, *, ema: bool | None = None) -> LoadedMo
     if mutable:
         where = directory / name.replace("params", "mutable")
         variables |= run_folder.restore_tree(where, mutable)
+    check_finite(variables, directory)
     kind = "EMA" if name == "ema_params" else "raw"
     trained = f"{kind} weights after {stored['data_position']} updates"
     return LoadedModel(

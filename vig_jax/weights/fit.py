@@ -17,6 +17,7 @@ from vig_jax.layers.linear import normal_002
 from vig_jax.layers.pos_embed import resize_pos_embed
 from vig_jax.models import create_model, list_models
 from vig_jax.weights import upstream
+from vig_jax.weights.finite import check_finite
 
 StateDict = dict[str, np.ndarray]
 
@@ -110,6 +111,7 @@ def fit(
     for key, value in tensors.items():
         if not jnp.issubdtype(value.dtype, jnp.floating):
             raise WeightsError(f"{key} is {value.dtype}; weights must be floating-point")
+    check_finite(tensors)
     head = _head(tensors)
     in_file = tensors[head[1]].size if head else None
     classes = in_file if num_classes is None else num_classes

@@ -1,0 +1,44 @@
+"""Types of command-line options: each checks its value before any work is done."""
+
+import argparse
+from pathlib import Path
+
+
+def path(text: str) -> Path:
+    """Returns a path with "~" replaced by the user's home."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error}") from error
+
+
+def output_file(text: str) -> Path:
+    """Returns the path of a file to write; its folder is created."""
+    file = path(text)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{file.parent} cannot be created: {error}") from error
+    if file.is_dir():
+        raise argparse.ArgumentTypeError(f"{file} is a folder: name a file")
+    return file
+
+
+def positive(text: str) -> int:
+    """Returns an integer that is at least 1."""
+    return _at_least(1, text)
+
+
+def count(text: str) -> int:
+    """Returns an integer that is at least 0."""
+    return _at_least(0, text)
+
+
+def _at_least(least: int, text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer") from error
+    if value < least:
+        raise argparse.ArgumentTypeError(f"{value} must be at least {least}")
+    return value
