@@ -63,9 +63,7 @@ def build(name: str, merge_scale: float, dtype: str, **settings):
     [
         *((name, "float64") for name in EVALUATED),
         *(slow(name, "float64") for name in SMALL if name not in EVALUATED),
-        ("plain_t", "float32"),
-        ("hier_a", "float32"),
-        *(slow(name, "float32") for name in SMALL if name not in ("plain_t", "hier_a")),
+        *(slow(name, "float32") for name in SMALL),  # training and the full size test it, too
     ],
     indirect=["dtype"],
 )
@@ -256,7 +254,16 @@ def check_features(ours, arrays, tolerance):
         assert golden.relative_error(value, expected) < tolerance, theirs
 
 
-@pytest.mark.parametrize("name", [n for n in PLAIN if n not in ("plain_x", "plain_eps")])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        *((name, "float64") for name in ("plain_t", "plain_s", "plain_fmt")),
+        ("plain_fmt", "float32"),
+        slow("plain_t", "float32"),
+        slow("plain_s", "float32"),
+    ],
+    indirect=["dtype"],
+)
 def test_inner_features(name, dtype):
     model, variables, case, arrays = build(name, UPSTREAM_EVAL, dtype)
     images = jnp.asarray(golden.images(name, "native", case["images"]["native"])[:1], dtype)

@@ -38,6 +38,7 @@ def small_model(name, **changed):
 
 # One of each kind: with the sizes replaced above, the other names are the same models.
 KINDS = ("vig_t", "vig_s", "vig_h_t")
+forward_kinds = ["vig_t", "vig_h_t", pytest.param("vig_s", marks=pytest.mark.slow)]
 some_slow = [pytest.param(n, marks=() if n == "vig_t" else pytest.mark.slow) for n in KINDS]
 
 
@@ -122,13 +123,13 @@ def test_every_parameter_gets_a_gradient(name):
         assert np.max(np.abs(gradient)) > 0, path
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", forward_kinds)
 def test_training_path_is_the_evaluation_path_without_drop_path(name):
     seen = forward(small_model(name))
     chex.assert_trees_all_close(seen["trained"], seen["evaluated"], rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", forward_kinds)
 def test_bfloat16_follows_float32(name):
     seen = forward(small_model(name))
     assert seen["bfloat16"].dtype == jnp.float32

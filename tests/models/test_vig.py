@@ -104,6 +104,6 @@ def test_bad_images(shape, dtype, message):
 
 
 def test_smallest_image():
-    model = small_model()
-    logits = jax.jit(model.apply)(init(model), jnp.ones((1, 7, 32, 3)))
+    model, images = small_model(depth=1), jnp.ones((1, 7, 32, 3))
+    logits, _ = jax.jit(model.init_with_output)(jax.random.key(0), images)
     assert bool(jnp.all(jnp.isfinite(logits)))
