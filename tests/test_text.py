@@ -1,4 +1,6 @@
-from vig_jax.text import did_you_mean, preview_names
+import os
+
+from vig_jax.text import did_you_mean, preview_names, printable
 
 
 def test_did_you_mean():
@@ -12,3 +14,10 @@ def test_preview_names():
     assert preview_names([1, 2]) == "1, 2"
     assert preview_names("abcdef") == "a, b, c, d, e, ..."
     assert preview_names("abcdef", limit=6) == "a, b, c, d, e, f"
+
+
+def test_printable():
+    assert printable("Katze 猫 नमस्\u200dते") == "Katze 猫 नमस्\u200dते"
+    assert printable("a\x1b[2Jb\n\u202ec") == r"a\x1b[2Jb\n\u202ec"
+    assert printable(os.fsdecode(b"caf\xe9")) == r"caf\xe9"
+    assert preview_names(["\x07"]) == r"\x07"

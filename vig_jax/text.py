@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
+_JOINERS = "\u200c\u200d"  # invisible, but part of words in some scripts and of emoji
+
 
 def did_you_mean(value: str, known: Iterable[str], prefix: str = "") -> str:
     """Returns a hint for an unknown name: the nearest known name, or all of them.
@@ -22,5 +24,26 @@ def did_you_mean(value: str, known: Iterable[str], prefix: str = "") -> str:
 
 def preview_names(names: Iterable[object], limit: int = 5) -> str:
     """Joins the first `limit` names with commas; an ellipsis marks that there are more."""
-    shown = [str(name) for name in names]
+    shown = [printable(str(name)) for name in names]
     return ", ".join(shown[:limit]) + (", ..." if len(shown) > limit else "")
+
+
+def printable(text: str) -> str:
+    r"""Escapes characters that a terminal, a figure or a UTF-8 file must not get.
+
+    Args:
+        text: a name that others chose, e.g. of a file.
+
+    Returns:
+        The text with control characters and bytes that are not UTF-8 as escapes, e.g. "\\x1b".
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in _JOINERS else _escape(c) for c in text)
+
+
+def _escape(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # a byte that is not UTF-8, as os.fsdecode represents it
+        return f"\\x{code - 0xDC00:02x}"
+    return character.encode("unicode_escape", "backslashreplace").decode("ascii")

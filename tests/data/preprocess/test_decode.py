@@ -3,8 +3,9 @@ import pytest
 from PIL import Image
 
 from tests.data.photographs import encoded, photo
+from vig_jax.data.preprocess.classification import ClassificationPreprocess
 from vig_jax.data.preprocess.decode import decode
-from vig_jax.errors import UndecodableImageError
+from vig_jax.errors import DataSetError, UndecodableImageError
 
 PHOTO = photo(60, 45)
 
@@ -93,3 +94,10 @@ def test_arrays_are_checked():
     for array in (PHOTO.astype(np.float32), PHOTO[..., 0], PHOTO[..., :2]):
         with pytest.raises(ValueError, match=r"must be uint8 \[H, W, 3\]"):
             decode(array)
+
+
+def test_a_label_of_more_than_32_bits_is_refused(make_data):
+    preprocess = ClassificationPreprocess(make_data(), train=False)
+    for label in (2**32, np.int64(2**32 + 1), -(2**31) - 1):
+        with pytest.raises(DataSetError, match=f"a label is {label}"):
+            preprocess({"image": PHOTO, "label": label}, None)

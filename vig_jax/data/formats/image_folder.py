@@ -215,7 +215,13 @@ def _class_folders(folder: Path) -> tuple[str, ...]:
 
 def is_image(name: str) -> bool:
     """Returns whether a file has the extension of an image."""
-    return name.rpartition(".")[2].lower() in _EXTENSIONS
+    stem, dot, extension = name.rpartition(".")
+    return bool(stem and dot) and extension.lower() in _EXTENSIONS
+
+
+def is_hidden(name: str) -> bool:
+    """Returns whether a file or folder is none of the user's: hidden, or metadata of a Mac."""
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def _image_files(folder: str, prefix: str = "") -> Iterator[str]:

@@ -28,6 +28,7 @@ from vig_jax.data.dataset import (
 )
 from vig_jax.data.formats import shards
 from vig_jax.errors import DataSetError, UnreadableRecordError
+from vig_jax.text import printable
 
 logger = logging.getLogger(__name__)
 
@@ -80,8 +81,9 @@ class ParquetDataset(ClassificationBase):
         if names is None:
             raise shards.no_class_names(files[0].parent)
         super().__init__(str(files[0].parent), names)
-        self._labels = np.concatenate([_read_labels(f, next(iter(label))) for f in opened])
-        check_labels(self._labels, self.class_names, files[0].parent)
+        labels = np.concatenate([_read_labels(f, next(iter(label))) for f in opened])
+        check_labels(labels, self.class_names, files[0].parent)
+        self._labels = labels.astype(np.int32)
         groups = [
             (number, group, f.metadata.row_group(group).num_rows)
             for number, f in enumerate(opened)
@@ -120,8 +122,14 @@ class ParquetDataset(ClassificationBase):
         self._reset()
 
     def __getitem__(self, index: int) -> Example:
-        image = self._row(index)
-        return {"image": (image or {}).get("bytes") or b"", "label": int(self._labels[index])}
+        image = self._row(index) or {}
+        contents = image.get("bytes")
+        if contents is None and (path := image.get("path")):
+            raise UnreadableRecordError(
+                f"row {index} holds a path, {printable(path)}, but no bytes: write the images into "
+                "the files (in Hugging Face's datasets, embed_external_files)"
+            )
+        return {"image": contents or b"", "label": int(self._labels[index])}
 
     def name_of(self, index: int) -> str:
         """Returns the path in the row, or the file and the number of the row."""
@@ -131,7 +139,10 @@ class ParquetDataset(ClassificationBase):
             path = None
         group = self._group_of(index)
         file = Path(self._files[self._groups[group][0]]).name
-        return path or f"{file}, row {index - self._first[group]} of row group {group}"
+        return (
+            printable(path or "")
+            or f"{file}, row {index - self._first[group]} of row group {group}"
+        )
 
     def digest(self) -> str:
         """Hashes names and sizes of the files, the row groups and all labels."""
@@ -205,10 +216,18 @@ def _label_column(file: Path, opened: Any) -> str:
 
 
 def _read_labels(opened: Any, column: str) -> np.ndarray:
+    """Returns the labels as int64; -1, which Hugging Face uses for "no label", where there is none.
+
+    They are narrowed only after they have been checked.
+    """
     values = opened.read(columns=[column], use_threads=False).column(column)
-    if values.null_count:
-        values = values.fill_null(-1)  # out of range; Hugging Face uses it for "no label"
-    return values.to_numpy().astype(np.int32)
+    absent = values.is_null().to_numpy()
+    labels = values.fill_null(0).to_numpy()
+    if labels.dtype == np.uint64:
+        labels = np.minimum(labels, np.uint64(np.iinfo(np.int64).max))
+    labels = labels.astype(np.int64)
+    labels[absent] = -1
+    return labels
 
 
 def _names_in_metadata(opened: Any, column: str) -> tuple[str, ...] | None:

@@ -183,7 +183,7 @@ def read_info(folder: Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        info = json.loads(file.read_text(encoding="utf-8"))
+        info = json.loads(file.read_text(encoding="utf-8-sig"))
     except (ValueError, OSError) as error:
         raise DataSetError(f"{file} cannot be read: {error}") from error
     if not isinstance(info, dict) or info.get("format") != FORMAT:
@@ -204,12 +204,21 @@ def class_names_beside(folder: Path) -> tuple[str, ...] | None:
     file = folder / CLASSES_FILE
     if not file.is_file():
         return None
-    names = tuple(file.read_text(encoding="utf-8").rstrip("\n").split("\n"))
+    names = tuple(_read_lines(file))
     twice = [name for name, count in collections.Counter(names).items() if count > 1]
     if twice or not all(names):
         problem = f"{twice[0]!r} occurs twice" if twice else "a line is empty"
         raise DataSetError(f"{file}: {problem}; write one class name per line, by label")
     return names
+
+
+def _read_lines(file: Path) -> list[str]:
+    """Returns the lines of a UTF-8 file, without a byte order mark."""
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataSetError(f"{file} is not UTF-8 ({error}): save it as UTF-8") from error
+    return text.rstrip("\n").split("\n")
 
 
 def no_class_names(folder: Path) -> DataSetError:

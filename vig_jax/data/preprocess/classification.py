@@ -47,10 +47,14 @@ class ClassificationPreprocess:
 
         Raises:
             UndecodableImageError: the image is truncated, empty, or not an image.
+            DataSetError: the label does not fit into int32.
         """
+        label = int(example["label"])
+        if not -(2**31) <= label < 2**31:
+            raise DataSetError(f"a label is {label}; labels must fit into 32 bits")
         image = load(example["image"], self.data)
         view = draw_view(image_size(image), self.data, rng if self.train else None)
-        return {"image": view.image(image), "label": np.array(example["label"], np.int32)}
+        return {"image": view.image(image), "label": np.array(label, np.int32)}
 
 
 def _check(data: DataConfig) -> None:
