@@ -75,6 +75,9 @@ def imagenet(name: str = "vig_t") -> ConfigDict:
     config.data.resize = "auto"  # or "pillow", "numba" (same pixels); auto: numba if installed
     config.data.workers = 8  # decoding processes; 0: threads of this process
     config.data.prefetch = 2  # batches kept ready per worker
+    config.data.max_image_pixels = 2**26  # width * height; larger images are left out
+    config.data.damaged_jpegs = "use"  # or "leave_out": JPEGs that decode in spite of damage
+    config.data.image_seconds = 60.0  # for reading and preprocessing one image; 0: no limit
     config.data.max_bad_images = 100  # above this many undecodable images the run stops
 
     config.optimizer = ConfigDict()  # AdamW; the three learning rates are per lr_batch images

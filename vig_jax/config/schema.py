@@ -104,6 +104,10 @@ class DataConfig:
     rand_augment_std: NonNegative = 0.0  # standard deviation of the magnitude
     color_jitter: Probability = 0.0  # brightness, contrast, saturation; without RandAugment
     erase_probability: Probability = 0.0  # of random erasing, per image
+    # Width times height of an image file; larger ones are left out. Neutral: Pillow's own limit.
+    max_image_pixels: Annotated[int, Bounds(1, 178_956_970)] = 178_956_970
+    damaged_jpegs: Literal["use", "leave_out"] = "use"  # that decode, but with a warning
+    image_seconds: NonNegative = 0.0  # for reading and preprocessing one image; 0: no limit
     # Implementation of decoding and resizing, all with the same pixels. "auto": numba if installed.
     resize: Literal["auto", "pillow", "numba"] = "auto"
 

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import json
 import struct
@@ -167,3 +168,45 @@ def test_every_kind_of_file_as_the_documentation_says(kind, make_data, tmp_path)
         (row,) = np.flatnonzero(batch["index"] == 0)
         difference = batch["image"][row].astype(int) - expected
         assert np.abs(difference).mean() < 8
+
+
+def _damaged(image):
+    """Changes bytes in the middle, so that libjpeg warns and Pillow does not."""
+    contents = bytearray(image)
+    place = len(contents) // 2
+    contents[place : place + 3] = b"\xff\xd7\x55"  # a restart marker where none is due
+    return bytes(contents)
+
+
+@pytest.mark.parametrize("resize", ["auto", "pillow"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_damaged_jpeg_is_used_and_named_or_left_out(resize, mode, make_data, tmp_path, caplog):
+    pytest.importorskip("simplejpeg")
+    for split in ("train", "val"):
+        (tmp_path / split / "cat").mkdir(parents=True)
+        for i in range(3):
+            image = encoded(Image.fromarray(photo(60, 60, i)).convert(mode))
+            contents = _damaged(image) if i == 1 else image
+            (tmp_path / split / "cat" / f"{i}.jpg").write_bytes(contents)
+    data = make_data(source="image_folder", path=str(tmp_path), resize=resize)
+    log = tmp_path / "bad_images.jsonl"
+    for split, batches in (
+        ("train", functools.partial(train_batches, batch_size=3, seed=0)),
+        ("eval", functools.partial(eval_batches, batch_size=3)),
+    ):
+        source = open_dataset(data, split)
+        with batches(source, data) as opened:
+            batch = next(opened)
+        assert sorted(batch["bad"]) == [-3, -1, -1]
+        assert sorted(batch["index"]) == [0, 1, 2]
+        assert batch.get("weight", np.ones(3)).all()
+        account = BadImages(source, ClassificationPreprocess(data, train=False), 0, log)
+        account.update(batch["bad"])
+        assert (len(account), account.damaged) == (0, {1})
+        assert f"{source.name_of(1)} is used: damaged, decodable: Corrupt JPEG" in caplog.text
+        entry = json.loads(log.read_text().splitlines()[-1])
+        assert entry["used"]
+        leave_out = dataclasses.replace(data, damaged_jpegs="leave_out")
+        with batches(source, leave_out) as opened:
+            batch = next(opened)
+        assert sorted(batch["bad"]) == [-1, -1, 1]

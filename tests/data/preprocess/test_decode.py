@@ -1,10 +1,12 @@
+import struct
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.data.photographs import encoded, photo
 from vig_jax.data.preprocess.classification import ClassificationPreprocess
-from vig_jax.data.preprocess.decode import decode
+from vig_jax.data.preprocess.decode import decode, load, read_header
 from vig_jax.errors import DataSetError, UndecodableImageError
 
 PHOTO = photo(60, 45)
@@ -101,3 +103,89 @@ def test_a_label_of_more_than_32_bits_is_refused(make_data):
     for label in (2**32, np.int64(2**32 + 1), -(2**31) - 1):
         with pytest.raises(DataSetError, match=f"a label is {label}"):
             preprocess({"image": PHOTO, "label": label}, None)
+
+
+GRAY_16 = (np.arange(64 * 64, dtype=np.uint16) * 16).reshape(64, 64)
+
+
+def _pgm(values, maximum):
+    return b"P5 64 64 %d\n" % maximum + values.astype(">u2").tobytes()
+
+
+def _tiff_of_twelve_bits():
+    """Pillow writes no such file: four bits are dropped from one of sixteen bits."""
+    pairs = (GRAY_16.reshape(-1, 2) >> 4).astype(np.uint32)
+    packed = (pairs[:, 0] << 12 | pairs[:, 1])[:, None] >> np.array([16, 8, 0]) & 255
+    pixels = packed.astype(np.uint8).tobytes()
+    tags = [(256, 64), (257, 64), (258, 12), (259, 1), (262, 1), (273, 8 + 2 + 8 * 12 + 4)]
+    tags += [(278, 64), (279, len(pixels))]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + b"\0" * 4 + pixels
+
+
+@pytest.mark.parametrize(
+    "contents",
+    [
+        _pgm(GRAY_16, 65535),
+        encoded(Image.fromarray(GRAY_16), "TIFF"),
+        encoded(Image.fromarray(GRAY_16.astype(">u2")), "TIFF"),
+        _tiff_of_twelve_bits(),
+    ],
+    ids=["PGM", "TIFF", "TIFF, big endian", "TIFF, 12 bits"],
+)
+def test_gray_of_more_than_eight_bits_is_scaled(contents):
+    np.testing.assert_array_equal(np.asarray(decode(contents))[..., 0], GRAY_16 >> 8)
+
+
+def test_gray_of_ten_bits_in_a_pgm_is_scaled():
+    decoded = np.asarray(decode(_pgm(GRAY_16 >> 6, 1023)))[..., 0]
+    assert np.abs(decoded.astype(int) - (GRAY_16 >> 8)).max() <= 1
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_pixels_without_a_defined_white_are_left_out_with_the_reason(dtype):
+    contents = encoded(Image.fromarray(GRAY_16.astype(dtype)), "TIFF")
+    with pytest.raises(UndecodableImageError, match="no defined white: save the image with 8"):
+        decode(contents)
+
+
+def _webp(fourcc, header):
+    chunk = fourcc + struct.pack("<I", len(header)) + header
+    return b"RIFF" + struct.pack("<I", 4 + len(chunk)) + b"WEBP" + chunk
+
+
+def _jpeg_with_sides(image, width, height):
+    contents = bytearray(image)
+    start = max(contents.find(b"\xff\xc0"), contents.find(b"\xff\xc2"))
+    contents[start + 5 : start + 9] = struct.pack(">HH", height, width)
+    return bytes(contents)
+
+
+PROGRESSIVE = encoded(PHOTO, progressive=True)
+_LAST_SCAN = PROGRESSIVE[PROGRESSIVE.rfind(b"\xff\xda") : -2]
+BOMBS = {
+    "WebP, extended": _webp(b"VP8X", b"\0" * 4 + b"\xfe\x3f\0" * 2 + b"\0" * 4),
+    "WebP, lossless": _webp(b"VP8L", b"\x2f" + b"\xff" * 3 + b"\x0f" + b"\0" * 5),
+    "WebP, lossy": _webp(b"VP8 ", b"\0" * 3 + b"\x9d\x01\x2a" + b"\xff\x3f" * 2),
+    "JPEG": _jpeg_with_sides(encoded(PHOTO), 9_000, 9_000),
+    "JPEG of many scans": PROGRESSIVE[:-2] + _LAST_SCAN * 100 + b"\xff\xd9",
+    "JPEG of many passes": _jpeg_with_sides(
+        PROGRESSIVE[:-2] + _LAST_SCAN * 60 + b"\xff\xd9", 8_000, 8_000
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BOMBS)
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_bomb_is_refused_by_its_header(kind, fast, make_data, monkeypatch):
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("was decoded"))
+    data = make_data(resize="auto" if fast else "pillow", max_image_pixels=2**26)
+    for refuse in (decode, read_header, lambda image: load(image, data)):
+        with pytest.raises(UndecodableImageError, match=r"pixels, more than|scans"):
+            refuse(BOMBS[kind])
+
+
+def test_the_limit_of_pixels_is_a_setting(make_data):
+    assert load(encoded(PHOTO), make_data(max_image_pixels=60 * 45)) is not None
+    with pytest.raises(UndecodableImageError, match=r"60 x 45 pixels, .*max_image_pixels=2699"):
+        load(encoded(PHOTO), make_data(max_image_pixels=60 * 45 - 1))

@@ -38,7 +38,7 @@ class TarIndex:
 
     @property
     def by_folder(self) -> bool:
-        """Whether folders are the classes."""
+        """True if the folders are the classes."""
         return bool((self.labels == -1).all())
 
 

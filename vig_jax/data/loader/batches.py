@@ -15,7 +15,7 @@ import numpy as np
 
 from vig_jax.data.dataset import Dataset
 from vig_jax.data.loader.iterator import Batch, BatchIterator, iterate
-from vig_jax.data.preprocess.protocol import Preprocess, bytes_per_example
+from vig_jax.data.preprocess.protocol import DAMAGED, Preprocess, bytes_per_example
 from vig_jax.errors import ConfigError, DataSetError, UndecodableImageError
 
 # Streams of random numbers under one seed.
@@ -75,7 +75,8 @@ def train_batches(
     Returns:
         Iterator of dict(the arrays of `preprocess.spec`, stacked [b, ...]; index int64 [b], of the
         example in the data set; bad int64 [b], index of the undecodable example that `index`
-        replaces, or -1). Close it, or use it in a `with` statement.
+        replaces, or -1, or -2 - `index` for an example that is damaged but used). Close it, or use
+        it in a `with` statement.
 
     Raises:
         DataSetError: fewer examples than a batch, or too little shared memory.
@@ -117,8 +118,8 @@ def eval_batches(
     Returns:
         Iterator of dict(the arrays of `preprocess.spec`, stacked [b, ...]; index int64 [b]; bad
         int64 [b]; weight float32 [b]). Weight is 0 for rows that fill up the last batch (index -1)
-        and for undecodable examples (`bad` is their index, else -1), otherwise 1. Close it, or use
-        it in a `with` statement.
+        and for undecodable examples (`bad` is their index), otherwise 1. `bad` is -2 - index for an
+        example that is damaged but used, else -1. Close it, or use it in a `with` statement.
 
     Raises:
         DataSetError: too little shared memory.
@@ -154,6 +155,14 @@ class _Share:
         except OSError as error:
             raise UndecodableImageError(f"{type(error).__name__}: {error}") from error
         return self.preprocess(example, rng)
+
+    def place(self, batch: Batch, row: int, index: int, example: Mapping[str, np.ndarray]) -> None:
+        """Writes an example into a row."""
+        for name in self.preprocess.spec:
+            batch[name][row] = example[name]
+        batch["index"][row] = index
+        if DAMAGED in example:
+            batch["bad"][row] = -2 - index
 
     def empty_batch(self) -> Batch:
         batch = {
@@ -198,9 +207,7 @@ class _TrainBatches(_SharedRows):
         for row, drawn in enumerate(order[start : start + share.rows].tolist()):
             position = step * share.batch_size + share.first + row
             index, example = self._next_decodable(drawn, position)
-            for name, array in example.items():
-                batch[name][row] = array
-            batch["index"][row] = index
+            share.place(batch, row, index, example)
             if index != drawn:
                 batch["bad"][row] = drawn
         return batch
@@ -241,8 +248,7 @@ class _EvalBatches(_SharedRows):
             except UndecodableImageError:
                 batch["bad"][row] = index
                 continue
-            for name, array in example.items():
-                batch[name][row] = array
+            share.place(batch, row, index, example)
             batch["weight"][row] = 1
         return batch
 

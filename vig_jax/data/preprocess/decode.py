@@ -1,6 +1,7 @@
 """Decodes image files."""
 
 import io
+import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -8,37 +9,53 @@ from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
 from vig_jax.config import DataConfig
-from vig_jax.data.preprocess import resize
-from vig_jax.data.preprocess.jpeg import decode_jpeg
+from vig_jax.data.preprocess import limits, resize
+from vig_jax.data.preprocess.jpeg import damage_of_jpeg, decode_jpeg
 from vig_jax.errors import UndecodableImageError
 
 # The formats that Pillow may read. Others are no photographs, and some (EPS) start a program.
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
 
+# `limits` refuses what is too large.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
-def decode(image: bytes | np.ndarray) -> Image.Image:
+
+def decode(image: bytes | np.ndarray, max_pixels: int = limits.MAX_PIXELS) -> Image.Image:
     """Decodes to RGB: no rotation by EXIF, alpha dropped, first frame of several.
 
     Args:
         image: contents of an image file, or pixels that are decoded already, uint8 [H, W, 3].
+        max_pixels: width times height of a file; checked before it is decoded.
 
     Returns:
         A Pillow image of mode RGB.
 
     Raises:
-        UndecodableImageError: truncated, empty, or not an image.
+        UndecodableImageError: truncated, empty, not an image, or beyond the limits.
         ValueError: an array that is not uint8 [H, W, 3].
     """
     if isinstance(image, np.ndarray):
         _check_array(image)
         return Image.fromarray(image)
     try:
-        opened = Image.open(io.BytesIO(image), formats=_FORMATS)
+        opened = _open(image, max_pixels)
         opened.load()
         return _to_rgb(opened)
-    # Pillow's readers raise OSError, SyntaxError, ValueError, struct.error and more.
+    except UndecodableImageError:
+        raise
+    # Pillow's readers raise OSError, SyntaxError, ValueError, struct.error, MemoryError and more.
     except Exception as error:
         raise _undecodable(image, error) from error
+
+
+def _open(image: bytes, max_pixels: int) -> Image.Image:
+    """Reads the header and checks the limits."""
+    limits.check_header(image, max_pixels)
+    opened = Image.open(io.BytesIO(image), formats=_FORMATS)
+    limits.check_size(opened.width, opened.height, max_pixels)
+    if opened.format == "JPEG":
+        limits.check_scans(image, opened.width, opened.height, max_pixels)
+    return opened
 
 
 def _undecodable(image: bytes, error: Exception) -> UndecodableImageError:
@@ -54,26 +71,49 @@ def _undecodable(image: bytes, error: Exception) -> UndecodableImageError:
 
 
 def load(image: bytes | np.ndarray, data: DataConfig) -> Image.Image | UInt8[np.ndarray, "H W 3"]:
-    """Decodes for `View.image`.
+    """Decodes for `View.image`; see `load_checked`."""
+    return load_checked(image, data)[0]
+
+
+def load_checked(
+    image: bytes | np.ndarray, data: DataConfig
+) -> tuple[Image.Image | UInt8[np.ndarray, "H W 3"], str | None]:
+    """Decodes for `View.image` and looks for damage.
 
     Args:
         image: as for `decode`.
-        data: `resize` says whether the fast kernel may be used.
+        data: `resize` says whether the fast kernel may be used, `max_image_pixels` limits the size,
+            and `damaged_jpegs` says whether a damaged JPEG is used.
 
     Returns:
-        The pixels of `decode`: an array, perhaps read-only, for the kernel, or a Pillow image.
+        The pixels of `decode`: an array, perhaps read-only, for the kernel, or a Pillow image. And
+        the damage that the decoder found, or None.
 
     Raises:
-        UndecodableImageError: as `decode` does.
+        UndecodableImageError: as `decode` does, and for a damaged JPEG that is to be left out.
         ValueError: as `decode` does.
     """
-    if data.resize == "pillow" or resize.why_not():
-        return decode(image)
+    fast = data.resize != "pillow" and not resize.why_not()
     if isinstance(image, np.ndarray):
         _check_array(image)
-        return image
-    pixels = decode_jpeg(image)
-    return np.asarray(decode(image)) if pixels is None else pixels
+        return (image if fast else Image.fromarray(image)), None
+    if fast and (pixels := decode_jpeg(image, data.max_image_pixels)) is not None:
+        return pixels, None
+    decoded = decode(image, data.max_image_pixels)
+    damage = damage_of(image)
+    if damage and data.damaged_jpegs == "leave_out":
+        raise UndecodableImageError(f"{damage} (config.data.damaged_jpegs=leave_out)")
+    return (np.asarray(decoded) if fast else decoded), damage
+
+
+def damage_of(image: bytes | np.ndarray) -> str | None:
+    """Returns the damage of an image that can be decoded, or None.
+
+    Of the formats here only JPEG can be decoded in spite of damage that the decoder notices; Pillow
+    does not report it. Needs simplejpeg: without it, the result is None.
+    """
+    found = None if isinstance(image, np.ndarray) else damage_of_jpeg(image)
+    return f"damaged, decodable: {found}" if found else None
 
 
 def _check_array(image: np.ndarray) -> None:
@@ -93,29 +133,49 @@ class Header(NamedTuple):
     progressive: bool  # a JPEG that takes longer to decode
 
 
-def read_header(image: bytes) -> Header:
+def read_header(image: bytes, max_pixels: int = limits.MAX_PIXELS) -> Header:
     """Reads format and size without decoding.
 
     Args:
         image: contents of an image file.
+        max_pixels: width times height.
 
     Raises:
-        UndecodableImageError: not an image.
+        UndecodableImageError: not an image, or beyond the limits.
     """
     try:
-        opened = Image.open(io.BytesIO(image), formats=_FORMATS)
+        opened = _open(image, max_pixels)
+    except UndecodableImageError:
+        raise
     except Exception as error:  # of many kinds, as in `decode`
         raise _undecodable(image, error) from error
     progressive = bool(opened.info.get("progressive"))
     return Header(opened.format or "?", opened.mode, opened.width, opened.height, progressive)
 
 
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # tags and a value of TIFF
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB":
         return image
-    if image.mode.startswith("I;16"):
-        # Sixteen bits per pixel: keep the upper eight. Pillow would clip at 255 instead.
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        return _upper_bits(image)
+    if image.mode in ("I", "F"):
+        raise UndecodableImageError(
+            f"pixels of signed, 32-bit or floating-point numbers (mode {image.mode}) have no "
+            "defined white: save the image with 8 or 16 bits per pixel"
+        )
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # same colours, and no warning about the palette
     return image.convert("RGB")
+
+
+def _upper_bits(image: Image.Image) -> Image.Image:
+    """Keeps the upper eight bits of gray pixels of 9 to 16 bits. Pillow would clip at 255."""
+    tags = getattr(image, "tag_v2", {})
+    bits = tags.get(_BITS_PER_SAMPLE, (16,))[0]
+    gray = (np.asarray(image) >> (bits - 8)).clip(0, 255).astype(np.uint8)
+    if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        gray = 255 - gray
+    return Image.fromarray(gray).convert("RGB")

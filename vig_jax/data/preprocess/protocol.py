@@ -7,6 +7,9 @@ import numpy as np
 
 from vig_jax.data.dataset import Example
 
+DAMAGED = "damaged"
+"""The key under which a preprocess reports an example that is damaged, but used."""
+
 Spec = Mapping[str, tuple[tuple[int, ...], np.dtype]]
 
 
@@ -21,7 +24,7 @@ class Preprocess(Protocol):
     def __call__(
         self, example: Example, rng: np.random.Generator | None
     ) -> Mapping[str, np.ndarray]:
-        """Returns the arrays that `spec` lists.
+        """Returns the arrays that `spec` lists, and a true array under `DAMAGED` for damage.
 
         Args:
             example: from the data set.

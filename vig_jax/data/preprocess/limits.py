@@ -1,0 +1,75 @@
+"""Limits that an image file must keep, checked in its header before anything is decoded."""
+
+import struct
+
+from vig_jax.errors import UndecodableImageError
+
+MAX_PIXELS = 2**26
+"""The number of pixels that an image may have where no setting says otherwise: 200 MB of RGB."""
+
+_MOST_SCANS = 100  # of a progressive JPEG; encoders write ten to twenty
+_MOST_PASSES = 16  # scans of the largest image: each scan visits all pixels
+
+
+def check_header(image: bytes, max_pixels: int) -> None:
+    """Checks the size of a WebP, for which Pillow allocates when it opens it, and a JPEG's scans.
+
+    Args:
+        image: contents of an image file.
+        max_pixels: width times height.
+
+    Raises:
+        UndecodableImageError: the file exceeds a limit.
+    """
+    if (size := _webp_size(image)) is not None:
+        check_size(*size, max_pixels)
+    if image.startswith(b"\xff\xd8\xff"):
+        scans = image.count(b"\xff\xda")
+        if scans > _MOST_SCANS:
+            raise UndecodableImageError(
+                f"a JPEG of {scans} scans, at most {_MOST_SCANS} are decoded: save it again"
+            )
+
+
+def check_size(width: int, height: int, max_pixels: int) -> None:
+    """Checks the number of pixels.
+
+    Raises:
+        UndecodableImageError: there are more than `max_pixels`.
+    """
+    if width * height > max_pixels:
+        raise UndecodableImageError(
+            f"{width} x {height} pixels, more than config.data.max_image_pixels={max_pixels}: "
+            "reduce the image, or raise the limit"
+        )
+
+
+def check_scans(image: bytes, width: int, height: int, max_pixels: int) -> None:
+    """Checks that the scans of a JPEG do not visit too many pixels.
+
+    Raises:
+        UndecodableImageError: decoding would take too long.
+    """
+    scans = image.count(b"\xff\xda")
+    if scans * width * height > _MOST_PASSES * max_pixels:
+        raise UndecodableImageError(
+            f"a JPEG of {width} x {height} pixels in {scans} scans takes too long to decode: save "
+            "it again, with fewer scans"
+        )
+
+
+def _webp_size(image: bytes) -> tuple[int, int] | None:
+    """Returns width and height of a WebP, or None for other files and damaged headers."""
+    if image[:4] != b"RIFF" or image[8:12] != b"WEBP" or len(image) < 30:
+        return None
+    match image[12:16]:
+        case b"VP8X":
+            width, height = (int.from_bytes(image[i : i + 3], "little") + 1 for i in (24, 27))
+        case b"VP8L":
+            bits = int.from_bytes(image[21:25], "little")
+            width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+        case b"VP8 ":
+            width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", image, 26))
+        case _:
+            return None
+    return width, height
