@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import numpy as np
 
 Ref = Any
 """A reference to an array in a GPU's memory: an argument of a kernel."""
@@ -18,3 +19,11 @@ Mask = jax.Array | None
 
 Tree = Any
 """A pytree of arrays, of their shapes and types, or of references."""
+
+
+def float32_or_wider(dtype: Any) -> np.dtype:
+    """Returns float64 for float64, else float32: the dtype of sums and statistics.
+
+    Strict dtype promotion does not forbid it, as it would `jnp.promote_types`.
+    """
+    return np.dtype(np.float64 if dtype == np.float64 else np.float32)

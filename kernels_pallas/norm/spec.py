@@ -2,8 +2,9 @@
 
 import dataclasses
 
-import jax.numpy as jnp
 import numpy as np
+
+from kernels_pallas.core.types import float32_or_wider
 
 KINDS = ("rms", "layer")
 ACTIVATIONS = (None, "silu", "gelu")
@@ -36,4 +37,4 @@ class NormSpec:
     @property
     def wide(self) -> np.dtype:
         """Returns the type of statistics and of all else before results are rounded."""
-        return np.dtype(jnp.promote_types(self.dtype, jnp.float32))
+        return float32_or_wider(self.dtype)

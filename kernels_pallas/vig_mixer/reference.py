@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kernels_pallas.core.device import Device
+from kernels_pallas.core.types import float32_or_wider
 from kernels_pallas.gla import reference as gla
 from kernels_pallas.vig_mixer.spec import MixerInputs, MixerSpec
 
@@ -21,7 +22,7 @@ def supports(spec: MixerSpec, device: Device | None = None) -> str | None:
 
 def run(spec: MixerSpec, inputs: MixerInputs) -> Float[Array, "B T O"]:
     """Computes the mixer; see `kernels_pallas.vig_mixer.api.vig_mixer`."""
-    wide = jnp.promote_types(spec.dtype, jnp.float32)
+    wide = float32_or_wider(spec.dtype)
     wide_inputs = MixerInputs(*(x.astype(wide) for x in inputs))
     return compose(spec, gla.run, wide_inputs).astype(spec.dtype)
 
@@ -36,15 +37,16 @@ def compose(
 
     def norm(x, scale):
         x = x.astype(wide)
-        return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + spec.epsilon) * scale
+        x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + spec.epsilon)
+        return x * scale.astype(wide)
 
     dtype = inputs.projected.dtype
-    wide = jnp.promote_types(dtype, jnp.float32)
+    wide = float32_or_wider(dtype)
     *parts, features = jnp.split(inputs.projected, list(spec.starts.values())[1:], axis=-1)
     q, k, v, gate = map(heads, parts)
     precision = spec.scan.dot_precision
     logits = jnp.dot(features, inputs.decay_kernel.astype(features.dtype), precision=precision)
-    logits = logits.astype(wide) + inputs.decay_bias
+    logits = logits.astype(wide) + inputs.decay_bias.astype(wide)
     log_decays = jax.nn.log_sigmoid(logits) / spec.gate_normalizer
     decays = [heads(x) for x in jnp.split(log_decays, 2, axis=-1)]
     scan_spec = dataclasses.replace(
@@ -53,7 +55,8 @@ def compose(
     scanned, _ = scan(scan_spec, q, k, v, tuple(decays), None)
     mixed = norm(scanned, inputs.scan_scale)
     local = norm(heads(inputs.local), inputs.local_scale)
-    gate = jax.nn.sigmoid(gate.astype(wide) + inputs.gate_bias.reshape(spec.heads, -1))
+    gate_bias = inputs.gate_bias.astype(wide).reshape(spec.heads, -1)
+    gate = jax.nn.sigmoid(gate.astype(wide) + gate_bias)
     out = local + gate * (mixed - local)
     out = jax.nn.silu(out) if spec.activation else out
     out = out.reshape(spec.batch, spec.tokens, spec.width).astype(dtype)

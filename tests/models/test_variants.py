@@ -206,3 +206,48 @@ def test_remat_of_a_model_is_that_of_every_block(name, blocks):
 def test_bad_arguments(name, setting, message):
     with pytest.raises(ValueError, match=message):
         vig_jax.create_model(name, **(setting or {}))
+
+
+@pytest.mark.parametrize(
+    ("name", "dtypes"),
+    [
+        ("vig_t", {}),
+        ("vig_t", {"dtype": jnp.bfloat16}),
+        ("vig_t", {"param_dtype": jnp.bfloat16}),
+        ("vig_h_t", {"dtype": jnp.bfloat16}),
+    ],
+)
+def test_strict_dtype_promotion(name, dtypes):
+    sizes = HIERARCHICAL if "_h_" in name else PLAIN
+    model = vig_jax.create_model(name, 5, drop_path_rate=0.5, **sizes, **dtypes)
+    side = model.smallest_size
+    images = jax.ShapeDtypeStruct((2, side, side, 3), dtypes.get("param_dtype", jnp.float32))
+
+    def gradient(images):
+        keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
+        variables = model.init(keys, images)
+
+        def loss(variables):
+            return jnp.sum(model.apply(variables, images, train=True, rngs=keys))
+
+        return variables, jax.grad(loss)(variables)
+
+    with jax.numpy_dtype_promotion("strict"):
+        variables, gradients = jax.eval_shape(gradient, images)
+    chex.assert_trees_all_equal_shapes_and_dtypes(variables, gradients)
+
+
+@pytest.mark.parametrize("name", ["vig_t", "vig_h_t"])
+def test_an_empty_batch_has_empty_results(name):
+    model = small_model(name)
+    side = model.smallest_size
+
+    def results(images):
+        variables = model.init(jax.random.key(0), images)
+        return model.apply(variables, images[:0]), model.apply(
+            variables, images[:0], method="features"
+        )
+
+    logits, maps = jax.eval_shape(results, jnp.zeros((1, side, side, 3)))
+    assert logits.shape == (0, model.num_classes)
+    assert maps[0].shape[::3] == (0, model.feature_info[0].num_chs)

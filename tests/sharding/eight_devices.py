@@ -1,14 +1,17 @@
 """Run by test_mesh.py in a process with eight simulated devices."""
 
+import contextlib
 import functools
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
+import vig_jax
 from configs import common
 from kernels_pallas.testing import TOLERANCES, interpret, rms_relative_error
 from vig_jax.config import parse
@@ -148,6 +151,30 @@ def check_shard_kernel():
     assert seen[-2:] == [(2, 2), (16, 3)]
 
 
+def check_explicit_axes():
+    """Images may be split over explicit axes of any name, with and without an ambient mesh."""
+    sizes = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 1}
+    model = vig_jax.create_model("vig_t", 3, **sizes)
+    images = np.random.default_rng(0).standard_normal((8, 16, 16, 3)).astype(np.float32)
+    variables = jax.jit(model.init)(jax.random.key(0), images)
+
+    def squares(variables, images):
+        return jnp.sum(model.apply(variables, images) ** 2)
+
+    gradient = jax.jit(jax.grad(squares))
+    expected = gradient(variables, images)
+    mesh = jax.make_mesh((4, 2), ("rows", "columns"), axis_types=(AxisType.Explicit,) * 2)
+    placed = jax.device_put(images, jax.NamedSharding(mesh, PartitionSpec(("rows", "columns"))))
+    everywhere = jax.device_put(variables, jax.NamedSharding(mesh, PartitionSpec()))
+    for ambient in (contextlib.nullcontext, lambda: jax.set_mesh(mesh)):
+        with ambient():
+            actual = gradient(everywhere, placed)
+        chex.assert_trees_all_close(jax.device_get(actual), expected, rtol=1e-4, atol=1e-6)
+    tiles = jax.device_put(images, jax.NamedSharding(mesh, PartitionSpec("rows", "columns")))
+    with pytest.raises(ConfigError, match="models can split the batch only"):
+        jax.eval_shape(model.apply, variables, tiles)
+
+
 def check_interpreted_kernels():
     """Mapped over two devices, the mixer's Pallas kernels need no communication at all."""
     mesh = make_mesh(jax.devices()[:2])
@@ -183,6 +210,7 @@ def check_interpreted_kernels():
 
 check_placement()
 check_shard_kernel()
+check_explicit_axes()
 check_interpreted_kernels()
 check_init()
 check_steps()

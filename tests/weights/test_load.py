@@ -3,6 +3,7 @@
 import functools
 import json
 import logging
+import re
 from pathlib import Path
 
 import chex
@@ -205,6 +206,73 @@ def test_no_head(caplog):
     whole, body = load(file)["params"], load(file, num_classes=0)["params"]
     assert "the head for 10 classes is not used" in caplog.text
     chex.assert_trees_all_equal(body, {k: v for k, v in whole.items() if k != "head"})
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_weights_without_a_head_get_a_new_one(name, tmp_path, caplog):
+    caplog.set_level(logging.WARNING)
+    whole = arrays(name)
+    file = tmp_path / "headless.safetensors"
+    body = {key: value for key, value in whole.items() if ".head." not in f".{key}"}
+    assert len(body) == len(whole) - 2
+    safetensors.numpy.save_file(body, file)
+    params = load(file, name, num_classes=7)["params"]
+    assert params["head"]["kernel"].shape == (32, 7)
+    assert params["head"]["kernel"].std() == pytest.approx(0.02, rel=0.2)
+    assert not params["head"]["bias"].any()
+    assert "a new head for 7 classes, as the file has none: it must be trained" in caplog.text
+    del params["head"]
+    assert golden.digest(flat({"params": params})) == golden.digest(body)
+    chex.assert_trees_all_equal(load(file, name, num_classes=None)["params"], params)
+
+
+@pytest.mark.parametrize("empty", [None, {}])
+def test_an_empty_section_counts_as_absent(empty, tmp_path):
+    file = tmp_path / "weights.pth"
+    weights = torch_writer.state_dict(arrays("plain_fmt"))
+    torch_writer.save({"model": weights, "model_ema": empty, "epoch": 0}, file)
+    found = read_weight_file(file)
+    assert (found.section, found.others) == ("model", ("epoch",))
+    torch_writer.save({"model": empty, "model_ema": weights}, file)
+    with pytest.raises(WeightsError, match="only EMA weights"):
+        read_weight_file(file, ema=False)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_the_number_of_arrays_is_bounded(suffix, tmp_path, monkeypatch):
+    monkeypatch.setattr("vig_jax.weights.load.MAX_ARRAYS", 3)
+    file = tmp_path / f"weights{suffix}"
+    few = {str(number): np.zeros(1, np.float32) for number in range(4)}
+    if suffix == ".pth":
+        torch_writer.save(torch_writer.state_dict(few), file)
+    else:
+        safetensors.numpy.save_file(few, file)
+    with pytest.raises(WeightsError, match="has 4 arrays; at most 3 are read"):
+        read_weight_file(file)
+
+
+def test_names_are_compared_in_linear_time():
+    names = [f"blocks.{i}.strange" for i in range(5000)]
+    model = vig_jax.create_model("vig_t", depth=1)
+    with pytest.raises(WeightsError, match=r"unexpected \(5000\)"):
+        upstream.to_params(dict.fromkeys(names, np.zeros(1)), model)
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("plain_fmt", r"embed_dim=32, depth=\d+, num_heads=\d+"),
+        ("hier_fmt", r"embed_dims=\(.*\), depths=\(.*\), num_heads=\(.*\)"),
+    ],
+)
+def test_sizes_are_suggested(name, sizes):
+    variant = VARIANTS[name][0]
+    with pytest.raises(WeightsError, match=rf"Their sizes are {sizes}: .*--set") as raised:
+        vig_jax.load_weights(FOLDER / f"{name}_ckpt.pth", variant)
+    # The suggestion is right.
+    text = str(raised.value).partition("Their sizes are ")[2].partition(": pass")[0]
+    settings = {key: value for key, value in described(name)[1].items() if f"{key}=" in text}
+    assert text == ", ".join(f"{k}={settings[k]}" for k in re.findall(r"(\w+)=", text))
 
 
 def test_wrong_models_and_heads(tmp_path):

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from kernels_pallas import vig_mixer
+from kernels_pallas.core.types import float32_or_wider
 from vig_jax.layers.linear import (
     Dtype,
     Initializer,
@@ -70,7 +71,8 @@ class GatedLinearAttention(nn.Module):
         self.o_proj = LinearWeights(self.features, self.kernel_init, self.param_dtype)
 
     def __call__(self, x: Float[Array, "B h w D"]) -> Float[Array, "B h w D"]:
-        s = self.dwconv(x).reshape(x.shape[0], -1, self.features)
+        batch, rows, columns, _ = x.shape  # a batch of no images has no size to infer
+        s = self.dwconv(x).reshape(batch, rows * columns, self.features)
         value_width = self.features // self.num_heads
         mixer = functools.partial(
             vig_mixer,
@@ -113,11 +115,11 @@ class GatedLinearAttention(nn.Module):
         decay_bias: Float[Array | np.ndarray, " D"],
     ) -> None:
         """Stores the inputs and the gates of the mixer as intermediates, gates in float32."""
-        wide = jnp.promote_types(projected.dtype, jnp.float32)
+        wide = float32_or_wider(projected.dtype)
         gate, features = jnp.split(projected[..., 2 * self.features :], [self.features], axis=-1)
         highest = jax.lax.Precision.HIGHEST
         logits = jnp.dot(features.astype(wide), decay_kernel.astype(wide), precision=highest)
-        log_decays = jax.nn.log_sigmoid(logits + decay_bias) / GATE_NORMALIZER
+        log_decays = jax.nn.log_sigmoid(logits + decay_bias.astype(wide)) / GATE_NORMALIZER
         forward, backward = (
             part.reshape(*part.shape[:2], self.num_heads, -1)
             for part in jnp.split(log_decays, 2, axis=-1)
@@ -127,7 +129,7 @@ class GatedLinearAttention(nn.Module):
             "local": local,
             "log_decay_fwd": forward,
             "log_decay_bwd": backward,
-            "local_gate": jax.nn.sigmoid(gate.astype(wide) + gate_bias),
+            "local_gate": jax.nn.sigmoid(gate.astype(wide) + gate_bias.astype(wide)),
         }
         for name, value in gates.items():
             self.sow("intermediates", name, value)

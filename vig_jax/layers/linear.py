@@ -34,7 +34,9 @@ def precision(dtype: Dtype) -> jax.lax.Precision | None:
     return None if narrow else jax.lax.Precision.HIGHEST
 
 
-def dense(features: int, kernel_init: Initializer, dtype: Dtype, param_dtype: Dtype) -> nn.Dense:
+def dense(
+    features: int, kernel_init: Initializer, dtype: Dtype, param_dtype: Dtype, **options: Any
+) -> nn.Dense:
     """Returns a linear map with bias over the last axis, `[..., D] -> [..., features]`."""
     return nn.Dense(
         features,
@@ -42,6 +44,7 @@ def dense(features: int, kernel_init: Initializer, dtype: Dtype, param_dtype: Dt
         dtype=dtype,
         param_dtype=param_dtype,
         precision=precision(dtype),
+        **options,
     )
 
 

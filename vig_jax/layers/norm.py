@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from kernels_pallas import norm_act, residual_norm
+from kernels_pallas.core.types import float32_or_wider
 from vig_jax.layers.linear import Dtype
 from vig_jax.sharding.kernels import ROWS, WHOLE, shard_kernel
 
@@ -36,8 +37,9 @@ class Residual(flax.struct.PyTreeNode):
         if self.branch_scale is None:
             return self.x + self.branch
         scale = self.branch_scale[:, None, None, None]
-        scaled = jnp.where(scale == 0, 0, scale * self.branch)
-        return (self.x + scaled).astype(self.x.dtype)
+        wide = float32_or_wider(self.x.dtype)
+        scaled = jnp.where(scale == 0, 0, scale.astype(wide) * self.branch.astype(wide))
+        return (self.x.astype(wide) + scaled).astype(self.x.dtype)
 
 
 class Norm(nn.Module):

@@ -28,7 +28,9 @@ def shard_kernel(
     """Returns a function that runs `kernel` on each device's shards of its arguments.
 
     The mesh is the ambient one (`jax.set_mesh`). Without a mesh, or if every axis named in the
-    specs has one device, the kernel is called directly.
+    specs has one device, the kernel is called directly. If the first argument is split over
+    explicit axes of a mesh, as `jax.make_mesh` makes them, that mesh is used, and the data axis is
+    replaced by the axes that split the argument's leading axis.
 
     Args:
         kernel: takes arrays, returns arrays; must not depend on what other shards hold.
@@ -40,20 +42,21 @@ def shard_kernel(
         A function of the same arguments. NumPy arrays reach the kernel as JAX arrays.
 
     Raises:
-        ConfigError: when called, if an axis of an argument does not divide by its devices.
+        ConfigError: when called, if an axis of an argument does not divide by its devices, or
+            explicit axes split another axis of the first argument than the leading one.
     """
 
     @functools.wraps(kernel)
     def sharded(*arguments: jax.Array | np.ndarray) -> Any:
         arrays = [jnp.asarray(x) for x in arguments]
-        mesh = jax.sharding.get_abstract_mesh()
-        specs = [_present(spec, mesh) for spec in in_specs]
+        mesh, rows = _mesh_of(arrays[0])
+        specs = [_present(spec, mesh, rows) for spec in in_specs]
         for number, (array, spec) in enumerate(zip(arrays, specs, strict=True)):
             _check_divides(array.shape, spec, mesh, number)
         if all(_devices(names, mesh) == 1 for spec in specs for names in spec):
             return kernel(*arrays)
         results = jax.tree.map(
-            lambda spec: _present(spec, mesh),
+            lambda spec: _present(spec, mesh, rows),
             out_specs,
             is_leaf=lambda x: isinstance(x, PartitionSpec),
         )
@@ -66,11 +69,29 @@ def shard_kernel(
     return sharded
 
 
-def _present(spec: PartitionSpec, mesh: AbstractMesh) -> PartitionSpec:
-    """Returns the spec without the axes that the mesh lacks."""
-    return PartitionSpec(
-        *(tuple(name for name in _names(entry) if name in mesh.shape) or None for entry in spec)
-    )
+def _mesh_of(array: jax.Array) -> tuple[AbstractMesh, tuple[str, ...]]:
+    """Returns the mesh to run on, and the names of its axes that split rows."""
+    sharding = jax.typeof(array).sharding
+    explicit = [name for entry in sharding.spec for name in _names(entry)]
+    if not explicit:
+        return jax.sharding.get_abstract_mesh(), (DATA_AXIS,)
+    rows, *others = sharding.spec
+    if any(others):
+        raise ConfigError(
+            f"an array of shape {list(array.shape)} is split as {sharding.spec}; models can split "
+            "the batch only: shard the images with PartitionSpec(NAME)"
+        )
+    return sharding.mesh, _names(rows)
+
+
+def _present(spec: PartitionSpec, mesh: AbstractMesh, rows: tuple[str, ...]) -> PartitionSpec:
+    """Returns the spec with `rows` for the data axis, and without axes that the mesh lacks."""
+
+    def present(entry: str | tuple[str, ...] | None) -> tuple[str, ...] | None:
+        names = [rows if name == DATA_AXIS else (name,) for name in _names(entry)]
+        return tuple(name for part in names for name in part if name in mesh.shape) or None
+
+    return PartitionSpec(*map(present, spec))
 
 
 def _names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:

@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from kernels_pallas.core.types import float32_or_wider
+
 
 def log_probabilities(logits: Float[Array, "B classes"]) -> Float[Array, "B classes"]:
     """Returns the log-softmax, in float32 or wider."""
-    return jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
+    return jax.nn.log_softmax(logits.astype(float32_or_wider(logits.dtype)))
 
 
 def soft_cross_entropy(

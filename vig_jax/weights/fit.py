@@ -15,7 +15,7 @@ from vig_jax.config import ModelConfig
 from vig_jax.errors import WeightsError
 from vig_jax.layers.linear import normal_002
 from vig_jax.layers.pos_embed import resize_pos_embed
-from vig_jax.models import create_model, list_models
+from vig_jax.models import Backbone, create_model, list_models
 from vig_jax.weights import upstream
 from vig_jax.weights.finite import check_finite
 
@@ -55,6 +55,7 @@ class WeightFile:
         others: the other keys of the file.
         notes: warnings for the user.
         class_names: of the head's outputs, if the file names them.
+        model_name: of the model, if the file names it.
     """
 
     state_dict: StateDict
@@ -63,6 +64,7 @@ class WeightFile:
     others: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     class_names: tuple[str, ...] = ()
+    model_name: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,14 +93,15 @@ def fit(
 ) -> Weights:
     """Returns the parameters of a model from a state dict.
 
-    The head is new if the number of classes differs, and the position embedding is resized if its
-    grid differs.
+    The head is new if the number of classes differs or the state dict has no head, and the position
+    embedding is resized if its grid differs.
 
     Args:
         state_dict: present or earlier names of upstream; 1x1 convolutions may have two or four
             dimensions.
         model_name: one of `vig_jax.list_models()`.
-        num_classes: width of the head; 0 for no head; None for that of the state dict.
+        num_classes: width of the head; 0 for no head; None for that of the state dict, which may
+            have none.
         overrides: for `create_model`.
         seed: of a new head.
         outputs: the output of the state dict's head to take for each output of the model; empty
@@ -113,11 +116,14 @@ def fit(
             raise WeightsError(f"{key} is {value.dtype}; weights must be floating-point")
     check_finite(tensors)
     head = _head(tensors)
-    in_file = tensors[head[1]].size if head else None
+    headless = not any(key.startswith(("head.", "classifier.head.")) for key in tensors)
+    in_file = tensors[head[1]].size if head else 0 if headless else None
     classes = in_file if num_classes is None else num_classes
     given = {} if classes is None else {"num_classes": classes}
     model = create_model(model_name, **given, **(overrides or {}))
     notes = []
+    if headless and model.num_classes:
+        notes.append(_add_head(tensors, model, seed))
     if head and outputs:
         for key in head:
             tensors[key] = tensors[key][list(outputs)]
@@ -136,9 +142,7 @@ def fit(
     try:
         params = upstream.to_params(tensors, model)
     except WeightsError as error:
-        name = _name_of(tensors)
-        hint = f". Their sizes are those of {name}" if name not in (None, model_name) else ""
-        raise WeightsError(f"{error}{hint}") from error
+        raise WeightsError(f"{error}{_hint(tensors, model_name)}") from error
     copies = jax.tree.map(lambda x: np.array(x, order="C"), params)  # no views of the whole file
     return Weights(copies, model.num_classes, tuple(notes))
 
@@ -177,6 +181,7 @@ def fit_to_config(
         if name not in _NO_SIZES and value is not None
     }
     try:
+        check_model_name(file, model.name)
         weights = fit(
             file.state_dict,
             model.name,
@@ -197,13 +202,27 @@ def _replace_head(tensors: StateDict, head: tuple[str, str], num_classes: int, s
     if not num_classes:
         del tensors[kernel], tensors[bias]
         return f"the head for {in_file} classes is not used"
-    shape = (*tensors[kernel].shape[1:], num_classes)
-    new = normal_002(jax.random.key(seed), shape, jnp.float32)
-    tensors[kernel] = np.asarray(new).T.astype(tensors[kernel].dtype)
-    tensors[bias] = np.zeros(num_classes, tensors[bias].dtype)
+    width, dtype = tensors[kernel].shape[1], tensors[kernel].dtype
+    tensors[kernel], tensors[bias] = _new_head(width, num_classes, dtype, seed)
     return (
         f"a new head for {num_classes} classes, as the file's is for {in_file}: it must be trained"
     )
+
+
+def _add_head(tensors: StateDict, model: Backbone, seed: int) -> str:
+    """Puts a head for the model into `tensors`, which have none; returns a note about it."""
+    stages, dtype = model.stage_sizes, next(iter(tensors.values())).dtype
+    kernel, bias = _HEADS[len(stages) > 1]
+    tensors[kernel], tensors[bias] = _new_head(stages[-1][0], model.num_classes, dtype, seed)
+    return f"a new head for {model.num_classes} classes, as the file has none: it must be trained"
+
+
+def _new_head(
+    width: int, num_classes: int, dtype: np.dtype, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the weight [num_classes, width] and the bias [num_classes] of a new head."""
+    kernel = normal_002(jax.random.key(seed), (width, num_classes), jnp.float32)
+    return np.asarray(kernel).T.astype(dtype), np.zeros(num_classes, dtype)
 
 
 def _head(tensors: Mapping[str, np.ndarray]) -> tuple[str, str] | None:
@@ -216,15 +235,44 @@ def _head(tensors: Mapping[str, np.ndarray]) -> tuple[str, str] | None:
     return None
 
 
-def _name_of(tensors: Mapping[str, np.ndarray]) -> str | None:
-    """Returns the published model with these widths and numbers of blocks, if there is one."""
+def check_model_name(file: WeightFile, model_name: str) -> None:
+    """Checks that a file which names its model is read for that model.
+
+    Raises:
+        WeightsError: the names differ.
+    """
+    if file.model_name and file.model_name != model_name:
+        raise WeightsError(f"the weights are those of {file.model_name}, not of {model_name}")
+
+
+def _hint(tensors: Mapping[str, np.ndarray], model_name: str) -> str:
+    """Returns how to create the model that has these tensors, as far as they show it."""
     sizes: dict[str, tuple[int, int]] = {}
+    heads: dict[str, int] = {}
     for key, value in tensors.items():
-        if match := re.fullmatch(r"(layers\.\d+\.)?blocks\.\d+\.(attn_norm|norm)\.weight", key):
-            stage = match[1] or ""
+        stage, _, name = key.rpartition("blocks.")
+        if re.fullmatch(r"\d+\.(attn_norm|norm)\.weight", name):
             sizes[stage] = value.size, sizes.get(stage, (0, 0))[1] + 1
+        elif re.fullmatch(r"\d+\.(attn|op)\.g_norm\.weight", name) and value.size:
+            heads[stage] = value.size
     found = tuple(sizes.values())
-    return next((name for name in list_models() if create_model(name).stage_sizes == found), None)
+    known = next((name for name in list_models() if create_model(name).stage_sizes == found), None)
+    if known not in (None, model_name):
+        return f". Their sizes are those of {known}"
+    if known or not found or heads.keys() != sizes.keys():
+        return ""
+    num_heads = tuple(width // heads[stage] for stage, (width, _) in sizes.items())
+    widths, depths = zip(*found, strict=True)
+    settings = (
+        {"embed_dim": widths[0], "depth": depths[0], "num_heads": num_heads[0]}
+        if len(found) == 1
+        else {"embed_dims": widths, "depths": depths, "num_heads": num_heads}
+    )
+    arguments = ", ".join(f"{name}={value}" for name, value in settings.items())
+    return (
+        f". Their sizes are {arguments}: pass these to load_weights and create_model, as "
+        "--set KEY=VALUE on the command line, or as config.model.KEY of a run"
+    )
 
 
 def _with_present_names(state_dict: Mapping[str, np.ndarray]) -> StateDict:

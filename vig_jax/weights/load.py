@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,14 @@ from safetensors.numpy import save
 
 from vig_jax.errors import CheckpointError, WeightsError
 from vig_jax.weights import run_folder, upstream
-from vig_jax.weights.fit import WeightFile, fit
+from vig_jax.weights.fit import WeightFile, check_model_name, fit
 from vig_jax.weights.pickles import Global, Opaque
 from vig_jax.weights.torch_file import Tensor, TorchFile
 
 _log = logging.getLogger(__name__)
+
+MAX_ARRAYS = 10_000
+"""The largest number of arrays in a file; the largest published models have 392 parameters."""
 
 # The metadata key of the .safetensors files that we write. Its value is JSON: safetensors writes
 # several keys in an order that changes from run to run.
@@ -44,8 +47,8 @@ def load_weights(
         ema: True takes the EMA weights (`model_ema`), or the only ones in the file; False takes
             `model`; None takes the EMA weights if there are any.
         num_classes: width of the head; None means that of the file, 0 means no head. If the width
-            differs from the file's, the head is new: kernel normal with standard deviation 0.02
-            (drawn from key 0), bias 0.
+            differs from the file's or the file has no head, the head is new: kernel normal with
+            standard deviation 0.02 (drawn from key 0), bias 0.
         **overrides: as for `vig_jax.create_model`. If `img_size` differs from the file's, the
             position embedding is resized as upstream does (bicubic).
 
@@ -60,6 +63,7 @@ def load_weights(
     """
     file = read_weight_file(path, ema=ema)
     try:
+        check_model_name(file, model_name)
         weights = fit(file.state_dict, model_name, num_classes=num_classes, overrides=overrides)
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error
@@ -88,8 +92,10 @@ def read_weight_file(path: str | Path, *, ema: bool | None = None) -> WeightFile
         return _read_safetensors(path, ema)
     with TorchFile(path) as file:
         section, tensors, notes = _choose(file.root, ema, path)
+        _check_count(tensors, path)
         state_dict = {key: file.array(value) for key, value in tensors.items()}
-        others = [str(key) for key in file.root if key != section] if section else []
+        others = [str(k) for k, v in file.root.items() if k != section and v not in (None, {})]
+        others = others if section else []
     # In a training checkpoint `model` holds the raw weights; elsewhere it may hold either kind.
     in_training = {"model", "model_ema", "optimizer"} & set(others)
     averaged = section == "model_ema" if section == "model_ema" or in_training else None
@@ -133,6 +139,14 @@ def checksum(state_dict: Mapping[str, np.ndarray]) -> str:
     return sha.hexdigest()
 
 
+def _check_count(names: Collection[str], path: Path) -> None:
+    if len(names) > MAX_ARRAYS:
+        raise WeightsError(
+            f"{path} has {len(names):,} arrays; at most {MAX_ARRAYS:,} are read. It is not a file "
+            "of ViG weights"
+        )
+
+
 def _read_run_folder(path: Path, ema: bool | None) -> WeightFile:
     try:
         directory = run_folder.find_checkpoint(path.absolute(), ema=ema)
@@ -140,11 +154,13 @@ def _read_run_folder(path: Path, ema: bool | None) -> WeightFile:
     except CheckpointError as error:
         raise WeightsError(str(error)) from error
     params = run_folder.read_params(directory, item)
+    stored = run_folder.read_run(directory)
     return WeightFile(
         upstream.from_params(params),
         section=item,
         averaged=item == "ema_params",
-        class_names=tuple(run_folder.read_run(directory)["metadata"].get("class_names", ())),
+        class_names=tuple(stored["metadata"].get("class_names", ())),
+        model_name=stored["config"]["model"]["name"],
     )
 
 
@@ -153,8 +169,10 @@ def _read_safetensors(path: Path, ema: bool | None) -> WeightFile:
         with safetensors.safe_open(path, framework="np") as file:
             facts = json.loads((file.metadata() or {}).get(_METADATA, "{}"))
             stored, averaged = facts.get("sha256"), facts.get("averaged")
-            state_dict = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except OSError:
+            names = file.keys()
+            _check_count(names, path)
+            state_dict = {name: file.get_tensor(name) for name in names}
+    except (OSError, WeightsError):
         raise
     except Exception as error:  # besides SafetensorError: dtypes that NumPy does not have
         raise WeightsError(f"{path} is not a readable .safetensors file: {error}") from error
@@ -174,7 +192,7 @@ def _choose(
         raise WeightsError(f"{path} holds {_kind(root)}, not a state dict. {_HOW}")
     if root and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in root.items()):
         return "", root, ()
-    sections = [key for key in ("model", "model_ema") if key in root]
+    sections = [key for key in ("model", "model_ema") if root.get(key)]  # None or {}: none saved
     if not sections:
         keys = ", ".join(map(str, list(root)[:8])) or "nothing"
         raise WeightsError(f"{path} has neither 'model' nor 'model_ema'; it has {keys}. {_HOW}")

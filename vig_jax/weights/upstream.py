@@ -149,7 +149,7 @@ def to_params(state_dict: Mapping[str, np.ndarray], model: Backbone) -> Params:
     ]
     if problems:
         raise WeightsError(
-            "the weights do not fit the model; check the model name, num_classes and img_size. "
+            "the weights do not fit the model; check the model name, num_classes and img_size: "
             + "; ".join(problems)
         )
     return traverse_util.unflatten_dict(ours, sep="/")
@@ -183,12 +183,21 @@ def _rules(paths: Collection[str]) -> tuple[Rule, ...]:
 
 def _translate(rules: tuple[Rule, ...], name: str, *, forward: bool) -> tuple[str, Layout] | None:
     """Returns the other side's name and the layout, or None if no rule matches `name`."""
-    for upstream, ours, layout in rules:
-        source, target = (upstream, ours) if forward else (ours, upstream)
-        pattern = re.sub(r"\\{(\w)\\}", r"(?P<\1>\\d+)", re.escape(source))
-        if match := re.fullmatch(pattern, name):
+    for pattern, target, layout in _patterns(rules, forward):
+        if match := pattern.fullmatch(name):
             return target.format(**match.groupdict()), layout
     return None
+
+
+@functools.cache
+def _patterns(rules: tuple[Rule, ...], forward: bool) -> list[tuple[re.Pattern[str], str, Layout]]:
+    """Returns the compiled source, the target and the layout of each rule."""
+    result = []
+    for upstream, ours, layout in rules:
+        source, target = (upstream, ours) if forward else (ours, upstream)
+        pattern = re.sub(r"\\{(\w)\\}", r"(?P<\1>[0-9]{1,4})", re.escape(source))
+        result.append((re.compile(pattern), target, layout))
+    return result
 
 
 @functools.lru_cache  # tracing a model takes a second
