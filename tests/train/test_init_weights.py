@@ -16,10 +16,12 @@ from vig_jax.config import parse
 from vig_jax.errors import CheckpointError, WeightsError
 from vig_jax.inference.loaded_model import load_for_inference
 from vig_jax.layers.pos_embed import resize_pos_embed
+from vig_jax.train.checkpoint import RunInfo
 from vig_jax.train.experiment import Experiment
 from vig_jax.train.loop import run
 from vig_jax.weights.fit import WeightFile, Weights, fit_to_config
-from vig_jax.weights.initial import initial_params
+from vig_jax.weights.initial import initial_params, with_sizes_of_start
+from vig_jax.weights.run_folder import save_weights
 
 
 def resolved(config):
@@ -103,3 +105,24 @@ def test_configs_from_before_some_settings_existed():
     stored = json.loads(json.dumps(common.get_config().to_dict()))
     del stored["init_weights"], stored["model"]["merge_scale"]
     assert parse(stored).init_weights is None
+
+
+def test_sizes_are_those_of_the_run_to_start_from(tiny, tmp_path):
+    def save(workdir, config):
+        info = RunInfo(config, {"class_names": ("a", "b")}, "", "", "top1")
+        save_weights(workdir, {"params": {"x": np.zeros(1)}}, info.to_json(0, {}))
+
+    start, workdir = tmp_path / "start", tmp_path / "run"
+    save(start, tiny())
+    unset = dict.fromkeys(("model__patch_size", "model__embed_dim", "model__depth"))
+    config = tiny(init_weights=str(start), model__num_heads=2, model__img_size=None, **unset)
+    model = with_sizes_of_start(config, workdir).model
+    sizes = model.patch_size, model.embed_dim, model.depth, model.num_heads, model.img_size
+    assert sizes == (8, 32, 1, 2, None)  # what is set counts; the images give the last
+    # A resumed run has its own sizes.
+    save(workdir, tiny(model__embed_dim=64))
+    start.rename(tmp_path / "gone")
+    assert with_sizes_of_start(config, workdir).model.embed_dim == 64
+    assert with_sizes_of_start(tiny(**unset), workdir).model.embed_dim is None
+    with pytest.raises(WeightsError, match=r"config\.init_weights=.*holds no finished checkpoint"):
+        with_sizes_of_start(dataclasses.replace(config, init_weights=str(tmp_path)), start)

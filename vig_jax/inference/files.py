@@ -14,7 +14,7 @@ from vig_jax.data.datasets.fashion_mnist import folder_name
 from vig_jax.data.formats.image_folder import is_image
 from vig_jax.data.preprocess.decode import decode
 from vig_jax.data.preprocess.geometry import draw_view
-from vig_jax.errors import NonFiniteLossError, UndecodableImageError
+from vig_jax.errors import ConfigError, NonFiniteLossError, UndecodableImageError
 from vig_jax.figures import save_figure
 from vig_jax.inference.loaded_model import LoadedModel
 from vig_jax.inference.predictor import Predictor, predictor
@@ -66,7 +66,16 @@ class Classifier:
 
     @classmethod
     def from_loaded(cls, loaded: LoadedModel) -> "Classifier":
-        """Returns a classifier from a loaded model."""
+        """Returns a classifier from a loaded model.
+
+        Raises:
+            ConfigError: the model has no head.
+        """
+        if not loaded.config.model.num_classes:
+            raise ConfigError(
+                f"{loaded.description}: there is no head, so it cannot classify; fine-tune the "
+                "weights with config.init_weights"
+            )
         model = model_from_config(loaded.config.model)
         class_names = loaded.metadata.get("class_names", ())
         return cls(model, loaded.variables, loaded.config.data, class_names)

@@ -39,7 +39,7 @@ from vig_jax.train.logging.writers import RunLog
 from vig_jax.train.state import TrainState
 from vig_jax.train.stop import StopRequest
 from vig_jax.train.workdir import BAD_IMAGES_FILE, CONFIG_FILE
-from vig_jax.weights.initial import initial_params
+from vig_jax.weights.initial import initial_params, with_sizes_of_start
 from vig_jax.weights.run_folder import CHECKPOINTS, finished
 
 
@@ -66,7 +66,7 @@ def run(config: RunConfig, workdir: Path) -> dict[str, float]:
         DataWorkerError: a process that makes batches is gone.
     """
     use_compilation_cache(config.train.compilation_cache)
-    experiment = Experiment.from_config(config)
+    experiment = Experiment.from_config(with_sizes_of_start(config, workdir))
     config, intervals, mesh = experiment.config, experiment.intervals, experiment.mesh
     initial = None
     if config.init_weights is not None and not finished(workdir / CHECKPOINTS):

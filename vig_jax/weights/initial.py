@@ -1,16 +1,21 @@
 """The weights that a run starts from."""
 
+import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
 from vig_jax.config import RunConfig
-from vig_jax.errors import WeightsError
+from vig_jax.errors import CheckpointError, WeightsError
+from vig_jax.weights import run_folder
 from vig_jax.weights.fit import fit_to_config
 from vig_jax.weights.load import origin, read_weight_file
 from vig_jax.weights.upstream import Params
+
+_SIZES = ("patch_size", "embed_dim", "depth", "num_heads", "embed_dims", "depths")
 
 
 def initial_params(
@@ -41,6 +46,40 @@ def initial_params(
     return float32(weights.params), "; ".join(
         (f"starting from {origin(file, path)}", *weights.notes)
     )
+
+
+def with_sizes_of_start(config: RunConfig, workdir: Path) -> RunConfig:
+    """Returns the config with the sizes of the run that `config.init_weights` names.
+
+    Sizes that are set are kept. `img_size` is that of this run's images: the position embedding is
+    resized. A resumed run takes the sizes from its own checkpoint, so it does not need that run.
+
+    Args:
+        config: as the user gives it.
+        workdir: of this run.
+
+    Raises:
+        WeightsError: that run has no checkpoint, or its config is of another version.
+    """
+    if config.init_weights is None:
+        return config
+    start = Path(config.init_weights).absolute()
+    own = run_folder.finished(workdir.absolute() / run_folder.CHECKPOINTS)
+    if not own and not start.is_dir():
+        return config
+    try:
+        directory = own[-1] if own else run_folder.find_checkpoint(start)
+        stored = run_folder.read_config(directory).model
+    except CheckpointError as error:
+        if own:  # restoring reports it, or takes an older checkpoint
+            return config
+        raise WeightsError(f"config.init_weights={start}: {error}") from error
+    if stored.name != config.model.name:
+        return config
+    sizes = {
+        name: getattr(stored, name) for name in _SIZES if getattr(config.model, name) is None
+    }
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, **sizes))
 
 
 def float32(params: Params) -> Params:

@@ -95,12 +95,17 @@ def match_data(
 
     Raises:
         DataSetError: the data set has classes that the model does not know.
+        ConfigError: the model has no head.
     """
     if not isinstance(dataset, ClassificationDataset):
         raise DataSetError(f"{dataset.info.name} has no classes: it cannot be classified")
     names = tuple(trained.get("class_names", ()))
     if names == tuple(f"class {label}" for label in range(len(names))):
         names = ()  # of converted weights without names
+    if config.model.num_classes == 0:
+        raise ConfigError(
+            "the weights have no head and cannot classify: fine-tune them with config.init_weights"
+        )
     classes = config.model.num_classes or len(names)
     return match_classes(dataset, names, num_classes=classes, class_map=class_map)
 
