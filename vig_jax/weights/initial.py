@@ -76,9 +76,7 @@ def with_sizes_of_start(config: RunConfig, workdir: Path) -> RunConfig:
         raise WeightsError(f"config.init_weights={start}: {error}") from error
     if stored.name != config.model.name:
         return config
-    sizes = {
-        name: getattr(stored, name) for name in _SIZES if getattr(config.model, name) is None
-    }
+    sizes = {name: getattr(stored, name) for name in _SIZES if getattr(config.model, name) is None}
     return dataclasses.replace(config, model=dataclasses.replace(config.model, **sizes))
 
 
