@@ -1,17 +1,84 @@
 """Saves figures. They are drawn without pyplot, which would keep them and need a display."""
 
+import functools
+import logging
 import warnings
 from pathlib import Path
 
+from matplotlib import font_manager, rcParams
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from vig_jax.text import printable
+
+logger = logging.getLogger(__name__)
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Writes a PNG, with text in any script; creates its folder."""
+    """Writes a PNG, with text in any script; creates its folder.
+
+    All text is drawn literally: a $ begins no formula, and control characters are escaped. An
+    installed font is looked for if the default font lacks a letter.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     FigureCanvasAgg(figure)
+    texts = [text for text in figure.findobj(Text) if isinstance(text, Text)]
+    for text in texts:
+        text.set_parse_math(False)
+        text.set_text("\n".join(printable(line) for line in text.get_text().split("\n")))
+    letters = "".join(sorted({letter for text in texts for letter in text.get_text()}))
+    if fallback := font_families(letters):
+        for text in texts:
+            text.set_fontfamily([*text.get_fontfamily(), *fallback])
     with warnings.catch_warnings():
-        # Matplotlib's font lacks some scripts and draws boxes for their letters.
+        # `font_families` has reported letters that no font has.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure.savefig(path, dpi=120)
+
+
+def font_families(letters: str) -> list[str]:
+    """Returns the families of `font_files`."""
+    return [font_manager.get_font(file).family_name for file in font_files(letters)]
+
+
+@functools.lru_cache(maxsize=64)
+def font_files(letters: str) -> list[str]:
+    """Returns installed fonts that have the letters which the default font lacks.
+
+    Letters that no installed font has are drawn as boxes and reported once.
+
+    Args:
+        letters: that are to be drawn.
+
+    Returns:
+        Font files, those with most of the letters first; empty if the default font is enough.
+    """
+    default = font_manager.findfont(font_manager.FontProperties(family=rcParams["font.family"]))
+    lacking = {ord(letter) for letter in letters if letter.isprintable()} - _code_points(default)
+    found: list[str] = []
+    if lacking:
+        candidates = {file: _code_points(file) for file in font_manager.findSystemFonts()}
+        while lacking and candidates:
+            best = max(candidates, key=lambda file: len(lacking & candidates[file]))
+            if not lacking & candidates[best]:
+                break
+            found.append(best)
+            lacking -= candidates.pop(best)
+    if lacking:
+        shown = "".join(chr(code) for code in sorted(lacking)[:10])
+        logger.warning(
+            "no installed font has %d of the letters of a figure (%s), which are drawn as boxes: "
+            "install one, e.g. fonts-noto-cjk",
+            len(lacking),
+            shown,
+        )
+    return found
+
+
+def _code_points(file: str) -> set[int]:
+    """Returns the letters of a font; none if the file cannot be read."""
+    try:
+        return set(font_manager.get_font(file).get_charmap())
+    except (OSError, RuntimeError):
+        return set()

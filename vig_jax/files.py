@@ -7,12 +7,16 @@ import json
 import os
 import shutil
 import socket
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vig_jax.errors import FolderInUseError
+from vig_jax.errors import FolderInUseError, UnreadableRecordError
+
+LARGEST_IMAGE_FILE = 2**29
+"""Bytes that an image file may have."""
 
 
 @contextlib.contextmanager
@@ -20,7 +24,8 @@ def write_atomically(path: Path, *, concurrent: bool = False) -> Iterator[Path]:
     """Yields a draft path and renames the draft to `path` when the block ends without an error.
 
     A process that is killed leaves the old file or the new one, never a part. After an error the
-    draft is removed. The draft of a killed process is overwritten by the next attempt.
+    draft is removed. The draft of a killed process is overwritten by the next attempt. The draft is
+    in a folder that only this user can open, so nobody can plant a link in its place.
 
     Args:
         path: the file or folder to write. An existing one is replaced.
@@ -28,25 +33,56 @@ def write_atomically(path: Path, *, concurrent: bool = False) -> Iterator[Path]:
             draft.
 
     Yields:
-        A path in the same folder, which keeps the suffix.
+        A path on the same disk, with the same name.
     """
     path = path.absolute()
     tag = f".{os.getpid()}" if concurrent else ""
-    draft = path.with_name(f".{path.stem}{tag}.tmp{path.suffix}")
-    old = path.with_name(f".{path.stem}{tag}.old{path.suffix}")
+    private = path.with_name(f".{path.name}{tag}.tmp")
+    _remove(private)
+    private.mkdir(mode=0o700)
+    draft, old = private / path.name, private / f"{path.name}.old"
     try:
         yield draft
-        if path.is_dir() and draft.is_dir():  # a folder cannot be replaced in one step
-            path.rename(old)
+        if path.is_dir() and not path.is_symlink() and draft.is_dir():
+            path.rename(old)  # a folder cannot be replaced in one step
         draft.replace(path)
     finally:
         if old.exists() and not path.exists():
             old.rename(path)
-        for leftover in (draft, old):
-            if leftover.is_dir():
-                shutil.rmtree(leftover)
-            else:
-                leftover.unlink(missing_ok=True)
+        _remove(private)
+
+
+def _remove(path: Path) -> None:
+    """Removes a file, a link (not its target) or a folder, if there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def read_regular_file(path: str | Path, limit: int = LARGEST_IMAGE_FILE) -> bytes:
+    """Returns the contents of a file; never waits for a pipe or reads a device.
+
+    Args:
+        path: may be a link to a regular file.
+        limit: bytes.
+
+    Raises:
+        UnreadableRecordError: the path is no regular file, or is larger than the limit.
+        OSError: the file cannot be read.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(handle, "rb") as file:  # noqa: PTH123
+        found = os.fstat(handle)
+        if not stat.S_ISREG(found.st_mode):
+            raise UnreadableRecordError(
+                "not a regular file: a pipe, a socket, a device or a folder"
+            )
+        if found.st_size > limit:
+            raise UnreadableRecordError(
+                f"{found.st_size} bytes are more than an image may have, {limit}"
+            )
+        return file.read(limit)
 
 
 def file_digest(path: Path) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 from vig_jax.cli import options
 from vig_jax.errors import ConfigError, ConversionError
+from vig_jax.text import printable
 
 KINDS = ("array_record", "image_folder", "parquet", "tar")
 
@@ -158,6 +159,11 @@ def _configure_convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--limit", type=int, metavar="N", help="convert only N images of each split"
     )
+    parser.add_argument(
+        "--leave-out-damaged",
+        action="store_true",
+        help="leave out JPEGs that decode in spite of damage, as if they did not",
+    )
     parser.add_argument("--workers", type=int, metavar="N", help="processes (one per CPU)")
     parser.add_argument("--resume", action="store_true", help="continue an interrupted conversion")
     parser.add_argument("--verify", action="store_true", help="check all files at the end")
@@ -230,6 +236,7 @@ def _convert(args: argparse.Namespace) -> int:
         limit=args.limit,
         decode=not args.no_decode,
         raw=args.raw,
+        leave_out_damaged=args.leave_out_damaged,
     )
     sources = _open(args)
     if len(sources) == 1 and args.val_fraction is None and "train" in sources:
@@ -249,6 +256,8 @@ def _convert(args: argparse.Namespace) -> int:
     for name, split in info["splits"].items():
         left_out = f", {split['left_out']} left out (errors.jsonl)" if split["left_out"] else ""
         print(f"{name}: {split['images']:,} images in {len(split['shards'])} shards{left_out}")
+        if split["damaged"]:
+            print(f"{name}: {split['damaged']} of them are damaged, but decode (damaged.jsonl)")
     if args.verify:
         print(f"verified: {verify(args.destination):,} images")
     print(
@@ -341,8 +350,11 @@ def _print(split: str, about: dict[str, Any]) -> None:
     shown = ordered if len(ordered) <= 20 else [*ordered[:10], ("...", None), *ordered[-10:]]
     for name, count in shown:
         bar = "#" * round(40 * count / most) if count is not None and most else ""
-        print(f"  {name[:30]:<31}{'' if count is None else f'{count:>9,}'}  {bar}".rstrip())
-    for bad in about["undecodable"][:10]:
-        print(f"  undecodable: {bad['path']}: {bad['reason']}")
-    if (more := len(about["undecodable"]) - 10) > 0:
-        print(f"  and {more} more undecodable (--json lists them)")
+        print(
+            f"  {printable(name)[:30]:<31}{'' if count is None else f'{count:>9,}'}  {bar}".rstrip()
+        )
+    for kind in ("undecodable", "damaged"):
+        for bad in about[kind][:10]:
+            print(f"  {kind}: {bad['path']}: {bad['reason']}")
+        if (more := len(about[kind]) - 10) > 0:
+            print(f"  and {more} more {kind} (--json lists them)")

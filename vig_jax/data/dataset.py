@@ -70,7 +70,7 @@ class ClassificationDataset(Dataset, Protocol):
         """The number of labels."""
 
     def labels(self) -> Int[np.ndarray, "n"]:
-        """Returns the label of every example, int32."""
+        """Returns the label of every example, int32; -1 if it cannot be read."""
 
 
 class ClassificationBase(abc.ABC):
@@ -115,7 +115,7 @@ class ClassificationBase(abc.ABC):
         """Computes the fingerprint."""
 
     def labels(self) -> Int[np.ndarray, "n"]:
-        """Returns the label of every example, int32."""
+        """Returns the label of every example, int32; -1 if it cannot be read."""
         return self._labels
 
     def check_index(self, index: int) -> None:

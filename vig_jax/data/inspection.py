@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from vig_jax.data.dataset import ClassificationDataset
 from vig_jax.data.loader.workers import cpu_count
-from vig_jax.data.preprocess.decode import decode, read_header
-from vig_jax.errors import UndecodableImageError
+from vig_jax.data.preprocess.decode import damage_of, decode, read_header
+from vig_jax.errors import DataSetError, UndecodableImageError
+from vig_jax.text import printable
 
 _CELL, _CAPTION, _MARGIN = 112, 14, 4  # pixels
+_FONT_SIZE = 10  # pixels
 _COLUMNS = 10
 _MOST_IMAGES = 100
 
@@ -29,6 +31,8 @@ class _Facts:
     kind: str  # format and mode, e.g. "JPEG RGB"
     size: tuple[int, int] | None  # width, height in pixels
     error: str | None
+    damage: str | None = None  # of an image that can be decoded
+    label: int = -1
 
 
 def inspect(dataset: ClassificationDataset, *, sample: int | None = None) -> dict[str, Any]:
@@ -40,7 +44,8 @@ def inspect(dataset: ClassificationDataset, *, sample: int | None = None) -> dic
 
     Returns:
         A dictionary ready for JSON: images, inspected, classes {name: count}, width, height and
-        bytes {min, median, mean, max}, formats {name: count}, undecodable [{index, path, reason}].
+        bytes {min, median, mean, max}, formats {name: count}, and undecodable and damaged (but
+        decodable) [{index, path, reason}].
     """
     indices = spread(len(dataset), sample or len(dataset))
     # The decoders release Python's lock.
@@ -56,7 +61,7 @@ def inspect(dataset: ClassificationDataset, *, sample: int | None = None) -> dic
             )
         )
     good = [fact for fact in facts if fact.size is not None]
-    counts = np.bincount(dataset.labels(), minlength=dataset.num_classes).tolist()
+    counts = _class_counts(dataset, facts)
     return {
         "images": len(dataset),
         "inspected": len(facts),
@@ -70,7 +75,22 @@ def inspect(dataset: ClassificationDataset, *, sample: int | None = None) -> dic
             for fact in facts
             if fact.error is not None
         ],
+        "damaged": [
+            {"index": fact.index, "path": dataset.name_of(fact.index), "reason": fact.damage}
+            for fact in facts
+            if fact.damage is not None
+        ],
     }
+
+
+def _class_counts(dataset: ClassificationDataset, facts: list[_Facts]) -> list[int]:
+    """Returns the number of images of each class; of the inspected ones if a label is wrong."""
+    try:
+        labels = dataset.labels()
+    except DataSetError:
+        labels = np.array([fact.label for fact in facts], np.int64)
+    valid = labels[(labels >= 0) & (labels < dataset.num_classes)]
+    return np.bincount(valid, minlength=dataset.num_classes).tolist()
 
 
 def spread(length: int, count: int) -> list[int]:
@@ -79,18 +99,19 @@ def spread(length: int, count: int) -> list[int]:
 
 
 def _inspect_image(dataset: ClassificationDataset, index: int) -> _Facts:
-    size = 0
+    size, label = 0, -1
     try:
-        image = dataset[index]["image"]
+        example = dataset[index]
+        image, label = example["image"], int(example["label"])
         size = len(image) if isinstance(image, bytes) else image.nbytes
         if isinstance(image, bytes):
             header = read_header(image)
             kind = f"{header.format} {header.mode}"
         else:
             kind = "pixels RGB"
-        return _Facts(index, size, kind, decode(image).size, None)
-    except (UndecodableImageError, OSError) as error:
-        return _Facts(index, size, "", None, str(error))
+        return _Facts(index, size, kind, decode(image).size, None, damage_of(image), label)
+    except (DataSetError, UndecodableImageError, OSError) as error:
+        return _Facts(index, size, "", None, str(error), None, label)
 
 
 def _summary(values: list[int]) -> dict[str, float] | None:
@@ -122,6 +143,7 @@ def contact_sheet(dataset: ClassificationDataset) -> Image.Image:
     width, height = _CELL + _MARGIN, _CELL + _CAPTION + _MARGIN
     sheet = Image.new("RGB", (columns * width + _MARGIN, rows * height + _MARGIN), "white")
     draw = ImageDraw.Draw(sheet)
+    font = _font("".join(dataset.class_names))
     for number, index in enumerate(int(i) for i in picks):
         left = _MARGIN + number % columns * width
         top = _MARGIN + number // columns * height
@@ -134,11 +156,21 @@ def contact_sheet(dataset: ClassificationDataset) -> Image.Image:
             size = tuple(max(1, round(side * scale)) for side in image.size)
             image = image.resize((size[0], size[1]), Image.Resampling.BICUBIC)
             sheet.paste(image, (left + (_CELL - size[0]) // 2, top + (_CELL - size[1]) // 2))
-        name = dataset.class_names[labels[index]]
-        while draw.textlength(name) > _CELL:
+        name = printable(dataset.class_names[labels[index]])
+        while draw.textlength(name, font=font) > _CELL:
             name = name.removesuffix("…")[:-1] + "…"
-        draw.text((left, top + _CELL), name, fill="black")
+        draw.text((left, top + _CELL), name, fill="black", font=font)
     return sheet
+
+
+def _font(text: str) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Returns a font with the letters of a text, if one is installed, or else Pillow's own."""
+    if text.isascii():
+        return ImageFont.load_default()
+    from vig_jax.figures import font_files  # imports Matplotlib
+
+    files = font_files(text)
+    return ImageFont.truetype(files[0], _FONT_SIZE) if files else ImageFont.load_default()
 
 
 def save_sheet(dataset: ClassificationDataset, path: Path) -> None:

@@ -11,11 +11,12 @@ import numpy as np
 
 from vig_jax.config import DataConfig
 from vig_jax.data.datasets.fashion_mnist import folder_name
-from vig_jax.data.formats.image_folder import is_image
+from vig_jax.data.formats.image_folder import find_image_files
 from vig_jax.data.preprocess.decode import decode
 from vig_jax.data.preprocess.geometry import draw_view
 from vig_jax.errors import ConfigError, NonFiniteLossError, UndecodableImageError
 from vig_jax.figures import save_figure
+from vig_jax.files import read_regular_file
 from vig_jax.inference.loaded_model import LoadedModel
 from vig_jax.inference.predictor import Predictor, predictor
 from vig_jax.models import Backbone
@@ -110,7 +111,7 @@ class Classifier:
         errors: dict[int, str] = {}
         for row, file in enumerate(files):
             try:
-                image = decode(file.read_bytes())
+                image = decode(read_regular_file(file))
                 images[row] = draw_view(image.size, self.data, None).image(image)
             except (UndecodableImageError, OSError) as error:
                 errors[row] = str(error)
@@ -143,7 +144,7 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     files: list[Path] = []
     for path in paths:
         if path.is_dir():
-            files += sorted(p for p in path.rglob("*") if p.is_file() and is_image(p.name))
+            files += [path / name for name in find_image_files(path)]
         elif path.exists():
             files.append(path)
         else:
@@ -172,7 +173,7 @@ def draw(predictions: Sequence[Prediction], path: Path, class_names: Sequence[st
     for i, prediction in enumerate(shown, start=1):
         axes = figure.add_subplot(rows, columns, i)
         axes.set_axis_off()
-        axes.imshow(np.asarray(decode(prediction.path.read_bytes())))
+        axes.imshow(np.asarray(decode(read_regular_file(prediction.path))))
         (guess, probability), folder = prediction.top[0], prediction.path.parent.name
         color, text = "black", f"{guess} {probability:.0%}"
         if label := by_folder.get(folder):

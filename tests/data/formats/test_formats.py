@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from array_record.python import array_record_module
 
-from tests.data.loading import train_batches
+from tests.data.loading import eval_batches, train_batches
 from tests.data.photographs import encoded, photo
 from vig_jax.data import open_dataset
 from vig_jax.data.convert import find_kind
+from vig_jax.data.datasets.relabel import match_classes
 from vig_jax.data.formats.shards import class_names_beside
+from vig_jax.data.inspection import inspect
 from vig_jax.errors import DataSetError, UnreadableRecordError
 
 SHARDED = ("array_record", "parquet", "tar")
@@ -161,3 +163,31 @@ def test_a_damaged_record_is_a_bad_image(tmp_path, opened):
         source[2]
     assert "record 2" in source.name_of(2)
     assert source[3]["label"] == 1
+    assert source.labels().tolist() == [0, 1, -1, 1]
+    about = inspect(source)
+    assert (about["inspected"], about["classes"]) == (4, {"cat": 1, "dog": 2})
+    assert [bad["index"] for bad in about["undecodable"]] == [2]
+    halves = [opened("array_record", tmp_path / "*.arrayrecord", part, split="stratified",
+                     val_fraction=0.5) for part in ("train", "eval")]  # fmt: skip
+    assert [half.labels().tolist() for half in halves] == [[0, -1, 1], [1]]
+    assert match_classes(source, ["dog", "cat"], num_classes=2).labels().tolist() == [1, 0, -1, 0]
+
+
+def test_the_first_record_may_be_damaged_and_labels_be_wrong(tmp_path, opened):
+    image = encoded(photo(30, 30))
+    labels = (b"0", 1, 5, 0)
+    _records(tmp_path, *(msgpack.packb({"image": image, "label": label}) for label in labels))
+    about = inspect(opened("array_record", tmp_path))
+    assert about["classes"] == {"cat": 1, "dog": 1}
+    assert [bad["index"] for bad in about["undecodable"]] == [0, 2]
+    assert "has label 5" in about["undecodable"][1]["reason"]
+
+
+@pytest.mark.parametrize(("h", "w", "size"), [(0, 0, 0), (-1, 2, 12), (2, 2, 11), (2.0, 2, 12)])
+def test_a_raw_record_without_pixels_is_a_bad_image(tmp_path, opened, make_data, h, w, size):
+    record = {"image": bytes(size), "label": 0, "raw": True, "h": h, "w": w}
+    good = {"image": bytes(12), "label": 1, "raw": True, "h": 2, "w": 2}
+    _records(tmp_path, msgpack.packb(record), msgpack.packb(good))
+    source = opened("array_record", tmp_path)
+    with eval_batches(source, make_data(), batch_size=2) as batches:
+        assert next(batches)["bad"].tolist() == [0, -1]

@@ -1,10 +1,11 @@
 """Converts the splits of a data set, in shards and by several processes.
 
-DST/train-00000-of-00008.arrayrecord  ...  DST/info.json  DST/errors.jsonl (if any)
+DST/train-00000-of-00008.arrayrecord  ...  DST/info.json  DST/errors.jsonl, damaged.jsonl (if any)
 DST/.conversion/plan.json, *.done     until the conversion is complete
 """
 
 import collections
+import json
 import logging
 import platform
 import shutil
@@ -25,11 +26,12 @@ from vig_jax.data.convert.writers import class_folders
 from vig_jax.data.dataset import Split
 from vig_jax.data.formats import shards
 from vig_jax.errors import ConversionError, DataSetError
-from vig_jax.files import write_json
+from vig_jax.files import folder_lock, write_json, write_text
 
 logger = logging.getLogger(__name__)
 
 ERRORS_FILE = "errors.jsonl"
+DAMAGED_FILE = "damaged.jsonl"  # images that were converted, and decode in spite of damage
 
 
 def convert(
@@ -59,6 +61,7 @@ def convert(
             source.
         ConversionError: too many images in `errors.jsonl`, a full disk, or a killed worker.
             Finished shards are kept, so the conversion can be resumed.
+        FolderInUseError: another process converts to the destination.
         OSError: the destination cannot be written.
         ConfigError: an option is out of range.
     """
@@ -72,17 +75,30 @@ def convert(
         plans.check_complete(destination, info, plan)
         logger.info("%s is complete", destination)
         return info
-    plans.begin(destination, plan, resume)
-    (class_names,) = names
-    if options.to == "image_folder":
-        for split in datasets:
-            for folder in class_folders(class_names):
-                (destination / SPLIT_NAMES[split] / folder).mkdir(parents=True, exist_ok=True)
-    results = _write(datasets, destination, options, workers, max_errors)
-    info = _make_info(class_names, options, plan, results)
-    write_json(destination / shards.INFO_FILE, info)
-    shutil.rmtree(state)
+    plans.check_destination(destination)
+    state.mkdir(parents=True, exist_ok=True)
+    with folder_lock(state, "DST"):
+        plans.begin(destination, plan, resume)
+        (class_names,) = names
+        if options.to == "image_folder":
+            for split in datasets:
+                for folder in class_folders(class_names):
+                    (destination / SPLIT_NAMES[split] / folder).mkdir(parents=True, exist_ok=True)
+        results = _write(datasets, destination, options, workers, max_errors)
+        _list_damaged(destination, results)
+        info = _make_info(class_names, options, plan, results)
+        write_json(destination / shards.INFO_FILE, info)
+        shutil.rmtree(state)
     return info
+
+
+def _list_damaged(destination: Path, results: list[tuple[Shard, dict[str, Any]]]) -> None:
+    """Writes the list of damaged images, if there are any, and logs their number."""
+    damaged = [entry for _, result in results for entry in result.get("damaged", [])]
+    if damaged:
+        file = destination / DAMAGED_FILE
+        write_text(file, "".join(json.dumps(entry) + "\n" for entry in damaged))
+        logger.warning("%d images are damaged, but decode: listed in %s", len(damaged), file)
 
 
 def _write(
@@ -144,6 +160,7 @@ def _make_info(
             SPLIT_NAMES[split]: {
                 "images": sum(r["images"] for r in some),
                 "left_out": sum(len(r["errors"]) for r in some),
+                "damaged": sum(len(r.get("damaged", [])) for r in some),
                 "class_counts": np.sum([r["class_counts"] for r in some], axis=0).tolist(),
                 "shards": [
                     {key: r[key] for key in ("name", "images", "bytes", "sha256")} for r in some

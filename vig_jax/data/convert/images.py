@@ -11,7 +11,7 @@ from PIL import Image
 from vig_jax.data.convert.options import Options
 from vig_jax.data.convert.writers import RAW, EncodedImage
 from vig_jax.data.dataset import ClassificationDataset
-from vig_jax.data.preprocess.decode import decode, read_header
+from vig_jax.data.preprocess.decode import damage_of, decode, read_header
 from vig_jax.errors import UndecodableImageError
 
 SAMPLE = 64
@@ -31,7 +31,10 @@ def convert_image(dataset: ClassificationDataset, index: int, options: Options) 
     example = dataset[index]
     image = example["image"]
     if isinstance(image, np.ndarray):
-        image = _encode(Image.fromarray(image), "PNG")
+        image = _encode(decode(image), "PNG")
+    damage = damage_of(image) if options.decode else None
+    if damage and options.leave_out_damaged:
+        raise UndecodableImageError(f"{damage} (--leave-out-damaged)")
     header = read_header(image)
     size = header.width, header.height
     extension = _EXTENSIONS.get(header.format, header.format.lower())
@@ -49,7 +52,7 @@ def convert_image(dataset: ClassificationDataset, index: int, options: Options) 
     elif options.decode:
         decode(image)
     key = dataset.name_of(index)
-    return EncodedImage(image, example["label"], index, key, extension, *size)
+    return EncodedImage(image, example["label"], index, key, extension, *size, damage)
 
 
 def mean_bytes(

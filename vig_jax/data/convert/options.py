@@ -22,6 +22,7 @@ class Options:
     limit: int | None = None  # images per split, the first of the order
     decode: bool = True  # check that copied images can be decoded
     raw: bool = False  # store pixels instead of files: nothing to decode, much to store
+    leave_out_damaged: bool = False  # JPEGs that decode in spite of damage
 
     def check(self) -> None:
         """Raises ConfigError if a setting is out of range."""

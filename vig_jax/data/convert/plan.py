@@ -69,6 +69,18 @@ def check_complete(destination: Path, info: Mapping[str, Any], plan: Mapping[str
         raise DataSetError(f"{destination} was converted differently: {_changes(stored, plan)}")
 
 
+def check_destination(destination: Path) -> None:
+    """Checks that a destination is new, empty, or that of a conversion that was interrupted.
+
+    Raises:
+        DataSetError: it is not.
+    """
+    if not destination.exists() or (destination / STATE_FOLDER).is_dir():
+        return
+    if not destination.is_dir() or any(destination.iterdir()):
+        raise DataSetError(f"{destination} is not an empty folder: name a new one")
+
+
 def begin(destination: Path, plan: Mapping[str, Any], resume: bool) -> None:
     """Stores the plan, or checks that the stored plan is the same.
 
@@ -89,9 +101,6 @@ def begin(destination: Path, plan: Mapping[str, Any], resume: bool) -> None:
                 f"{_changes(stored, plan)}; resume it with the same settings, or remove the folder"
             )
         return
-    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-        raise DataSetError(f"{destination} is not an empty folder: name a new one")
-    file.parent.mkdir(parents=True)
     write_json(file, plan)
 
 

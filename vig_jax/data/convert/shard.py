@@ -13,6 +13,7 @@ from vig_jax.data.convert.images import convert_image
 from vig_jax.data.convert.options import Options
 from vig_jax.data.convert.plan import SPLIT_NAMES, Datasets, Shard
 from vig_jax.data.convert.writers import WRITERS
+from vig_jax.data.dataset import ClassificationDataset
 from vig_jax.data.loader.workers import isolate
 from vig_jax.errors import ConversionError, UndecodableImageError
 from vig_jax.files import file_digest, write_atomically, write_json
@@ -34,31 +35,28 @@ def write_shard(shard: Shard, job: Job, report: Report) -> dict[str, Any]:
     """Writes one shard and its marker.
 
     Returns:
-        The content of the marker: name, images, bytes, sha256, read, class_counts, errors.
+        The content of the marker: name, images, bytes, sha256, read, class_counts, errors,
+        damaged.
     """
     dataset = job.datasets[shard.split]
     counts = np.zeros(dataset.num_classes, int)
     errors: list[dict[str, Any]] = []
+    damaged: list[dict[str, Any]] = []
     reported = read = size = 0
     with write_atomically(shard.path) as draft:
-        writer = WRITERS[job.options.to](draft, dataset.class_names)
+        writer = WRITERS[job.options.to](draft, dataset.class_names, shard.path.parent)
         try:
             for read, index in enumerate(shard.order.tolist(), 1):
                 try:
                     image = convert_image(dataset, index, job.options)
                 except (UndecodableImageError, OSError) as error:
-                    errors.append(
-                        {
-                            "split": SPLIT_NAMES[shard.split],
-                            "index": index,
-                            "path": dataset.name_of(index),
-                            "reason": str(error),
-                        }
-                    )
+                    errors.append(_entry(shard, dataset, index, str(error)))
                 else:
                     writer.add(image)
                     counts[image.label] += 1
                     size += len(image.contents)
+                    if image.damage:
+                        damaged.append(_entry(shard, dataset, index, image.damage))
                 if read - reported >= _REPORTED_EVERY:
                     report(read - reported, size, [])
                     reported, size = read, 0
@@ -72,10 +70,17 @@ def write_shard(shard: Shard, job: Job, report: Report) -> dict[str, Any]:
             "read": len(shard.order),
             "class_counts": counts.tolist(),
             "errors": errors,
+            "damaged": damaged,
         }
     write_json(shard.marker, result)
     report(read - reported, size, errors)
     return result
+
+
+def _entry(shard: Shard, dataset: ClassificationDataset, index: int, reason: str) -> dict[str, Any]:
+    """Returns an entry of the lists of errors and of damaged images."""
+    name = dataset.name_of(index)
+    return {"split": SPLIT_NAMES[shard.split], "index": index, "path": name, "reason": reason}
 
 
 def write_shards(

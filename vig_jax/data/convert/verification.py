@@ -62,7 +62,7 @@ def _check_shard(destination: Path, layout: str, name: str, shard: Mapping[str, 
 def _check_listed(path: Path) -> list[str]:
     """Compares the files of a folder with their list."""
     problems = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text("utf-8", "surrogateescape").splitlines():
         digest, _, name = line.partition("  ")
         file = path.parent / name
         if not file.is_file():

@@ -30,6 +30,7 @@ class EncodedImage:
     extension: str  # e.g. "jpg"
     width: int
     height: int
+    damage: str | None = None  # that the decoder found
 
 
 class ArrayRecordWriter:
@@ -39,8 +40,8 @@ class ArrayRecordWriter:
     cost more than the copy.
     """
 
-    def __init__(self, path: Path, class_names: Sequence[str]):
-        del class_names
+    def __init__(self, path: Path, class_names: Sequence[str], folder: Path):
+        del class_names, folder
         self._writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1,uncompressed")
 
     def add(self, image: EncodedImage) -> None:
@@ -55,8 +56,8 @@ class ArrayRecordWriter:
 class TarWriter:
     """A writer of NUMBER.jpg and NUMBER.cls, the layout of WebDataset. It is deterministic."""
 
-    def __init__(self, path: Path, class_names: Sequence[str]):
-        del class_names
+    def __init__(self, path: Path, class_names: Sequence[str], folder: Path):
+        del class_names, folder
         self._archive = tarfile.open(path, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
 
     def add(self, image: EncodedImage) -> None:
@@ -76,7 +77,8 @@ class TarWriter:
 class ParquetWriter:
     """A writer of columns image {bytes, path} and label, with metadata that `datasets` reads."""
 
-    def __init__(self, path: Path, class_names: Sequence[str]):
+    def __init__(self, path: Path, class_names: Sequence[str], folder: Path):
+        del folder
         self._pyarrow = parquet.import_pyarrow()
         pa = self._pyarrow
         features = {
@@ -120,10 +122,10 @@ class FolderWriter:
     the files of a class keep its order.
     """
 
-    def __init__(self, path: Path, class_names: Sequence[str]):
-        self._base = path.parent
+    def __init__(self, path: Path, class_names: Sequence[str], folder: Path):
+        self._base = folder
         self._folders = class_folders(class_names)
-        self._list = path.open("w", encoding="utf-8")
+        self._list = path.open("w", encoding="utf-8", errors="surrogateescape")
 
     def add(self, image: EncodedImage) -> None:
         name = f"{self._folders[image.label]}/{image.number:08d}.{image.extension}"

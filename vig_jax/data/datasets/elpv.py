@@ -20,6 +20,7 @@ from typing import Literal
 import numpy as np
 
 from vig_jax.data.dataset import ClassificationBase, Example
+from vig_jax.files import read_regular_file
 
 PIP_COMMAND = "pip install elpv-dataset"
 CLASS_NAMES = ("functional", "defective")
@@ -51,7 +52,7 @@ class ElpvDataset(ClassificationBase):
         self._labels = (probabilities >= DEFECTIVE_FROM).astype(np.int32)
 
     def __getitem__(self, index: int) -> Example:
-        image = (self._folder / self._names[index]).read_bytes()
+        image = read_regular_file(self._folder / self._names[index])
         return {"image": image, "label": int(self._labels[index])}
 
     def name_of(self, index: int) -> str:

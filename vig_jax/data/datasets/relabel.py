@@ -26,7 +26,8 @@ class RelabelledDataset(ClassificationBase):
         super().__init__(dataset.info.name, class_names)
         self._dataset = dataset
         self._positions = np.asarray(positions, np.int32)
-        self._labels = self._positions[dataset.labels()]
+        labels = dataset.labels()
+        self._labels = np.where(labels < 0, -1, self._positions[labels])  # -1: unreadable
 
     def __getitem__(self, index: int) -> Example:
         example = self._dataset[index]

@@ -64,7 +64,7 @@ def stratified_positions(
     """Returns the positions to train on and the positions to hold out.
 
     Args:
-        labels: class of every image.
+        labels: class of every image; -1 for an unreadable one, which is not held out.
         fraction: of each class to hold out.
         seed: of the draw.
 
@@ -73,8 +73,10 @@ def stratified_positions(
     """
     held_out = np.zeros(len(labels), bool)
     order = np.argsort(labels, kind="stable")
-    starts = np.flatnonzero(np.diff(labels[order], prepend=-1))
+    starts = np.flatnonzero(np.diff(labels[order], prepend=-2))
     for members in np.split(order, starts)[1:]:
+        if labels[members[0]] < 0:
+            continue
         count = max(1, math.floor(len(members) * fraction + 0.5))
         count = min(count, len(members) - 1)
         # RandomState's stream is frozen (NEP 19): the split must never change.

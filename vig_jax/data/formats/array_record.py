@@ -6,6 +6,7 @@ red, green and blue. The files are PATH/train-00000-of-00256.arrayrecord, ...; s
 `vig_jax.data.formats.shards`.
 """
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,11 @@ from vig_jax.data.dataset import (
 )
 from vig_jax.data.formats import shards
 from vig_jax.errors import DataSetError, UnreadableRecordError
+from vig_jax.text import printable
 
 SUFFIX = ".arrayrecord"
+
+_LAYOUT_SAMPLE = 10  # records, of which one must be readable
 
 
 def pack(image: bytes, label: int, key: str, size: tuple[int, int], raw: bool = False) -> bytes:
@@ -84,10 +88,14 @@ class ArrayRecordDataset(ClassificationBase):
         return {"image": _pixels(record, index) if record.get("raw") else image, "label": label}
 
     def labels(self) -> Int[np.ndarray, "n"]:
-        """Returns the label of every record, int32. Reads all records."""
-        labels = np.empty(len(self), np.int32)
+        """Returns the label of every record, int32; -1 for a record that cannot be read.
+
+        Reads all records.
+        """
+        labels = np.full(len(self), -1, np.int32)
         for index in range(len(self)):
-            labels[index] = self[index]["label"]
+            with contextlib.suppress(OSError):
+                labels[index] = self[index]["label"]
         return labels
 
     def name_of(self, index: int) -> str:
@@ -96,7 +104,7 @@ class ArrayRecordDataset(ClassificationBase):
             key = self._record(index).get("key")
         except OSError:
             key = None
-        return str(key) if key else f"{self._files[0].name}, record {index} of the split"
+        return printable(str(key)) if key else f"{self._files[0].name}, record {index} of the split"
 
     def digest(self) -> str:
         """Hashes the files' names and sizes, the checksums in `info.json`, and the count."""
@@ -117,11 +125,13 @@ def _pixels(record: dict[str, Any], index: int) -> np.ndarray:
     """Returns the image of a raw record, uint8 [h, w, 3]."""
     height, width = record.get("h"), record.get("w")
     try:
+        if not (isinstance(height, int) and isinstance(width, int) and height > 0 < width):
+            raise ValueError("both must be at least 1")
         return np.frombuffer(record["image"], np.uint8).reshape((height, width, 3))  # type: ignore[arg-type]
     except (TypeError, ValueError) as error:
         raise UnreadableRecordError(
             f"record {index} is raw, but its {len(record['image'])} bytes are not h x w x 3 of "
-            f"h={height}, w={width}"
+            f"h={height}, w={width}, which must be at least 1"
         ) from error
 
 
@@ -152,6 +162,19 @@ def _first_unreadable(files: Sequence[Path], error: Exception) -> str:
     return str(error)
 
 
+def _layout_error(source: ArrayRecordDataset) -> UnreadableRecordError | None:
+    """Returns the error of the first record if none of the first records can be read."""
+    first = None
+    for index in range(min(_LAYOUT_SAMPLE, len(source))):
+        try:
+            source[index]
+        except UnreadableRecordError as error:
+            first = first or error
+        else:
+            return None
+    return first
+
+
 def open_array_record(path: str | None, part: Part) -> ClassificationDataset:
     """Opens the ArrayRecord files of a split.
 
@@ -173,9 +196,7 @@ def open_array_record(path: str | None, part: Part) -> ClassificationDataset:
     source = ArrayRecordDataset(files, class_names, info)
     if len(source) == 0:
         raise DataSetError(f"the ArrayRecord files of {home} have no records")
-    try:
-        source[0]
-    except UnreadableRecordError as error:
+    if error := _layout_error(source):
         raise DataSetError(
             f"{files[0]} has an unknown layout: {error}. Records of other layouts (TFDS writes "
             "tf.train.Example) must be converted by the program that wrote them"

@@ -3,14 +3,16 @@
     PATH/train/<class>/*.jpg      PATH/val/<class>/*.jpg
 
 with jpg, jpeg, png, bmp, webp, gif, tif, tiff or ppm files. Folders inside a class folder are read
-too; hidden files and folders are not. Without train and val folders (and with
-config.data.split="stratified") the files are PATH/<class>/*.jpg.
+too, also those behind links; hidden files and folders are not. Without train and val folders (and
+with config.data.split="stratified") the files are PATH/<class>/*.jpg.
 
 Classes are numbered in the order of their sorted names, or, if `vig data convert` has written the
 folder, in the order of its `info.json`.
 """
 
+import collections
 import hashlib
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,9 +28,17 @@ from vig_jax.data.dataset import (
 )
 from vig_jax.data.formats.shards import read_info
 from vig_jax.errors import DataSetError
-from vig_jax.text import preview_names
+from vig_jax.files import read_regular_file
+from vig_jax.text import preview_names, printable
+
+logger = logging.getLogger(__name__)
 
 _EXTENSIONS = frozenset({"jpg", "jpeg", "png", "bmp", "webp", "gif", "tif", "tiff", "ppm"})
+# Formats of images that Pillow is not asked to read, or extensions that are rare.
+_UNREADABLE = frozenset(
+    {"jfif", "jpe", "avif", "heic", "heif", "jxl", "jp2", "j2k", "pgm", "pbm", "pnm", "svg", "eps"}
+    | {"psd", "dng", "cr2", "nef", "arw", "tga", "ico", "exr", "hdr", "apng"}
+)
 _FOLDERS: dict[Part, str] = {"train": "train", "eval": "val"}
 _SIZED_FILES = 1000  # of a folder, in its fingerprint
 _SHARDS = {".arrayrecord": "array_record", ".parquet": "parquet", ".tar": "tar"}
@@ -65,21 +75,25 @@ class ImageFolderDataset(ClassificationBase):
         self._folder = folder
         names: list[bytes] = []
         counts: list[int] = []
+        ignored: collections.Counter[str] = collections.Counter()
         for class_name in class_names:
-            found = sorted(_image_files(f"{self._base}/{class_name}"))
+            found = sorted(_image_files(f"{self._base}/{class_name}", ignored))
             names += [os.fsencode(name) for name in found]
             counts.append(len(found))
+        if ignored:
+            logger.warning("%s: %s", printable(str(root / folder)), _describe_ignored(ignored))
         self._names = b"".join(names)
         self._ends = np.cumsum([len(name) for name in names], dtype=np.int64)
         self._labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
 
     def __getitem__(self, index: int) -> Example:
-        path = Path(self._base, self._path_in_folder(index))
-        return {"image": path.read_bytes(), "label": int(self._labels[index])}
+        self.check_index(index)
+        image = read_regular_file(f"{self._base}/{self._path_in_folder(index)}")
+        return {"image": image, "label": int(self._labels[index])}
 
     def name_of(self, index: int) -> str:
         """Returns the path below the root, e.g. "train/cat/001.jpg"."""
-        return f"{self._folder}/{self._path_in_folder(index)}".removeprefix("/")
+        return printable(f"{self._folder}/{self._path_in_folder(index)}".removeprefix("/"))
 
     def digest(self) -> str:
         """Hashes all names and labels, and up to a thousand file sizes.
@@ -95,7 +109,10 @@ class ImageFolderDataset(ClassificationBase):
             digest.update(bytes(part))
         for index in np.unique(np.linspace(0, len(self) - 1, _SIZED_FILES).astype(int)):
             file = Path(self._base, self._path_in_folder(int(index)))
-            size = file.stat().st_size if file.exists() else 2**64 - 1
+            try:
+                size = file.stat().st_size
+            except OSError:  # e.g. a link to nothing: reading it makes a bad image
+                size = 2**64 - 1
             digest.update(size.to_bytes(8, "little"))
         return digest.hexdigest()
 
@@ -130,7 +147,7 @@ def open_image_folder(path: str | None, part: Part) -> ClassificationDataset:
         )
     class_names = _class_folders(root / folder)
     if not class_names:
-        loose = sum(1 for _ in _image_files(os.fspath(root / folder)))
+        loose = len(find_image_files(root / folder))
         found = f"{loose} images, but no class folders" if loose else "no class folders"
         raise DataSetError(f"{root / folder} has {found}{_shards_instead(root)}. {layout}")
     if part == "eval" and (root / "train").is_dir():
@@ -172,7 +189,7 @@ def _is_split(folder: Path) -> bool:
     if not folder.is_dir():
         return False
     with os.scandir(folder) as entries:
-        kinds = {e.is_dir() for e in entries if e.is_dir() or is_image(e.name)}
+        kinds = {_is_dir(e) for e in entries if _is_dir(e) or is_image(e.name)}
     return kinds == {True}
 
 
@@ -210,7 +227,7 @@ def _check_same_classes(train: tuple[str, ...], val: tuple[str, ...], layout: st
 
 def _class_folders(folder: Path) -> tuple[str, ...]:
     with os.scandir(folder) as entries:
-        return tuple(sorted(e.name for e in entries if e.is_dir() and not e.name.startswith(".")))
+        return tuple(sorted(e.name for e in entries if _is_dir(e) and not is_hidden(e.name)))
 
 
 def is_image(name: str) -> bool:
@@ -224,13 +241,64 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def _image_files(folder: str, prefix: str = "") -> Iterator[str]:
-    """Yields the paths below `folder` of all image files, in no particular order."""
+def find_image_files(folder: Path) -> list[str]:
+    """Returns the paths of all image files below a folder, relative to it and sorted.
+
+    Links to folders are followed, except in circles. Hidden files and folders are left out.
+    Files of image formats that cannot be read are reported.
+    """
+    ignored: collections.Counter[str] = collections.Counter()
+    found = sorted(_image_files(os.fspath(folder), ignored))
+    if ignored:
+        logger.warning("%s: %s", printable(str(folder)), _describe_ignored(ignored))
+    return found
+
+
+def _describe_ignored(ignored: "collections.Counter[str]") -> str:
+    ordered = sorted(ignored.items(), key=lambda item: (-item[1], item[0]))
+    kinds = ", ".join(f"{count} .{extension}" for extension, count in ordered)
+    return (
+        f"{ignored.total()} files are ignored for their extension ({kinds}): rename .jfif files to "
+        ".jpg, and convert files of other formats to JPEG or PNG"
+    )
+
+
+def _image_files(
+    folder: str,
+    ignored: "collections.Counter[str]",
+    prefix: str = "",
+    entered: tuple[str, ...] = (),
+) -> Iterator[str]:
+    """Yields the paths below `folder` of all image files, in no particular order.
+
+    Args:
+        folder: to search.
+        ignored: files of formats that cannot be read are counted here, by extension.
+        prefix: put before every path.
+        entered: the real paths of the folders whose links led here.
+    """
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name.startswith("."):
+            if is_hidden(entry.name):
                 continue
-            if entry.is_dir(follow_symlinks=False):  # links could go round in circles
-                yield from _image_files(entry.path, f"{prefix}{entry.name}/")
+            if _is_dir(entry):
+                above = entered
+                if entry.is_symlink():
+                    above = (*entered, os.path.realpath(folder))
+                    target = os.path.realpath(entry.path)
+                    if any(f"{path}/".startswith(f"{target}/") for path in above):
+                        logger.warning("%s leads back to itself: not followed", entry.path)
+                        continue
+                yield from _image_files(entry.path, ignored, f"{prefix}{entry.name}/", above)
             elif is_image(entry.name):
                 yield prefix + entry.name
+            elif (extension := entry.name.rpartition(".")[2].lower()) in _UNREADABLE:
+                ignored[extension] += 1
+
+
+def _is_dir(entry: "os.DirEntry[str]") -> bool:
+    """Returns whether an entry is a folder or a link to one."""
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle
+        return False

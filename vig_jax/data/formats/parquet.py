@@ -9,10 +9,11 @@ optional.
 """
 
 import collections
+import contextlib
 import json
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,12 @@ class ParquetDataset(ClassificationBase):
         if names is None:
             raise shards.no_class_names(files[0].parent)
         super().__init__(str(files[0].parent), names)
-        labels = np.concatenate([_read_labels(f, next(iter(label))) for f in opened])
+        labels = np.concatenate(
+            [
+                _read_labels(file, f, next(iter(label)))
+                for file, f in zip(files, opened, strict=True)
+            ]
+        )
         check_labels(labels, self.class_names, files[0].parent)
         self._labels = labels.astype(np.int32)
         groups = [
@@ -178,11 +184,21 @@ class ParquetDataset(ClassificationBase):
 
 def _open(file: Path) -> Any:
     pyarrow = import_pyarrow()
-    try:
+    with _arrow_errors(file):
         return pyarrow.parquet.ParquetFile(file)
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
+
+
+@contextlib.contextmanager
+def _arrow_errors(file: str | Path) -> Iterator[None]:
+    """Translates pyarrow's errors, which are of many kinds, while a file is opened."""
+    try:
+        yield
+    except (FileNotFoundError, PermissionError):
+        raise
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataSetError(
-            f"{file} is truncated or not a parquet file ({error}): copy it again"
+            f"{file} is truncated or not a parquet file ({reason}): copy it again"
         ) from error
 
 
@@ -215,12 +231,13 @@ def _label_column(file: Path, opened: Any) -> str:
     return labels[0]
 
 
-def _read_labels(opened: Any, column: str) -> np.ndarray:
+def _read_labels(file: Path, opened: Any, column: str) -> np.ndarray:
     """Returns the labels as int64; -1, which Hugging Face uses for "no label", where there is none.
 
     They are narrowed only after they have been checked.
     """
-    values = opened.read(columns=[column], use_threads=False).column(column)
+    with _arrow_errors(file):
+        values = opened.read(columns=[column], use_threads=False).column(column)
     absent = values.is_null().to_numpy()
     labels = values.fill_null(0).to_numpy()
     if labels.dtype == np.uint64:

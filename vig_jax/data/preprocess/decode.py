@@ -121,6 +121,8 @@ def _check_array(image: np.ndarray) -> None:
         raise ValueError(
             f"an image array must be uint8 [H, W, 3]; this is {image.dtype} {image.shape}"
         )
+    if not image.size:
+        raise UndecodableImageError(f"{image.shape[1]} x {image.shape[0]} pixels")
 
 
 class Header(NamedTuple):

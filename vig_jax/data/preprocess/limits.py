@@ -35,8 +35,10 @@ def check_size(width: int, height: int, max_pixels: int) -> None:
     """Checks the number of pixels.
 
     Raises:
-        UndecodableImageError: there are more than `max_pixels`.
+        UndecodableImageError: there are none, or more than `max_pixels`.
     """
+    if width < 1 or height < 1:
+        raise UndecodableImageError(f"{width} x {height} pixels")
     if width * height > max_pixels:
         raise UndecodableImageError(
             f"{width} x {height} pixels, more than config.data.max_image_pixels={max_pixels}: "
