@@ -1,5 +1,6 @@
 """Locks of folders, and drafts that nobody else can reach."""
 
+import json
 import os
 import signal
 import subprocess
@@ -9,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from vig_jax.errors import FolderInUseError
-from vig_jax.files import folder_lock, write_atomically, write_text
+from vig_jax.files import folder_lock, to_json, write_atomically, write_text
 
 OWNER = """
 import pathlib, sys, time
-from vig_jax.files import folder_lock
+from vig_jax.files import folder_lock, to_json
 with folder_lock(pathlib.Path(sys.argv[1]), "--workdir"):
     print("locked", flush=True)
     time.sleep(60)
@@ -81,3 +82,9 @@ def test_a_folder_is_replaced(tmp_path):
             (draft / str(number)).touch()
     assert [file.name for file in target.iterdir()] == ["1"]
     assert [file.name for file in tmp_path.iterdir()] == ["folder"]
+
+
+def test_json_has_no_nan():
+    value = {"a": [float("nan"), (1.5, float("-inf"))], "b": {"c": 2, "d": None, "e": "NaN"}}
+    expected = {"a": [None, [1.5, None]], "b": {"c": 2, "d": None, "e": "NaN"}}
+    assert json.loads(to_json(value), parse_constant=pytest.fail) == expected

@@ -1,6 +1,6 @@
 import os
 
-from vig_jax.text import did_you_mean, preview_names, printable
+from vig_jax.text import did_you_mean, preview_names, printable, printable_lines
 
 
 def test_did_you_mean():
@@ -21,3 +21,7 @@ def test_printable():
     assert printable("a\x1b[2Jb\n\u202ec") == r"a\x1b[2Jb\n\u202ec"
     assert printable(os.fsdecode(b"caf\xe9")) == r"caf\xe9"
     assert preview_names(["\x07"]) == r"\x07"
+
+
+def test_printable_lines():
+    assert printable_lines("cat\n\x9b31m\udcff\r\n") == "cat\n\\x9b31m\\xff\\r\n"

@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from vig_jax.text import printable
+from vig_jax.text import printable, printable_lines
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ def save_figure(figure: Figure, path: Path) -> None:
     texts = [text for text in figure.findobj(Text) if isinstance(text, Text)]
     for text in texts:
         text.set_parse_math(False)
-        text.set_text("\n".join(printable(line) for line in text.get_text().split("\n")))
+        text.set_text(printable_lines(text.get_text()))
     letters = "".join(sorted({letter for text in texts for letter in text.get_text()}))
     if fallback := font_families(letters):
         for text in texts:
@@ -35,6 +35,12 @@ def save_figure(figure: Figure, path: Path) -> None:
         # `font_families` has reported letters that no font has.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure.savefig(path, dpi=120)
+
+
+def drawable(name: str, limit: int) -> str:
+    """Returns a name with control characters escaped; an ellipsis ends what exceeds the limit."""
+    name = printable(name)
+    return name if len(name) <= limit else f"{name[: limit - 1]}…"
 
 
 def font_families(letters: str) -> list[str]:

@@ -4,12 +4,13 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import math
 import os
 import shutil
 import socket
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +99,25 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes indented JSON, atomically."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
+    """Writes indented JSON, atomically; see `to_json`."""
+    write_text(path, to_json(value, indent=2))
+
+
+def to_json(value: Any, indent: int = 1) -> str:
+    """Returns indented JSON with a final line break.
+
+    Numbers that are NaN or infinite become null: JSON has no word for them, and many readers refuse
+    Python's.
+    """
+    return json.dumps(_without_nan(value), indent=indent, allow_nan=False) + "\n"
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextlib.contextmanager

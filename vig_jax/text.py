@@ -47,3 +47,8 @@ def _escape(character: str) -> str:
     if 0xDC80 <= code <= 0xDCFF:  # a byte that is not UTF-8, as os.fsdecode represents it
         return f"\\x{code - 0xDC00:02x}"
     return character.encode("unicode_escape", "backslashreplace").decode("ascii")
+
+
+def printable_lines(text: str) -> str:
+    """Escapes as `printable` does, except line breaks."""
+    return "\n".join(map(printable, text.split("\n")))

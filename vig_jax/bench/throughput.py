@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import itertools
-import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import jax
 
 from kernels_pallas.core.timing import candidate, interleaved
 from vig_jax.figures import save_figure
+from vig_jax.files import to_json
 
 # Dense bfloat16 tensor-core peaks in FLOP/s, from NVIDIA's data sheets, by the driver's names.
 _PEAK_FLOPS = {
@@ -134,7 +134,7 @@ def write_tables(
     for path in filter(None, (json_file, csv_file)):
         path.parent.mkdir(parents=True, exist_ok=True)
     if json_file:
-        json_file.write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
+        json_file.write_text(to_json({**facts, "rows": rows}))
     if csv_file:
         with csv_file.open("w", newline="") as file:
             writer = csv.DictWriter(file, rows[0] if rows else ())

@@ -20,6 +20,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from vig_jax.cli import options, weights
+from vig_jax.files import to_json
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -107,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
         facts = {"run": str(args.run), "step": loaded.step, "ema": loaded.ema}
         if args.weights:
             facts = {"weights": str(args.weights), "model": args.model, "ema": loaded.ema}
-        args.json.write_text(json.dumps(facts | metrics, indent=1, allow_nan=False) + "\n")
+        args.json.write_text(to_json(facts | metrics))
     if args.results:
         args.results.mkdir(parents=True, exist_ok=True)
         evaluation.save(state, args.results, f"{config.model.name}, {loaded.description}")

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import io
 import logging
 import multiprocessing
 import sys
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 
 from vig_jax.cli.worker import block_jax_import
 from vig_jax.errors import REPORTED_ERRORS, is_full_disk
+from vig_jax.text import printable_lines
 
 if multiprocessing.parent_process():  # a worker imports the main module again
     block_jax_import()
@@ -22,6 +24,11 @@ COMMANDS = {
     "benchmark": "images per second and memory of a model on this device",
     "data": "convert, inspect and time data sets; write the embedded photographs",
 }
+
+
+class _PlainFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable_lines(super().format(record))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,7 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig()
     for handler in logging.root.handlers:  # JAX's import has added one with a prefix
         if type(handler) is logging.StreamHandler:
-            handler.setFormatter(logging.Formatter("%(message)s"))
+            handler.setFormatter(_PlainFormatter("%(message)s"))
+    for stream in (sys.stdout, sys.stderr):  # names of files that the terminal cannot encode
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     logging.getLogger("vig_jax").setLevel(logging.INFO)  # Orbax logs every file it reads
     command = importlib.import_module(f"vig_jax.cli.{name}")  # only what the command needs
     if name == "train":
@@ -54,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return command.run(subparser.parse_args(argv[1:]))
     except REPORTED_ERRORS as error:
-        print(f"vig {name}: {error}", file=sys.stderr)
+        print(printable_lines(f"vig {name}: {error}"), file=sys.stderr)
         return 1
     except (OSError, ValueError) as error:
         if not is_full_disk(error):

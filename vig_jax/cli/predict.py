@@ -8,11 +8,11 @@ With --figure, a folder named after a class is the true label of its images.
 """
 
 import argparse
-import json
 import sys
 
 from vig_jax.cli import options, weights
 from vig_jax.errors import ConfigError
+from vig_jax.files import to_json
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
         predictions.append(prediction)
         print(prediction, file=sys.stderr if prediction.error else sys.stdout)
     if args.json:
-        args.json.write_text(json.dumps([p.to_json() for p in predictions], indent=1) + "\n")
+        args.json.write_text(to_json([p.to_json() for p in predictions]))
         print(f"predictions: {args.json}")
     if args.figure:
         shown = draw(predictions, args.figure, classifier.class_names)

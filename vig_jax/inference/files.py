@@ -15,12 +15,13 @@ from vig_jax.data.formats.image_folder import find_image_files
 from vig_jax.data.preprocess.decode import decode
 from vig_jax.data.preprocess.geometry import draw_view
 from vig_jax.errors import ConfigError, NonFiniteLossError, UndecodableImageError
-from vig_jax.figures import save_figure
+from vig_jax.figures import drawable, save_figure
 from vig_jax.files import read_regular_file
 from vig_jax.inference.loaded_model import LoadedModel
 from vig_jax.inference.predictor import Predictor, predictor
 from vig_jax.models import Backbone
 from vig_jax.models.from_config import model_from_config
+from vig_jax.text import printable
 
 MAX_DRAWN = 40
 
@@ -49,8 +50,8 @@ class Prediction:
     def __str__(self) -> str:
         """Returns a line for the console."""
         if self.error:
-            return f"{self.path}: skipped, {self.error}"
-        return f"{self.path}: " + "  ".join(f"{name} {p:.1%}" for name, p in self.top)
+            return printable(f"{self.path}: skipped, {self.error}")
+        return printable(f"{self.path}: " + "  ".join(f"{name} {p:.1%}" for name, p in self.top))
 
 
 class Classifier:
@@ -138,6 +139,8 @@ class Classifier:
 def find_images(paths: Sequence[Path]) -> list[Path]:
     """Returns the named files and every image file below the named folders, sorted.
 
+    Hidden files and folders below them, and the metadata of Macs, are left out.
+
     Raises:
         FileNotFoundError: a path does not exist, or there is no image file at all.
     """
@@ -175,10 +178,10 @@ def draw(predictions: Sequence[Prediction], path: Path, class_names: Sequence[st
         axes.set_axis_off()
         axes.imshow(np.asarray(decode(read_regular_file(prediction.path))))
         (guess, probability), folder = prediction.top[0], prediction.path.parent.name
-        color, text = "black", f"{guess} {probability:.0%}"
+        color, text = "black", f"{drawable(guess, 22)} {probability:.0%}"
         if label := by_folder.get(folder):
             color = "tab:green" if guess == label else "tab:red"
-            text += "" if guess == label else f"\n(true: {label})"
+            text += "" if guess == label else f"\n(true: {drawable(label, 22)})"
         axes.set_title(text, fontsize=8, color=color)
     save_figure(figure, path)
     return len(shown)

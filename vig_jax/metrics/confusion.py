@@ -102,7 +102,7 @@ class Confusion:
         from matplotlib.colors import PowerNorm
         from matplotlib.figure import Figure
 
-        from vig_jax.figures import save_figure
+        from vig_jax.figures import drawable, save_figure
 
         count = len(self.class_names)
         images = self.counts.sum(axis=1, keepdims=True)
@@ -123,7 +123,7 @@ class Confusion:
         axes.set_xlabel(f"predicted class{by}")
         axes.set_ylabel(f"true class{by}")
         if count <= _MOST_NAMED:
-            names = [name if len(name) <= 22 else name[:21] + "…" for name in self.class_names]
+            names = [drawable(name, 22) for name in self.class_names]
             places = np.arange(count)
             axes.set_xticks(places, names, rotation=45, ha="right", rotation_mode="anchor")
             axes.set_yticks(places, names)

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 from matplotlib.figure import Figure
 
-from vig_jax.figures import save_figure
+from vig_jax.figures import drawable, save_figure
 from vig_jax.tasks.classification.task import Classification
 from vig_jax.tasks.protocol import Batch
 
@@ -68,6 +68,5 @@ def _caption(target: Float[np.ndarray, "classes"], class_names: Sequence[str]) -
     for label in np.argsort(-target, kind="stable")[:2].tolist():
         if target[label] >= _LEAST_SHARE:
             name = class_names[label] if label < len(class_names) else f"class {label}"
-            name = name if len(name) <= 16 else name[:15] + "…"
-            lines.append(f"{name} {target[label]:.0%}")
+            lines.append(f"{drawable(name, 16)} {target[label]:.0%}")
     return "\n".join(lines)
