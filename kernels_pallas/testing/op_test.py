@@ -203,6 +203,8 @@ class OpTest:
         """Compares values and gradients of compiled kernels."""
         if MODEL in case.tags:
             case = case.with_batch(16)
+            if case.bytes > _MOST_BYTES:  # the reference in float64 keeps a state per token
+                case = case.with_batch(1)
         self.check(case, case.bind(self.function, implementation=self.backend))
 
     @on_gpu
@@ -325,6 +327,7 @@ def _key(case: Case) -> str:
     return f"{case.name}-{case.dtype}"
 
 
+_MOST_BYTES = 2**26
 _references: dict[tuple[str, str, str], Run] = {}
 _expected: dict[str, dict[str, Any]] = {}
 """Results of the reference by operator and case, which several tests share."""

@@ -49,6 +49,7 @@ class ParameterGroups(Protocol):
         """
 
 
+@runtime_checkable  # not inherited: Python 3.12.2 and later need it here, too
 class Backbone(ParameterGroups, Protocol):
     """A `flax.linen.Module` with the members that the rest of the package relies on.
 
