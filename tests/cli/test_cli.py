@@ -4,14 +4,19 @@ import csv
 import functools
 import json
 import logging
+import subprocess
+import sys
+import textwrap
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import kernels_pallas
 import vig_jax
 from configs import common
 from vig_jax import config as configuration
+from vig_jax.cli import options
 from vig_jax.cli.main import COMMANDS, main
 from vig_jax.models import from_config
 from vig_jax.train.loop import run
@@ -42,6 +47,41 @@ def test_help(command, capsys):
         main([command, "--help"])
     assert ended.value.code == 0
     assert command in capsys.readouterr().out
+
+
+def test_help_does_not_import_jax():
+    """A first look at a command must not take seconds."""
+    program = """
+        import contextlib, io, sys
+        from vig_jax.cli.main import COMMANDS, main
+        for command in COMMANDS:
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+                main([command, "--help"])
+        print([name for name in ("jax", "flax", "matplotlib", "grain") if name in sys.modules])
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "[]\n"
+
+
+def test_names_in_help():
+    assert vig_jax.list_models() == options.MODELS
+    assert options.IMPLEMENTATIONS == kernels_pallas.IMPLEMENTATIONS
+
+
+def test_the_module_is_the_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "vig_jax", "report", "nowhere"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("vig report: nowhere is not a workdir")
 
 
 def test_unknown_command(capsys):

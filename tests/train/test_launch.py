@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 # Imports everything once, and runs train.py in a fork for each line of options.
 SERVER = """
 import json, os, runpy, sys, tempfile, warnings
-import vig_jax.train.launch
+import vig_jax.train.launch, vig_jax.train.loop
 warnings.simplefilter("ignore")  # JAX warns of forks; here it has no threads yet
 for line in sys.stdin:
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
@@ -129,7 +129,7 @@ def refused_by(error, monkeypatch, workdir):
     def run(config, workdir):
         raise error
 
-    monkeypatch.setattr(launch, "run", run)
+    monkeypatch.setattr("vig_jax.train.loop.run", run)
     monkeypatch.setattr(launch.os, "_exit", sys.exit)
 
 

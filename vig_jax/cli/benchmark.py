@@ -35,10 +35,7 @@ if TYPE_CHECKING:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
-    from kernels_pallas import IMPLEMENTATIONS
-    from vig_jax import list_models
-
-    parser.add_argument("--model", nargs="+", default=["vig_s"], help=", ".join(list_models()))
+    parser.add_argument("--model", nargs="+", default=["vig_s"], help=", ".join(options.MODELS))
     parser.add_argument("--image-size", type=int, nargs="+", default=[224], metavar="PIXELS")
     parser.add_argument(
         "--batch-size",
@@ -56,7 +53,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--profile", action="store_true", help="list the longest kernels of a step")
     parser.add_argument(
-        "--gla", choices=IMPLEMENTATIONS, help="implementation of the GLA op (default: best here)"
+        "--gla",
+        choices=options.IMPLEMENTATIONS,
+        help="implementation of the GLA op (default: best here)",
     )
     parser.add_argument("--repeats", type=int, default=10, help="samples (default 10)")
     parser.add_argument(

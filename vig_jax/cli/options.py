@@ -1,7 +1,15 @@
-"""Types of command-line options: each checks its value before any work is done."""
+"""Types of command-line options: each checks its value before any work is done.
+
+The names of models and implementations are repeated here, so that --help does not import JAX.
+"""
 
 import argparse
 from pathlib import Path
+
+MODELS = ("vig_t", "vig_s", "vig_b", "vig_h_t", "vig_h_s", "vig_h_b")
+"""`vig_jax.list_models()`."""
+IMPLEMENTATIONS = ("pallas_triton", "xla_chunked", "reference")
+"""`kernels_pallas.IMPLEMENTATIONS`."""
 
 
 def path(text: str) -> Path:

@@ -29,9 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def describe_model(parser: argparse.ArgumentParser) -> None:
     """Declares --model and --set."""
-    from vig_jax import list_models
-
-    parser.add_argument("--model", metavar="NAME", help=", ".join(list_models()))
+    parser.add_argument("--model", metavar="NAME", help=", ".join(options.MODELS))
     parser.add_argument(
         "--set",
         action="append",
@@ -83,14 +81,13 @@ def restore(args: argparse.Namespace, run: Path | None) -> Any:
         from vig_jax.inference.loaded_model import load_for_inference
 
         return load_for_inference(run, ema=False if args.raw else None)
-    from vig_jax import list_models
     from vig_jax.inference.loaded_model import restore_weights
 
     if run is not None:
         raise ConfigError(f"a run ({run}) and --weights {args.weights} are given: name one of them")
     if not args.model:
         raise ConfigError(
-            f"--weights {args.weights} needs --model NAME, one of {', '.join(list_models())}"
+            f"--weights {args.weights} needs --model NAME, one of {', '.join(options.MODELS)}"
         )
     return restore_weights(
         args.weights,

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-import jax
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
@@ -21,7 +20,6 @@ from ml_collections import config_flags
 from vig_jax.config import parse
 from vig_jax.errors import REPORTED_ERRORS, is_full_disk
 from vig_jax.text import did_you_mean
-from vig_jax.train.loop import run
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -109,6 +107,10 @@ def _train(argv: Sequence[str]) -> None:
     config_file = config_flags.get_config_filename(flags.FLAGS["config"])
     workdir = _expand(Path(_WORKDIR.value or Path("runs") / Path(config_file).stem))
     _check_launcher()
+    import jax  # --help works without it
+
+    from vig_jax.train.loop import run
+
     if _DISTRIBUTED.value:
         count, index = (os.environ.get(f"JAX_{name}") for name in ("NUM_PROCESSES", "PROCESS_ID"))
         jax.distributed.initialize(
