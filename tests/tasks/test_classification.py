@@ -144,9 +144,19 @@ def test_f1_of_a_class_that_is_not_there():
     assert evaluation(classes=2).compute(jax.device_get(sums))["f1"] == 0
 
 
-def test_no_f1_of_more_classes():
+@pytest.mark.parametrize(
+    ("classes", "names"),
+    [
+        (8, {"loss", "top1", "top5"}),
+        (6, {"loss", "top1", "top5"}),
+        (5, {"loss", "top1"}),
+        (2, {"loss", "top1", "f1"}),
+    ],
+)
+def test_metrics_for_numbers_of_classes(classes, names):
     sums = {name: np.array(1.0) for name in ("loss", "top1", "top5", "weight")}
-    assert evaluation().compute(sums).keys() == {"loss", "top1", "top5"}
+    sums["confusion"] = np.ones((2, 2))
+    assert evaluation(classes=classes).compute(sums).keys() == names
 
 
 def test_nothing_decodable_is_an_error():

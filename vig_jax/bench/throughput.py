@@ -156,8 +156,11 @@ def draw(
 ) -> None:
     """Writes a PNG of throughput, latency and memory against the image size.
 
+    The batch size is in the title if all rows share it. Otherwise it is written at each point.
+
     Args:
-        series: rows by the model's name; each with `image_size`, `img_per_s`, `ms` and `memory`.
+        series: rows by the model's name; each with `image_size`, `batch_size`, `img_per_s`, `ms`
+            and `memory`.
         title: of the figure.
         path: of the file.
         memory: the key of a row that has the bytes of memory.
@@ -166,6 +169,11 @@ def draw(
     from matplotlib.ticker import LogLocator
 
     figure = Figure(figsize=(11, 3.6), layout="constrained")
+    batches = {row.get("batch_size") for rows in series.values() for row in rows} - {None}
+    if len(batches) == 1:
+        title += f", batches of {next(iter(batches))}"
+    elif batches:
+        title += "; the number at a point is its batch size"
     figure.suptitle(title, fontsize=10)
     panels = (
         ("images per second", lambda row: row["img_per_s"]),
@@ -177,7 +185,17 @@ def draw(
         axes = figure.add_subplot(1, len(panels), place)
         for name, rows in series.items():
             points = sorted((row["image_size"], value(row)) for row in rows)
-            axes.plot(*zip(*points, strict=True), marker="o", label=name)
+            (line,) = axes.plot(*zip(*points, strict=True), marker="o", label=name)
+            for row in rows if len(batches) > 1 else ():
+                axes.annotate(
+                    str(row["batch_size"]),
+                    (row["image_size"], value(row)),
+                    xytext=(0, 4),
+                    textcoords="offset points",
+                    ha="center",
+                    fontsize=6,
+                    color=line.get_color(),
+                )
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         axes.set_xticks(sizes, [str(size) for size in sizes])

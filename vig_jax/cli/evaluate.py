@@ -7,8 +7,8 @@
 
 Images are PATH/val/CLASS/*.jpg. Classes are matched to the model's by name, and a subset of them
 will do; the names of ImageNet-1k and their identifiers (n01440764) are interchangeable. The metrics
-of a classifier are top-1 and top-5 accuracy as fractions, the loss in nats and, for two classes, F1
-of the second.
+of a classifier are top-1 accuracy and, for more than five classes, top-5 accuracy as fractions, the
+loss in nats and, for two classes, F1 of the second.
 """
 
 import argparse

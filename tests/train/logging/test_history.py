@@ -113,3 +113,18 @@ def test_two_classes_show_f1_in_place_of_top5(workdir, monkeypatch):
     labels.clear()
     write_report(workdir())
     assert [label for label in labels if label in ("top-1", "F1", "top-5")] == ["top-1", "top-5"]
+
+
+def test_a_run_of_one_evaluation_draws_points_that_can_be_read(workdir, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        "vig_jax.train.logging.history.save_figure", lambda figure, path: drawn.append(figure)
+    )
+    write_report(workdir([training(4), evaluation(12, 0.75)]))
+    accuracy = next(axes for axes in drawn[0].axes if "accuracy" in axes.get_title())
+    line = next(line for line in accuracy.lines if line.get_label() == "top-1")
+    assert line.get_markersize() > 5
+    assert "75" in {text.get_text() for text in accuracy.texts}
+    low, high = accuracy.get_xlim()
+    assert low <= 0
+    assert high > 3  # the epochs of the run

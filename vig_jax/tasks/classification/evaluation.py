@@ -18,6 +18,7 @@ from vig_jax.tasks.losses import cross_entropy
 from vig_jax.tasks.protocol import Batch, BatchSpec, Variables
 
 PRIMARY_METRIC = "top1"
+_FIRST = 5  # guesses that `top5` looks at
 _MOST_CONFUSABLE = 2000  # classes; the counts of all pairs take 16 MB
 
 
@@ -58,7 +59,7 @@ class ClassificationEvaluation(SumsEvaluation):
             variables, normalise(batch["image"], self.data.mean, self.data.std)
         )
         labels, weight = batch["label"], batch["weight"]
-        _, guesses = jax.lax.top_k(logits, min(5, self.num_classes))
+        _, guesses = jax.lax.top_k(logits, min(_FIRST, self.num_classes))
         hits = guesses == labels[:, None]
         losses = cross_entropy(logits, labels)
         counts = {}
@@ -73,7 +74,10 @@ class ClassificationEvaluation(SumsEvaluation):
         }
 
     def compute(self, state: Sums) -> dict[str, float]:
-        """Returns `loss` in nats, `top1` and `top5` as fractions, and `f1` for two classes.
+        """Returns `loss` in nats, and `top1` as a fraction.
+
+        For more than five classes also `top5`, a fraction: for fewer it is always 1. For two
+        classes also `f1`.
 
         F1 is that of the second class: 2 TP / (2 TP + FP + FN), or 0 if the class neither occurs
         nor is predicted.
@@ -83,7 +87,8 @@ class ClassificationEvaluation(SumsEvaluation):
         """
         if not state or not state["weight"]:
             raise DataSetError("none of the images to evaluate can be decoded")
-        values = {n: float(state[n]) / float(state["weight"]) for n in ("loss", "top1", "top5")}
+        names = ("loss", "top1", "top5") if self.num_classes > _FIRST else ("loss", "top1")
+        values = {name: float(state[name]) / float(state["weight"]) for name in names}
         if self.num_classes == 2:
             (_, false_positives), (missed, found) = np.asarray(state["confusion"]).tolist()
             relevant = 2 * found + false_positives + missed

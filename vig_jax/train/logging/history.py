@@ -17,6 +17,7 @@ from vig_jax.train.workdir import CONFIG_FILE, METRICS_FILE
 CURVES_FILE = "curves.png"
 _NOISY = ("train/loss", "train/grad_norm", "train/img_per_s", "train/data_wait")
 _MANY = 100  # points; longer noisy curves are drawn faintly, with their running mean
+_SMALL: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8}
 _RAW, _EMA = "eval/", "eval/ema_"
 
 Line = dict[str, Any]  # of metrics.jsonl: step, epoch and some metrics, all numbers
@@ -165,6 +166,7 @@ def draw_curves(history: RunHistory, path: Path) -> None:
         axes.grid(alpha=0.3)
         for curve in curves:
             _draw_curve(axes, history, curve, factor)
+        _widen(axes, history)
         if not axes.lines:
             axes.text(0.5, 0.5, "nothing logged", transform=axes.transAxes, ha="center")
         elif len(curves) > 1:
@@ -187,8 +189,19 @@ def _draw_curve(axes: Any, history: RunHistory, curve: _Curve, factor: float) ->
     if curve.name in _NOISY and len(values) > _MANY:
         _running_mean(axes, epochs, values, style)
     else:
-        marker = "o" if len(values) <= 30 else None
-        axes.plot(epochs, values, marker=marker, markersize=3.5, **style)
+        marker, size = ("o", 7 if len(values) == 1 else 3.5) if len(values) <= 30 else (None, 0)
+        axes.plot(epochs, values, marker=marker, markersize=size, **style)
+        if len(values) == 1:  # a point has no curve to read it from
+            axes.annotate(f"{values[0]:.4g}", (epochs[0], values[0]), xytext=(6, 4), **_SMALL)
+
+
+def _widen(axes: Any, history: RunHistory) -> None:
+    """Makes the epochs of a panel those of the whole run where it would show one point."""
+    points = {x for line in axes.lines for x in line.get_xdata()}
+    if len(points) == 1:
+        first, last = 0.0, history.lines[-1]["epoch"]
+        margin = 0.05 * (last - first) or 0.5
+        axes.set_xlim(first - margin, last + 4 * margin)
 
 
 def _task_curves(history: RunHistory, panel: Panel) -> list[_Curve]:
