@@ -35,6 +35,7 @@ LAYERS = (
     "vig_jax.inference",
     "vig_jax.bench",
     "vig_jax.cli",
+    "vig_jax.__main__",
 )
 FORBIDDEN = {"torch", "torchvision", "tensorflow", "clu", "timm", "fla"}
 COMPARISON = "kernels_pallas/benchmarks/fla_peer.py"  # loaded only by the benchmark's --peers
