@@ -90,7 +90,12 @@ def run(args: argparse.Namespace) -> int:
         progress.update(int(batch["weight"].sum()))
 
     loader = eval_batches(
-        dataset, preprocess, batch_size=batch_size, workers=data.workers, prefetch=data.prefetch
+        dataset,
+        preprocess,
+        batch_size=batch_size,
+        workers=data.workers,
+        prefetch=data.prefetch,
+        image_seconds=data.image_seconds,
     )
     with progress, loader as batches:
         predict = make_predict_step(evaluation, mesh=mesh)

@@ -174,6 +174,7 @@ class Experiment:
             "process_count": jax.process_count(),
             "workers": self.config.data.workers,
             "prefetch": self.config.data.prefetch,
+            "image_seconds": self.config.data.image_seconds,
         }
 
     def _caching(self, batches: Iterator[Batch]) -> Iterator[Batch]:

@@ -188,6 +188,10 @@ def _guarded(batches: Iterator[HostBatch]) -> Iterator[HostBatch]:
     """Yields the batches; the death of a data worker becomes an error with advice."""
     try:
         yield from batches
+    except DataWorkerError as error:
+        raise DataWorkerError(
+            f"no more batches: {error}. The same command resumes from the newest checkpoint"
+        ) from error
     except RuntimeError as error:
         raise DataWorkerError(
             f"no more batches: {error}. Exit code -9 usually means that the machine ran out of "

@@ -18,7 +18,10 @@ import pytest
 from tests.data.loading import eval_batches, train_batches
 from vig_jax import data as package
 from vig_jax.data import open_dataset
-from vig_jax.data.loader.shared_memory import SHARED_MEMORY
+from vig_jax.data.loader import batches as loader
+from vig_jax.data.loader import watch
+from vig_jax.data.loader.shared_memory import SHARED_MEMORY, remove_stale
+from vig_jax.errors import DataWorkerError
 
 
 def test_two_workers(make_data, folder, monkeypatch, caplog):
@@ -53,6 +56,54 @@ def test_two_workers(make_data, folder, monkeypatch, caplog):
     assert not multiprocessing.active_children()
 
 
+@dataclasses.dataclass(frozen=True)
+class Slow:
+    """A preprocess that stops at one example; it must be picklable by name."""
+
+    @property
+    def spec(self):
+        return {"label": ((), np.dtype(np.int32))}
+
+    def __call__(self, example, rng):
+        if example["label"] == 2:
+            time.sleep(60)
+        return {"label": np.array(example["label"], np.int32)}
+
+
+def test_a_worker_that_takes_too_long_or_is_killed_names_the_image(make_data, folder):
+    dataset = open_dataset(make_data(source="image_folder", path=str(folder)), "train")
+    first = 21  # of the last class
+    limited = loader.eval_batches(dataset, Slow(), batch_size=8, workers=1, image_seconds=0.5)
+    late = f"{dataset.name_of(first)} in hand for longer"
+    with limited as batches, pytest.raises(DataWorkerError, match=late):
+        list(batches)
+    with loader.eval_batches(dataset, Slow(), batch_size=8, workers=1) as batches:
+        next(batches)
+        deadline = time.monotonic() + 20
+        while not batches._watch._notes():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        time.sleep(0.3)
+        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+        with pytest.raises(DataWorkerError, match=rf"code -9.*it had {dataset.name_of(first)} in"):
+            list(batches)
+    assert not multiprocessing.active_children()
+
+
+def test_threads_report_an_image_that_takes_too_long(make_data, folder, caplog):
+    dataset = open_dataset(make_data(source="image_folder", path=str(folder)), "train")
+    name = dataset.name_of(5)
+    seen = watch.Watch(lambda index, group: dataset.name_of(index), 0.2, owner=id(dataset))
+    watch.begin(5, owner=id(dataset))
+    deadline = time.monotonic() + 5
+    while f"{name} has been in hand for more than 0.2 s" not in caplog.text:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    watch.end()
+    assert not seen._notes()
+    seen.close()
+
+
 def test_data_imports_no_jax():
     """The start of every worker, and its memory, depend on it."""
     for file in Path(package.__file__).parent.rglob("*.py"):
@@ -79,7 +130,7 @@ SCRIPT = """
         batch = next(batches)  # both are left to the end of the program
         print(len(batch["label"]), flush=True)
         if "die" in sys.argv:
-            os.kill(os.getpid(), signal.SIGKILL)
+            (os.killpg if "group" in sys.argv else os.kill)(os.getpid(), signal.SIGKILL)
 """
 
 
@@ -113,3 +164,18 @@ def test_workers_die_with_their_parent(script):
             break
         time.sleep(0.1)
     assert not [file for file in new if file.exists()]
+
+
+def test_what_a_killed_group_leaves_in_shared_memory_is_removed(script):
+    """Nobody is left to tidy up, not even Python's resource tracker."""
+    before = set(SHARED_MEMORY.iterdir())
+    ended = subprocess.run(
+        [*script, "die", "group"], stdout=subprocess.PIPE, timeout=60, start_new_session=True
+    )
+    assert ended.returncode == -signal.SIGKILL
+    left = set(SHARED_MEMORY.iterdir()) - before
+    assert len(left) > 2
+    assert {file.name.removeprefix("sem.")[:8] for file in left} == {"vig_jax_"}
+    remove_stale()
+    assert not [file for file in left if file.exists()]
+    remove_stale()

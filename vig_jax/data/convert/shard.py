@@ -1,6 +1,7 @@
 """Writes shards, in this process or in several."""
 
 import concurrent.futures
+import functools
 import multiprocessing
 import queue
 from collections.abc import Callable, Iterator
@@ -14,14 +15,19 @@ from vig_jax.data.convert.options import Options
 from vig_jax.data.convert.plan import SPLIT_NAMES, Datasets, Shard
 from vig_jax.data.convert.writers import WRITERS
 from vig_jax.data.dataset import ClassificationDataset
+from vig_jax.data.loader import watch
 from vig_jax.data.loader.workers import isolate
 from vig_jax.errors import ConversionError, UndecodableImageError
 from vig_jax.files import file_digest, write_atomically, write_json
+from vig_jax.text import preview_names
 
 Report = Callable[[int, int, list[dict[str, Any]]], None]
 """Called with new images read, bytes written and errors."""
 
 _REPORTED_EVERY = 16  # images
+
+IMAGE_SECONDS = 120.0
+"""A worker that takes longer for one image is ended."""
 
 
 class Job(NamedTuple):
@@ -29,6 +35,7 @@ class Job(NamedTuple):
 
     datasets: Datasets
     options: Options
+    image_seconds: float = IMAGE_SECONDS
 
 
 def write_shard(shard: Shard, job: Job, report: Report) -> dict[str, Any]:
@@ -47,6 +54,7 @@ def write_shard(shard: Shard, job: Job, report: Report) -> dict[str, Any]:
         writer = WRITERS[job.options.to](draft, dataset.class_names, shard.path.parent)
         try:
             for read, index in enumerate(shard.order.tolist(), 1):
+                watch.begin(index, list(SPLIT_NAMES).index(shard.split))
                 try:
                     image = convert_image(dataset, index, job.options)
                 except (UndecodableImageError, OSError) as error:
@@ -61,6 +69,7 @@ def write_shard(shard: Shard, job: Job, report: Report) -> dict[str, Any]:
                     report(read - reported, size, [])
                     reported, size = read, 0
         finally:
+            watch.end()
             writer.close()
         result = {
             "name": shard.path.name,
@@ -102,10 +111,14 @@ def write_shards(
             yield shard, write_shard(shard, job, report)
         return
     context = multiprocessing.get_context("spawn")
+    splits = list(SPLIT_NAMES)
+    watched = watch.Watch(
+        lambda index, group: job.datasets[splits[group]].name_of(index), job.image_seconds
+    )
     reports = context.Queue()
     others = set(multiprocessing.active_children())
     pool = concurrent.futures.ProcessPoolExecutor(
-        min(workers, len(shards)), context, _start_worker, (job, reports)
+        min(workers, len(shards)), context, _start_worker, (job, reports, watched.folder)
     )
     try:
         waiting = {pool.submit(_write_in_worker, shard): shard for shard in shards}
@@ -122,25 +135,40 @@ def write_shards(
                 yield waiting.pop(future), future.result()
         _forward(reports, report)
     except BaseException as error:
+        in_hand = watched.in_hand_of_the_dead()
         pool.shutdown(wait=False, cancel_futures=True)
         # Their present shards will not be kept, and they ignore SIGTERM. (A broken pool has
         # forgotten its processes.)
         for process in set(multiprocessing.active_children()) - others:
             process.kill()
         if isinstance(error, BrokenProcessPool):
-            raise ConversionError(
-                "a worker process was killed (out of memory?): --resume continues the conversion, "
-                "perhaps with fewer --workers"
-            ) from error
+            raise ConversionError(_describe_loss(watched, in_hand)) from error
         raise
+    finally:
+        watched.close()
     pool.shutdown()
+
+
+def _describe_loss(watched: watch.Watch, in_hand: list[str]) -> str:
+    """Returns the message for a worker process that has ended."""
+    if watched.stuck:
+        return (
+            f"a worker process was ended: it had {watched.stuck[0]} in hand for too long. Remove "
+            "the image; --resume continues the conversion"
+        )
+    hint = f", with {preview_names(in_hand)} in hand" if in_hand else ""
+    return (
+        f"a worker process was killed{hint} (out of memory?): --resume continues the conversion, "
+        "perhaps with fewer --workers"
+    )
 
 
 _in_worker: dict[str, Any] = {}  # the job and the queue of reports, in a worker process
 
 
-def _start_worker(job: Job, reports: Any) -> None:
-    isolate()
+def _start_worker(job: Job, reports: Any, watch_folder: str) -> None:
+    isolate(functools.partial(watch.discard, watch_folder))
+    watch.join(watch_folder)
     _in_worker.update(job=job, reports=reports)
 
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from vig_jax.data.dataset import Dataset
+from vig_jax.data.loader import watch
 from vig_jax.data.loader.iterator import Batch, BatchIterator, iterate
 from vig_jax.data.preprocess.protocol import DAMAGED, Preprocess, bytes_per_example
 from vig_jax.errors import ConfigError, DataSetError, UndecodableImageError
@@ -55,6 +56,7 @@ def train_batches(
     process_count: int = 1,
     workers: int = 0,
     prefetch: int = 2,
+    image_seconds: float = 0.0,
 ) -> BatchIterator:
     """Returns shuffled batches without end.
 
@@ -71,6 +73,8 @@ def train_batches(
         process_count: number of processes that share the global batch.
         workers: processes that make batches; 0: threads of this process.
         prefetch: batches kept ready per worker.
+        image_seconds: a worker that takes longer for one example is ended, which is an error that
+            names it; a thread's example is only logged. 0: no limit.
 
     Returns:
         Iterator of dict(the arrays of `preprocess.spec`, stacked [b, ...]; index int64 [b], of the
@@ -89,7 +93,9 @@ def train_batches(
     share = _Share(dataset, preprocess, batch_size, process_index, process_count)
     # Evaluation workers run beside those of training: fail now rather than after an epoch.
     batches = _TrainBatches(share, seed, start_step)
-    return iterate(batches, workers=workers, prefetch=prefetch, copies=2)
+    return iterate(
+        batches, workers=workers, prefetch=prefetch, copies=2, image_seconds=image_seconds
+    )
 
 
 def eval_batches(
@@ -101,6 +107,7 @@ def eval_batches(
     process_count: int = 1,
     workers: int = 0,
     prefetch: int = 2,
+    image_seconds: float = 0.0,
 ) -> BatchIterator:
     """Returns one pass in order, without random numbers.
 
@@ -114,6 +121,8 @@ def eval_batches(
         process_count: number of processes that share the global batch.
         workers: processes that make batches; 0: threads of this process.
         prefetch: batches kept ready per worker.
+        image_seconds: a worker that takes longer for one example is ended, which is an error that
+            names it; a thread's example is only logged. 0: no limit.
 
     Returns:
         Iterator of dict(the arrays of `preprocess.spec`, stacked [b, ...]; index int64 [b]; bad
@@ -127,7 +136,9 @@ def eval_batches(
     """
     _check(batch_size, process_index, process_count, workers, prefetch)
     share = _Share(dataset, preprocess, batch_size, process_index, process_count)
-    return iterate(_EvalBatches(share), workers=workers, prefetch=prefetch)
+    return iterate(
+        _EvalBatches(share), workers=workers, prefetch=prefetch, image_seconds=image_seconds
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,11 +161,15 @@ class _Share:
 
     def load(self, index: int, rng: np.random.Generator | None) -> Mapping[str, np.ndarray]:
         """Reads and preprocesses an example; raises UndecodableImageError."""
+        watch.begin(index, owner=id(self.dataset))
         try:
-            example = self.dataset[index]
-        except OSError as error:
-            raise UndecodableImageError(f"{type(error).__name__}: {error}") from error
-        return self.preprocess(example, rng)
+            try:
+                example = self.dataset[index]
+            except OSError as error:
+                raise UndecodableImageError(f"{type(error).__name__}: {error}") from error
+            return self.preprocess(example, rng)
+        finally:
+            watch.end()
 
     def place(self, batch: Batch, row: int, index: int, example: Mapping[str, np.ndarray]) -> None:
         """Writes an example into a row."""
@@ -180,6 +195,13 @@ class _SharedRows:
     @property
     def rows(self) -> int:
         return self.share.rows
+
+    @property
+    def owner(self) -> int:
+        return id(self.share.dataset)
+
+    def name_of(self, index: int) -> str:
+        return self.share.dataset.name_of(index)
 
     @property
     def bytes_per_batch(self) -> int:

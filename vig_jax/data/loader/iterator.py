@@ -13,8 +13,10 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from vig_jax.data.loader import shared_memory
+from vig_jax.data.loader.watch import Watch
 from vig_jax.data.loader.workers import cpu_count
-from vig_jax.errors import DataSetError
+from vig_jax.errors import DataSetError, DataWorkerError
+from vig_jax.text import preview_names
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +45,13 @@ class Batches(Protocol):
     def bytes_per_batch(self) -> int:
         """Bytes."""
 
+    @property
+    def owner(self) -> int:
+        """Identity of the data set, under which threads note the example in hand."""
+
+    def name_of(self, index: int) -> str:
+        """Returns the name of an example."""
+
     def __len__(self) -> int: ...
 
     def __getitem__(self, number: int) -> Batch: ...
@@ -54,13 +63,15 @@ class BatchIterator(Iterator[Batch]):
     Args:
         batches: of Grain, at least `count`.
         count: the number of batches to return.
+        watch: of the workers or threads; closed with the iterator.
         shared: the batches come through shared memory.
     """
 
-    def __init__(self, batches: ClosableIterator, count: int, *, shared: bool):
+    def __init__(self, batches: ClosableIterator, count: int, watch: Watch, *, shared: bool):
         self._open = [batches]  # empty once closed
         self._left = count
-        self._close = weakref.finalize(self, _close, self._open, shared)  # runs at exit, too
+        self._watch = watch
+        self._close = weakref.finalize(self, _close, self._open, watch, shared)  # also at exit
 
     def __next__(self) -> Batch:
         if not self._open:
@@ -70,10 +81,13 @@ class BatchIterator(Iterator[Batch]):
         try:
             batch = next(self._open[0])
         except Exception as error:
+            lost = _lost_worker(error, self._watch)
             self.close()
             # Grain's frames refer to the error and the error to the frames, and one of them to the
             # newest batch, whose shared memory would stay until Python looks for such cycles.
             traceback.clear_frames(error.__traceback__)
+            if lost is not None:
+                raise lost from error
             raise
         self._left -= 1
         return batch
@@ -89,13 +103,39 @@ class BatchIterator(Iterator[Batch]):
         self.close()
 
 
-def _close(batches: list[ClosableIterator], shared: bool) -> None:
+def _lost_worker(error: Exception, watch: Watch) -> DataWorkerError | None:
+    """Translates Grain's error for a worker process that has ended; None for other errors."""
+    if not isinstance(error, RuntimeError) or "terminated unexpectedly" not in str(error):
+        return None
+    if watch.stuck:
+        return DataWorkerError(
+            f"a data worker was ended: it had {watch.stuck[0]} in hand for longer than "
+            "config.data.image_seconds allows. Remove the image, or raise the limit (0: none)"
+        )
+    cause = str(error).splitlines()[0].rstrip(".")
+    in_hand = watch.in_hand_of_the_dead()
+    hint = f"; it had {preview_names(in_hand)} in hand" if in_hand else ""
+    return DataWorkerError(
+        f"{cause}{hint}. Exit code -9 usually means that the machine ran out of memory: lower "
+        "config.data.workers, config.data.prefetch or config.train.batch_size"
+    )
+
+
+def _close(batches: list[ClosableIterator], watch: Watch, shared: bool) -> None:
+    watch.close()
     batches.pop().close()  # and drop it: Grain's iterators must not be deleted at the very end
     if shared:
         shared_memory.wait_until_released()
 
 
-def iterate(batches: Batches, *, workers: int, prefetch: int, copies: int = 1) -> BatchIterator:
+def iterate(
+    batches: Batches,
+    *,
+    workers: int,
+    prefetch: int,
+    copies: int = 1,
+    image_seconds: float = 0.0,
+) -> BatchIterator:
     """Returns an iterator that makes batches in threads or worker processes, ahead of time.
 
     Args:
@@ -103,22 +143,30 @@ def iterate(batches: Batches, *, workers: int, prefetch: int, copies: int = 1) -
         workers: processes; 0: threads of this process.
         prefetch: batches kept ready per worker.
         copies: the number of such iterators that shared memory must have room for.
+        image_seconds: limit for one example; 0: none.
 
     Raises:
         DataSetError: too little shared memory.
     """
     from vig_jax.data.loader import pipeline  # Grain takes long to import
 
+    def name_of(index: int, group: int) -> str:
+        del group
+        return batches.name_of(index)
+
     if workers == 0 or len(batches) == 0:
-        return BatchIterator(pipeline.in_threads(batches, prefetch), len(batches), shared=False)
+        watch = Watch(name_of, image_seconds, batches.owner)
+        made = pipeline.in_threads(batches, prefetch)
+        return BatchIterator(made, len(batches), watch, shared=False)
     workers = min(_worker_count(workers), len(batches))
     # Grain has two buffers per worker: in the process, and in a thread here.
     buffer = max(1, math.ceil(prefetch / 2))
     # A batch goes into each of them, and one more is being copied out.
     count = workers * (2 * buffer + 2) + 1
     _check_shared_memory(batches, workers, prefetch, count * copies)
-    made = pipeline.in_processes(batches, workers, buffer)
-    return BatchIterator(made, len(batches), shared=True)
+    watch = Watch(name_of, image_seconds)
+    made = pipeline.in_processes(batches, workers, buffer, watch.folder)
+    return BatchIterator(made, len(batches), watch, shared=True)
 
 
 def _worker_count(requested: int) -> int:
@@ -130,13 +178,15 @@ def _worker_count(requested: int) -> int:
 
 def _check_shared_memory(batches: Batches, workers: int, prefetch: int, count: int) -> None:
     """Raises before a full /dev/shm kills the workers without a message."""
+    shared_memory.remove_stale()
     needed = count * batches.bytes_per_batch
     free = shared_memory.free_bytes()
     if free is not None and needed > free:
         raise DataSetError(
             f"{workers} workers with {prefetch} batches of {batches.rows} examples each need "
             f"{needed / 2**20:.0f} MiB in {shared_memory.SHARED_MEMORY}, "
-            f"but {free / 2**20:.0f} MiB are free. Give the container more (docker run "
-            "--shm-size=8g), or lower config.data.workers or config.data.prefetch, or set "
+            f"but {free / 2**20:.0f} MiB are free ({shared_memory.describe()}). "
+            "Give the container more (docker run --shm-size=8g), or lower config.data.workers or "
+            "config.data.prefetch, or set "
             "config.data.workers=0"
         )

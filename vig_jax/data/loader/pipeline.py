@@ -5,12 +5,14 @@ count elements, and an element is a whole batch here.
 """
 
 import dataclasses
+import functools
 import sys
 
 import grain
 import numpy as np
 from absl import flags
 
+from vig_jax.data.loader import shared_memory, watch
 from vig_jax.data.loader.iterator import Batch, Batches
 from vig_jax.data.loader.workers import cpu_count, isolate
 
@@ -22,20 +24,24 @@ def in_threads(batches: Batches, prefetch: int) -> grain.DatasetIterator[Batch]:
     return iter(grain.MapDataset.source(batches).to_iter_dataset(options))
 
 
-def in_processes(batches: Batches, workers: int, buffer: int) -> grain.DatasetIterator[Batch]:
+def in_processes(
+    batches: Batches, workers: int, buffer: int, watch_folder: str
+) -> grain.DatasetIterator[Batch]:
     """Returns an iterator whose batches are made by worker processes.
 
     Args:
         batches: to iterate over. Empty ones follow at the end.
         workers: processes, at least 1.
         buffer: batches kept ready in each worker, and in a thread for each worker.
+        watch_folder: where workers note the example in hand.
     """
     if not flags.FLAGS.is_parsed():  # Grain reads its flags, also in programs without absl.app
         flags.FLAGS.mark_as_parsed()
+    start = functools.partial(_start_worker, watch_folder, shared_memory.own_prefix())
     per_process = (
         grain.MapDataset.source(_Padded(batches, workers))
         .to_iter_dataset(grain.ReadOptions(0, 0))
-        .mp_prefetch(grain.MultiprocessingOptions(workers, buffer), worker_init_fn=_start_worker)
+        .mp_prefetch(grain.MultiprocessingOptions(workers, buffer), worker_init_fn=start)
         .map(_copy_out_of_shared_memory)
     )
     together = _StartedTogether(per_process)
@@ -80,6 +86,10 @@ def _copy_out_of_shared_memory(batch: Batch) -> Batch:
     return {name: np.array(array) for name, array in batch.items()}
 
 
-def _start_worker(worker_index: int, worker_count: int) -> None:
+def _start_worker(
+    watch_folder: str, prefix: str | None, worker_index: int, worker_count: int
+) -> None:
     del worker_index, worker_count
-    isolate()
+    isolate(functools.partial(watch.discard, watch_folder))
+    shared_memory.use_prefix(prefix)
+    watch.join(watch_folder)

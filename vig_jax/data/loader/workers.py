@@ -6,12 +6,17 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 _NICENESS = 10  # the process that feeds the accelerator has priority
 
 
-def isolate() -> None:
-    """Prepares a worker process; must run first."""
+def isolate(when_orphaned: Callable[[], None] = lambda: None) -> None:
+    """Prepares a worker process; must run first.
+
+    Args:
+        when_orphaned: called at the end of a worker whose main process has ended.
+    """
     os.nice(_NICENESS)
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ["JAX_PLATFORMS"] = "cpu"  # a worker must not take memory on the accelerator
@@ -21,10 +26,10 @@ def isolate() -> None:
     # them, and may need another batch before it stops.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    threading.Thread(target=_die_with_parent, args=(when_orphaned,), daemon=True).start()
 
 
-def _die_with_parent() -> None:
+def _die_with_parent(when_orphaned: Callable[[], None]) -> None:
     """Ends this worker when the main process has ended for any reason.
 
     prctl(PR_SET_PDEATHSIG) would act when the thread that started the worker ends.
@@ -32,7 +37,10 @@ def _die_with_parent() -> None:
     parent = multiprocessing.parent_process()
     while parent is not None and os.getppid() == parent.pid:
         time.sleep(1.0)
-    os._exit(1)
+    try:
+        when_orphaned()
+    finally:
+        os._exit(1)
 
 
 def cpu_count() -> int:
