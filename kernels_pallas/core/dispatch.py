@@ -207,11 +207,19 @@ def dispatch(
     if all(impl.platforms for impl in usable):
         special = set()
 
-    def level(platform: str | None) -> int:
-        """Returns INFO for the branch of the local platform, DEBUG for the other branches."""
-        here = "cuda" if jax.default_backend() == "gpu" else jax.default_backend()
+    here = "cuda" if jax.default_backend() == "gpu" else jax.default_backend()
+
+    def level(platform: str | None, failed: Mapping[str, str]) -> int:
+        """Returns INFO for the branch of the local platform, DEBUG for the other branches.
+
+        Where no kernel can run, `_log_platform` logs one line for all operators instead.
+        """
         elsewhere = here in special if platform is None else here != platform
-        return logging.DEBUG if elsewhere else logging.INFO
+        if elsewhere:
+            return logging.DEBUG
+        made_for = {place for impl in table.values() for place in impl.platforms or ()}
+        local = [name for name in failed if here in (table[name].platforms or (here,))]
+        return logging.DEBUG if made_for and here not in made_for and not local else logging.INFO
 
     def attempt(platform: str | None, *arrays: Any) -> Any:
         failed = dict(skipped)
@@ -222,7 +230,10 @@ def dispatch(
                 except NotImplementedError as error:
                     failed[impl.name] = str(error)
                 else:
-                    _log_choice(op, impl.name, platform, level(platform), tuple(failed.items()))
+                    choice_level = level(platform, failed)
+                    _log_choice(op, impl.name, platform, choice_level, tuple(failed.items()))
+                    if choice_level == logging.DEBUG and platform is None and here not in special:
+                        _log_platform(here, f"{op}: using {impl.name}")
                     return result
         raise _cannot_run(op, spec, failed)
 
@@ -273,6 +284,12 @@ def _check_config(
 def _cannot_run(op: str, spec: Any, reasons: Mapping[str, str]) -> NotImplementedError:
     text = "; ".join(f"{name!r} cannot run this call: {reason}" for name, reason in reasons.items())
     return NotImplementedError(f"{op}: {text or 'nothing to try'}. The call: {spec}")
+
+
+@functools.cache
+def _log_platform(here: str, first_choice: str) -> None:
+    if _log_platform.cache_info().currsize == 0:  # one line, whichever operator comes first
+        _LOG.info("%s; no operator has kernels for %s", first_choice, here)
 
 
 @functools.cache  # one line per distinct choice, however often the operator is traced
