@@ -11,6 +11,7 @@ fit the model. Nothing in a .pth file is executed. OUT is written whole or not a
 import argparse
 
 from vig_jax.cli import options, weights
+from vig_jax.text import printable, printable_lines
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -51,6 +52,6 @@ def run(args: argparse.Namespace) -> int:
         overwrite=args.force,
     )
     for report in reports:
-        print(report)
-    print(f"{to}: {args.target}")
+        print(printable_lines(str(report)))
+    print(printable(f"{to}: {args.target}"))
     return 0

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from vig_jax.cli import options, weights
 from vig_jax.files import to_json
+from vig_jax.text import printable
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -104,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
     metrics = evaluation.compute(state)
     if not all(map(math.isfinite, metrics.values())):
         raise NonFiniteLossError(f"{args.weights or args.run}: metrics are not finite: {metrics}")
-    print(f"{args.weights or args.run}: {loaded.description}, {len(dataset)} images")
+    print(printable(f"{args.weights or args.run}: {loaded.description}, {len(dataset)} images"))
     names = sorted(metrics, key=lambda name: name != evaluation.primary_metric)
     print("  ".join(f"{name} {metrics[name]:.4f}" for name in names))
     if len(bad_images):

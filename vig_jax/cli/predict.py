@@ -13,6 +13,7 @@ import sys
 from vig_jax.cli import options, weights
 from vig_jax.errors import ConfigError
 from vig_jax.files import to_json
+from vig_jax.text import printable
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -51,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"only {run} is given: name a run and then images")
     files = find_images(images)
     loaded = weights.restore(args, run)
-    print(f"{loaded.config.model.name}: {loaded.description}", file=sys.stderr)
+    print(printable(f"{loaded.config.model.name}: {loaded.description}"), file=sys.stderr)
     classifier = Classifier.from_loaded(loaded)
     predictions = []
     for prediction in classifier.predict(files, top=args.top, batch_size=args.batch_size):

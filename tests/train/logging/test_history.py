@@ -47,6 +47,15 @@ def workdir(tmp_path):
     return make
 
 
+def test_nan_of_a_run_that_diverged_is_left_out(workdir):
+    text = json.dumps(evaluation(8, float("nan"))) + "\n"
+    history = RunHistory.read(workdir([evaluation(4, 0.5)], text))
+    assert history.best() == ("top1", evaluation(4, 0.5))
+    assert history.series("eval/top1") == ([1.0], [0.5])
+    assert "nan" not in history.summary()
+    write_report(workdir([evaluation(4, 0.5)], text))
+
+
 def test_summary(workdir):
     lines = RunHistory.read(workdir()).summary().splitlines()
     assert lines[0] == "vig_t on fashion_mnist: finished, 12 of 12 steps, epoch 3.00"

@@ -12,6 +12,7 @@ import numpy as np
 from vig_jax.errors import ReportError
 from vig_jax.figures import save_figure
 from vig_jax.tasks.registry import Panel, ReportSpec, get_task
+from vig_jax.text import printable
 from vig_jax.train.workdir import CONFIG_FILE, METRICS_FILE
 
 CURVES_FILE = "curves.png"
@@ -60,15 +61,18 @@ class RunHistory:
         lines = []
         for line in (workdir / METRICS_FILE).read_text(encoding="utf-8").splitlines():
             try:
-                lines.append(json.loads(line))
+                values = json.loads(line, parse_constant=lambda _: None)
             except json.JSONDecodeError:  # half a line: the run is still writing, or was killed
                 continue
+            # NaN of a run that diverged is neither the best value nor a point to draw.
+            lines.append({name: value for name, value in values.items() if value is not None})
         if not lines:
             raise ReportError(
                 f"{workdir / METRICS_FILE} is empty: the run has not reached its first log step "
                 f"(config.train.log_every_steps={config['train']['log_every_steps']}) yet"
             )
-        title = f"{config['model']['name']} on {config['data']['path'] or config['data']['source']}"
+        data = printable(str(config["data"]["path"] or config["data"]["source"]))
+        title = f"{config['model']['name']} on {data}"
         task = config.get("task", {"name": "classification"})["name"]
         return cls(tuple(lines), stored["total_steps"], title, get_task(task).report)
 
