@@ -60,8 +60,8 @@ def font_files(letters: str) -> list[str]:
     Returns:
         Font files, those with most of the letters first; empty if the default font is enough.
     """
-    default = font_manager.findfont(font_manager.FontProperties(family=rcParams["font.family"]))
-    lacking = {ord(letter) for letter in letters if letter.isprintable()} - _code_points(default)
+    known = _code_points(default_font())
+    lacking = {ord(letter) for letter in letters if letter.isprintable()} - known
     found: list[str] = []
     if lacking:
         candidates = {file: _code_points(file) for file in font_manager.findSystemFonts()}
@@ -80,6 +80,11 @@ def font_files(letters: str) -> list[str]:
             shown,
         )
     return found
+
+
+def default_font() -> str:
+    """Returns the file of Matplotlib's default font."""
+    return font_manager.findfont(font_manager.FontProperties(family=rcParams["font.family"]))
 
 
 def _code_points(file: str) -> set[int]:

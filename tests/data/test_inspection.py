@@ -1,4 +1,5 @@
 import json
+import os
 
 import numpy as np
 
@@ -26,4 +27,16 @@ def test_inspect(folder):
 def test_contact_sheet(make_data):
     sheet = np.asarray(contact_sheet(open_dataset(make_data(), "eval")))
     assert sheet.shape[0] > sheet.shape[1] > 1000  # ten of each class, with captions
+    assert sheet.std() > 50
+
+
+def test_contact_sheet_of_names_in_any_script(opened, folder):
+    for old, new in (
+        ("cat", b"caf\xe9\x1b$a$"),
+        ("dog", "Ελληνικά".encode()),
+        ("yak", "猫".encode()),
+    ):
+        for split in ("train", "val"):
+            (folder / split / old).rename(folder / split / os.fsdecode(new))
+    sheet = np.asarray(contact_sheet(opened("image_folder", folder)))
     assert sheet.std() > 50

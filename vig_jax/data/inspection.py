@@ -143,7 +143,7 @@ def contact_sheet(dataset: ClassificationDataset) -> Image.Image:
     width, height = _CELL + _MARGIN, _CELL + _CAPTION + _MARGIN
     sheet = Image.new("RGB", (columns * width + _MARGIN, rows * height + _MARGIN), "white")
     draw = ImageDraw.Draw(sheet)
-    font = _font("".join(dataset.class_names))
+    font = _font(printable("".join(sorted(set("".join(dataset.class_names))))))
     for number, index in enumerate(int(i) for i in picks):
         left = _MARGIN + number % columns * width
         top = _MARGIN + number // columns * height
@@ -164,13 +164,13 @@ def contact_sheet(dataset: ClassificationDataset) -> Image.Image:
 
 
 def _font(text: str) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Returns a font with the letters of a text, if one is installed, or else Pillow's own."""
+    """Returns Pillow's own font for ASCII, or else an installed one with the letters of a text."""
     if text.isascii():
         return ImageFont.load_default()
-    from vig_jax.figures import font_files  # imports Matplotlib
+    from vig_jax.figures import default_font, font_files  # imports Matplotlib
 
-    files = font_files(text)
-    return ImageFont.truetype(files[0], _FONT_SIZE) if files else ImageFont.load_default()
+    file = [*font_files(text), default_font()][0]
+    return ImageFont.truetype(file, _FONT_SIZE)
 
 
 def save_sheet(dataset: ClassificationDataset, path: Path) -> None:

@@ -1,6 +1,7 @@
 """One data set in every format: the same images, labels and batches; messages about damage."""
 
 import itertools
+import json
 import pickle
 
 import msgpack
@@ -130,6 +131,24 @@ def test_class_names_beside_shards(written, opened, tmp_path):
     (path / "info.json").write_text('{"of": "another program"}')
     (path / "classes.txt").write_text("a\nb\nc\n")
     assert opened("array_record", path).class_names == ("a", "b", "c")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda info: info["splits"]["train"]["shards"][0].pop("bytes"), "'train' lacks images"),
+        (lambda info: info["splits"]["train"]["class_counts"].pop(), "one per class"),
+        (lambda info: info["class_names"].append(3), "lacks class_names"),
+        (lambda info: info["splits"].update(val=[]), "'val' lacks images"),
+    ],
+)
+def test_an_info_json_of_other_types_is_refused(written, opened, change, message):
+    path = written("tar")
+    info = json.loads((path / "info.json").read_text())
+    change(info)
+    (path / "info.json").write_text(json.dumps(info))
+    with pytest.raises(DataSetError, match=message):
+        opened("tar", path)
 
 
 def _records(path, *records):

@@ -250,9 +250,11 @@ def _read_labels(file: Path, opened: Any, column: str) -> np.ndarray:
 def _names_in_metadata(opened: Any, column: str) -> tuple[str, ...] | None:
     stored = (opened.schema_arrow.metadata or {}).get(b"huggingface", b"")
     try:
-        return tuple(json.loads(stored)["info"]["features"][column]["names"])
+        names = json.loads(stored)["info"]["features"][column]["names"]
     except (KeyError, TypeError, ValueError):
         return None
+    valid = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return tuple(names) if valid else None
 
 
 def open_parquet(path: str | None, part: Part) -> ClassificationDataset:

@@ -188,9 +188,44 @@ def read_info(folder: Path) -> dict[str, Any] | None:
         raise DataSetError(f"{file} cannot be read: {error}") from error
     if not isinstance(info, dict) or info.get("format") != FORMAT:
         return None  # of another program
-    if not isinstance(info.get("class_names"), list) or not isinstance(info.get("splits"), dict):
-        raise DataSetError(f"{file} lacks class_names or splits: convert the data set again")
+    _check_info(info, file)
     return info
+
+
+def _check_info(info: dict[str, Any], file: Path) -> None:
+    """Checks the types of what is read from `info.json`.
+
+    Raises:
+        DataSetError: something is missing or of another type.
+    """
+    names, splits = info.get("class_names"), info.get("splits")
+    if not isinstance(names, list) or not _all_of(names, str) or not isinstance(splits, dict):
+        raise DataSetError(f"{file} lacks class_names or splits: convert the data set again")
+    kinds = {"name": str, "bytes": int, "sha256": str, "images": int}
+    for name, split in splits.items():
+        complete = (
+            isinstance(split, dict)
+            and isinstance(split.get("images"), int)
+            and _all_of(split.get("class_counts"), int)
+            and len(split["class_counts"]) == len(names)
+            and _all_of(split.get("shards"), dict)
+            and all(
+                isinstance(shard.get(key), kind)
+                for shard in split["shards"]
+                for key, kind in kinds.items()
+            )
+        )
+        if not complete:
+            raise DataSetError(
+                f"{file}: the split {name!r} lacks images, class_counts (one per class) or shards: "
+                "convert the data set again"
+            )
+    if info.get("layout") == "image_folder" and not _all_of(info.get("class_folders"), str):
+        raise DataSetError(f"{file} lacks class_folders: convert the data set again")
+
+
+def _all_of(values: Any, kind: type) -> bool:
+    return isinstance(values, list) and all(isinstance(value, kind) for value in values)
 
 
 def class_names_beside(folder: Path) -> tuple[str, ...] | None:

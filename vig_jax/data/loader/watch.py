@@ -1,6 +1,6 @@
 """Notes which example each worker process has in hand, and ends a worker that takes too long.
 
-Every worker writes its note into a small file of its own, which it maps into memory. The main
+Every worker writes its note into its own small file, which it maps into memory. The main
 process reads the notes when a worker has died, or has been silent for too long.
 """
 
