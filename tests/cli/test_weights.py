@@ -1,5 +1,6 @@
 """Upstream's weight files through the commands: the same answers by every way."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -111,6 +112,29 @@ def test_every_way_gives_the_same_answers(name, image_folder, tmp_path, capsys):
         evaluate = [*way, "--data-path", str(image_folder), "--workers", "0", "--batch-size", "20"]
         assert main(["evaluate", *evaluate, "--json", str(numbers)]) == 0
         assert json.loads(numbers.read_text())["loss"] == pytest.approx(loss, rel=1e-5)
+
+
+def test_images_that_are_not_square(image_folder, tmp_path):
+    variant, sizes, flags = MODELS["plain_fmt"]
+    file = GOLDEN / "plain_fmt_ckpt.pth"
+    data = dataclasses.replace(published_config("vig_t").data, eval_size=(48, 32))
+    files = sorted(image_folder.rglob("*.png"))
+    images = np.stack([eval_image(Image.open(path).convert("RGB"), data) for path in files])
+    assert images.shape == (20, 48, 32, 3)
+    model = vig_jax.create_model(variant, num_classes=10, **sizes, **flags)
+    variables = vig_jax.load_weights(file, variant, **sizes)
+    expected = vig_jax.predictor(model, variables, 20, (48, 32))(images)
+    expected = np.asarray(jax.nn.softmax(expected))
+    answers, numbers = tmp_path / "answers.json", tmp_path / "numbers.json"
+    way = ["--weights", str(file), *options("plain_fmt"), "--image-size", "48x32"]
+    predict = [*way, str(image_folder), "--top", "1", "--batch-size", "20"]
+    assert main(["predict", *predict, "--json", str(answers)]) == 0
+    found = [answer["top"][0]["probability"] for answer in json.loads(answers.read_text())]
+    assert found == pytest.approx(expected.max(axis=1), abs=1e-5)
+    evaluate = [*way, "--data-path", str(image_folder), "--workers", "0", "--batch-size", "20"]
+    assert main(["evaluate", *evaluate, "--json", str(numbers)]) == 0
+    loss = -np.log(expected[np.arange(20), np.repeat(np.arange(10), 2)]).mean()
+    assert json.loads(numbers.read_text())["loss"] == pytest.approx(loss, rel=1e-5)
 
 
 def test_raw_or_averaged(tmp_path, capsys):

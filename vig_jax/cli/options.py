@@ -42,6 +42,12 @@ def count(text: str) -> int:
     return _at_least(0, text)
 
 
+def image_size(text: str) -> int | tuple[int, int]:
+    """Returns the side of square images, or height and width of "HEIGHTxWIDTH"."""
+    height, times, width = text.partition("x")
+    return (positive(height), positive(width)) if times else positive(text)
+
+
 def _at_least(least: int, text: str) -> int:
     try:
         value = int(text)

@@ -20,9 +20,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     describe_model(parser)
     parser.add_argument(
         "--image-size",
-        type=options.positive,
+        type=options.image_size,
         metavar="PIXELS",
-        help="of the images, with --weights",
+        help="side of the images, or HEIGHTxWIDTH as 320x224; with --weights",
     )
     parser.add_argument("--raw", action="store_true", help="the raw weights, not the EMA weights")
 

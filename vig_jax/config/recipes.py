@@ -56,6 +56,7 @@ def imagenet(name: str = "vig_t") -> ConfigDict:
     config.data.val_fraction = 0.1
     config.data.split_seed = 0
     config.data.image_size = 224
+    config.data.eval_size = config_dict.placeholder(tuple)  # (height, width) if not square
     config.data.mean = (0.485, 0.456, 0.406)  # ImageNet's, in units of [0, 1]
     config.data.std = (0.229, 0.224, 0.225)
     config.data.crop = "random_resized"  # or "pad" (pad and crop), "none" (resize only)

@@ -96,6 +96,8 @@ class DataConfig:
     workers: Count  # processes; 0: threads of this process
     prefetch: Count  # batches kept ready per worker
     max_bad_images: Count  # the run stops above this many undecodable images
+    # Height and width of the evaluation images if they are not square; None: image_size.
+    eval_size: tuple[PositiveInt, PositiveInt] | None = None
     split: Literal["given", "stratified"] = "given"  # "stratified": held out here, per class
     val_fraction: Fraction = 0.0  # of each class ("stratified")
     split_seed: Seed = 0  # of that draw, not the run's seed: runs can be compared

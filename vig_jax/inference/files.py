@@ -99,7 +99,7 @@ class Classifier:
                 self._model,
                 self._variables,
                 batch_size,
-                data.image_size,
+                data.eval_size or data.image_size,
                 mean=data.mean,
                 std=data.std,
             )

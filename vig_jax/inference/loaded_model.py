@@ -79,7 +79,7 @@ def restore_weights(
     model_name: str,
     *,
     ema: bool | None = None,
-    image_size: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> LoadedModel:
     """Reads a weight file for inference with upstream's evaluation settings.
@@ -91,7 +91,8 @@ def restore_weights(
         path: as for `vig_jax.load_weights`.
         model_name: one of `vig_jax.list_models()`.
         ema: as for `vig_jax.load_weights`.
-        image_size: side of the images in pixels; None means the size that the model is made for.
+        image_size: side of the images in pixels, or height and width; None means the size that the
+            model is made for.
         settings: keys of config.model that differ from the published model.
 
     Raises:
@@ -108,7 +109,7 @@ def restore_file(
     path: str | Path,
     model_name: str,
     *,
-    image_size: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> LoadedModel:
     """Returns what `restore_weights` does, for a file that is already read."""

@@ -15,14 +15,15 @@ def published_config(
     model_name: str,
     *,
     settings: Mapping[str, Any] | None = None,
-    image_size: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
 ) -> RunConfig:
     """Returns the config that published weights are evaluated with.
 
     Args:
         model_name: one of `vig_jax.list_models()`.
         settings: keys of config.model that differ from the published model.
-        image_size: side of the images in pixels; None means the size that the model is made for.
+        image_size: side of the images in pixels, or height and width; None means the size that the
+            model is made for.
 
     Raises:
         ConfigError: an unknown model, or a setting that config.model does not have.
@@ -38,6 +39,8 @@ def published_config(
     model |= settings or {}
     values = recipes.imagenet(model_name).to_dict() | {"model": model}
     recipe_size = values["data"]["image_size"]
+    if isinstance(image_size, tuple):
+        values["data"]["eval_size"], image_size = image_size, None
     values["data"]["image_size"] = (
         image_size or model["img_size"] or published.native_size or recipe_size
     )

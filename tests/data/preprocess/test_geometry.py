@@ -92,7 +92,21 @@ def test_a_drawn_view_shows_the_same_part_of_image_and_mask(crop, make_data):
 def test_the_view_of_evaluation_is_the_middle(make_data):
     data = make_data(image_size=32, crop_pct=0.8)
     view = draw_view((WIDTH, HEIGHT), data, None)
-    assert view == eval_view((WIDTH, HEIGHT), 32, 0.8)
+    assert view == eval_view((WIDTH, HEIGHT), (32, 32), 0.8)
     assert view == View((0, 0, 60, 45), (53, 40), (10, 4, 42, 36))
     (whole,) = view.boxes(np.array([[0.0, 0, 60, 45]]))
     assert whole.tolist() == [0, 0, 32, 32]
+
+
+@pytest.mark.parametrize(
+    ("size", "crop_pct", "resized", "window"),
+    [
+        ((100, 200), 1.0, (32, 64), (0, 0, 32, 64)),
+        ((100, 100), 1.0, (64, 64), (16, 0, 48, 64)),
+        ((100, 400), 1.0, (32, 128), (0, 32, 32, 96)),
+        ((400, 100), 0.8, (320, 80), (144, 8, 176, 72)),
+    ],
+)
+def test_a_view_that_is_not_square_covers_the_middle(size, crop_pct, resized, window):
+    view = eval_view(size, (64, 32), crop_pct)
+    assert (view.size, view.window) == (resized, window)

@@ -20,7 +20,8 @@ class ClassificationPreprocess:
     """Makes `image` uint8 [S, S, 3] and `label` int32 [] from one example.
 
     Args:
-        data: S is `data.image_size`; crop, flip, and whether the fast kernel may be used.
+        data: S is `data.image_size`; crop, flip, and whether the fast kernel may be used. In
+            evaluation images have `data.eval_size` if it is set.
         train: draw random views. Otherwise, and without a generator, every image gets the view of
             evaluation.
 
@@ -38,8 +39,9 @@ class ClassificationPreprocess:
     @property
     def spec(self) -> Spec:
         """Shape and dtype of `image` and `label`."""
-        side = self.data.image_size
-        return {"image": ((side, side, 3), np.dtype(np.uint8)), "label": ((), np.dtype(np.int32))}
+        height, width = self.data.eval_size or (self.data.image_size,) * 2
+        image = (height, width, 3), np.dtype(np.uint8)
+        return {"image": image, "label": ((), np.dtype(np.int32))}
 
     def __call__(
         self, example: Example, rng: np.random.Generator | None

@@ -144,14 +144,14 @@ def draw_view(size: tuple[int, int], data: DataConfig, rng: np.random.Generator 
     Args:
         size: width and height of the image, pixels.
         data: `crop` and `hflip` for training, `crop_pct` for evaluation; the view has
-            `image_size` pixels a side.
+            `image_size` pixels a side, or in evaluation `eval_size`.
         rng: consumed by the crop, then by the flip. None: the view for evaluation.
 
     Returns:
         The view.
     """
     if rng is None:
-        return eval_view(size, data.image_size, data.crop_pct)
+        return eval_view(size, data.eval_size or (data.image_size,) * 2, data.crop_pct)
     side = data.image_size
     width, height = size
     box, window = (0, 0, width, height), (0, 0, side, side)
@@ -164,26 +164,29 @@ def draw_view(size: tuple[int, int], data: DataConfig, rng: np.random.Generator 
     return View(box, (side, side), window, flip=rng.random() < data.hflip)
 
 
-def eval_view(size: tuple[int, int], side: int, crop_pct: float) -> View:
-    """Returns the middle square after the shorter side was resized to `int(side / crop_pct)`.
+def eval_view(size: tuple[int, int], shape: tuple[int, int], crop_pct: float) -> View:
+    """Returns the middle of an image that was resized to just cover the view over `crop_pct`.
+
+    For a square view the shorter side becomes `int(side / crop_pct)`.
 
     Args:
         size: width and height of the image, pixels.
-        side: of the view, pixels.
-        crop_pct: side / resized shorter side.
+        shape: height and width of the view, pixels.
+        crop_pct: share of the resized image that the view covers, along the tighter axis.
 
     Returns:
-        The view. An image whose shorter side has the right length is not resampled.
+        The view. An image that has the right size is not resampled.
     """
     width, height = size
-    short = int(side / crop_pct)
-    if width <= height:
-        new_width, new_height = short, int(short * height / width)
+    view_height, view_width = shape
+    least_width, least_height = int(view_width / crop_pct), int(view_height / crop_pct)
+    if width * least_height <= height * least_width:
+        new_width, new_height = least_width, int(least_width * height / width)
     else:
-        new_width, new_height = int(short * width / height), short
-    left = round((new_width - side) / 2)  # Python rounds halves to the even number
-    top = round((new_height - side) / 2)
-    window = (left, top, left + side, top + side)
+        new_width, new_height = int(least_height * width / height), least_height
+    left = round((new_width - view_width) / 2)  # Python rounds halves to the even number
+    top = round((new_height - view_height) / 2)
+    window = (left, top, left + view_width, top + view_height)
     return View((0, 0, width, height), (new_width, new_height), window)
 
 

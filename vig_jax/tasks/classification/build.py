@@ -44,7 +44,9 @@ def make_classification(config: RunConfig, metadata: Mapping[str, Any]) -> TaskB
         config=config,
         task=task,
         evaluation=ClassificationEvaluation(model, classes, config.data, names),
-        train_preprocess=ClassificationPreprocess(config.data, train=True),
+        train_preprocess=ClassificationPreprocess(
+            dataclasses.replace(config.data, eval_size=None), train=True
+        ),
         eval_preprocess=ClassificationPreprocess(config.data, train=False),
         preview=ClassificationPreview(task, names),
         summary=f"{classes} classes",

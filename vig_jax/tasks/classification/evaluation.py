@@ -41,10 +41,10 @@ class ClassificationEvaluation(SumsEvaluation):
 
     @property
     def batch_spec(self) -> BatchSpec:
-        """Images uint8 [S, S, 3], labels int32, and weights float32."""
-        side = self.data.image_size
+        """Images uint8 [H, W, 3], labels int32, and weights float32."""
+        height, width = self.data.eval_size or (self.data.image_size,) * 2
         return {
-            "image": jax.ShapeDtypeStruct((side, side, 3), np.uint8),
+            "image": jax.ShapeDtypeStruct((height, width, 3), np.uint8),
             "label": jax.ShapeDtypeStruct((), np.int32),
             "weight": jax.ShapeDtypeStruct((), np.float32),
         }
