@@ -17,6 +17,7 @@ from vig_jax.train.state import TrainState
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
 Mutable = Mapping[str, Any]
+Gradient = Callable[[Params, Mutable, Batch, jax.Array], tuple[tuple[jax.Array, Aux], Params]]
 
 
 def make_train_step(
@@ -47,50 +48,15 @@ def make_train_step(
         freeze: parameters that are not trained; see `vig_jax.train.optim.freeze`.
         head_prefixes: first names of the parameter paths that are the head, for "backbone".
     """
-
-    def loss_of(
-        params: Params, mutable: Mutable, batch: Batch, key: jax.Array
-    ) -> tuple[jax.Array, Aux]:
-        # Stops the backward pass below the lowest trained layer.
-        frozen = frozen_mask(freeze, params, head_prefixes)
-        params = jax.tree.map(lambda x, f: jax.lax.stop_gradient(x) if f else x, params, frozen)
-        loss, aux = task.loss({"params": params, **mutable}, batch, key)
-        return loss, Aux(dict(aux.metrics), {**mutable, **aux.mutable})
-
-    gradient = jax.value_and_grad(loss_of, has_aux=True)
-
-    def accumulated(
-        params: Params, mutable: Mutable, batch: Batch, key: jax.Array
-    ) -> tuple[tuple[jax.Array, Aux], Params]:
-        """Computes loss, metrics and gradient as means over the parts of the batch."""
-        part_of = parts_sharded(mesh)
-        parts = jax.tree.map(
-            lambda x: jax.lax.with_sharding_constraint(
-                x.reshape(accumulation_steps, -1, *x.shape[1:]), part_of
-            ),
-            dict(batch),
-        )
-
-        def add(
-            carry: tuple[Params, Mutable], number_and_part: tuple[jax.Array, Batch]
-        ) -> tuple[tuple[Params, Mutable], tuple[jax.Array, Mapping[str, jax.Array]]]:
-            (total, mutable), (number, part) = carry, number_and_part
-            part_key = jax.random.fold_in(key, number)
-            (loss, aux), grads = gradient(params, mutable, part, part_key)
-            return (jax.tree.map(jnp.add, total, grads), aux.mutable), (loss, aux.metrics)
-
-        start: tuple[Params, Mutable] = jax.tree.map(jnp.zeros_like, params), dict(mutable)
-        numbers = jnp.arange(accumulation_steps)
-        (total, mutable), (losses, metrics) = jax.lax.scan(add, start, (numbers, parts))
-        grads = jax.tree.map(lambda x: x / accumulation_steps, total)
-        return (jnp.mean(losses), Aux(jax.tree.map(jnp.mean, metrics), mutable)), grads
+    compute = _gradient(task, freeze, head_prefixes)
+    if accumulation_steps > 1:
+        compute = _accumulated(compute, accumulation_steps, mesh)
 
     def averaged(old: Any, new: Any) -> Any:
         return optax.incremental_update(new, old, 1.0 - ema_decay)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(state.key, state.step)
-        compute = gradient if accumulation_steps == 1 else accumulated
         (loss, aux), grads = compute(state.params, state.mutable, batch, key)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -129,6 +95,49 @@ def make_train_step(
         out_shardings=everywhere,
         donate_argnums=0,
     )
+
+
+def _gradient(task: Task, freeze: str, head_prefixes: Sequence[str]) -> Gradient:
+    """Returns the function of loss, task metrics and mutable collections, and gradient."""
+
+    def loss_of(
+        params: Params, mutable: Mutable, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, Aux]:
+        # Stops the backward pass below the lowest trained layer.
+        frozen = frozen_mask(freeze, params, head_prefixes)
+        params = jax.tree.map(lambda x, f: jax.lax.stop_gradient(x) if f else x, params, frozen)
+        loss, aux = task.loss({"params": params, **mutable}, batch, key)
+        return loss, Aux(dict(aux.metrics), {**mutable, **aux.mutable})
+
+    return jax.value_and_grad(loss_of, has_aux=True)
+
+
+def _accumulated(gradient: Gradient, steps: int, mesh: Mesh) -> Gradient:
+    """Returns `gradient` as means over equal parts of the batch, computed in sequence."""
+
+    def accumulated(
+        params: Params, mutable: Mutable, batch: Batch, key: jax.Array
+    ) -> tuple[tuple[jax.Array, Aux], Params]:
+        part_of = parts_sharded(mesh)
+        parts = jax.tree.map(
+            lambda x: jax.lax.with_sharding_constraint(x.reshape(steps, -1, *x.shape[1:]), part_of),
+            dict(batch),
+        )
+
+        def add(
+            carry: tuple[Params, Mutable], number_and_part: tuple[jax.Array, Batch]
+        ) -> tuple[tuple[Params, Mutable], tuple[jax.Array, Mapping[str, jax.Array]]]:
+            (total, mutable), (number, part) = carry, number_and_part
+            part_key = jax.random.fold_in(key, number)
+            (loss, aux), grads = gradient(params, mutable, part, part_key)
+            return (jax.tree.map(jnp.add, total, grads), aux.mutable), (loss, aux.metrics)
+
+        start: tuple[Params, Mutable] = jax.tree.map(jnp.zeros_like, params), dict(mutable)
+        (total, mutable), (losses, metrics) = jax.lax.scan(add, start, (jnp.arange(steps), parts))
+        grads = jax.tree.map(lambda x: x / steps, total)
+        return (jnp.mean(losses), Aux(jax.tree.map(jnp.mean, metrics), mutable)), grads
+
+    return accumulated
 
 
 def check_accumulation(batch_size: int, accumulation_steps: int, mesh: Mesh) -> None:
