@@ -188,6 +188,12 @@ def dispatch(
     _check_config(op, config, names, table)
     device = target_device()
     reasons = {name: table[name].supports(spec, device) for name in names}
+    if axes := _explicit_axes(arrays):
+        split = (
+            f"the arrays are split over the explicit mesh axes {', '.join(axes)}: call it inside "
+            "jax.shard_map"
+        )
+        reasons |= {name: split for name in names if table[name].platforms}
     usable = [table[name] for name in names if reasons[name] is None]
     skipped = {name: reason for name, reason in reasons.items() if reason is not None}
 
@@ -242,6 +248,17 @@ def dispatch(
     branches = {platform: functools.partial(attempt, platform) for platform in sorted(special)}
     branches["default"] = functools.partial(attempt, None)
     return jax.lax.platform_dependent(*arrays, **branches)
+
+
+def _explicit_axes(arrays: Sequence[Any]) -> list[str]:
+    """Returns the axes of a mesh that split arrays, if JAX tracks them in the arrays' types.
+
+    Kernels have no rule for such types.
+    """
+    specs = [jax.typeof(x).sharding.spec for x in jax.tree.leaves(arrays)]
+    entries = [entry for spec in specs for entry in spec if entry is not None]
+    names = [name for entry in entries for name in ((entry,) if isinstance(entry, str) else entry)]
+    return sorted(set(names))
 
 
 def _names(op: str, implementation: Any, table: Mapping[str, Implementation]) -> list[str]:

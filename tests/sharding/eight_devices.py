@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
+import kernels_pallas
 import vig_jax
 from configs import common
 from kernels_pallas.testing import TOLERANCES, interpret, rms_relative_error
@@ -170,6 +171,10 @@ def check_explicit_axes():
         with ambient():
             actual = gradient(everywhere, placed)
         chex.assert_trees_all_close(jax.device_get(actual), expected, rtol=1e-4, atol=1e-6)
+    swiglu = jax.eval_shape(kernels_pallas.swiglu, placed.astype(jnp.bfloat16)[..., :2])
+    assert swiglu.shape == (8, 16, 16, 1)
+    with pytest.raises(NotImplementedError, match="call it inside jax"):
+        kernels_pallas.swiglu(placed[..., :2], implementation="pallas_triton")
     tiles = jax.device_put(images, jax.NamedSharding(mesh, PartitionSpec("rows", "columns")))
     with pytest.raises(ConfigError, match="models can split the batch only"):
         jax.eval_shape(model.apply, variables, tiles)

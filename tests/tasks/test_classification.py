@@ -1,5 +1,6 @@
 import dataclasses
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -95,6 +96,17 @@ def test_metrics_count_weighted_hits():
     }
     log_z = np.log(np.sum(np.exp(ranks)))
     assert metrics["loss"] == pytest.approx(np.mean([log_z - 5, log_z - 1, log_z - 0]), rel=1e-5)
+
+
+def test_strict_dtype_promotion():
+    batch = {
+        "image": images_with_logits([[3] * 8] * 8),
+        "label": jnp.arange(8),
+        "weight": jnp.ones(8),
+    }
+    expected = evaluation().predict(SCALE, batch)
+    with jax.numpy_dtype_promotion("strict"):
+        chex.assert_trees_all_equal(evaluation().predict(SCALE, batch), expected)
 
 
 def test_equal_logits_are_not_all_hits():

@@ -12,4 +12,5 @@ def normalise(
     images: UInt8[Array, "B H W 3"], mean: Channels, std: Channels
 ) -> Float[Array, "B H W 3"]:
     """Scales pixels to [0, 1], subtracts `mean` and divides by `std`, per channel."""
-    return (images / 255.0 - jnp.asarray(mean)) / jnp.asarray(std)
+    wide = images.astype(jnp.result_type(float))  # strict promotion refuses uint8
+    return (wide / 255.0 - jnp.asarray(mean)) / jnp.asarray(std)

@@ -67,7 +67,7 @@ def warp(
         fill: colour of pixels from outside of the image.
     """
     H, W, _ = image.shape
-    y, x = jnp.mgrid[:H, :W] + 0.5
+    y, x = jnp.mgrid[:H, :W].astype(jnp.result_type(float)) + 0.5
     from_x = matrix[0, 0] * x + matrix[0, 1] * y + matrix[0, 2]
     from_y = matrix[1, 0] * x + matrix[1, 1] * y + matrix[1, 2]
     outside = (from_x < 0) | (from_x >= W) | (from_y < 0) | (from_y >= H)

@@ -60,7 +60,7 @@ class ClassificationEvaluation(SumsEvaluation):
         )
         labels, weight = batch["label"], batch["weight"]
         _, guesses = jax.lax.top_k(logits, min(_FIRST, self.num_classes))
-        hits = guesses == labels[:, None]
+        hits = (guesses == labels[:, None]).astype(weight.dtype)
         losses = cross_entropy(logits, labels)
         counts = {}
         if self.num_classes <= _MOST_CONFUSABLE:
@@ -69,7 +69,7 @@ class ClassificationEvaluation(SumsEvaluation):
         return counts | {
             "loss": jnp.sum(weight * losses),
             "top1": jnp.sum(weight * hits[:, 0]),
-            "top5": jnp.sum(weight * hits.any(axis=1)),
+            "top5": jnp.sum(weight * hits.max(axis=1)),
             "weight": jnp.sum(weight),
         }
 
