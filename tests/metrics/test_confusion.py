@@ -1,4 +1,5 @@
 import csv
+import os
 
 import numpy as np
 import pytest
@@ -45,6 +46,12 @@ def test_most_frequent_mistakes_come_first(tmp_path):
     confusion().write_top(tmp_path / "top.csv")
     with (tmp_path / "top.csv").open() as file:
         assert [row["count"] for row in csv.DictReader(file)] == ["5", "2", "1"]
+
+
+def test_a_name_that_is_not_utf8(tmp_path):
+    confusion(names=(os.fsdecode(b"caf\xe9"), "$a$b", "猫")).write_top(tmp_path / "top.csv")
+    with (tmp_path / "top.csv").open(encoding="utf-8") as file:
+        assert next(csv.DictReader(file))["predicted"] == r"caf\udce9"
 
 
 def test_nothing_is_confused(tmp_path):

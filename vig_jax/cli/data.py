@@ -355,6 +355,6 @@ def _print(split: str, about: dict[str, Any]) -> None:
         )
     for kind in ("undecodable", "damaged"):
         for bad in about[kind][:10]:
-            print(f"  {kind}: {bad['path']}: {bad['reason']}")
+            print(f"  {kind}: {bad['path']}: {printable(bad['reason'])}")
         if (more := len(about[kind]) - 10) > 0:
             print(f"  and {more} more {kind} (--json lists them)")

@@ -91,8 +91,8 @@ class Confusion:
         return rows
 
     def write_top(self, path: Path) -> None:
-        """Writes the most frequent mistakes as CSV."""
-        with path.open("w", newline="", encoding="utf-8") as file:
+        """Writes the most frequent mistakes as CSV; bytes of names that are not UTF-8 as escapes."""
+        with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
             writer = csv.DictWriter(file, ["true", "predicted", "count", "share"])
             writer.writeheader()
             writer.writerows(self.top())
