@@ -91,7 +91,7 @@ class Confusion:
         return rows
 
     def write_top(self, path: Path) -> None:
-        """Writes the most frequent mistakes as CSV; bytes of names that are not UTF-8 as escapes."""
+        """Writes the most frequent mistakes as CSV; what is not UTF-8 in a name is escaped."""
         with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
             writer = csv.DictWriter(file, ["true", "predicted", "count", "share"])
             writer.writeheader()

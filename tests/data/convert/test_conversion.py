@@ -325,8 +325,6 @@ import shutil
 from pathlib import Path
 from vig_jax.data.convert import conversion
 from vig_jax.data.dataset import DatasetInfo
-from vig_jax.errors import ConversionError, DataSetError, FolderInUseError
-from vig_jax.files import folder_lock
 
 folder = Path(sys.argv[1])
 

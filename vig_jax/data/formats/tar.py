@@ -26,6 +26,7 @@ from vig_jax.data.dataset import (
 from vig_jax.data.formats import shards
 from vig_jax.data.formats.tar_index import TarIndex, build_index, folders_of
 from vig_jax.errors import DataSetError, UnreadableRecordError
+from vig_jax.files import LARGEST_IMAGE_FILE
 from vig_jax.text import preview_names, printable
 
 SUFFIX = ".tar"
@@ -91,6 +92,10 @@ class TarDataset(ClassificationBase):
                 raise UnreadableRecordError(
                     f"{self.name_of(index)} is a link to a file that is not in the tar, or a "
                     "sparse file: pack the image itself (tar --dereference)"
+                )
+            if length > LARGEST_IMAGE_FILE:
+                raise UnreadableRecordError(
+                    f"{length} bytes are more than an image may have, {LARGEST_IMAGE_FILE}"
                 )
             image = os.pread(handle, length, int(self._offsets[index]))
         finally:

@@ -4,9 +4,10 @@ Every worker writes its note into its own small file, which it maps into memory.
 process reads the notes when a worker has died, or has been silent for too long.
 """
 
+import contextlib
+import fcntl
 import logging
 import mmap
-import multiprocessing
 import os
 import re
 import shutil
@@ -44,10 +45,11 @@ def join(folder: str) -> None:
     Args:
         folder: of the `Watch` in the main process.
     """
-    with Path(folder, str(os.getpid())).open("w+b") as file:
-        file.write(bytes(_NOTE.size))
-        file.flush()
-        _in_worker[:] = [mmap.mmap(file.fileno(), _NOTE.size)]
+    # Open and locked until this process ends: that is how the main process sees the end.
+    handle = os.open(Path(folder, str(os.getpid())), os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    os.ftruncate(handle, _NOTE.size)
+    _in_worker[:] = [mmap.mmap(handle, _NOTE.size)]
 
 
 def discard(folder: str) -> None:
@@ -108,8 +110,8 @@ class Watch:
 
     def in_hand_of_the_dead(self) -> list[str]:
         """Returns the names of the examples that workers had in hand when they ended."""
-        alive = {process.pid for process in multiprocessing.active_children()}
-        return [self._name(note) for pid, note in self._notes().items() if pid not in alive]
+        notes = self._notes().items()
+        return [self._name(note) for pid, note in notes if not self._is_alive(pid)]
 
     def close(self) -> None:
         """Ends the watch."""
@@ -135,25 +137,32 @@ class Watch:
     def _run(self) -> None:
         reported: set[_Note] = set()
         while not self._closed.wait(_INTERVAL):
-            late = time.monotonic() - self._seconds
-            for where, note in self._notes().items():
-                if note.started > late or note in reported:
-                    continue
-                reported.add(note)
-                name = self._name(note)
-                logger.error("%s has been in hand for more than %g s", name, self._seconds)
-                if self._owner is None:
-                    self.stuck.append(name)
-                    _kill_child(where)
+            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                self._look(reported)
+
+    def _look(self, reported: set[_Note]) -> None:
+        late = time.monotonic() - self._seconds
+        for where, note in self._notes().items():
+            if note.started > late or note in reported:
+                continue
+            reported.add(note)
+            name = self._name(note)
+            logger.error("%s has been in hand for more than %g s", name, self._seconds)
+            if self._owner is None and self._is_alive(where):
+                self.stuck.append(name)
+                os.kill(where, signal.SIGKILL)
+
+    def _is_alive(self, pid: int) -> bool:
+        """Returns whether a worker holds the lock of its note; its number may be reused later."""
+        with Path(self.folder, str(pid)).open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                return True
+            return False
 
 
 def _make_folder() -> str:
     if (prefix := shared_memory.own_prefix()) is not None:
         return tempfile.mkdtemp(prefix=f"{prefix}watch_", dir=shared_memory.SHARED_MEMORY)
     return tempfile.mkdtemp(prefix="vig_jax_watch_")
-
-
-def _kill_child(pid: int) -> None:
-    """Kills a process if it is one of ours: its number may have been given to another."""
-    if pid in {process.pid for process in multiprocessing.active_children()}:
-        os.kill(pid, signal.SIGKILL)
