@@ -76,6 +76,22 @@ REPORTED_ERRORS: tuple[type[Exception], ...] = (
 """The kinds that a command reports in one line: the user's, and paths that cannot be used."""
 
 
+# Phrases of Gloo, NCCL and the coordination service when the other end of a connection is gone.
+_LOST = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Socket closed",
+    "heartbeat timeout",
+    "remote process exited",
+    "stopped sending heartbeats",
+)
+
+
+def is_lost_process(error: BaseException) -> bool:
+    """Returns whether a computation failed because another process of the run is gone."""
+    return any(phrase in str(error) for phrase in _LOST)
+
+
 def is_full_disk(error: OSError | ValueError) -> bool:
     """Returns whether an error means that the disk or the quota is full.
 

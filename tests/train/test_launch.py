@@ -151,6 +151,18 @@ def test_a_disk_that_cannot_be_written_ends_in_one_line(error, full, monkeypatch
     assert (f"error: the disk of {tmp_path} is full" in printed) == full
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_lost_process_ends_in_one_line(count, monkeypatch, capsys, tmp_path):
+    error = ValueError("UNKNOWN: Gloo AllGather failed: Connection closed by peer [127.0.0.1]:7871")
+    refused_by(error, monkeypatch, tmp_path)
+    monkeypatch.setattr("jax.process_count", lambda: count)
+    with pytest.raises(SystemExit if count == 2 else ValueError):
+        launch._train(["train.py"])
+    printed = capsys.readouterr().err
+    assert printed.count("error: another process of the run is gone") == count - 1
+    assert len(printed.splitlines()) == count - 1
+
+
 def test_notes_are_printed_but_not_those_about_tracebacks(monkeypatch, capsys, tmp_path):
     error = NonFiniteLossError("loss = nan")
     error.add_note("A lower rate helps")

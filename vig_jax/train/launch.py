@@ -4,6 +4,7 @@ The config file is Python outside of the package, loaded by path. It and the `--
 options are checked before anything is computed, and a mistake ends in one line without a traceback.
 """
 
+import faulthandler
 import logging
 import os
 import re
@@ -18,7 +19,7 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from vig_jax.config import parse
-from vig_jax.errors import REPORTED_ERRORS, is_full_disk
+from vig_jax.errors import REPORTED_ERRORS, is_full_disk, is_lost_process
 from vig_jax.text import did_you_mean
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -112,6 +113,9 @@ def _train(argv: Sequence[str]) -> None:
     from vig_jax.train.loop import run
 
     if _DISTRIBUTED.value:
+        # JAX aborts the process if another one dies. absl has asked for the stacks of all threads
+        # then, a hundred lines that say nothing about it.
+        faulthandler.enable(all_threads=False)
         count, index = (os.environ.get(f"JAX_{name}") for name in ("NUM_PROCESSES", "PROCESS_ID"))
         jax.distributed.initialize(
             num_processes=int(count) if count else None, process_id=int(index) if index else None
@@ -122,8 +126,16 @@ def _train(argv: Sequence[str]) -> None:
         notes = getattr(error, "__notes__", [])
         # Grain adds notes about the traceback.
         _fail("\n".join([str(error), *(note for note in notes if "Grain" not in note)]))
-    except (OSError, ValueError) as error:
-        if not is_full_disk(error):
+    except (OSError, ValueError, RuntimeError) as error:
+        if jax.process_count() > 1 and is_lost_process(error):
+            print(
+                f"error: another process of the run is gone ({str(error)[:200]}): its log has the "
+                "reason. The same command on all hosts resumes from the newest checkpoint",
+                file=sys.stderr,
+                flush=True,
+            )
+            os._exit(2)  # at once: leaving JAX in order needs all processes, and aborts
+        if isinstance(error, RuntimeError) or not is_full_disk(error):
             raise
         print(
             f"error: the disk of {workdir} is full ({str(error)[:200]}). Free some space: the same "
