@@ -36,6 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     _describe_source(inspect)
     inspect.add_argument("--sample", type=int, metavar="N", help="decode only N images of a split")
+    _describe_limit(inspect)
     inspect.add_argument(
         "--json", type=options.output_file, metavar="FILE", help="write the complete result to FILE"
     )
@@ -117,6 +118,16 @@ def _describe_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split-seed", type=int, default=0, metavar="N", help="of that split (0)")
 
 
+def _describe_limit(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--max-image-pixels",
+        type=int,
+        default=2**26,
+        metavar="N",
+        help="larger images, by width times height, are undecodable (67108864)",
+    )
+
+
 def _configure_convert(parser: argparse.ArgumentParser) -> None:
     _describe_source(parser)
     parser.add_argument("destination", metavar="DST", type=options.path, help="a new folder")
@@ -159,6 +170,7 @@ def _configure_convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--limit", type=int, metavar="N", help="convert only N images of each split"
     )
+    _describe_limit(parser)
     parser.add_argument(
         "--leave-out-damaged",
         action="store_true",
@@ -237,6 +249,7 @@ def _convert(args: argparse.Namespace) -> int:
         decode=not args.no_decode,
         raw=args.raw,
         leave_out_damaged=args.leave_out_damaged,
+        max_image_pixels=args.max_image_pixels,
     )
     sources = _open(args)
     if len(sources) == 1 and args.val_fraction is None and "train" in sources:
@@ -273,7 +286,10 @@ def _inspect(args: argparse.Namespace) -> int:
     if args.sample is not None and args.sample < 1:
         raise ConfigError(f"--sample {args.sample} must be at least 1")
     sources = _open(args)
-    found = {split: inspect(source, sample=args.sample) for split, source in sources.items()}
+    found = {
+        split: inspect(source, sample=args.sample, max_pixels=args.max_image_pixels)
+        for split, source in sources.items()
+    }
     for split, about in found.items():
         _print(split, about)
     if args.json:

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from vig_jax.data.dataset import ClassificationDataset
 from vig_jax.data.loader.workers import cpu_count
 from vig_jax.data.preprocess.decode import damage_of, decode, read_header
+from vig_jax.data.preprocess.limits import MAX_PIXELS
 from vig_jax.errors import DataSetError, UndecodableImageError
 from vig_jax.text import printable
 
@@ -35,12 +36,15 @@ class _Facts:
     label: int = -1
 
 
-def inspect(dataset: ClassificationDataset, *, sample: int | None = None) -> dict[str, Any]:
+def inspect(
+    dataset: ClassificationDataset, *, sample: int | None = None, max_pixels: int = MAX_PIXELS
+) -> dict[str, Any]:
     """Decodes a split and describes it.
 
     Args:
         dataset: the split.
         sample: inspect this number of images, spread evenly; None: all.
+        max_pixels: larger images, by width times height, are reported as undecodable.
 
     Returns:
         A dictionary ready for JSON: images, inspected, classes {name: count}, width, height and
@@ -52,7 +56,7 @@ def inspect(dataset: ClassificationDataset, *, sample: int | None = None) -> dic
     with concurrent.futures.ThreadPoolExecutor(cpu_count()) as pool:
         facts = list(
             tqdm(
-                pool.map(lambda index: _inspect_image(dataset, index), indices),
+                pool.map(lambda index: _inspect_image(dataset, index, max_pixels), indices),
                 "inspect",
                 len(indices),
                 unit="img",
@@ -98,18 +102,20 @@ def spread(length: int, count: int) -> list[int]:
     return np.unique(np.linspace(0, length - 1, min(count, length)).astype(int)).tolist()
 
 
-def _inspect_image(dataset: ClassificationDataset, index: int) -> _Facts:
+def _inspect_image(dataset: ClassificationDataset, index: int, max_pixels: int) -> _Facts:
     size, label = 0, -1
     try:
         example = dataset[index]
         image, label = example["image"], int(example["label"])
         size = len(image) if isinstance(image, bytes) else image.nbytes
         if isinstance(image, bytes):
-            header = read_header(image)
+            header = read_header(image, max_pixels)
             kind = f"{header.format} {header.mode}"
         else:
             kind = "pixels RGB"
-        return _Facts(index, size, kind, decode(image).size, None, damage_of(image), label)
+        return _Facts(
+            index, size, kind, decode(image, max_pixels).size, None, damage_of(image), label
+        )
     except (DataSetError, UndecodableImageError, OSError) as error:
         return _Facts(index, size, "", None, str(error), None, label)
 

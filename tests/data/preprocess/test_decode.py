@@ -5,6 +5,8 @@ import pytest
 from PIL import Image
 
 from tests.data.photographs import encoded, photo
+from vig_jax.data.convert import Options, convert
+from vig_jax.data.inspection import inspect
 from vig_jax.data.preprocess.classification import ClassificationPreprocess
 from vig_jax.data.preprocess.decode import decode, load, read_header
 from vig_jax.errors import DataSetError, UndecodableImageError
@@ -189,3 +191,15 @@ def test_the_limit_of_pixels_is_a_setting(make_data):
     assert load(encoded(PHOTO), make_data(max_image_pixels=60 * 45)) is not None
     with pytest.raises(UndecodableImageError, match=r"60 x 45 pixels, .*max_image_pixels=2699"):
         load(encoded(PHOTO), make_data(max_image_pixels=60 * 45 - 1))
+
+
+def test_inspect_and_convert_have_the_limit_too(opened, folder, tmp_path):
+    largest = Image.fromarray(photo(100, 90))
+    largest.save(folder / "train" / "cat" / "large.png")
+    source = opened("image_folder", folder)
+    about = inspect(source, max_pixels=100 * 90 - 1)
+    assert [bad["path"] for bad in about["undecodable"]] == ["train/cat/large.png"]
+    assert not inspect(source, max_pixels=100 * 90)["undecodable"]
+    options = Options(max_image_pixels=100 * 90 - 1)
+    info = convert({"train": source}, tmp_path / "out", options, max_errors=1)
+    assert info["splits"]["train"]["left_out"] == 1

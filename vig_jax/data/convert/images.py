@@ -32,15 +32,15 @@ def convert_image(dataset: ClassificationDataset, index: int, options: Options) 
     image = example["image"]
     if isinstance(image, np.ndarray):
         image = _encode(decode(image), "PNG")
+    header = read_header(image, options.max_image_pixels)
     damage = damage_of(image) if options.decode else None
     if damage and options.leave_out_damaged:
         raise UndecodableImageError(f"{damage} (--leave-out-damaged)")
-    header = read_header(image)
     size = header.width, header.height
     extension = _EXTENSIONS.get(header.format, header.format.lower())
     reduce = 0 < options.resize_short < min(size)
     if reduce or options.raw or (options.reencode_progressive and header.progressive):
-        decoded = decode(image)
+        decoded = decode(image, options.max_image_pixels)
         if reduce:
             size = _reduced(size, options.resize_short)
             decoded = decoded.resize(size, Image.Resampling.BICUBIC)
@@ -50,7 +50,7 @@ def convert_image(dataset: ClassificationDataset, index: int, options: Options) 
             settings = {"quality": options.quality, "subsampling": options.subsampling}
             image, extension = _encode(decoded, "JPEG", **settings), "jpg"
     elif options.decode:
-        decode(image)
+        decode(image, options.max_image_pixels)
     key = dataset.name_of(index)
     return EncodedImage(image, example["label"], index, key, extension, *size, damage)
 

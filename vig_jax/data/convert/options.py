@@ -3,6 +3,7 @@
 import dataclasses
 
 from vig_jax.data.convert.writers import WRITERS
+from vig_jax.data.preprocess.limits import MAX_PIXELS
 from vig_jax.errors import ConfigError
 
 
@@ -23,6 +24,7 @@ class Options:
     decode: bool = True  # check that copied images can be decoded
     raw: bool = False  # store pixels instead of files: nothing to decode, much to store
     leave_out_damaged: bool = False  # JPEGs that decode in spite of damage
+    max_image_pixels: int = MAX_PIXELS  # width times height; larger images are left out
 
     def check(self) -> None:
         """Raises ConfigError if a setting is out of range."""
@@ -36,6 +38,7 @@ class Options:
             "subsampling": (self.subsampling in subsamplings, f"one of {', '.join(subsamplings)}"),
             "seed": (0 <= self.seed < 2**32, "0 to 2**32 - 1"),
             "raw": (not self.raw or self.to == "array_record", "false except for array_record"),
+            "max_image_pixels": (self.max_image_pixels >= 1, "at least 1"),
             "limit": (self.limit is None or self.limit >= 1, "at least 1"),
         }
         for name, (holds, required) in requirements.items():

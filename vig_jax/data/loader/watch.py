@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 _NOTE = struct.Struct("<qqd")  # index + 1 or 0, group, time on the system's monotonic clock
 _IN_SHARED_MEMORY = re.compile(r"(vig_jax_[0-9a-f]{8})_watch_")
 _INTERVAL = 0.5  # seconds between two looks at the notes
+_LOOKS, _PAUSE = 20, 0.05  # for workers that have just ended; seconds
 
 
 class _Note(NamedTuple):
@@ -109,9 +110,16 @@ class Watch:
             threading.Thread(target=self._run, daemon=True).start()
 
     def in_hand_of_the_dead(self) -> list[str]:
-        """Returns the names of the examples that workers had in hand when they ended."""
-        notes = self._notes().items()
-        return [self._name(note) for pid, note in notes if not self._is_alive(pid)]
+        """Returns the names of the examples that workers had in hand when they ended.
+
+        Waits for a moment: the end of a worker is seen before the system has released its lock.
+        """
+        for _ in range(_LOOKS):
+            notes = self._notes().items()
+            if found := [self._name(note) for pid, note in notes if not self._is_alive(pid)]:
+                return found
+            time.sleep(_PAUSE)
+        return []
 
     def close(self) -> None:
         """Ends the watch."""

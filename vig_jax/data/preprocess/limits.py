@@ -41,8 +41,8 @@ def check_size(width: int, height: int, max_pixels: int) -> None:
         raise UndecodableImageError(f"{width} x {height} pixels")
     if width * height > max_pixels:
         raise UndecodableImageError(
-            f"{width} x {height} pixels, more than config.data.max_image_pixels={max_pixels}: "
-            "reduce the image, or raise the limit"
+            f"{width} x {height} pixels, more than the limit max_image_pixels={max_pixels}: reduce "
+            "the image, or raise the limit"
         )
 
 
