@@ -242,11 +242,11 @@ def test_an_empty_section_counts_as_absent(empty, tmp_path):
 def test_the_number_of_arrays_is_bounded(suffix, tmp_path, monkeypatch):
     monkeypatch.setattr("vig_jax.weights.load.MAX_ARRAYS", 3)
     file = tmp_path / f"weights{suffix}"
-    few = {str(number): np.zeros(1, np.float32) for number in range(4)}
+    saved = {str(number): np.zeros(1, np.float32) for number in range(4)}
     if suffix == ".pth":
-        torch_writer.save(torch_writer.state_dict(few), file)
+        torch_writer.save(torch_writer.state_dict(saved), file)
     else:
-        safetensors.numpy.save_file(few, file)
+        safetensors.numpy.save_file(saved, file)
     with pytest.raises(WeightsError, match="has 4 arrays; at most 3 are read"):
         read_weight_file(file)
 
