@@ -9,6 +9,7 @@ from vig_jax.data.convert import Options, convert
 from vig_jax.data.inspection import inspect
 from vig_jax.data.preprocess.classification import ClassificationPreprocess
 from vig_jax.data.preprocess.decode import decode, load, read_header
+from vig_jax.data.preprocess.limits import _has_one_scan
 from vig_jax.errors import DataSetError, UndecodableImageError
 
 PHOTO = photo(60, 45)
@@ -185,6 +186,17 @@ def test_a_bomb_is_refused_by_its_header(kind, fast, make_data, monkeypatch):
     for refuse in (decode, read_header, lambda image: load(image, data)):
         with pytest.raises(UndecodableImageError, match=r"pixels, more than|scans"):
             refuse(BOMBS[kind])
+
+
+@pytest.mark.parametrize(
+    ("options", "one"), [({}, True), ({"progressive": True}, False), ({"mode": "L"}, True)]
+)
+def test_scans_are_counted_only_where_there_may_be_many(options, one):
+    mode = options.pop("mode", "RGB")
+    contents = encoded(Image.fromarray(PHOTO).convert(mode), **options)
+    assert _has_one_scan(contents) == one
+    for length in (0, 2, 20, 200, len(contents) // 2):
+        _has_one_scan(contents[:length])  # whatever the result: no error
 
 
 def test_the_limit_of_pixels_is_a_setting(make_data):

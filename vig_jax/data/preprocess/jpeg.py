@@ -32,7 +32,6 @@ def decode_jpeg(
         height, width, colours, _ = simplejpeg.decode_jpeg_header(contents)
         if colours != "YCbCr" or height * width > (Image.MAX_IMAGE_PIXELS or height * width):
             return None
-        limits.check_header(contents, max_pixels)
         limits.check_size(width, height, max_pixels)
         limits.check_scans(contents, width, height, max_pixels)
         return simplejpeg.decode_jpeg(contents)
