@@ -15,6 +15,7 @@ from tests.train.conftest import compilation_cache  # noqa: F401 - a fixture
 from vig_jax.cli.main import main
 from vig_jax.data.datasets.imagenet import class_ids, class_names
 from vig_jax.inference.loaded_model import load_for_inference, restore_weights
+from vig_jax.weights.load import save_safetensors
 from vig_jax.weights.published import published_config
 
 GOLDEN = Path(__file__).parents[1] / "weights" / "golden"
@@ -312,3 +313,16 @@ def test_options_are_checked_before_any_work(arguments, message, capsys):
     with pytest.raises(SystemExit):
         main(arguments)
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate"])
+def test_weights_without_a_head_cannot_classify(command, image_folder, tmp_path, capsys):
+    variant, sizes, _ = MODELS["plain_fmt"]
+    params = vig_jax.load_weights(GOLDEN / "plain_fmt_ckpt.pth", variant, **sizes, num_classes=0)
+    file = tmp_path / "body.safetensors"
+    save_safetensors(params["params"], file, model_name=variant, averaged=None)
+    data = [str(image_folder)] if command == "predict" else ["--data-path", str(image_folder)]
+    assert main([command, "--weights", str(file), *options("plain_fmt"), *data]) == 1
+    errors = capsys.readouterr().err.splitlines()
+    assert "cannot classify" in errors[-1]
+    assert "config.init_weights" in errors[-1]
