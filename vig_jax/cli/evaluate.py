@@ -110,6 +110,8 @@ def run(args: argparse.Namespace) -> int:
     print("  ".join(f"{name} {metrics[name]:.4f}" for name in names))
     if len(bad_images):
         print(f"{len(bad_images)} images did not decode and were left out")
+    if bad_images.damaged:
+        print(f"{len(bad_images.damaged)} images are damaged, but decoded and were used")
     if args.json:
         facts = {"run": str(args.run), "step": loaded.step, "ema": loaded.ema}
         if args.weights:

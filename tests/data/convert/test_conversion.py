@@ -18,10 +18,8 @@ from vig_jax.data import open_dataset
 from vig_jax.data.convert import Options, conversion, convert, find_kind, open_splits, verify
 from vig_jax.data.convert.progress import Progress
 from vig_jax.data.formats import array_record
-from vig_jax.data.inspection import inspect
 from vig_jax.data.preprocess.decode import decode, read_header
-from vig_jax.errors import ConversionError, DataSetError, FolderInUseError
-from vig_jax.files import folder_lock
+from vig_jax.errors import ConversionError, DataSetError
 
 KINDS = ("array_record", "image_folder", "parquet", "tar")
 
@@ -386,52 +384,3 @@ def test_find_kind(tmp_path):
         (tmp_path / name).touch()
     with pytest.raises(DataSetError, match="holds parquet and tar: choose one with --from"):
         find_kind(str(tmp_path))
-
-
-def test_names_that_are_not_utf8_are_converted_and_verified(folder, tmp_path):
-    for split in ("train", "val"):
-        (folder / split / "cat").rename(folder / split / os.fsdecode(b"caf\xe9"))
-    file = next((folder / "train" / "dog").iterdir())
-    file.rename(file.with_name(os.fsdecode(b"\xff\x1b.jpg")))
-    original = open_splits(str(folder), "image_folder")
-    for kind in KINDS:
-        convert(original, tmp_path / kind, Options(to=kind, shuffle=False))
-        assert verify(tmp_path / kind) == 39
-        source = open_splits(str(tmp_path / kind), kind)["train"]
-        assert source.class_names == original["train"].class_names
-        if kind != "image_folder":
-            assert [source[i] for i in range(5)] == [original["train"][i] for i in range(5)]
-
-
-def test_two_conversions_to_one_folder(folder, tmp_path):
-    out = tmp_path / "out"
-    (out / ".conversion").mkdir(parents=True)
-    sources = open_splits(str(folder), "image_folder")
-    with folder_lock(out / ".conversion", "DST"):
-        for resume in (False, True):
-            with pytest.raises(FolderInUseError, match="in use by process"):
-                convert(sources, out, Options(), resume=resume)
-    convert(sources, out, Options(), resume=True)  # the lock of a process that has ended
-    assert not (out / ".conversion").exists()
-
-
-def test_damaged_jpegs_are_listed_or_left_out(folder, tmp_path, caplog):
-    pytest.importorskip("simplejpeg")
-    file = folder / "train" / "cat" / "003.jpg"
-    contents = bytearray(file.read_bytes())
-    place = contents.rfind(b"\xff\xda") + 60  # among the pixels: a marker where none is due
-    contents[place : place + 3] = b"\xff\xd7\x55"
-    file.write_bytes(contents)
-    sources = open_splits(str(folder), "image_folder")
-    about = inspect(sources["train"])
-    assert [bad["path"] for bad in about["damaged"]] == ["train/cat/003.jpg"]
-    assert not about["undecodable"]
-    info = convert(sources, tmp_path / "used", Options())
-    assert (info["splits"]["train"]["images"], info["splits"]["train"]["damaged"]) == (32, 1)
-    (line,) = (tmp_path / "used" / "damaged.jsonl").read_text().splitlines()
-    assert json.loads(line)["path"] == "train/cat/003.jpg"
-    assert json.loads(line)["reason"].startswith("damaged, decodable: Corrupt JPEG")
-    assert "1 images are damaged, but decode" in caplog.text
-    left_out = Options(leave_out_damaged=True)
-    info = convert(sources, tmp_path / "left_out", left_out, max_errors=1)
-    assert (info["splits"]["train"]["images"], info["splits"]["train"]["left_out"]) == (31, 1)
