@@ -116,7 +116,9 @@ def fit(
             raise WeightsError(f"{key} is {value.dtype}; weights must be floating-point")
     check_finite(tensors)
     head = _head(tensors)
-    headless = not any(key.startswith(("head.", "classifier.head.")) for key in tensors)
+    headless = bool(tensors) and not any(
+        key.startswith(("head.", "classifier.head.")) for key in tensors
+    )
     in_file = tensors[head[1]].size if head else 0 if headless else None
     classes = in_file if num_classes is None else num_classes
     given = {} if classes is None else {"num_classes": classes}

@@ -194,6 +194,10 @@ def _choose(
         return "", root, ()
     sections = [key for key in ("model", "model_ema") if root.get(key)]  # None or {}: none saved
     if not sections:
+        for key in ("model", "model_ema"):
+            if root.get(key) is not None:
+                kind = _kind(root[key])
+                raise WeightsError(f"{path}: {key!r} is {kind}, not a state dict. {_HOW}")
         keys = ", ".join(map(str, list(root)[:8])) or "nothing"
         raise WeightsError(f"{path} has neither 'model' nor 'model_ema'; it has {keys}. {_HOW}")
     notes: tuple[str, ...] = ()
