@@ -59,7 +59,7 @@ class Peers:
             yield candidates.Candidate(name, variant, 7, 11, 13, run)
 
 
-@pytest.mark.parametrize("mode", ["inference", "train"])
+@pytest.mark.parametrize("mode", ["inference", pytest.param("train", marks=pytest.mark.slow)])
 def test_ours_and_the_faster_variant_of_a_peer(mode, tmp_path, capsys, monkeypatch):
     torch_peers = Peers({"eager": 0.05, "compiled": 0.005})
     monkeypatch.setattr(peers, "_torch_peers", lambda: torch_peers)

@@ -183,7 +183,7 @@ def test_predict_without_images(trained, tmp_path, capsys):
     assert "absent.jpg" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("mode", [[], ["--train"]])
+@pytest.mark.parametrize("mode", [[], pytest.param(["--train"], marks=pytest.mark.slow)])
 def test_benchmark(mode, tmp_path, capsys, monkeypatch):
     shallow = functools.partial(vig_jax.create_model, depth=1)  # compiles sooner
     monkeypatch.setattr(from_config, "create_model", shallow)

@@ -46,7 +46,8 @@ def test_a_kernel_is_called_directly_without_several_devices():
 
 
 @pytest.mark.multidevice
-def test_eight_devices_compute_what_one_does():
+@pytest.mark.parametrize("part", ["fast", pytest.param("slow", marks=pytest.mark.slow)])
+def test_eight_devices_compute_what_one_does(part):
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
@@ -54,7 +55,7 @@ def test_eight_devices_compute_what_one_does():
     }
     script = Path(__file__).with_name("eight_devices.py")
     done = subprocess.run(
-        [sys.executable, script],
+        [sys.executable, script, part],
         cwd=ROOT,
         env={**environment, "PYTHONPATH": str(ROOT)},
         capture_output=True,
