@@ -15,7 +15,8 @@ import numpy as np
 
 from vig_jax.data.dataset import Dataset
 from vig_jax.data.loader import watch
-from vig_jax.data.loader.iterator import Batch, BatchIterator, iterate
+from vig_jax.data.loader.iterator import BatchIterator, iterate
+from vig_jax.data.loader.protocol import Batch
 from vig_jax.data.preprocess.protocol import DAMAGED, Preprocess, bytes_per_example
 from vig_jax.errors import ConfigError, DataSetError, UndecodableImageError
 

@@ -8,53 +8,15 @@ import math
 import traceback
 import weakref
 from collections.abc import Iterator
-from typing import Protocol, runtime_checkable
-
-import numpy as np
 
 from vig_jax.data.loader import shared_memory
+from vig_jax.data.loader.protocol import Batch, Batches, ClosableIterator
 from vig_jax.data.loader.watch import Watch
 from vig_jax.data.loader.workers import cpu_count
 from vig_jax.errors import DataSetError, DataWorkerError
 from vig_jax.text import preview_names
 
 logger = logging.getLogger(__name__)
-
-Batch = dict[str, np.ndarray]
-
-
-@runtime_checkable
-class ClosableIterator(Protocol):
-    """An iterator of Grain."""
-
-    def __next__(self) -> Batch: ...
-
-    def close(self) -> None:
-        """Ends threads and processes."""
-
-
-@runtime_checkable
-class Batches(Protocol):
-    """Batches with random access. They can be pickled."""
-
-    @property
-    def rows(self) -> int:
-        """Examples per batch."""
-
-    @property
-    def bytes_per_batch(self) -> int:
-        """Bytes."""
-
-    @property
-    def owner(self) -> int:
-        """Identity of the data set, under which threads note the example in hand."""
-
-    def name_of(self, index: int) -> str:
-        """Returns the name of an example."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, number: int) -> Batch: ...
 
 
 class BatchIterator(Iterator[Batch]):

@@ -13,7 +13,7 @@ import numpy as np
 from absl import flags
 
 from vig_jax.data.loader import shared_memory, watch
-from vig_jax.data.loader.iterator import Batch, Batches
+from vig_jax.data.loader.protocol import Batch, Batches
 from vig_jax.data.loader.workers import cpu_count, isolate
 
 
