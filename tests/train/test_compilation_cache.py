@@ -43,7 +43,7 @@ def test_a_second_start_compiles_nothing(image_folder, tmp_path):
             check=True,
         )
         printed = done.stderr.splitlines()
-        assert "im2col: using xla" in printed  # with nothing before it
+        assert printed[0].startswith("im2col: using xla")
         assert "compiling the update, or reading it from the cache ..." in printed
         entries.append({path.name for path in cache.iterdir()})
     assert any("train_step" in name for name in entries[0])

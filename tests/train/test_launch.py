@@ -117,6 +117,20 @@ def test_several_processes_without_distributed_are_refused(variable, monkeypatch
     launch._check_launcher()  # --nodistributed
 
 
+def test_a_config_file_is_found_by_its_name(tmp_path, monkeypatch):
+    page = tmp_path / "share" / "vig_jax" / "configs" / "vig_b.py"
+    page.parent.mkdir(parents=True)
+    page.touch()
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for given in ("--config=vig_b", "--config=vig_b.py", "--config=configs/vig_b.py"):
+        found = launch._with_installed_config(["train.py", given, "--workdir=x"])
+        assert found == ["train.py", f"--config={page}", "--workdir=x"]
+    assert launch._with_installed_config(["train.py", "--config", "vig_b"])[2] == str(page)
+    other = ["train.py", "--config=mine/vig_b.py", "--config.model.name=vig_b"]
+    assert launch._with_installed_config(other) == other
+
+
 def refused_by(error, monkeypatch, workdir):
     """Has the run end with an error as soon as it begins."""
     config = SimpleNamespace(value=common.get_config())

@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import sys
+import sysconfig
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,8 +26,9 @@ from vig_jax.text import did_you_mean
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
-    "The experiment: a file of configs/. Any setting can be changed with --config.KEY=VALUE,"
-    " for example --config.optimizer.base_lr=5e-4; vig_jax/config/recipes.py lists them all.",
+    "The experiment: a file of configs/, or its name. Any setting can be changed with "
+    "--config.KEY=VALUE, for example --config.optimizer.base_lr=5e-4; vig_jax/config/recipes.py "
+    "lists them all.",
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir",
@@ -57,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     if argv is not None:
         sys.argv = list(argv)  # ml_collections looks for --config.KEY there
-    argv = sys.argv
+    argv = sys.argv = _with_installed_config(sys.argv)
     for place in _config_roots(argv):
         if place not in sys.path:
             sys.path.append(place)
@@ -95,7 +97,8 @@ def _unknown_setting(message: str, argv: Sequence[str]) -> str:
 
 
 def _train(argv: Sequence[str]) -> None:
-    for library in ("absl", "jax"):  # Orbax logs every file it writes through absl
+    # Orbax logs every file it writes through absl.
+    for library in ("absl", "jax", "matplotlib"):
         logging.getLogger(library).setLevel(logging.WARNING)
     # Without this, absl begins each line with time, thread and file.
     absl_logging.get_absl_handler().setFormatter(logging.Formatter("%(message)s"))
@@ -161,6 +164,23 @@ def _config_files(argv: Sequence[str]) -> list[Path]:
         if here.startswith("-") and name == "config":
             files.append(Path((value or following).split(":")[0]))  # after a colon: an argument
     return files
+
+
+def _with_installed_config(argv: Sequence[str]) -> list[str]:
+    """Returns the arguments with the path of an installed config file in place of its name."""
+    installed = Path(sysconfig.get_path("data")) / "share" / "vig_jax" / "configs"
+    arguments = list(argv)
+    for index, argument in enumerate(arguments):
+        option, equals, value = argument.rpartition("=")
+        is_value = option.lstrip("-") == "config" or arguments[index - 1].lstrip("-") == "config"
+        if index == 0 or not is_value or Path(value).exists():
+            continue
+        for folder in (Path("configs"), installed):
+            page = folder / f"{Path(value).stem}.py"
+            if value in (page.stem, page.name, f"configs/{page.name}") and page.is_file():
+                arguments[index] = f"{option}{equals}{page}"
+                break
+    return arguments
 
 
 def _pages(folder: Path) -> list[Path]:

@@ -35,8 +35,8 @@ def initial_params(
     Raises:
         WeightsError: the file is missing, cannot be read or does not fit the model.
     """
-    path = config.init_weights
-    assert path is not None
+    assert config.init_weights is not None
+    path = str(Path(config.init_weights).expanduser())
     try:
         file = read_weight_file(path)
     except FileNotFoundError as error:
@@ -63,7 +63,7 @@ def with_sizes_of_start(config: RunConfig, workdir: Path) -> RunConfig:
     """
     if config.init_weights is None:
         return config
-    start = Path(config.init_weights).absolute()
+    start = Path(config.init_weights).expanduser().absolute()
     own = run_folder.finished(workdir.absolute() / run_folder.CHECKPOINTS)
     if not own and not start.is_dir():
         return config
