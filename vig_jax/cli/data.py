@@ -8,12 +8,12 @@ vig data images fashion_images --split eval --per-class 4
 
 import argparse
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 from vig_jax.cli import options
 from vig_jax.errors import ConfigError, ConversionError
+from vig_jax.files import write_json
 from vig_jax.text import printable
 
 KINDS = ("array_record", "image_folder", "parquet", "tar")
@@ -294,7 +294,7 @@ def _inspect(args: argparse.Namespace) -> int:
         _print(split, about)
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        write_json(args.json, found)
     if args.sheet:
         save_sheet(next(iter(sources.values())), args.sheet)
         print(f"contact sheet of {next(iter(sources))}: {args.sheet}")
@@ -347,7 +347,8 @@ def _benchmark(args: argparse.Namespace) -> int:
             f"{args.image_size} x {args.image_size}, {args.device_batch / seconds:,.0f} images/s"
         )
     if args.json:
-        args.json.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        write_json(args.json, numbers)
     return 0
 
 

@@ -224,6 +224,28 @@ def test_an_interrupted_conversion_is_resumed(kind, sources, tmp_path):
         convert(sources, out, options)
 
 
+@pytest.mark.parametrize("content", ['{"sources": {', "[]", '{"options": 1}', "\ufffd"])
+def test_a_damaged_plan_is_one_line(content, sources, tmp_path):
+    out = tmp_path / "out"
+    interrupted = Interrupted(sources["train"], out / ".conversion" / "train-00000.done")
+    with pytest.raises(KeyboardInterrupt):
+        convert({"train": interrupted}, out, Options(to="tar", shards=2))
+    (out / ".conversion" / "plan.json").write_text(content)
+    with pytest.raises(DataSetError, match=r"plan.json is damaged .* remove .*out and convert"):
+        convert({"train": sources["train"]}, out, Options(to="tar", shards=2), resume=True)
+
+
+@pytest.mark.parametrize("content", ["[]", "{", "null"])
+def test_a_shard_with_a_damaged_marker_is_written_again(content, sources, tmp_path):
+    out = tmp_path / "out"
+    interrupted = Interrupted(sources["train"], out / ".conversion" / "train-00000.done")
+    with pytest.raises(KeyboardInterrupt):
+        convert({"train": interrupted}, out, Options(to="tar", shards=2))
+    (out / ".conversion" / "train-00000.done").write_text(content)
+    convert({"train": sources["train"]}, out, Options(to="tar", shards=2), resume=True)
+    assert verify(out) == 32
+
+
 def test_the_draft_of_a_killed_conversion_is_overwritten(sources, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
@@ -247,6 +269,9 @@ def test_a_conversion_that_did_not_know_an_option_is_resumed(sources, tmp_path):
     assert convert(sources, out, Options(), resume=True) == info
     with pytest.raises(DataSetError, match="with other settings of raw"):
         convert(sources, out, Options(raw=True), resume=True)
+    (out / "info.json").write_text(json.dumps(info | {"plan": []}))
+    with pytest.raises(DataSetError, match=r"info.json is damaged .* remove .*out and convert"):
+        convert(sources, out, Options(), resume=True)
 
 
 def test_a_changed_source_is_not_resumed(folder, sources, tmp_path):

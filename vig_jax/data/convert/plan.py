@@ -21,6 +21,7 @@ from vig_jax.data.convert.images import mean_bytes
 from vig_jax.data.convert.options import Options
 from vig_jax.data.convert.writers import SUFFIXES
 from vig_jax.data.dataset import ClassificationDataset, Split
+from vig_jax.data.formats.shards import INFO_FILE
 from vig_jax.errors import DataSetError
 from vig_jax.files import write_json
 
@@ -64,7 +65,7 @@ def check_complete(destination: Path, info: Mapping[str, Any], plan: Mapping[str
     Raises:
         DataSetError: it did not.
     """
-    stored = _with_defaults(info.get("plan", {}))
+    stored = _with_defaults(info.get("plan", {}), destination / INFO_FILE)
     if stored != plan:
         raise DataSetError(f"{destination} was converted differently: {_changes(stored, plan)}")
 
@@ -85,7 +86,8 @@ def begin(destination: Path, plan: Mapping[str, Any], resume: bool) -> None:
     """Stores the plan, or checks that the stored plan is the same.
 
     Raises:
-        DataSetError: the destination is in use, or its conversion was started with another plan.
+        DataSetError: the destination is in use, its conversion was started with another plan, or
+            the stored plan is damaged.
     """
     file = destination / STATE_FOLDER / _PLAN
     if file.exists():
@@ -94,7 +96,11 @@ def begin(destination: Path, plan: Mapping[str, Any], resume: bool) -> None:
                 f"{destination} holds a conversion that was interrupted: --resume continues it; "
                 "to start again, remove the folder"
             )
-        stored = _with_defaults(json.loads(file.read_text(encoding="utf-8")))
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise DataSetError(_damaged(file, error)) from error
+        stored = _with_defaults(content, file)
         if stored != plan:
             raise DataSetError(
                 f"the conversion in {destination} was started differently: "
@@ -104,9 +110,16 @@ def begin(destination: Path, plan: Mapping[str, Any], resume: bool) -> None:
     write_json(file, plan)
 
 
-def _with_defaults(plan: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a stored plan, with the defaults of options that did not exist then."""
-    return {**plan, "options": dataclasses.asdict(Options()) | plan.get("options", {})}
+def _with_defaults(plan: Any, file: Path) -> dict[str, Any]:
+    """Returns the plan stored in a file, with the defaults of options that did not exist then."""
+    if isinstance(plan, dict) and isinstance(options := plan.get("options", {}), dict):
+        return {**plan, "options": dataclasses.asdict(Options()) | options}
+    raise DataSetError(_damaged(file, "it holds no plan"))
+
+
+def _damaged(file: Path, reason: object) -> str:
+    folder = file.parent.parent if file.name == _PLAN else file.parent
+    return f"{file} is damaged ({reason}); remove {folder} and convert again"
 
 
 def _changes(stored: Mapping[str, Any], plan: Mapping[str, Any]) -> str:
@@ -141,7 +154,7 @@ def finished(shard: Shard) -> dict[str, Any] | None:
     try:
         result = json.loads(shard.marker.read_text(encoding="utf-8"))
         complete = shard.path.stat().st_size == result["bytes"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
     return result if complete and result["name"] == shard.path.name else None
 
