@@ -87,6 +87,12 @@ def test_keeps_the_best_raw_weights_too(tmp_path, experiment):
     assert [load_for_inference(tmp_path, ema=ema).step for ema in (None, True, False)] == [2, 2, 3]
 
 
+def test_nan_is_the_lowest_score(tmp_path, experiment):
+    save(tmp_path, experiment, {1: float("nan"), 2: 0.9, 3: 0.3, 4: float("nan"), 5: 0.1})
+    assert kept(tmp_path) == [2, 4, 5]
+    assert load_for_inference(tmp_path).step == 2
+
+
 def test_resumes_from_before_some_settings_existed(tmp_path, experiment):
     save(tmp_path, experiment, {1: None})
     path = tmp_path / "checkpoints" / "1" / "run" / "metadata"

@@ -126,15 +126,17 @@ def read_config(directory: Path) -> RunConfig:
 
 
 def score(run: Mapping[str, Any], ema: bool | None = None) -> float:
-    """Returns the primary metric of a checkpoint; minus infinity if it was not evaluated.
+    """Returns the primary metric of a checkpoint; minus infinity if there is none, or it is NaN.
 
     Args:
         run: from `read_run`.
         ema: False: that of the raw weights; else that of the EMA weights, if there are any.
     """
     metrics, name = run["metrics"], run["primary_metric"]
-    raw = float(metrics.get(f"eval/{name}", -math.inf))
-    return raw if ema is False else float(metrics.get(f"eval/ema_{name}", raw))
+    value = metrics.get(f"eval/{name}", -math.inf)
+    if ema is not False:
+        value = metrics.get(f"eval/ema_{name}", value)
+    return -math.inf if math.isnan(value) else float(value)
 
 
 def choose_item(directory: Path, *, ema: bool | None) -> str:

@@ -32,6 +32,12 @@ def test_lines_are_records(tmp_path, capsys):
     assert list((tmp_path / "tensorboard").iterdir())
 
 
+def test_messages_have_no_control_characters(tmp_path, capsys):
+    with RunLog(tmp_path, INTERVALS, start_step=0, evaluated=False) as log:
+        log.say("class \x1b[31mcat\nclass dog")
+    assert "class \\x1b[31mcat\nclass dog\n" in capsys.readouterr().err
+
+
 def test_the_time_left_counts_from_the_first_update(tmp_path, monkeypatch, capsys):
     """What comes before it, compilation, happens once."""
     now = 0.0

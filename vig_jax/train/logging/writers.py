@@ -14,6 +14,7 @@ import tqdm
 from jaxtyping import UInt8
 
 from vig_jax.files import write_text
+from vig_jax.text import printable_lines
 from vig_jax.train.intervals import Intervals
 from vig_jax.train.workdir import METRICS_FILE
 
@@ -95,7 +96,7 @@ class RunLog:
     def say(self, text: str) -> None:
         """Prints lines on the console without breaking the progress bars."""
         if self._active:
-            tqdm.tqdm.write(text, file=sys.stderr)
+            tqdm.tqdm.write(printable_lines(text), file=sys.stderr)
 
     def _time_left(self, step: int) -> str:
         steps = step - self._start_step - 1  # since then
