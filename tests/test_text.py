@@ -8,6 +8,7 @@ def test_did_you_mean():
     assert did_you_mean("imgsize", known) == "did you mean 'img_size'?"
     assert did_you_mean("imgsize", known, prefix="model.") == "did you mean 'model.img_size'?"
     assert did_you_mean("q", known) == "known: img_size, depth"
+    assert did_you_mean("q", []) == "known: none"
 
 
 def test_preview_names():

@@ -19,7 +19,7 @@ def did_you_mean(value: str, known: Iterable[str], prefix: str = "") -> str:
     """
     names = list(known)
     near = difflib.get_close_matches(value, names, n=1)
-    return f"did you mean {prefix + near[0]!r}?" if near else f"known: {', '.join(names)}"
+    return f"did you mean {prefix + near[0]!r}?" if near else f"known: {', '.join(names) or 'none'}"
 
 
 def preview_names(names: Iterable[object], limit: int = 5) -> str:

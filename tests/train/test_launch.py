@@ -58,7 +58,7 @@ def train():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], r"error: --config=FILE is missing; files here: configs/"),
+        ([], r"error: --config=FILE is missing; known: configs/"),
         (
             ["--config=configs/vig_tt.py"],
             "does not exist; did you mean 'configs/vig_t.py",
@@ -117,7 +117,7 @@ def test_several_processes_without_distributed_are_refused(variable, monkeypatch
     launch._check_launcher()  # --nodistributed
 
 
-def test_a_config_file_is_found_by_its_name(tmp_path, monkeypatch):
+def test_a_config_file_is_found_by_its_name(tmp_path, monkeypatch, capsys):
     page = tmp_path / "share" / "vig_jax" / "configs" / "vig_b.py"
     page.parent.mkdir(parents=True)
     page.touch()
@@ -129,6 +129,17 @@ def test_a_config_file_is_found_by_its_name(tmp_path, monkeypatch):
     assert launch._with_installed_config(["train.py", "--config", "vig_b"])[2] == str(page)
     other = ["train.py", "--config=mine/vig_b.py", "--config.model.name=vig_b"]
     assert launch._with_installed_config(other) == other
+    assert launch._known_configs(Path("configs")) == ["vig_b"]
+    with pytest.raises(SystemExit):
+        launch._parse_flags(["train.py", "--config=vig_c"])
+    assert "--config=vig_c does not exist; did you mean 'vig_b'?" in capsys.readouterr().err
+
+
+def test_a_config_of_the_repository_is_found_from_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (found,) = launch._with_installed_config(["train.py", "--config=vig_b"])[1:]
+    assert Path(found.removeprefix("--config=")).samefile(ROOT / "configs" / "vig_b.py")
 
 
 def refused_by(error, monkeypatch, workdir):

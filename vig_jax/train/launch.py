@@ -74,7 +74,7 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
         sys.exit(0)
     for path in _config_files(argv):
         if not path.is_file():
-            known = [str(page) for page in _pages(path.parent)]
+            known = _known_configs(path.parent)
             reason = "is a folder" if path.is_dir() else "does not exist"
             _fail(f"--config={path} {reason}; {did_you_mean(str(path), known)}")
     try:
@@ -106,8 +106,8 @@ def _train(argv: Sequence[str]) -> None:
         _fail(f"{' '.join(argv[1:])!r} is not an option; settings are given as --config.KEY=VALUE")
     values = _CONFIG.value
     if values is None:
-        known = ", ".join(str(page) for page in _pages(Path("configs")))
-        _fail(f"--config=FILE is missing; files here: {known or 'none'}")
+        known = ", ".join(_known_configs(Path("configs")))
+        _fail(f"--config=FILE is missing; known: {known or 'none'}")
     config_file = config_flags.get_config_filename(flags.FLAGS["config"])
     workdir = _expand(Path(_WORKDIR.value or Path("runs") / Path(config_file).stem))
     _check_launcher()
@@ -168,19 +168,31 @@ def _config_files(argv: Sequence[str]) -> list[Path]:
 
 def _with_installed_config(argv: Sequence[str]) -> list[str]:
     """Returns the arguments with the path of an installed config file in place of its name."""
-    installed = Path(sysconfig.get_path("data")) / "share" / "vig_jax" / "configs"
     arguments = list(argv)
     for index, argument in enumerate(arguments):
         option, equals, value = argument.rpartition("=")
         is_value = option.lstrip("-") == "config" or arguments[index - 1].lstrip("-") == "config"
         if index == 0 or not is_value or Path(value).exists():
             continue
-        for folder in (Path("configs"), installed):
+        for folder in (Path("configs"), _installed_configs()):
             page = folder / f"{Path(value).stem}.py"
             if value in (page.stem, page.name, f"configs/{page.name}") and page.is_file():
                 arguments[index] = f"{option}{equals}{page}"
                 break
     return arguments
+
+
+def _installed_configs() -> Path:
+    """Returns the folder of the config files installed with the package, or of its repository."""
+    installed = Path(sysconfig.get_path("data")) / "share" / "vig_jax" / "configs"
+    return installed if installed.is_dir() else Path(__file__).parents[2] / "configs"
+
+
+def _known_configs(folder: Path) -> list[str]:
+    """Returns the config files of a folder, or if it has none, the names of the installed ones."""
+    return [str(page) for page in _pages(folder)] or [
+        page.stem for page in _pages(_installed_configs())
+    ]
 
 
 def _pages(folder: Path) -> list[Path]:
