@@ -103,8 +103,8 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, to_json(value, indent=2))
 
 
-def to_json(value: Any, indent: int = 1) -> str:
-    """Returns indented JSON with a final line break.
+def to_json(value: Any, indent: int | None = 1) -> str:
+    """Returns JSON with a final line break; in one line if `indent` is None.
 
     Numbers that are NaN or infinite become null: JSON has no word for them, and many readers refuse
     Python's.

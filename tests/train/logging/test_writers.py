@@ -32,6 +32,22 @@ def test_lines_are_records(tmp_path, capsys):
     assert list((tmp_path / "tensorboard").iterdir())
 
 
+def test_nan_is_null(tmp_path):
+    with RunLog(tmp_path, INTERVALS, start_step=0, evaluated=False) as log:
+        log.write(1, {"train/loss": float("nan"), "train/grad_norm": float("inf")})
+        log.write(2, {"train/loss": 0.5})
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert "NaN" not in text
+    assert "Infinity" not in text
+    assert lines(tmp_path)[0] == {
+        "step": 1,
+        "epoch": 0.25,
+        "train/loss": None,
+        "train/grad_norm": None,
+    }
+    assert lines(tmp_path)[1]["train/loss"] == 0.5
+
+
 def test_messages_have_no_control_characters(tmp_path, capsys):
     with RunLog(tmp_path, INTERVALS, start_step=0, evaluated=False) as log:
         log.say("class \x1b[31mcat\nclass dog")

@@ -13,7 +13,7 @@ import tensorboardX
 import tqdm
 from jaxtyping import UInt8
 
-from vig_jax.files import write_text
+from vig_jax.files import to_json, write_text
 from vig_jax.text import printable_lines
 from vig_jax.train.intervals import Intervals
 from vig_jax.train.workdir import METRICS_FILE
@@ -77,7 +77,8 @@ class RunLog:
         if not self._active or not metrics:
             return
         epoch = step / self._intervals.steps_per_epoch
-        self._jsonl.write(json.dumps({"step": step, "epoch": round(epoch, 4), **metrics}) + "\n")
+        record = {"step": step, "epoch": round(epoch, 4), **metrics}
+        self._jsonl.write(to_json(record, indent=None))
         self._jsonl.flush()
         for name, value in metrics.items():
             self._board.add_scalar(name, value, step)
