@@ -236,7 +236,7 @@ def test_a_damaged_plan_is_one_line(content, sources, tmp_path):
 
 
 @pytest.mark.parametrize("content", ["[]", "{", "null"])
-def test_a_shard_with_a_damaged_marker_is_written_again(content, sources, tmp_path):
+def test_a_shard_with_a_damaged_marker_is_rewritten(content, sources, tmp_path):
     out = tmp_path / "out"
     interrupted = Interrupted(sources["train"], out / ".conversion" / "train-00000.done")
     with pytest.raises(KeyboardInterrupt):
