@@ -38,7 +38,7 @@ def test_rows(capsys):
 
 
 def test_several_operators(capsys):
-    """What can run here, on small cases; a case's name may belong to several operators."""
+    """Lists small cases that can run here; several operators may share the name of a case."""
     assert run.main(["--op", "swiglu", "residual_norm", "--case", "odd_width", *FEW]) == 0
     rows = cells(capsys.readouterr().out)
     assert [(row["operator"], row["implementation"]) for row in rows[::2]] == [

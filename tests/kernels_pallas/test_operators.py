@@ -1,4 +1,4 @@
-"""What holds for the kernels of every operator: devices, sizes, configs."""
+"""Tests what the kernels of all operators share: devices, sizes, configs."""
 
 import dataclasses
 import functools

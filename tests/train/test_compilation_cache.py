@@ -52,7 +52,7 @@ def test_a_second_start_compiles_nothing(image_folder, tmp_path):
 
 @pytest.fixture
 def chosen():
-    """What JAX keeps programs in; as it was, after the test."""
+    """Yields a function that returns the cache folder of JAX; restores the settings afterwards."""
     names = [name for name in dir(jax.config) if "cache_dir" in name or "persistent_cache" in name]
     before = {name: getattr(jax.config, name) for name in names}
     jax.config.update("jax_compilation_cache_dir", None)

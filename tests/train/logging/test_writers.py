@@ -55,7 +55,7 @@ def test_messages_have_no_control_characters(tmp_path, capsys):
 
 
 def test_the_time_left_counts_from_the_first_update(tmp_path, monkeypatch, capsys):
-    """What comes before it, compilation, happens once."""
+    """Checks that compilation, which happens once, is left out."""
     now = 0.0
     monkeypatch.setattr(writers.time, "monotonic", lambda: now)
     with RunLog(tmp_path, INTERVALS, start_step=2, evaluated=False) as log:

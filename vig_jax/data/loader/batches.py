@@ -92,8 +92,9 @@ def train_batches(
         raise ConfigError(f"seed {seed} and step {start_step} must not be negative")
     steps_per_epoch(dataset, batch_size)
     share = _Share(dataset, preprocess, batch_size, process_index, process_count)
-    # Evaluation workers run beside those of training: fail now rather than after an epoch.
     batches = _TrainBatches(share, seed, start_step)
+    # Two copies: evaluation workers run beside those of training, and too little shared memory
+    # fails now rather than after an epoch.
     return iterate(
         batches, workers=workers, prefetch=prefetch, copies=2, image_seconds=image_seconds
     )
