@@ -56,6 +56,15 @@ def test_convert_and_inspect(photographs, tmp_path, capsys):
         assert opened.format == "PNG"
 
 
+def test_json_goes_through_a_link(photographs, tmp_path):
+    """Checks that a link such as /dev/stdout is written to, not replaced."""
+    file, link = tmp_path / "about.json", tmp_path / "link.json"
+    link.symlink_to(file)
+    assert main(["data", "inspect", str(photographs), "--json", str(link)]) == 0
+    assert link.is_symlink()
+    assert sum(about["images"] for about in json.loads(file.read_text()).values()) == 40
+
+
 def test_an_interruption_says_how_to_continue(photographs, tmp_path, capsys, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt

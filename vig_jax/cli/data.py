@@ -13,7 +13,7 @@ from typing import Any
 
 from vig_jax.cli import options
 from vig_jax.errors import ConfigError, ConversionError
-from vig_jax.files import write_json
+from vig_jax.files import to_json
 from vig_jax.text import printable
 
 KINDS = ("array_record", "image_folder", "parquet", "tar")
@@ -293,8 +293,7 @@ def _inspect(args: argparse.Namespace) -> int:
     for split, about in found.items():
         _print(split, about)
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        write_json(args.json, found)
+        args.json.write_text(to_json(found))
     if args.sheet:
         save_sheet(next(iter(sources.values())), args.sheet)
         print(f"contact sheet of {next(iter(sources))}: {args.sheet}")
@@ -347,8 +346,7 @@ def _benchmark(args: argparse.Namespace) -> int:
             f"{args.image_size} x {args.image_size}, {args.device_batch / seconds:,.0f} images/s"
         )
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        write_json(args.json, numbers)
+        args.json.write_text(to_json(numbers))
     return 0
 
 
