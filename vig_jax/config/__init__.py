@@ -9,12 +9,14 @@ from vig_jax.config.schema import (
     TaskConfig,
     TrainConfig,
 )
+from vig_jax.config.tasks import SegmentationConfig
 
 __all__ = [
     "DataConfig",
     "ModelConfig",
     "OptimizerConfig",
     "RunConfig",
+    "SegmentationConfig",
     "TaskConfig",
     "TrainConfig",
     "parse",
