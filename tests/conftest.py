@@ -7,10 +7,13 @@ import os
 import shutil
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import jaxtyping
 import pytest
 from jaxtyping._import_hook import JaxtypingTransformer
+
+from tests import golden_seg
 
 # Compilation by XLA takes most of the tests' time on a CPU, and the programs then run once. These
 # flags make it several times shorter and the programs slower. VIG_TESTS_XLA=default (set by
@@ -47,6 +50,20 @@ def _visit_outside_of_functions(self, node):
 # took a third of the time of tracing a model.
 JaxtypingTransformer.generic_visit = _visit_outside_of_functions
 jaxtyping.install_import_hook(["kernels_pallas", "vig_jax"], "beartype.beartype")
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--golden-seg",
+        metavar="DIR",
+        type=Path,
+        default=golden_seg.DEFAULT,
+        help="golden values of semantic segmentation (default: tests/golden_seg)",
+    )
+
+
+def pytest_configure(config):
+    golden_seg.use(config.getoption("--golden-seg").resolve())
 
 
 @pytest.fixture
