@@ -11,13 +11,23 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from vig_jax.sharding.mesh import batch_sharded, max_in_flight, prefetch_to_device, replicated
-from vig_jax.tasks.protocol import Batch, Evaluation, HostBatch, Variables
-
-PredictStep = Callable[[Variables, Batch], Any]
+from vig_jax.tasks.protocol import (
+    Evaluation,
+    HostBatch,
+    PredictStep,
+    SeveralPrograms,
+    Variables,
+)
 
 
 def make_predict_step(evaluation: Evaluation[Any], *, mesh: Mesh) -> PredictStep:
-    """Compiles `(variables, batch) -> outputs` over the mesh."""
+    """Compiles `(variables, batch) -> outputs` over the mesh.
+
+    An evaluation of several programs, such as sliding windows, has a method `predict_step(mesh)`
+    that returns the function.
+    """
+    if isinstance(evaluation, SeveralPrograms):
+        return evaluation.predict_step(mesh)
     everywhere, rows = replicated(mesh), batch_sharded(mesh)
     return jax.jit(
         evaluation.predict,

@@ -5,19 +5,21 @@ training loop, the checkpoints, the reports and the commands know these interfac
 `vig_jax.tasks.registry` makes the objects from a config.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 Params = Any  # nested dictionary of arrays
 Variables = Mapping[str, Any]  # {"params": Params} and mutable collections such as "batch_stats"
 Batch = Mapping[str, jax.Array]  # on the devices, with a leading batch axis
 HostBatch = Mapping[str, np.ndarray]  # this process's rows of a global batch
 BatchSpec = Mapping[str, jax.ShapeDtypeStruct]  # shape and dtype of one example, by name
+PredictStep = Callable[[Variables, Batch], Any]  # the compiled `Evaluation.predict`
 State = TypeVar("State")
 
 
@@ -107,6 +109,14 @@ class Evaluation(Protocol[State]):
             folder: an existing folder.
             description: names the weights, for titles.
         """
+
+
+@runtime_checkable
+class SeveralPrograms(Protocol):
+    """An `Evaluation` whose `predict` is not one program, but several that it compiles itself."""
+
+    def predict_step(self, mesh: Mesh) -> PredictStep:
+        """Returns `predict` for batches that are split over the mesh."""
 
 
 @runtime_checkable

@@ -12,7 +12,7 @@ from typing import Any
 from vig_jax.config import RunConfig, TaskConfig
 from vig_jax.config.schema import TASK_CONFIGS
 from vig_jax.data.dataset import Dataset
-from vig_jax.data.preprocess.protocol import Preprocess
+from vig_jax.data.preprocess.protocol import BucketedPreprocess, Preprocess
 from vig_jax.errors import ConfigError
 from vig_jax.tasks.protocol import Evaluation, Preview, Task
 from vig_jax.text import did_you_mean
@@ -36,7 +36,7 @@ class TaskBundle:
     task: Task
     evaluation: Evaluation[Any]
     train_preprocess: Preprocess
-    eval_preprocess: Preprocess
+    eval_preprocess: Preprocess | BucketedPreprocess
     preview: Preview | None = None
     summary: str = ""
 

@@ -19,13 +19,12 @@ from vig_jax.data import (
     steps_per_epoch,
     train_batches,
 )
-from vig_jax.data.preprocess.protocol import bytes_per_example
 from vig_jax.errors import ConfigError
-from vig_jax.evaluation.evaluate import PredictStep, make_predict_step
+from vig_jax.evaluation.evaluate import make_predict_step
 from vig_jax.models import ParameterGroups
 from vig_jax.models.backbone import implementation_refusals
 from vig_jax.sharding.mesh import check_batch_size, make_mesh, replicated
-from vig_jax.tasks.protocol import Params
+from vig_jax.tasks.protocol import Params, PredictStep
 from vig_jax.tasks.registry import TaskBundle, get_task, make_task
 from vig_jax.train.checkpoint import RunInfo
 from vig_jax.train.intervals import Intervals
@@ -163,8 +162,7 @@ class Experiment:
             batch_size=self.config.train.batch_size,
             **self._loading(),
         ) as batches:
-            rows = len(self.eval_data) / jax.process_count()
-            fits = rows * bytes_per_example(self.bundle.eval_preprocess.spec) <= CACHED_BYTES
+            fits = batches.total_bytes <= CACHED_BYTES
             yield self._caching(batches) if fits else batches
 
     def _loading(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from vig_jax.data.dataset import Dataset
-from vig_jax.data.preprocess.protocol import DAMAGED, Preprocess
+from vig_jax.data.preprocess.protocol import DAMAGED, BucketedPreprocess, Preprocess
 from vig_jax.errors import TooManyBadImagesError, UndecodableImageError
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,11 @@ class BadImages:
     """
 
     def __init__(
-        self, dataset: Dataset, preprocess: Preprocess, limit: int, log_path: Path | None = None
+        self,
+        dataset: Dataset,
+        preprocess: Preprocess | BucketedPreprocess,
+        limit: int,
+        log_path: Path | None = None,
     ):
         self._dataset = dataset
         self._preprocess = preprocess

@@ -7,9 +7,8 @@ what was read before. To resume is to start at another step. The loader knows no
 
 import dataclasses
 import functools
-import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 
 import numpy as np
 
@@ -17,7 +16,14 @@ from vig_jax.data.dataset import Dataset
 from vig_jax.data.loader import watch
 from vig_jax.data.loader.iterator import BatchIterator, iterate
 from vig_jax.data.loader.protocol import Batch
-from vig_jax.data.preprocess.protocol import DAMAGED, Preprocess, bytes_per_example
+from vig_jax.data.preprocess.protocol import (
+    DAMAGED,
+    BucketedPreprocess,
+    Preprocess,
+    SizedDataset,
+    Spec,
+    bytes_per_example,
+)
 from vig_jax.errors import ConfigError, DataSetError, UndecodableImageError
 
 # Streams of random numbers under one seed.
@@ -92,7 +98,7 @@ def train_batches(
         raise ConfigError(f"seed {seed} and step {start_step} must not be negative")
     steps_per_epoch(dataset, batch_size)
     share = _Share(dataset, preprocess, batch_size, process_index, process_count)
-    batches = _TrainBatches(share, seed, start_step)
+    batches = _TrainBatches(share, preprocess.spec, seed, start_step)
     # Two copies: evaluation workers run beside those of training, and too little shared memory
     # fails now rather than after an epoch.
     return iterate(
@@ -102,7 +108,7 @@ def train_batches(
 
 def eval_batches(
     dataset: Dataset,
-    preprocess: Preprocess,
+    preprocess: Preprocess | BucketedPreprocess,
     *,
     batch_size: int,
     process_index: int = 0,
@@ -113,10 +119,11 @@ def eval_batches(
 ) -> BatchIterator:
     """Returns one pass in order, without random numbers.
 
-    Every process gets the same number of batches.
+    Every process gets the same number of batches. With a `BucketedPreprocess` each batch holds
+    images of one bucket, and the pass is in order within each bucket.
 
     Args:
-        dataset: the evaluation split.
+        dataset: the evaluation split; for a `BucketedPreprocess` a `SizedDataset`.
         preprocess: makes the arrays of one example; it gets no generator.
         batch_size: global, divisible by `process_count`.
         process_index: this process.
@@ -127,8 +134,8 @@ def eval_batches(
             names it; a thread's example is only logged. 0: no limit.
 
     Returns:
-        Iterator of dict(the arrays of `preprocess.spec`, stacked [b, ...]; index int64 [b]; bad
-        int64 [b]; weight float32 [b]). Weight is 0 for rows that fill up the last batch (index -1)
+        Iterator of dict(the arrays of the preprocess, stacked [b, ...]; index int64 [b]; bad
+        int64 [b]; weight float32 [b]). Weight is 0 for rows that fill up a last batch (index -1)
         and for undecodable examples (`bad` is their index), otherwise 1. `bad` is -2 - index for an
         example that is damaged but used, else -1. Close it, or use it in a `with` statement.
 
@@ -138,8 +145,26 @@ def eval_batches(
     """
     _check(batch_size, process_index, process_count, workers, prefetch)
     share = _Share(dataset, preprocess, batch_size, process_index, process_count)
-    return iterate(
-        _EvalBatches(share), workers=workers, prefetch=prefetch, image_seconds=image_seconds
+    batches = _EvalBatches(share, _plan(share))
+    return iterate(batches, workers=workers, prefetch=prefetch, image_seconds=image_seconds)
+
+
+def _plan(share: "_Share") -> tuple[tuple[Spec, np.ndarray], ...]:
+    """Returns the arrays and the examples of each global batch of one pass."""
+    dataset, preprocess = share.dataset, share.preprocess
+    buckets: dict[Hashable, list[int]] = {}
+    if not isinstance(preprocess, BucketedPreprocess):
+        groups = [(preprocess.spec, np.arange(len(dataset)))]
+    else:
+        if not isinstance(dataset, SizedDataset):
+            raise DataSetError(f"{dataset.info.name} does not know the sizes of its images")
+        for index, (width, height) in enumerate(dataset.sizes().tolist()):
+            buckets.setdefault(preprocess.bucket(width, height), []).append(index)
+        groups = [(preprocess.spec_of(key), np.array(found)) for key, found in buckets.items()]
+    return tuple(
+        (spec, indices[start : start + share.batch_size])
+        for spec, indices in groups
+        for start in range(0, len(indices), share.batch_size)
     )
 
 
@@ -148,7 +173,7 @@ class _Share:
     """One process's rows of the global batches of a data set."""
 
     dataset: Dataset
-    preprocess: Preprocess
+    preprocess: Preprocess | BucketedPreprocess
     batch_size: int
     process_index: int
     process_count: int
@@ -173,22 +198,23 @@ class _Share:
         finally:
             watch.end()
 
-    def place(self, batch: Batch, row: int, index: int, example: Mapping[str, np.ndarray]) -> None:
-        """Writes an example into a row."""
-        for name in self.preprocess.spec:
-            batch[name][row] = example[name]
-        batch["index"][row] = index
-        if DAMAGED in example:
-            batch["bad"][row] = -2 - index
 
-    def empty_batch(self) -> Batch:
-        batch = {
-            name: np.zeros((self.rows, *shape), dtype)
-            for name, (shape, dtype) in self.preprocess.spec.items()
-        }
-        for name in ("index", "bad"):
-            batch[name] = np.full(self.rows, -1, np.int64)
-        return batch
+def _place(
+    batch: Batch, spec: Spec, row: int, index: int, example: Mapping[str, np.ndarray]
+) -> None:
+    """Writes the arrays of an example into a row."""
+    for name in spec:
+        batch[name][row] = example[name]
+    batch["index"][row] = index
+    if DAMAGED in example:
+        batch["bad"][row] = -2 - index
+
+
+def _empty_batch(spec: Spec, rows: int) -> Batch:
+    batch = {name: np.zeros((rows, *shape), dtype) for name, (shape, dtype) in spec.items()}
+    for name in ("index", "bad"):
+        batch[name] = np.full(rows, -1, np.int64)
+    return batch
 
 
 class _SharedRows:
@@ -205,17 +231,21 @@ class _SharedRows:
     def name_of(self, index: int) -> str:
         return self.share.dataset.name_of(index)
 
-    @property
-    def bytes_per_batch(self) -> int:
+    def _bytes(self, spec: Spec) -> int:
         index_bad_weight = 20
-        return self.rows * (bytes_per_example(self.share.preprocess.spec) + index_bad_weight)
+        return self.rows * (bytes_per_example(spec) + index_bad_weight)
 
 
 @dataclasses.dataclass(frozen=True)
 class _TrainBatches(_SharedRows):
     share: _Share
+    spec: Spec
     seed: int
     start_step: int
+
+    @property
+    def bytes_per_batch(self) -> int:
+        return self._bytes(self.spec)
 
     def __len__(self) -> int:
         return sys.maxsize
@@ -227,11 +257,11 @@ class _TrainBatches(_SharedRows):
         epoch, step_in_epoch = divmod(step, steps_per_epoch(share.dataset, share.batch_size))
         order = _epoch_order(self.seed, epoch, length)
         start = step_in_epoch * share.batch_size + share.first
-        batch = share.empty_batch()
+        batch = _empty_batch(self.spec, share.rows)
         for row, drawn in enumerate(order[start : start + share.rows].tolist()):
             position = step * share.batch_size + share.first + row
             index, example = self._next_decodable(drawn, position)
-            share.place(batch, row, index, example)
+            _place(batch, self.spec, row, index, example)
             if index != drawn:
                 batch["bad"][row] = drawn
         return batch
@@ -256,23 +286,28 @@ class _TrainBatches(_SharedRows):
 @dataclasses.dataclass(frozen=True)
 class _EvalBatches(_SharedRows):
     share: _Share
+    plan: tuple[tuple[Spec, np.ndarray], ...]
+
+    @property
+    def bytes_per_batch(self) -> int:
+        return max((self._bytes(spec) for spec, _ in self.plan), default=0)
 
     def __len__(self) -> int:
-        return math.ceil(len(self.share.dataset) / self.share.batch_size)
+        return len(self.plan)
 
     def __getitem__(self, number: int) -> Batch:
         share = self.share
-        start = number * share.batch_size + share.first
-        batch = share.empty_batch()
+        spec, indices = self.plan[number]
+        batch = _empty_batch(spec, share.rows)
         batch["weight"] = np.zeros(share.rows, np.float32)
-        for row, index in enumerate(range(start, min(start + share.rows, len(share.dataset)))):
+        for row, index in enumerate(indices[share.first : share.first + share.rows].tolist()):
             batch["index"][row] = index
             try:
                 example = share.load(index, None)
             except UndecodableImageError:
                 batch["bad"][row] = index
                 continue
-            share.place(batch, row, index, example)
+            _place(batch, spec, row, index, example)
             batch["weight"][row] = 1
         return batch
 

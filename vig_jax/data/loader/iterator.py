@@ -27,9 +27,22 @@ class BatchIterator(Iterator[Batch]):
         count: the number of batches to return.
         watch: of the workers or threads; closed with the iterator.
         shared: the batches come through shared memory.
+        total_bytes: at most, of all batches.
+
+    Attributes:
+        total_bytes: as above.
     """
 
-    def __init__(self, batches: ClosableIterator, count: int, watch: Watch, *, shared: bool):
+    def __init__(
+        self,
+        batches: ClosableIterator,
+        count: int,
+        watch: Watch,
+        *,
+        shared: bool,
+        total_bytes: int,
+    ):
+        self.total_bytes = total_bytes
         self._open = [batches]  # empty once closed
         self._left = count
         self._watch = watch
@@ -116,10 +129,11 @@ def iterate(
         del group
         return batches.name_of(index)
 
+    total_bytes = len(batches) * batches.bytes_per_batch
     if workers == 0 or len(batches) == 0:
         watch = Watch(name_of, image_seconds, batches.owner)
         made = pipeline.in_threads(batches, prefetch)
-        return BatchIterator(made, len(batches), watch, shared=False)
+        return BatchIterator(made, len(batches), watch, shared=False, total_bytes=total_bytes)
     workers = min(_worker_count(workers), len(batches))
     # Grain has two buffers per worker: in the process, and in a thread here.
     buffer = max(1, math.ceil(prefetch / 2))
@@ -128,7 +142,7 @@ def iterate(
     _check_shared_memory(batches, workers, prefetch, count * copies)
     watch = Watch(name_of, image_seconds)
     made = pipeline.in_processes(batches, workers, buffer, watch.folder)
-    return BatchIterator(made, len(batches), watch, shared=True)
+    return BatchIterator(made, len(batches), watch, shared=True, total_bytes=total_bytes)
 
 
 def _worker_count(requested: int) -> int:

@@ -1,11 +1,12 @@
 """The interface of host preprocessing: one example of a data set becomes arrays for a batch."""
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import Int
 
-from vig_jax.data.dataset import Example
+from vig_jax.data.dataset import Dataset, Example
 
 DAMAGED = "damaged"
 """The key under which a preprocess reports an example that is damaged, but used."""
@@ -33,6 +34,33 @@ class Preprocess(Protocol):
         Raises:
             UndecodableImageError: the example must be replaced or left out.
         """
+
+
+@runtime_checkable
+class BucketedPreprocess(Protocol):
+    """A preprocess for evaluation whose arrays depend on the size of the image.
+
+    Images of one bucket become arrays of one shape. A batch holds images of one bucket.
+    """
+
+    def bucket(self, width: int, height: int) -> Hashable:
+        """Returns the bucket of an image of `width` x `height` pixels."""
+
+    def spec_of(self, bucket: Hashable) -> Spec:
+        """Returns the shape and dtype of each array of one example, by name."""
+
+    def __call__(
+        self, example: Example, rng: np.random.Generator | None
+    ) -> Mapping[str, np.ndarray]:
+        """Returns the arrays that `spec_of(bucket of the image)` lists; see `Preprocess`."""
+
+
+@runtime_checkable
+class SizedDataset(Dataset, Protocol):
+    """A data set that knows the sizes of its images before they are decoded."""
+
+    def sizes(self) -> Int[np.ndarray, "n 2"]:
+        """Returns width and height of every image in pixels, int32."""
 
 
 def bytes_per_example(spec: Spec) -> int:
