@@ -11,7 +11,7 @@ from vig_jax.sharding.mesh import check_batch_size, make_mesh
 from vig_jax.tasks.registry import make_task
 from vig_jax.train.intervals import Intervals
 from vig_jax.train.optim.optimizer import make_optimizer
-from vig_jax.train.optim.schedule import warmup_cosine
+from vig_jax.train.optim.schedule import make_schedule
 
 NAMES = sorted(p.stem for p in (Path(__file__).parents[1] / "configs").glob("*.py"))
 PAGES = [name for name in NAMES if name != "common"]
@@ -42,7 +42,7 @@ def test_builds(name):
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, **shallow))
     task = make_task(config, {}).task
     variables = jax.eval_shape(task.init, jax.random.PRNGKey(0))
-    schedule = warmup_cosine(
+    schedule = make_schedule(
         config.optimizer,
         batch_size=config.train.batch_size,
         steps_per_epoch=10,

@@ -19,7 +19,7 @@ from vig_jax.sharding.mesh import make_mesh
 from vig_jax.tasks.losses import soft_cross_entropy
 from vig_jax.tasks.protocol import Aux
 from vig_jax.train.optim.optimizer import make_optimizer
-from vig_jax.train.optim.schedule import warmup_cosine
+from vig_jax.train.optim.schedule import make_schedule
 from vig_jax.train.state import TrainState, init_state
 from vig_jax.train.step import check_accumulation, make_train_step
 from vig_jax.weights import upstream
@@ -100,7 +100,7 @@ def test_nine_updates_match_upstream(variant, name, evaluation):
         clip_norm=case["clip_grad"],
     )
     with jax.enable_x64(True):
-        schedule = warmup_cosine(
+        schedule = make_schedule(
             config,
             batch_size=case["batch"],
             steps_per_epoch=case["updates_per_epoch"],

@@ -118,6 +118,8 @@ class DataConfig:
 class OptimizerConfig:
     """AdamW and its schedule. The three learning rates are per `lr_batch` images.
 
+    `vig_jax.train.optim.schedule` defines the schedules.
+
     Warm-up is set in one of its three units, and the other two are 0. All 0: no warm-up.
     """
 
@@ -133,6 +135,8 @@ class OptimizerConfig:
     clip_norm: NonNegative  # of the global gradient; 0: no clipping
     warmup_steps: Count = 0
     warmup_examples: Count = 0
+    schedule: Literal["cosine", "poly", "poly_from_start"] = "cosine"  # after the warm-up
+    power: Positive = 1.0  # of the polynomial
     layer_decay: Share = 1.0  # learning rate of a layer relative to the layer above it
     freeze: str = ""  # untrained parameters: paths or globs; "backbone": all but the head
 

@@ -29,7 +29,7 @@ from vig_jax.tasks.registry import TaskBundle, get_task, make_task
 from vig_jax.train.checkpoint import RunInfo
 from vig_jax.train.intervals import Intervals
 from vig_jax.train.optim.optimizer import make_optimizer
-from vig_jax.train.optim.schedule import warmup_cosine
+from vig_jax.train.optim.schedule import make_schedule
 from vig_jax.train.state import TrainState, init_state
 from vig_jax.train.step import TrainStep, check_accumulation, make_train_step
 
@@ -79,7 +79,7 @@ class Experiment:
         bundle = make_task(config, trained_on)
         config = bundle.config
         eval_data = get_task(config.task.name).match_data(trained_on, eval_data, config, None)
-        schedule = warmup_cosine(
+        schedule = make_schedule(
             config.optimizer, batch_size=batch_size, steps_per_epoch=epoch, total=intervals.total
         )
         model = bundle.task.model

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,16 +14,13 @@ from vig_jax.train.intervals import in_steps
 logger = logging.getLogger(__name__)
 
 
-def warmup_cosine(
+def make_schedule(
     config: OptimizerConfig, *, batch_size: int, steps_per_epoch: int, total: int
 ) -> optax.Schedule:
-    """Returns a schedule of linear warm-up followed by half a cosine, per update.
+    """Returns the learning rate per update: a linear warm-up, then the decay `config.schedule`.
 
-    The rates of the config are per `lr_batch` images and scale with the batch size. Updates 0 and
-    1 both use the first warm-up rate: the original code sets the rate after each update, from the
-    index of that update (hustvl/ViG `classification/main.py`, timm's CosineLRScheduler). With
-    gradient accumulation the schedule counts updates, and scales by the images of an update, as
-    the original does.
+    The rates of the config are per `lr_batch` images and scale with the batch size. With gradient
+    accumulation the schedule counts updates, and scales by the images of an update.
 
     Args:
         config: rates and length of the warm-up.
@@ -46,6 +44,38 @@ def warmup_cosine(
             total,
             warmup,
         )
+    kinds = {"cosine": _cosine, "poly": _poly, "poly_from_start": _poly_from_start}
+    return kinds[config.schedule](_Rates(base, start, end, config.power, warmup, total))
+
+
+class _Rates(NamedTuple):
+    """Learning rates of a run.
+
+    Attributes:
+        base: the peak.
+        start: the first of the warm-up.
+        end: the last of the decay.
+        power: of the polynomial.
+        warmup: updates.
+        total: updates.
+    """
+
+    base: float
+    start: float
+    end: float
+    power: float
+    warmup: int
+    total: int
+
+
+def _cosine(rates: _Rates) -> optax.Schedule:
+    """Returns a linear warm-up followed by half a cosine.
+
+    Updates 0 and 1 both use the first warm-up rate: the original code sets the rate after each
+    update, from the index of that update (hustvl/ViG `classification/main.py`, timm's
+    CosineLRScheduler).
+    """
+    base, start, end, _, warmup, total = rates
 
     def schedule(step: jax.typing.ArrayLike) -> jax.Array:
         t = jnp.maximum(jnp.asarray(step) - 1, 0).astype(float)
@@ -54,5 +84,38 @@ def warmup_cosine(
         left = jnp.clip((total - t) / max(total - warmup, 1), 0.0, 1.0)
         falling = end + (base - end) * jnp.sin(math.pi / 2 * left) ** 2
         return jnp.where(t < warmup, rising, falling)
+
+    return schedule
+
+
+def _poly(rates: _Rates) -> optax.Schedule:
+    """Returns a linear warm-up that reaches the peak at its last update, then a polynomial.
+
+    The polynomial begins after the warm-up and is `end` at the last update (mmengine's LinearLR and
+    PolyLR, as mmsegmentation 1.x combines them).
+    """
+    base, start, end, power, warmup, total = rates
+
+    def schedule(step: jax.typing.ArrayLike) -> jax.Array:
+        t = jnp.asarray(step).astype(float)
+        rising = start + t * ((base - start) / max(warmup - 1, 1))
+        left = jnp.clip(1 - (t - warmup) / max(total - warmup - 1, 1), 0.0, 1.0)
+        return jnp.where(t < warmup, rising, end + (base - end) * left**power)
+
+    return schedule
+
+
+def _poly_from_start(rates: _Rates) -> optax.Schedule:
+    """Returns a polynomial over the whole run, scaled down linearly during the warm-up.
+
+    The last update has the rate of one update before the end (mmcv 1.x, as in Vim and Vision-RWKV).
+    """
+    base, start, end, power, warmup, total = rates
+
+    def schedule(step: jax.typing.ArrayLike) -> jax.Array:
+        t = jnp.asarray(step).astype(float)
+        regular = end + (base - end) * jnp.clip(1 - t / total, 0.0, 1.0) ** power
+        missing = jnp.clip(1 - t / max(warmup, 1), 0.0, 1.0)
+        return regular * (1 - missing * (1 - start / base)) if warmup and base else regular
 
     return schedule
