@@ -20,8 +20,9 @@ from vig_jax.data.dataset import (
     Part,
     Split,
 )
-from vig_jax.data.datasets.elpv import PIP_COMMAND, ElpvDataset, find_folder
+from vig_jax.data.datasets import elpv, nuclei
 from vig_jax.data.datasets.fashion_mnist import FashionMnistDataset
+from vig_jax.data.datasets.fashion_scenes import FashionScenesDataset
 from vig_jax.data.datasets.split import StratifiedDataset
 from vig_jax.data.formats.array_record import open_array_record
 from vig_jax.data.formats.image_folder import open_image_folder
@@ -59,7 +60,7 @@ def open_dataset(data: DataConfig, split: Split) -> Dataset:
 
     Args:
         data: `source` and `path` name the data set. `split`, `val_fraction` and `split_seed` say
-            how to divide it; `image_size` is for "synthetic".
+            how to divide it; `image_size` is for "fashion_scenes", "nuclei" and "synthetic".
         split: "train" or "eval".
 
     Returns:
@@ -136,13 +137,23 @@ def _open_synthetic(data: DataConfig, split: Split) -> Dataset:
 
 
 def _open_elpv(data: DataConfig, split: Split) -> Dataset:
-    folder = find_folder()
+    folder = elpv.find_folder()
     if folder is None:
         raise DataSetError(
             "config.data.source='elpv' reads the photographs of the package elpv-dataset, which is "
-            f"not installed: {PIP_COMMAND} (91 MB; CC-BY-NC-SA 4.0, so not for commercial use)"
+            f"not installed: {elpv.PIP_COMMAND} (91 MB; CC-BY-NC-SA 4.0, so not for commercial use)"
         )
-    return ElpvDataset(folder, split)
+    return elpv.ElpvDataset(folder, split)
+
+
+def _open_nuclei(data: DataConfig, split: Split) -> Dataset:
+    folder = nuclei.find_folder()
+    if folder is None:
+        raise DataSetError(
+            "config.data.source='nuclei' reads an image of the package stardist, which is not "
+            f"installed: {nuclei.PIP_COMMAND} (3 MB; its dependencies are not needed)"
+        )
+    return nuclei.NucleiDataset(folder, split, data.image_size)
 
 
 # Data sets that are files in a folder.
@@ -156,5 +167,7 @@ FILES: dict[str, Callable[[str | None, Part], ClassificationDataset]] = {
 _OPENERS: dict[str, Opener] = {
     "elpv": _open_elpv,
     "fashion_mnist": lambda data, split: FashionMnistDataset(split),
+    "fashion_scenes": lambda data, split: FashionScenesDataset(split, data.image_size),
+    "nuclei": _open_nuclei,
     "synthetic": _open_synthetic,
 }
