@@ -16,6 +16,7 @@ import kernels_pallas
 import vig_jax
 from configs import common
 from kernels_pallas.testing import TOLERANCES, interpret, rms_relative_error
+from tests.tasks.segmentation.golden_net import Batches
 from vig_jax.config import parse
 from vig_jax.errors import ConfigError
 from vig_jax.layers import gated_linear_attention
@@ -214,6 +215,15 @@ def check_interpreted_kernels():
         assert COLLECTIVE.findall(compiled().as_text())
 
 
+def check_label_maps():
+    """Sliding windows: each device makes the label maps of its images."""
+    labels, counts = Batches().run(make_mesh())
+    assert len(labels.sharding.device_set) == 8
+    expected = Batches().run()
+    np.testing.assert_array_equal(labels, expected[0])
+    np.testing.assert_array_equal(counts, expected[1])
+
+
 if sys.argv[1:] == ["slow"]:
     check_steps(rand_augment_layers=1)
     check_accumulation()
@@ -224,4 +234,5 @@ else:
     check_interpreted_kernels()
     check_init()
     check_steps()
+    check_label_maps()
 print("all equal")
