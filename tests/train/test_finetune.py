@@ -18,7 +18,6 @@ from vig_jax.errors import ConfigError
 from vig_jax.layers.pos_embed import resize_pos_embed
 from vig_jax.train.experiment import Experiment
 from vig_jax.train.loop import run
-from vig_jax.weights.initial import initial_params
 
 
 def test_run_with_everything(weights, tiny, tmp_path, monkeypatch, capsys):
@@ -60,12 +59,12 @@ def test_run_with_everything(weights, tiny, tmp_path, monkeypatch, capsys):
 def test_position_embedding_is_made_for_the_size_of_the_images(weights, tiny):
     file, theirs = weights
     config = tiny(init_weights=str(file), data__image_size=48, model__img_size=None)
-    config = Experiment.from_config(config).config
-    assert config.model.img_size == 48
-    params, line = initial_params(config)
+    experiment = Experiment.from_config(config)
+    assert experiment.config.model.img_size == 48
+    variables, line = experiment.initial_variables()
     assert "position embedding resized from 4x4 to 6x6" in line
     expected = resize_pos_embed(jnp.asarray(theirs["pos_embed"]), (6, 6)).reshape(1, 36, 32)
-    np.testing.assert_array_equal(params["pos_embed"], expected)
+    np.testing.assert_array_equal(variables["params"]["pos_embed"], expected)
 
 
 @pytest.mark.parametrize(

@@ -20,23 +20,23 @@ from vig_jax.train.checkpoint import RunInfo
 from vig_jax.train.experiment import Experiment
 from vig_jax.train.loop import run
 from vig_jax.weights.fit import WeightFile, Weights, fit_to_config
-from vig_jax.weights.initial import initial_params, with_sizes_of_start
+from vig_jax.weights.initial import with_sizes_of_start
 from vig_jax.weights.run_folder import save_weights
 
 
-def resolved(config):
-    return Experiment.from_config(config).config
+def start(config):
+    return Experiment.from_config(config).initial_variables()
 
 
 def test_first_state(weights, tiny):
     file, theirs = weights
     experiment = Experiment.from_config(tiny(init_weights=str(file)))
-    params, line = initial_params(experiment.config)
+    variables, line = experiment.initial_variables()
     assert line == (
         f"starting from {file}; a new head for 2 classes, as the file's is for 10: it must be "
         "trained; position embedding resized from 4x4 to 2x2"
     )
-    state = experiment.state_from(params)
+    state = experiment.state_from(variables)
     chex.assert_trees_all_equal(state.params, state.ema_params)
     expected = jax.tree.map(np.asarray, theirs)
     table = resize_pos_embed(jnp.asarray(expected["pos_embed"]), (2, 2))
@@ -48,8 +48,8 @@ def test_first_state(weights, tiny):
     fresh = experiment.new_state()
     chex.assert_trees_all_equal(state.opt_state, fresh.opt_state)
     assert int(state.step) == 0
-    other, _ = initial_params(resolved(tiny(init_weights=str(file), seed=1)))
-    assert (other["head"]["kernel"] != head["kernel"]).all()
+    other, _ = start(tiny(init_weights=str(file), seed=1))
+    assert (other["params"]["head"]["kernel"] != head["kernel"]).all()
 
 
 @pytest.mark.slow
@@ -67,9 +67,9 @@ def test_interrupted_run_resumes_without_the_file(weights, tiny, tmp_path, monke
     with pytest.raises(CheckpointError, match=r"config\.init_weights: .* there, None now"):
         run(tiny(), workdir)
     # A run of ours is a start as well.
-    params, line = initial_params(resolved(tiny(init_weights=str(workdir))))
+    variables, line = start(tiny(init_weights=str(workdir)))
     assert line == f"starting from {workdir}, ema_params"
-    chex.assert_trees_all_equal(params, load_for_inference(workdir).variables["params"])
+    chex.assert_trees_all_equal(variables, load_for_inference(workdir).variables)
 
 
 def test_classes_of_a_run_are_matched_by_name():
@@ -126,3 +126,15 @@ def test_sizes_are_those_of_the_run_to_start_from(tiny, tmp_path):
     assert with_sizes_of_start(tiny(**unset), workdir).model.embed_dim is None
     with pytest.raises(WeightsError, match=r"config\.init_weights=.*holds no finished checkpoint"):
         with_sizes_of_start(dataclasses.replace(config, init_weights=str(tmp_path)), start)
+
+
+def test_what_the_weights_leave_out_keeps_its_random_initialisation(weights, tiny):
+    file, _ = weights
+    experiment = Experiment.from_config(tiny(init_weights=str(file)))
+    variables, _ = experiment.initial_variables()
+    del variables["params"]["blocks_0"]["mlp"]
+    state, fresh = experiment.state_from(variables), experiment.new_state()
+    mlp = fresh.params["blocks_0"].pop("mlp")
+    for params in (state.params, state.ema_params):
+        chex.assert_trees_all_equal(params["blocks_0"].pop("mlp"), mlp)
+        chex.assert_trees_all_equal(params, variables["params"])

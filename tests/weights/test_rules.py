@@ -69,12 +69,17 @@ def test_other_widths_are_named_with_both_shapes():
 
 def test_norms_for_dense_tasks_are_new():
     state_dict, model = hierarchical()
-    params = upstream.to_params(state_dict, model.clone(out_norms=True))
+    with_norms = model.clone(out_norms=True)
+    params = upstream.to_params(state_dict, with_norms)
+    chex.assert_trees_all_equal(
+        upstream.to_params(upstream.from_params(params), with_norms), params
+    )
     for stage, width in enumerate(model.embed_dims):
         norm = params.pop(f"out_norm_{stage}")
         chex.assert_trees_all_equal(
             norm, {"scale": np.ones(width, np.float32), "bias": np.zeros(width, np.float32)}
         )
     chex.assert_trees_all_equal(params, upstream.to_params(state_dict, model))
-    with pytest.raises(ValueError, match="upstream has no name for out_norm_0"):
-        upstream.from_params(params | {"out_norm_0": norm})
+    state_dict["outnorm2.weight"] = norm["scale"]
+    with pytest.raises(ValueError, match=r"missing \(7\): outnorm0\.bias"):
+        upstream.to_params(state_dict, with_norms)

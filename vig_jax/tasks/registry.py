@@ -9,13 +9,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
+
 from vig_jax.config import RunConfig, TaskConfig
 from vig_jax.config.schema import TASK_CONFIGS
 from vig_jax.data.dataset import Dataset
 from vig_jax.data.preprocess.protocol import BucketedPreprocess, Preprocess
 from vig_jax.errors import ConfigError
-from vig_jax.tasks.protocol import Evaluation, Preview, Task
+from vig_jax.tasks.protocol import Evaluation, Preview, Task, Variables
 from vig_jax.text import did_you_mean
+from vig_jax.weights.initial import classifier_variables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +89,10 @@ class TaskEntry:
             that the model has for its classes, or raises DataSetError. Takes the metadata of the
             data set that the model was trained on, the new data set, the model's config and a
             mapping of the new data set's names to the model's, or None.
+        initial_variables: reads the weights that `config.init_weights` names. Takes the resolved
+            config, the task's model and the metadata of the training data. Returns the variables
+            in float32 and a line about them for the log; those that are left out keep the run's
+            random initialisation. Raises WeightsError.
     """
 
     make: Callable[[RunConfig, Mapping[str, Any]], TaskBundle]
@@ -93,6 +100,9 @@ class TaskEntry:
     match_data: Callable[
         [Mapping[str, Any], Dataset, RunConfig, Mapping[str, str] | None], Dataset
     ] = lambda trained, dataset, config, names: dataset
+    initial_variables: Callable[
+        [RunConfig, nn.Module, Mapping[str, Any]], tuple[Variables, str]
+    ] = classifier_variables
 
 
 # Modules with an `ENTRY`, imported on first use.

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import traverse_util
 from jax.sharding import Mesh
 
 from vig_jax.config import RunConfig
@@ -24,7 +25,7 @@ from vig_jax.evaluation.evaluate import make_predict_step
 from vig_jax.models import ParameterGroups
 from vig_jax.models.backbone import implementation_refusals
 from vig_jax.sharding.mesh import check_batch_size, make_mesh, replicated
-from vig_jax.tasks.protocol import Params, PredictStep
+from vig_jax.tasks.protocol import PredictStep, Variables
 from vig_jax.tasks.registry import TaskBundle, get_task, make_task
 from vig_jax.train.checkpoint import RunInfo
 from vig_jax.train.intervals import Intervals
@@ -125,15 +126,35 @@ class Experiment:
             predict=make_predict_step(bundle.evaluation, mesh=mesh),
         )
 
-    def state_from(self, params: Params) -> TrainState:
-        """Returns the state before the first update, with these parameters, EMA included."""
+    def initial_variables(self) -> tuple[Variables, str]:
+        """Reads the weights that `config.init_weights` names; see `TaskEntry`."""
+        read = get_task(self.config.task.name).initial_variables
+        return read(self.config, self.bundle.task.model, self.info.metadata)
+
+    def state_from(self, variables: Variables) -> TrainState:
+        """Returns the state before the first update, with these variables, EMA included.
+
+        Args:
+            variables: nested dictionaries; what is left out keeps its random initialisation.
+        """
         state = self.new_state()
+        given = traverse_util.flatten_dict(dict(variables))
+        fresh = traverse_util.flatten_dict(dict(state.variables))
+        assert given.keys() <= fresh.keys()
+        merged = traverse_util.unflatten_dict(fresh | given)
         # Copies, because a step donates its inputs.
         copy = jax.jit(
             lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=replicated(self.mesh)
         )
-        ema = None if state.ema_params is None else copy(params)
-        return dataclasses.replace(state, params=copy(params), ema_params=ema)
+        both: dict[str, Any] = copy(merged)
+        ema: dict[str, Any] = {} if state.ema_params is None else copy(merged)
+        return dataclasses.replace(
+            state,
+            params=both.pop("params"),
+            ema_params=ema.pop("params", None),
+            mutable=both,
+            ema_mutable=ema or None,
+        )
 
     def train_batches(self, start_step: int) -> BatchIterator:
         """Returns this process's rows of the batches from `start_step` on, without end."""

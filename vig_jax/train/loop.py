@@ -39,7 +39,7 @@ from vig_jax.train.logging.writers import RunLog
 from vig_jax.train.state import TrainState
 from vig_jax.train.stop import StopRequest
 from vig_jax.train.workdir import BAD_IMAGES_FILE, CONFIG_FILE
-from vig_jax.weights.initial import initial_params, with_sizes_of_start
+from vig_jax.weights.initial import with_sizes_of_start
 from vig_jax.weights.run_folder import CHECKPOINTS, finished
 
 
@@ -70,7 +70,7 @@ def run(config: RunConfig, workdir: Path) -> dict[str, float]:
     config, intervals, mesh = experiment.config, experiment.intervals, experiment.mesh
     initial = None
     if config.init_weights is not None and not finished(workdir / CHECKPOINTS):
-        initial = initial_params(config, experiment.info.metadata)
+        initial = experiment.initial_variables()
     workdir.mkdir(parents=True, exist_ok=True)
     with (
         _lock(workdir),

@@ -1,51 +1,64 @@
 """The weights that a run starts from."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 
 from vig_jax.config import RunConfig
 from vig_jax.errors import CheckpointError, WeightsError
 from vig_jax.weights import run_folder
-from vig_jax.weights.fit import fit_to_config
+from vig_jax.weights.fit import WeightFile, fit_to_config
 from vig_jax.weights.load import origin, read_weight_file
 from vig_jax.weights.upstream import Params
+
+Variables = dict[str, Any]
 
 _SIZES = ("patch_size", "embed_dim", "depth", "num_heads", "embed_dims", "depths")
 
 
-def initial_params(
-    config: RunConfig, metadata: Mapping[str, Any] | None = None
-) -> tuple[Params, str]:
-    """Reads the weights that `config.init_weights` names.
+def classifier_variables(
+    config: RunConfig, model: nn.Module, metadata: Mapping[str, Any]
+) -> tuple[Variables, str]:
+    """Reads the weights that `config.init_weights` names, for the model of `config.model`.
 
     A head for another number of classes is initialised with the run's seed.
 
     Args:
         config: resolved: the number of classes is known.
+        model: of the run.
         metadata: of the training data; its `class_names` are matched to those of a run.
 
     Returns:
-        The parameters in float32, and a line about them for the log.
+        {"params": parameters in float32}, and a line about them for the log.
 
     Raises:
         WeightsError: the file is missing, cannot be read or does not fit the model.
     """
+    del model  # that of the config
+    file, path = _read_start(config)
+    class_names = metadata.get("class_names", ())
+    weights = fit_to_config(file, path, config.model, seed=config.seed, class_names=class_names)
+    return {"params": float32(weights.params)}, _line(file, path, weights.notes)
+
+
+def _read_start(config: RunConfig) -> tuple[WeightFile, str]:
+    """Returns the file that `config.init_weights` names, and its path."""
     assert config.init_weights is not None
     path = str(Path(config.init_weights).expanduser())
     try:
-        file = read_weight_file(path)
+        return read_weight_file(path), path
     except FileNotFoundError as error:
         raise WeightsError(f"config.init_weights={path}: {error}") from error
-    class_names = (metadata or {}).get("class_names", ())
-    weights = fit_to_config(file, path, config.model, seed=config.seed, class_names=class_names)
-    return float32(weights.params), "; ".join(
-        (f"starting from {origin(file, path)}", *weights.notes)
-    )
+
+
+def _line(file: WeightFile, path: str, notes: Sequence[str]) -> str:
+    """Returns the line for the log."""
+    return "; ".join((f"starting from {origin(file, path)}", *notes))
 
 
 def with_sizes_of_start(config: RunConfig, workdir: Path) -> RunConfig:

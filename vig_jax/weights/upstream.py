@@ -1,13 +1,11 @@
 """Translates names and layouts of upstream (hustvl/ViG, PyTorch) to ours and back, strictly.
 
-An ordered table of rules maps every upstream key to one of our parameters and a layout. A key
-without a rule, a parameter without a key and a shape that differs are errors.
+The tables map every upstream key to one of our parameters and a layout; `vig_jax.weights.table`
+applies them.
 """
 
-import dataclasses
 import functools
-import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -15,29 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from vig_jax.errors import WeightsError
 from vig_jax.models import Backbone
-from vig_jax.text import preview_names
+from vig_jax.weights.table import CONV, LINEAR, SAME, Rules, to_ours, to_theirs
 
 Params = dict[str, Any]
 
 
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """The translation of one kind of tensor between both sides."""
-
-    to_ours: Callable[[np.ndarray], np.ndarray]
-    to_upstream: Callable[[np.ndarray], np.ndarray]
-
-
-SAME = Layout(lambda x: x, lambda x: x)
-LINEAR = Layout(np.transpose, np.transpose)  # [out, in] <-> [in, out]
-CONV = Layout(lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1))  # OIHW <-> HWIO
-
-Rule = tuple[str, str, Layout]
-
-
-def _mixer(theirs: str, ours: str) -> tuple[Rule, ...]:
+def _mixer(theirs: str, ours: str) -> Rules:
     """Returns the rules of one token mixer, which both families share."""
     return (
         (f"{theirs}.in_proj.0.weight", f"{ours}/dwconv/kernel", CONV),
@@ -55,7 +37,7 @@ def _mixer(theirs: str, ours: str) -> tuple[Rule, ...]:
 
 # Upstream key, our parameter, layout. In the templates {i} is the number of a block, or of a stage
 # with {j} the block in it. The first match counts.
-PLAIN: tuple[Rule, ...] = (
+PLAIN: Rules = (
     ("pos_embed", "pos_embed", SAME),
     ("patch_embed.proj.0.weight", "patch_embed/conv1/kernel", CONV),
     ("patch_embed.proj.0.bias", "patch_embed/conv1/bias", SAME),
@@ -75,7 +57,7 @@ PLAIN: tuple[Rule, ...] = (
     ("head.bias", "head/bias", SAME),
 )
 _THEIRS, _OURS = "layers.{i}.blocks.{j}", "stages_{i}/blocks_{j}"
-HIERARCHICAL: tuple[Rule, ...] = (
+HIERARCHICAL: Rules = (
     ("patch_embed.0.weight", "patch_embed/conv1/kernel", CONV),
     ("patch_embed.0.bias", "patch_embed/conv1/bias", SAME),
     ("patch_embed.2.weight", "patch_embed/norm1/scale", SAME),
@@ -95,12 +77,13 @@ HIERARCHICAL: tuple[Rule, ...] = (
     ("layers.{i}.downsample.1.bias", "downsample_{i}/conv/bias", SAME),
     ("layers.{i}.downsample.3.weight", "downsample_{i}/norm/scale", SAME),
     ("layers.{i}.downsample.3.bias", "downsample_{i}/norm/bias", SAME),
+    ("outnorm{i}.weight", "out_norm_{i}/scale", SAME),  # of upstream's Backbone_HierViG
+    ("outnorm{i}.bias", "out_norm_{i}/bias", SAME),
     ("classifier.norm.weight", "norm/scale", SAME),
     ("classifier.norm.bias", "norm/bias", SAME),
     ("classifier.head.weight", "head/kernel", LINEAR),
     ("classifier.head.bias", "head/bias", SAME),
 )
-_OUT_NORM = re.compile(r"out_norm_\d+/(scale|bias)")
 
 
 def to_params(state_dict: Mapping[str, np.ndarray], model: Backbone) -> Params:
@@ -111,48 +94,21 @@ def to_params(state_dict: Mapping[str, np.ndarray], model: Backbone) -> Params:
         model: from `vig_jax.create_model`.
 
     Returns:
-        The nested dictionary for `model.apply({"params": ...}, images)`; dtypes are kept. The norms
-        of `out_norms`, which upstream lacks, are new: scale 1, bias 0.
+        The nested dictionary for `model.apply({"params": ...}, images)`; dtypes are kept. If the
+        state dict has no norms of `out_norms`, as upstream's classifiers, they are new: scale 1,
+        bias 0.
 
     Raises:
         WeightsError: lists the missing and unexpected names and the shapes that differ.
     """
-    expected = _shapes(model)
-    rules = _rules(expected)
-    ours: dict[str, np.ndarray] = {}
-    unexpected = []
-    for key, value in state_dict.items():
-        match = _translate(rules, key, forward=True)
-        if match is None:
-            unexpected.append(key)
-        else:
-            path, layout = match
-            ours[path] = layout.to_ours(np.asarray(value))
-    for path, shape in expected.items():
-        if _OUT_NORM.fullmatch(path):
-            ours[path] = np.full(shape, path.endswith("scale"), np.float32)
-    unexpected += [_translate(rules, p, forward=False)[0] for p in ours if p not in expected]  # type: ignore[index]
-    missing = [_translate(rules, p, forward=False)[0] for p in expected if p not in ours]  # type: ignore[index]
-    shapes = [
-        f"{_translate(rules, path, forward=False)[0]}: file {ours[path].shape}, model {shape}"  # type: ignore[index]
-        for path, shape in expected.items()
-        if path in ours and ours[path].shape != shape
-    ]
-    problems = [
-        f"{title} ({len(names)}): {preview_names(names)}"
-        for title, names in (
-            ("missing", missing),
-            ("unexpected", unexpected),
-            ("shapes differ, in our layout", shapes),
-        )
-        if names
-    ]
-    if problems:
-        raise WeightsError(
-            "the weights do not fit the model; check the model name, num_classes and img_size: "
-            + "; ".join(problems)
-        )
-    return traverse_util.unflatten_dict(ours, sep="/")
+    shapes = variable_shapes(model).items()
+    expected = {path.removeprefix("params/"): shape for path, shape in shapes}
+    rules = rules_of(expected)
+    given = dict(state_dict)
+    if not any(key.startswith("outnorm") for key in given):
+        given |= _new_out_norms(expected)
+    cure = "check the model name, num_classes and img_size"
+    return traverse_util.unflatten_dict(to_ours(rules, given, expected, cure=cure), sep="/")
 
 
 def from_params(params: Params) -> dict[str, np.ndarray]:
@@ -161,49 +117,29 @@ def from_params(params: Params) -> dict[str, np.ndarray]:
     Raises:
         WeightsError: names the parameters that upstream does not have.
     """
-    state_dict, unexpected = {}, []
     flat = traverse_util.flatten_dict(params, sep="/")
-    rules = _rules(flat)
-    for path, value in flat.items():
-        match = _translate(rules, path, forward=False)
-        if match is None:
-            unexpected.append(path)
-        else:
-            key, layout = match
-            state_dict[key] = np.ascontiguousarray(layout.to_upstream(np.asarray(value)))
-    if unexpected:
-        raise WeightsError(f"upstream has no name for {', '.join(unexpected)}")
-    return state_dict
+    return to_theirs(rules_of(flat), flat, whose="upstream")
 
 
-def _rules(paths: Collection[str]) -> tuple[Rule, ...]:
+def rules_of(paths: Collection[str]) -> Rules:
     """Returns the table of the family that has these parameters."""
     return HIERARCHICAL if any(path.startswith("stages_") for path in paths) else PLAIN
 
 
-def _translate(rules: tuple[Rule, ...], name: str, *, forward: bool) -> tuple[str, Layout] | None:
-    """Returns the other side's name and the layout, or None if no rule matches `name`."""
-    for pattern, target, layout in _patterns(rules, forward):
-        if match := pattern.fullmatch(name):
-            return target.format(**match.groupdict()), layout
-    return None
-
-
-@functools.cache
-def _patterns(rules: tuple[Rule, ...], forward: bool) -> list[tuple[re.Pattern[str], str, Layout]]:
-    """Returns the compiled source, the target and the layout of each rule."""
-    result = []
-    for upstream, ours, layout in rules:
-        source, target = (upstream, ours) if forward else (ours, upstream)
-        pattern = re.sub(r"\\{(\w)\\}", r"(?P<\1>[0-9]{1,4})", re.escape(source))
-        result.append((re.compile(pattern), target, layout))
-    return result
+def _new_out_norms(expected: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """Returns the norms of `out_norms`, under upstream's names: weight 1, bias 0."""
+    norms = {path: shape for path, shape in expected.items() if path.startswith("out_norm_")}
+    new = {
+        path: np.full(shape, path.endswith("scale"), np.float32) for path, shape in norms.items()
+    }
+    return to_theirs(HIERARCHICAL, new, whose="upstream")
 
 
 @functools.lru_cache  # tracing a model takes a second
-def _shapes(model: Backbone) -> dict[str, tuple[int, ...]]:
+def variable_shapes(model: Backbone) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of a model's variables by their paths, e.g. "params/norm/scale"."""
     side = model.native_size or model.smallest_size
     images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
-    flat = traverse_util.flatten_dict(variables["params"], sep="/")
+    flat = traverse_util.flatten_dict(dict(variables), sep="/")
     return {path: leaf.shape for path, leaf in flat.items()}
