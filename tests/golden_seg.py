@@ -6,6 +6,7 @@ folder's index alone, so `pytest --golden-seg DIR` runs them on another folder o
 
 import functools
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -72,6 +73,38 @@ def last(x: np.ndarray) -> np.ndarray:
 def hwio(kernel: np.ndarray) -> np.ndarray:
     """Returns the kernel of a convolution, torch's [out, in, kh, kw], as [kh, kw, in, out]."""
     return np.transpose(kernel, (2, 3, 1, 0))
+
+
+def tree(arrays: dict[str, np.ndarray], dtype: Any) -> dict[str, Any]:
+    """Returns parameters, gradients or statistics as nested dictionaries of this project's names.
+
+    Args:
+        arrays: by mmsegmentation's names, such as those of `Golden.below("param/")`.
+        dtype: dtype of the result.
+    """
+    result: dict[str, Any] = {}
+    for name, x in arrays.items():
+        name = re.sub(r"(psp_modules\.\d+)\.1\.", r"\1.", name)
+        *path, kind = re.sub(r"\.(\d+)", r"_\1", name).split(".")
+        if kind == "weight":
+            kind = "kernel" if x.ndim > 1 else "scale"
+        if kind == "kernel":
+            deconv = path[-1].startswith("upsample")
+            x = np.transpose(x, (0, 2, 3, 1)) if deconv else hwio(x)
+            x = x[0, 0] if path[-1] == "conv_seg" else x
+        at = result
+        for part in path:
+            at = at.setdefault(part, {})
+        at[kind.removeprefix("running_")] = x.astype(dtype)
+    return result
+
+
+def variables(golden: Golden, dtype: Any, prefix: str = "") -> dict[str, Any]:
+    """Returns the variables whose arrays are called param/PREFIX* and buffer/PREFIX*."""
+    return {
+        "params": tree(golden.below(f"param/{prefix}"), dtype),
+        "batch_stats": tree(golden.below(f"buffer/{prefix}"), dtype),
+    }
 
 
 def relative_error(actual: Any, expected: np.ndarray, floor: float = 0.0) -> float:

@@ -5,13 +5,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vig_jax.inference.predictor import predictor
-    from vig_jax.models import create_model, list_models
+    from vig_jax.models import create_model, create_segmenter, list_models
     from vig_jax.weights import load_weights
 
-__all__ = ["create_model", "list_models", "load_weights", "predictor"]
+__all__ = ["create_model", "create_segmenter", "list_models", "load_weights", "predictor"]
 
 _HOMES = {
     "create_model": "vig_jax.models",
+    "create_segmenter": "vig_jax.models",
     "list_models": "vig_jax.models",
     "load_weights": "vig_jax.weights",
     "predictor": "vig_jax.inference.predictor",

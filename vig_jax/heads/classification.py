@@ -1,4 +1,4 @@
-"""The classification head: mean over tokens, then a linear map."""
+"""The classification head: mean over tokens, then a linear map. The same map for every pixel."""
 
 from typing import Any
 
@@ -22,6 +22,16 @@ def classification_head(num_classes: int, param_dtype: Dtype) -> nn.Dense:
     It is small, so it computes in float32 or wider whatever the dtype of the model.
     """
     return dense(num_classes, normal_002, None, param_dtype, promote_dtype=_widen)
+
+
+def pixel_classifier(num_classes: int, param_dtype: Dtype) -> nn.Dense:
+    """Returns the linear map from maps [B, h, w, D] to logits [B, h, w, num_classes].
+
+    It computes in float32 or wider, as `classification_head` does. Its initial weights have a
+    standard deviation of 0.01, as `conv_seg` has in mmsegmentation.
+    """
+    small = nn.initializers.normal(0.01)
+    return dense(num_classes, small, None, param_dtype, promote_dtype=_widen)
 
 
 def _widen(*arrays: Any, dtype: Dtype, **_: Any) -> list[Any]:

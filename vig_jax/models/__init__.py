@@ -1,6 +1,7 @@
 """The model families, the published variants by name, and the contract of a backbone."""
 
 from vig_jax.models.backbone import Backbone, FeatureInfo, ParameterGroups
+from vig_jax.models.segmenter import Segmenter, create_segmenter
 from vig_jax.models.variants import create_model, list_models, model_settings
 from vig_jax.models.vig import ViG
 from vig_jax.models.vig_h import ViGH
@@ -9,9 +10,11 @@ __all__ = [
     "Backbone",
     "FeatureInfo",
     "ParameterGroups",
+    "Segmenter",
     "ViG",
     "ViGH",
     "create_model",
+    "create_segmenter",
     "list_models",
     "model_settings",
 ]

@@ -170,6 +170,7 @@ class ViG(nn.Module):
         *,
         out_indices: Sequence[int] | None = None,
         train: bool = False,
+        norm_last: bool = True,
     ) -> tuple[Float[Array, "B h w D"], ...]:
         """Returns maps of the residual stream, all of stride `patch_size`.
 
@@ -178,9 +179,10 @@ class ViG(nn.Module):
             out_indices: the blocks after which to return the stream; -1 is the last. Blocks above
                 the highest index are not computed. None means the last block.
             train: as for `__call__`.
+            norm_last: apply the model's norm to the map of the last block; no other map has it.
 
         Returns:
-            One map for each index. The model's norm is applied to that of the last block only.
+            One map for each index.
 
         Raises:
             ValueError: as for `__call__`, or (ConfigError) an index is out of range.
@@ -193,9 +195,9 @@ class ViG(nn.Module):
         maps: dict[int, jax.Array] = {}
         for i, block in enumerate(self.blocks[: max(indices) + 1]):
             stream = block(stream, train)
-            if i in indices and i < self.depth - 1:
+            if i in indices and not (norm_last and i == self.depth - 1):
                 stream = Residual(stream.total())
                 maps[i] = stream.x
-        if self.depth - 1 in indices:
+        if norm_last and self.depth - 1 in indices:
             _, maps[self.depth - 1] = self.norm.add(stream)
         return tuple(maps[i] for i in indices)
