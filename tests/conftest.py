@@ -13,7 +13,7 @@ import jaxtyping
 import pytest
 from jaxtyping._import_hook import JaxtypingTransformer
 
-from tests import golden_seg
+from tests import golden_det, golden_seg
 
 # Compilation by XLA takes most of the tests' time on a CPU, and the programs then run once. These
 # flags make it several times shorter and the programs slower. VIG_TESTS_XLA=default (set by
@@ -41,6 +41,12 @@ if version("jax") < "0.11":
     )
 
 
+GOLDENS = (
+    ("--golden-seg", golden_seg, "semantic segmentation"),
+    ("--golden-det", golden_det, "Mask R-CNN"),
+)
+
+
 def _visit_outside_of_functions(self, node):
     if not isinstance(node, ast.FunctionDef):
         ast.NodeVisitor.generic_visit(self, node)
@@ -53,17 +59,19 @@ jaxtyping.install_import_hook(["kernels_pallas", "vig_jax"], "beartype.beartype"
 
 
 def pytest_addoption(parser):
-    parser.addoption(
-        "--golden-seg",
-        metavar="DIR",
-        type=Path,
-        default=golden_seg.DEFAULT,
-        help="golden values of semantic segmentation (default: tests/golden_seg)",
-    )
+    for option, module, subject in GOLDENS:
+        parser.addoption(
+            option,
+            metavar="DIR",
+            type=Path,
+            default=module.DEFAULT,
+            help=f"golden values of {subject} (default: tests/{module.DEFAULT.name})",
+        )
 
 
 def pytest_configure(config):
-    golden_seg.use(config.getoption("--golden-seg").resolve())
+    for option, module, _ in GOLDENS:
+        module.use(config.getoption(option).resolve())
 
 
 @pytest.fixture
