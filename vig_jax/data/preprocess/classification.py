@@ -7,10 +7,8 @@ import numpy as np
 
 from vig_jax.config import DataConfig
 from vig_jax.data.dataset import Example
-from vig_jax.data.preprocess import resize
-from vig_jax.data.preprocess.decode import load_checked
+from vig_jax.data.preprocess.decode import check_settings, load_checked
 from vig_jax.data.preprocess.geometry import draw_view, image_size
-from vig_jax.data.preprocess.jpeg import simplejpeg
 from vig_jax.data.preprocess.protocol import DAMAGED, Spec
 from vig_jax.errors import ConfigError, DataSetError
 
@@ -73,11 +71,4 @@ def _check(data: DataConfig) -> None:
     for name, (holds, required) in requirements.items():
         if not holds:
             raise ConfigError(f"config.data.{name}={getattr(data, name)} must be {required}")
-    if data.damaged_jpegs == "leave_out" and simplejpeg is None:
-        raise DataSetError(
-            "config.data.damaged_jpegs=leave_out needs simplejpeg, which is not installed: pip "
-            "install simplejpeg"
-        )
-    # The kernel is compiled here, so that worker processes find it in numba's cache.
-    if data.resize != "pillow" and (reason := resize.why_not()) and data.resize == "numba":
-        raise DataSetError(f"config.data.resize=numba, but {reason}; or set it to auto")
+    check_settings(data)

@@ -10,8 +10,8 @@ from PIL import Image, UnidentifiedImageError
 
 from vig_jax.config import DataConfig
 from vig_jax.data.preprocess import limits, resize
-from vig_jax.data.preprocess.jpeg import damage_of_jpeg, decode_jpeg
-from vig_jax.errors import UndecodableImageError
+from vig_jax.data.preprocess.jpeg import damage_of_jpeg, decode_jpeg, simplejpeg
+from vig_jax.errors import DataSetError, UndecodableImageError
 
 # The formats that Pillow may read. Others are no photographs, and some (EPS) start a program.
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
@@ -38,18 +38,22 @@ def decode(image: bytes | np.ndarray, max_pixels: int = limits.MAX_PIXELS) -> Im
         _check_array(image)
         return Image.fromarray(image)
     try:
-        opened = _open(image, max_pixels)
+        opened = open_image(image, max_pixels)
         opened.load()
         return _to_rgb(opened)
     except UndecodableImageError:
         raise
     # Pillow's readers raise OSError, SyntaxError, ValueError, struct.error, MemoryError and more.
     except Exception as error:
-        raise _undecodable(image, error) from error
+        raise undecodable(image, error) from error
 
 
-def _open(image: bytes, max_pixels: int) -> Image.Image:
-    """Reads the header and checks the limits."""
+def open_image(image: bytes, max_pixels: int) -> Image.Image:
+    """Reads the header of an image file and checks the limits.
+
+    Raises:
+        Exception: of many kinds; `undecodable` makes the one to raise instead.
+    """
     limits.check_header(image, max_pixels)
     opened = Image.open(io.BytesIO(image), formats=_FORMATS)
     limits.check_size(opened.width, opened.height, max_pixels)
@@ -58,8 +62,13 @@ def _open(image: bytes, max_pixels: int) -> Image.Image:
     return opened
 
 
-def _undecodable(image: bytes, error: Exception) -> UndecodableImageError:
-    """Returns an error with a reproducible message: Pillow's has a memory address in it."""
+def undecodable(image: bytes, error: Exception) -> UndecodableImageError:
+    """Returns an error with a reproducible message: Pillow's has a memory address in it.
+
+    Args:
+        image: contents of the file.
+        error: from Pillow.
+    """
     if not image:
         return UndecodableImageError("the file is empty")
     if isinstance(error, UnidentifiedImageError):
@@ -106,6 +115,23 @@ def load_checked(
     return (np.asarray(decoded) if fast else decoded), damage
 
 
+def check_settings(data: DataConfig) -> None:
+    """Checks that what the settings of decoding and resizing need is installed.
+
+    The kernel of `resize` is compiled here, so that worker processes find it in numba's cache.
+
+    Raises:
+        DataSetError: it is not.
+    """
+    if data.damaged_jpegs == "leave_out" and simplejpeg is None:
+        raise DataSetError(
+            "config.data.damaged_jpegs=leave_out needs simplejpeg, which is not installed: pip "
+            "install simplejpeg"
+        )
+    if data.resize != "pillow" and (reason := resize.why_not()) and data.resize == "numba":
+        raise DataSetError(f"config.data.resize=numba, but {reason}; or set it to auto")
+
+
 def damage_of(image: bytes | np.ndarray) -> str | None:
     """Returns the damage of an image that can be decoded, or None.
 
@@ -146,11 +172,11 @@ def read_header(image: bytes, max_pixels: int = limits.MAX_PIXELS) -> Header:
         UndecodableImageError: not an image, or beyond the limits.
     """
     try:
-        opened = _open(image, max_pixels)
+        opened = open_image(image, max_pixels)
     except UndecodableImageError:
         raise
     except Exception as error:  # of many kinds, as in `decode`
-        raise _undecodable(image, error) from error
+        raise undecodable(image, error) from error
     progressive = bool(opened.info.get("progressive"))
     return Header(opened.format or "?", opened.mode, opened.width, opened.height, progressive)
 

@@ -2,18 +2,19 @@
 
 Training crops first and resizes the crop with Pillow's bicubic filter; evaluation resizes the
 shorter side and crops the middle. Both follow timm 0.4.12 and torchvision, which ViG was trained
-with.
+with. Views for dense prediction resize with OpenCV's pixels: `vig_jax.data.preprocess.opencv`.
 """
 
 import dataclasses
 import math
+from typing import Literal
 
 import numpy as np
-from jaxtyping import Float, Shaped, UInt8
+from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from PIL import Image
 
 from vig_jax.config import DataConfig
-from vig_jax.data.preprocess import resize
+from vig_jax.data.preprocess import opencv, resize
 
 Pixels = Image.Image | UInt8[np.ndarray, "H W 3"]
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels; right and bottom excluded
@@ -32,12 +33,15 @@ class View:
         size: width and height after resizing, pixels.
         window: in pixels of the resized box. It may reach beyond it.
         flip: left and right are exchanged at the end.
+        pixels: Pillow's bicubic filter, and for masks the pixel nearest to each centre; or OpenCV's
+            bilinear filter and its nearest pixel.
     """
 
     box: Box
     size: tuple[int, int]
     window: Box
     flip: bool = False
+    pixels: Literal["pillow", "opencv"] = "pillow"
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -46,15 +50,17 @@ class View:
         return bottom - top, right - left
 
     def image(self, image: Pixels) -> UInt8[np.ndarray, "h w 3"]:
-        """Applies the view to an image, with a bicubic filter.
+        """Applies the view to an image.
 
         Args:
-            image: RGB. An array is resized by `vig_jax.data.preprocess.resize`, a Pillow image by
-                Pillow; the pixels are the same.
+            image: RGB. An array is resized by a kernel of this package, a Pillow image by Pillow or
+                NumPy; the pixels are the same.
 
         Returns:
             [height, width, 3]; black where the window reaches beyond the image.
         """
+        if self.pixels == "opencv":
+            return self._image_by_opencv(image)
         if max(self.size) > _LONGEST_ASPECT * min(self.size):
             pixels = self._visible_part(image)
         elif isinstance(image, np.ndarray):
@@ -86,8 +92,8 @@ class View:
         Returns:
             [height, width, ...] of the dtype of `mask`.
         """
-        columns, inside_x = self._nearest(axis=0)
-        rows, inside_y = self._nearest(axis=1)
+        columns, inside_x = self.nearest(axis=0)
+        rows, inside_y = self.nearest(axis=1)
         result = mask[rows[:, None], columns]
         result[~(inside_y[:, None] & inside_x)] = fill
         return result
@@ -109,15 +115,37 @@ class View:
             corners[..., 0] = width - corners[:, ::-1, 0]
         return np.clip(corners, 0, (width, height)).reshape(-1, 4).astype(boxes.dtype)
 
-    def _nearest(self, axis: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the nearest pixel of each result pixel along an axis, and which are inside."""
+    def nearest(self, axis: int) -> tuple[Int[np.ndarray, "n"], Bool[np.ndarray, "n"]]:
+        """Returns the nearest pixel of each result pixel, and which are inside of the image.
+
+        Args:
+            axis: 0 along x, 1 along y.
+        """
         position = np.arange(self.window[axis], self.window[axis + 2])
         if self.flip and axis == 0:
             position = position[::-1]
         inside = (position >= 0) & (position < self.size[axis])
         first, length = self.box[axis], self.box[axis + 2] - self.box[axis]
+        if self.pixels == "opencv":
+            of_resized = opencv.nearest(length, self.size[axis])
+            return first + of_resized[np.clip(position, 0, self.size[axis] - 1)], inside
         pixel = first + np.floor((position + 0.5) * (length / self.size[axis])).astype(int)
         return np.clip(pixel, first, first + length - 1), inside
+
+    def _image_by_opencv(self, image: Pixels) -> UInt8[np.ndarray, "h w 3"]:
+        """Resizes only the part of the window that is inside of the image."""
+        fast = isinstance(image, np.ndarray)
+        left, top, right, bottom = self.box
+        cropped = np.asarray(image)[top:bottom, left:right]
+        x0, y0, x1, y1 = self.window
+        inner = max(x0, 0), max(y0, 0), min(x1, self.size[0]), min(y1, self.size[1])
+        pixels = opencv.resize_window(cropped, self.size, inner, flip=self.flip, fast=fast)
+        if inner == self.window:
+            return pixels
+        result = np.zeros((y1 - y0, x1 - x0, 3), np.uint8)
+        x, y = (x1 - inner[2] if self.flip else inner[0] - x0), inner[1] - y0
+        result[y : y + pixels.shape[0], x : x + pixels.shape[1]] = pixels
+        return result
 
     def _visible_part(self, image: Pixels) -> UInt8[np.ndarray, "h w 3"]:
         """Resizes only the window: a strip of 1 x 10,000 pixels would become gigabytes."""
