@@ -1,4 +1,4 @@
-"""The confusion matrix of a classifier: counts, files, the most frequent mistakes, a figure."""
+"""A confusion matrix of images or pixels: counts, files, the most frequent mistakes, a figure."""
 
 import csv
 import dataclasses
@@ -22,14 +22,16 @@ class Confusion:
     """A confusion matrix.
 
     Attributes:
-        counts: number of images by true class (row) and first guess (column).
+        counts: number of images or pixels by true class (row) and first guess (column).
         class_names: one per label.
         description: names the weights and images, for the title.
+        unit: the things that are counted; files have images.
     """
 
     counts: Int64[np.ndarray, "K K"]
     class_names: tuple[str, ...]
     description: str
+    unit: str = "images"
 
     @classmethod
     def from_counts(
@@ -70,11 +72,11 @@ class Confusion:
         """Returns the most frequent mistakes, one row per pair of classes.
 
         Returns:
-            Rows {true, predicted, count, share}. `share` is relative to the true class's images.
+            Rows {true, predicted, count, share}. `share` is relative to the row of the true class.
         """
         mistakes = self.counts - np.diag(np.diag(self.counts))
         order = np.argsort(-mistakes, axis=None, kind="stable")[:limit]
-        images = self.counts.sum(axis=1)
+        totals = self.counts.sum(axis=1)
         rows: list[dict[str, str | int | float]] = []
         for true, predicted in zip(*np.unravel_index(order, mistakes.shape), strict=True):
             count = int(mistakes[true, predicted])
@@ -85,7 +87,7 @@ class Confusion:
                     "true": self.class_names[true],
                     "predicted": self.class_names[predicted],
                     "count": count,
-                    "share": round(count / int(images[true]), 4),
+                    "share": round(count / int(totals[true]), 4),
                 }
             )
         return rows
@@ -105,8 +107,8 @@ class Confusion:
         from vig_jax.figures import drawable, save_figure
 
         count = len(self.class_names)
-        images = self.counts.sum(axis=1, keepdims=True)
-        percent = 100 * self.counts / np.maximum(images, 1)
+        totals = self.counts.sum(axis=1, keepdims=True)
+        percent = 100 * self.counts / np.maximum(totals, 1)
         side = min(max(5.0, 0.5 * count + 2.5), 11.0)
         figure = Figure(figsize=(side + 0.8, side), layout="constrained")
         axes = figure.add_subplot()
@@ -115,7 +117,7 @@ class Confusion:
         image = axes.imshow(percent, cmap="Blues", norm=norm)
         right = 100 * np.trace(self.counts) / max(self.counts.sum(), 1)
         axes.set_title(
-            f"{self.description}\n{self.counts.sum():,} images, {right:.2f} % right",
+            f"{self.description}\n{self.counts.sum():,} {self.unit}, {right:.2f} % right",
             fontsize=10,
             parse_math=False,
         )
@@ -142,6 +144,6 @@ class Confusion:
                         color="white" if value > 55 else "#222222",
                     )
         ticks = (0, 20, 40, 60, 80, 100) if count <= _MOST_NAMED else (0, 1, 5, 20, 50, 100)
-        label = "% of the true class's images"
+        label = f"% of the true class's {self.unit}"
         figure.colorbar(image, ax=axes, label=label, shrink=0.8, ticks=ticks)
         save_figure(figure, path)

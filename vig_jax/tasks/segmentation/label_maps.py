@@ -16,6 +16,8 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int, Shaped, UInt8
 
+from vig_jax.data.preprocess.masks import IGNORED, MAX_CLASSES
+from vig_jax.errors import ConfigError
 from vig_jax.sharding.kernels import ROWS, WHOLE
 from vig_jax.sharding.mesh import batch_sharded, replicated
 from vig_jax.tasks.protocol import Batch, Variables
@@ -25,8 +27,6 @@ LogitsOf = Callable[[Variables, Any], Any]
 """(variables, windows [B, S, S, C]) -> logits [B, h, w, K]; h and w are any fraction of S."""
 Finish = Callable[[UInt8[Array, "H W"], Mapping[str, Any]], Any]
 """(label map of an image, the image's row of the batch) -> outputs."""
-MOST_CLASSES = 255
-"""Label maps are uint8, and 255 is no class."""
 _STRIP_ELEMENTS = 2**24  # logits of a strip; 64 MB in float32
 
 
@@ -84,7 +84,7 @@ class LabelMaps:
     at least those of the largest original, whose pixels are at the top left.
 
     Attributes:
-        logits_of: the model, with the normalisation of its images; at most 255 classes.
+        logits_of: the model, with the normalisation of its images; at most 254 classes.
         inference: how images become windows.
         finish: makes the outputs for one image.
         reads: the arrays of the batch that `finish` takes.
@@ -132,7 +132,7 @@ class LabelMaps:
 
     def _finish_images(
         self,
-        windows: tuple[tuple[Float[Array, "B h w K"], ...], ...],
+        windows: tuple[tuple[Float[Array, "B _ _ K"], ...], ...],
         rows: Mapping[str, Array],
         *,
         grids: tuple[Grid, ...],
@@ -219,9 +219,17 @@ def label_map(samplers: Sequence[Sampler], shape: tuple[int, int]) -> UInt8[Arra
     Args:
         samplers: of the views.
         shape: height and width of the result.
+
+    Raises:
+        ConfigError: more than 254 classes.
     """
     height, width = shape
-    most = max(1, _STRIP_ELEMENTS // (width * samplers[0].windows.shape[-1]))
+    classes = samplers[0].windows.shape[-1]
+    if classes > MAX_CLASSES:
+        raise ConfigError(
+            f"the model has {classes} classes: label maps of 8 bits have at most {MAX_CLASSES}"
+        )
+    most = max(1, _STRIP_ELEMENTS // (width * classes))
     strip = min(height, 1 << (most.bit_length() - 1))
     count = -(-height // strip)
 
@@ -243,7 +251,7 @@ def confusion_counts(
         classes: their number K.
     """
     pairs = mask.astype(jnp.int32) * classes + labels.astype(jnp.int32)
-    pairs = jnp.where(mask == 255, classes * classes, pairs)
+    pairs = jnp.where(mask == IGNORED, classes * classes, pairs)
     counts = jnp.zeros(classes * classes, jnp.int32).at[pairs.ravel()].add(1, mode="drop")
     return counts.reshape(classes, classes)
 

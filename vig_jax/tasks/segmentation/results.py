@@ -1,0 +1,118 @@
+"""The detailed results of an evaluation: pixel counts and the worst images, in one file."""
+
+import dataclasses
+import io
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64, UInt8
+
+from vig_jax.errors import ReportError
+from vig_jax.files import write_atomically
+from vig_jax.metrics.mean_iou import ClassScores, mean_of_known
+
+RESULTS_FILE = "segmentation.npz"
+MOST_WORST = 16
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class WorstImage:
+    """One of the images with the lowest mean IoU.
+
+    Attributes:
+        index: its number in the data set.
+        iou: mean over the classes that occur in it.
+        accuracy: share of its labelled pixels whose class is predicted.
+        image: a small copy; None before it is made, as the next two.
+        truth: of the classes; 255 is ignored.
+        predicted: of the predicted classes.
+    """
+
+    index: int
+    iou: float
+    accuracy: float
+    image: UInt8[np.ndarray, "h w 3"] | None = None
+    truth: UInt8[np.ndarray, "h w"] | None = None
+    predicted: UInt8[np.ndarray, "h w"] | None = None
+
+    @classmethod
+    def of(cls, index: int, counts: Int64[np.ndarray, "K K"]) -> "WorstImage | None":
+        """Returns the scores of an image from its pixel counts; None if no pixel has a label."""
+        labelled = counts.sum()
+        if not labelled:
+            return None
+        present = counts.sum(axis=1) > 0
+        iou = mean_of_known(ClassScores.of(counts).iou[present])
+        return cls(index, iou, float(np.trace(counts) / labelled))
+
+
+def worst_of(images: Iterable[WorstImage]) -> tuple[WorstImage, ...]:
+    """Returns the 16 with the lowest mean IoU, lowest first; equal ones by index."""
+    return tuple(sorted(images, key=lambda image: (image.iou, image.index))[:MOST_WORST])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SegmentationResults:
+    """Stored results of an evaluation, for figures and tables.
+
+    Attributes:
+        confusion: number of pixels by true class (row) and predicted class.
+        class_names: one per class.
+        palette: red, green and blue of each class.
+        worst: the worst images, lowest mean IoU first.
+        description: names the weights, for titles.
+    """
+
+    confusion: Int64[np.ndarray, "K K"]
+    class_names: tuple[str, ...]
+    palette: UInt8[np.ndarray, "K 3"]
+    worst: tuple[WorstImage, ...]
+    description: str
+
+    def save(self, folder: Path) -> None:
+        """Writes `segmentation.npz` in one step."""
+        arrays: dict[str, Any] = {}
+        for number, image in enumerate(self.worst):
+            assert image.image is not None
+            assert image.truth is not None
+            assert image.predicted is not None
+            arrays[f"worst_{number}"] = np.dstack((image.image, image.truth, image.predicted))
+        with write_atomically(folder / RESULTS_FILE) as draft:
+            np.savez_compressed(
+                draft,
+                confusion=self.confusion,
+                class_names=np.array(self.class_names),
+                palette=self.palette,
+                description=np.array(self.description),
+                worst=np.array([(w.index, w.iou, w.accuracy) for w in self.worst]).reshape(-1, 3),
+                **arrays,
+            )
+
+    @classmethod
+    def load(cls, folder: Path) -> "SegmentationResults":
+        """Reads what `save` has written.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ReportError: the file is damaged.
+        """
+        path = folder / RESULTS_FILE
+        contents = io.BytesIO(path.read_bytes())
+        try:
+            with np.load(contents) as stored:
+                worst = []
+                for number, (index, iou, accuracy) in enumerate(stored["worst"].tolist()):
+                    small = stored[f"worst_{number}"]
+                    parts = small[..., :3], small[..., 3], small[..., 4]
+                    worst.append(WorstImage(int(index), iou, accuracy, *parts))
+                return cls(
+                    confusion=stored["confusion"],
+                    class_names=tuple(str(name) for name in stored["class_names"]),
+                    palette=stored["palette"],
+                    worst=tuple(worst),
+                    description=str(stored["description"]),
+                )
+        except Exception as error:  # zipfile, zlib, NumPy: each has its own
+            raise ReportError(f"{path} is damaged ({error}): remove it") from error
