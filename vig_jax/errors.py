@@ -84,11 +84,12 @@ _LOST = (
     "heartbeat timeout",
     "remote process exited",
     "stopped sending heartbeats",
+    "JAX distributed service detected fatal errors",
 )
 
 
-def is_lost_process(error: BaseException) -> bool:
-    """Returns whether a computation failed because another process of the run is gone."""
+def is_lost_process(error: BaseException | str) -> bool:
+    """Returns whether an error or a log says that another process of the run is gone."""
     return any(phrase in str(error) for phrase in _LOST)
 
 

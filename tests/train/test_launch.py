@@ -177,13 +177,13 @@ def test_a_disk_that_cannot_be_written_ends_in_one_line(error, full, monkeypatch
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_a_lost_process_ends_in_one_line(count, monkeypatch, capsys, tmp_path):
+def test_a_lost_process_ends_in_one_line(count, monkeypatch, capfd, tmp_path):
     error = ValueError("UNKNOWN: Gloo AllGather failed: Connection closed by peer [127.0.0.1]:7871")
     refused_by(error, monkeypatch, tmp_path)
     monkeypatch.setattr("jax.process_count", lambda: count)
     with pytest.raises(SystemExit if count == 2 else ValueError):
         launch._train(["train.py"])
-    printed = capsys.readouterr().err
+    printed = capfd.readouterr().err
     assert printed.count("error: another process of the run is gone") == count - 1
     assert len(printed.splitlines()) == count - 1
 

@@ -4,7 +4,6 @@ The config file is Python outside of the package, loaded by path. It and the `--
 options are checked before anything is computed, and a mistake ends in one line without a traceback.
 """
 
-import faulthandler
 import logging
 import os
 import re
@@ -22,6 +21,7 @@ from ml_collections import config_flags
 from vig_jax.config import parse
 from vig_jax.errors import REPORTED_ERRORS, is_full_disk, is_lost_process
 from vig_jax.text import did_you_mean
+from vig_jax.train.supervise import leave_lost, supervise
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -111,43 +111,48 @@ def _train(argv: Sequence[str]) -> None:
     config_file = config_flags.get_config_filename(flags.FLAGS["config"])
     workdir = _expand(Path(_WORKDIR.value or Path("runs") / Path(config_file).stem))
     _check_launcher()
+    if _DISTRIBUTED.value:
+        supervise()  # returns in a child process
     import jax  # --help works without it
 
     from vig_jax.train.loop import run
 
     if _DISTRIBUTED.value:
-        # JAX aborts the process if another one dies. absl has asked for the stacks of all threads
-        # then, a hundred lines that say nothing about it.
-        faulthandler.enable(all_threads=False)
         count, index = (os.environ.get(f"JAX_{name}") for name in ("NUM_PROCESSES", "PROCESS_ID"))
         jax.distributed.initialize(
             num_processes=int(count) if count else None, process_id=int(index) if index else None
         )
     try:
         run(parse(values), workdir)
-    except REPORTED_ERRORS as error:
+    except Exception as error:
+        several = jax.process_count() > 1
+        if several and is_lost_process(error):
+            leave_lost(error)
+        message = _message_of(error, workdir)
+        if message is None and not several:
+            raise
+        print(message or traceback.format_exc(), file=sys.stderr, flush=True)
+        status = 2 if message else 1
+        # At once, where leaving in order would wait: JAX for the other processes, which wait for
+        # this one, and library threads for a disk that is full.
+        if several or not isinstance(error, REPORTED_ERRORS):
+            os._exit(status)
+        sys.exit(status)
+
+
+def _message_of(error: Exception, workdir: Path) -> str | None:
+    """Returns the line that reports an error to the user; None: it is a defect."""
+    if isinstance(error, REPORTED_ERRORS):
         notes = getattr(error, "__notes__", [])
         # Grain adds notes about the traceback.
-        _fail("\n".join([str(error), *(note for note in notes if "Grain" not in note)]))
-    except (OSError, ValueError, RuntimeError) as error:
-        if jax.process_count() > 1 and is_lost_process(error):
-            print(
-                f"error: another process of the run is gone ({str(error)[:200]}): its log has the "
-                "reason. The same command on all hosts resumes from the newest checkpoint",
-                file=sys.stderr,
-                flush=True,
-            )
-            os._exit(2)  # at once: leaving JAX in order needs all processes, and aborts
-        if isinstance(error, RuntimeError) or not is_full_disk(error):
-            raise
-        print(
+        return "\n".join([f"error: {error}", *(note for note in notes if "Grain" not in note)])
+    if isinstance(error, OSError | ValueError) and is_full_disk(error):
+        return (
             f"error: the disk of {workdir} is full ({str(error)[:200]}). Free some space: the same "
             "command then resumes from the newest checkpoint. config.train.keep_checkpoints is the "
-            "number of checkpoints to keep",
-            file=sys.stderr,
-            flush=True,
+            "number of checkpoints to keep"
         )
-        os._exit(2)  # at once: library threads would try to write, and hide the reason
+    return None
 
 
 def _config_roots(argv: Sequence[str]) -> list[str]:

@@ -2,22 +2,27 @@
 
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+_ONE_REQUEST = 1.0  # seconds
+
 
 class StopRequest:
     """Defers the first SIGINT, SIGTERM or SIGHUP; the training loop checks it between updates.
 
-    A second signal acts at once. Outside of the main thread, where Python cannot catch signals,
-    this does nothing.
+    A later signal acts at once. Those within a second of the first are the same request: a terminal
+    or a scheduler sends to all processes, and a supervisor passes on what it gets. Outside of the
+    main thread, where Python cannot catch signals, this does nothing.
     """
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
+        self._requested = 0.0  # on the monotonic clock
         self._before: dict[signal.Signals, object] = {}
 
     @property
@@ -51,8 +56,11 @@ class StopRequest:
         self._restore()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.signal = signal.Signals(number)
-        self._restore()
+        if self.signal is None:
+            self.signal, self._requested = signal.Signals(number), time.monotonic()
+        elif time.monotonic() - self._requested > _ONE_REQUEST:
+            self._restore()
+            signal.raise_signal(number)
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

@@ -26,16 +26,21 @@ def isolate(when_orphaned: Callable[[], None] = lambda: None) -> None:
     # them, and may need another batch before it stops.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    threading.Thread(target=_die_with_parent, args=(when_orphaned,), daemon=True).start()
+    if (parent := multiprocessing.parent_process()) is not None:
+        arguments = parent.pid, when_orphaned
+        threading.Thread(target=end_with_parent, args=arguments, daemon=True).start()
 
 
-def _die_with_parent(when_orphaned: Callable[[], None]) -> None:
-    """Ends this worker when the main process has ended for any reason.
+def end_with_parent(parent: int | None, when_orphaned: Callable[[], None] = lambda: None) -> None:
+    """Ends this process when its parent has ended for any reason; runs in a separate thread.
 
-    prctl(PR_SET_PDEATHSIG) would act when the thread that started the worker ends.
+    prctl(PR_SET_PDEATHSIG) would act when the thread that started this process ends.
+
+    Args:
+        parent: the process that started this one.
+        when_orphaned: called at the end.
     """
-    parent = multiprocessing.parent_process()
-    while parent is not None and os.getppid() == parent.pid:
+    while os.getppid() == parent:
         time.sleep(1.0)
     try:
         when_orphaned()
