@@ -16,7 +16,7 @@ from vig_jax.errors import WeightsError
 from vig_jax.layers.linear import normal_002
 from vig_jax.layers.pos_embed import resize_pos_embed
 from vig_jax.models import Backbone, create_model, list_models
-from vig_jax.weights import upstream
+from vig_jax.weights import mmseg, upstream
 from vig_jax.weights.finite import check_finite
 
 StateDict = dict[str, np.ndarray]
@@ -56,6 +56,8 @@ class WeightFile:
         notes: warnings for the user.
         class_names: of the head's outputs, if the file names them.
         model_name: of the model, if the file names it.
+        metadata: of the data set that the model was trained on, as far as the file has it.
+        task: settings of `config.task`, as far as the file has them.
     """
 
     state_dict: StateDict
@@ -65,6 +67,8 @@ class WeightFile:
     notes: tuple[str, ...] = ()
     class_names: tuple[str, ...] = ()
     model_name: str = ""
+    metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    task: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,11 +114,13 @@ def fit(
     Raises:
         WeightsError: lists the missing and unexpected names and the shapes that differ.
     """
-    tensors = _with_present_names(state_dict)
-    for key, value in tensors.items():
-        if not jnp.issubdtype(value.dtype, jnp.floating):
-            raise WeightsError(f"{key} is {value.dtype}; weights must be floating-point")
-    check_finite(tensors)
+    if mmseg.is_segmenter(state_dict):
+        raise WeightsError(
+            "the weights are those of a segmenter (decode_head.*), not of a classifier: use "
+            "vig_jax.create_segmenter, or config.task.name='segmentation' in a run"
+        )
+    tensors = with_present_names(state_dict)
+    check_values(tensors)
     head = _head(tensors)
     headless = bool(tensors) and not any(
         key.startswith(("head.", "classifier.head.")) for key in tensors
@@ -135,12 +141,7 @@ def fit(
         notes.append("a new head, as the data set has other classes: it must be trained")
     elif head and in_file != model.num_classes:
         notes.append(_replace_head(tensors, head, model.num_classes, seed))
-    grid, table = model.pos_embed_grid, tensors.get("pos_embed")
-    if grid is not None and table is not None:
-        tensors["pos_embed"] = _resized(table, grid)
-        if table.shape != tensors["pos_embed"].shape:
-            before = math.isqrt(table.shape[1])
-            notes.append(f"position embedding resized from {before}x{before} to {grid}x{grid}")
+    notes += resize_table(tensors, "pos_embed", model.pos_embed_grid)
     try:
         params = upstream.to_params(tensors, model)
     except WeightsError as error:
@@ -172,11 +173,7 @@ def fit_to_config(
     Raises:
         WeightsError: the weights do not fit the model.
     """
-    outputs = None
-    if file.class_names and class_names and file.class_names != tuple(class_names):
-        labels = {name: label for label, name in enumerate(file.class_names)}
-        known = set(class_names) <= labels.keys() and len(class_names) == model.num_classes
-        outputs = [labels[name] for name in class_names] if known else []
+    outputs = matched_outputs(file.class_names, class_names, model.num_classes)
     sizes = {
         name: value
         for name, value in dataclasses.asdict(model).items()
@@ -195,6 +192,39 @@ def fit_to_config(
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error
     return dataclasses.replace(weights, notes=file.notes + weights.notes)
+
+
+def matched_outputs(
+    in_file: Sequence[str], wanted: Sequence[str], num_classes: int | None
+) -> list[int] | None:
+    """Returns the output of a file's head to take for each class of a data set, by name.
+
+    Args:
+        in_file: class names of the file; empty if it names none.
+        wanted: class names of the data set; empty if it names none.
+        num_classes: width of the model's head.
+
+    Returns:
+        Empty if the data set has other classes: the head must be new. None if nothing can be
+        matched, or nothing needs to be.
+    """
+    if not in_file or not wanted or tuple(in_file) == tuple(wanted):
+        return None
+    labels = {name: label for label, name in enumerate(in_file)}
+    known = set(wanted) <= labels.keys() and len(wanted) == num_classes
+    return [labels[name] for name in wanted] if known else []
+
+
+def check_values(tensors: Mapping[str, np.ndarray]) -> None:
+    """Checks that all arrays are floating-point and finite.
+
+    Raises:
+        WeightsError: names the arrays that are not.
+    """
+    for key, value in tensors.items():
+        if not jnp.issubdtype(value.dtype, jnp.floating):
+            raise WeightsError(f"{key} is {value.dtype}; weights must be floating-point")
+    check_finite(tensors)
 
 
 def _replace_head(tensors: StateDict, head: tuple[str, str], num_classes: int, seed: int) -> str:
@@ -277,7 +307,7 @@ def _hint(tensors: Mapping[str, np.ndarray], model_name: str) -> str:
     )
 
 
-def _with_present_names(state_dict: Mapping[str, np.ndarray]) -> StateDict:
+def with_present_names(state_dict: Mapping[str, np.ndarray]) -> StateDict:
     """Returns the state dict under upstream's present names, 1x1 convolutions as matrices.
 
     Raises:
@@ -293,6 +323,27 @@ def _with_present_names(state_dict: Mapping[str, np.ndarray]) -> StateDict:
             raise WeightsError(f"{key} and another key both mean {new}")
         result[new] = value[:, :, 0, 0] if value.ndim == 4 and value.shape[2:] == (1, 1) else value
     return result
+
+
+def resize_table(tensors: StateDict, key: str, grid: int | None) -> list[str]:
+    """Resizes the position embedding `key` in `tensors` to the grid of a model.
+
+    Args:
+        tensors: of a file.
+        key: the name of the position embedding; it may be absent.
+        grid: rows and columns of the model's; None if it has none.
+
+    Returns:
+        A note if the size has changed, else nothing.
+    """
+    table = tensors.get(key)
+    if grid is None or table is None:
+        return []
+    tensors[key] = _resized(table, grid)
+    if table.shape == tensors[key].shape:
+        return []
+    before = math.isqrt(table.shape[1])
+    return [f"position embedding resized from {before}x{before} to {grid}x{grid}"]
 
 
 def _resized(pos_embed: np.ndarray, side: int) -> np.ndarray:

@@ -63,9 +63,9 @@ def to_ours(
             ours[path] = layout.to_ours(np.asarray(value))
         except ValueError:  # the number of dimensions is wrong: the comparison of shapes reports it
             ours[path] = np.asarray(value)
-    missing = [_their_name(rules, path) for path in expected if path not in ours]
+    missing = [their_name(rules, path) for path in expected if path not in ours]
     shapes = [
-        f"{_their_name(rules, path)}: file {ours[path].shape}, model {shape}"
+        f"{their_name(rules, path)}: file {ours[path].shape}, model {shape}"
         for path, shape in expected.items()
         if path in ours and ours[path].shape != shape
     ]
@@ -115,7 +115,7 @@ def translate(rules: Rules, name: str, *, forward: bool) -> tuple[str, Layout] |
     return None
 
 
-def _their_name(rules: Rules, path: str) -> str:
+def their_name(rules: Rules, path: str) -> str:
     """Returns their name of one of our paths, which all have one."""
     match = translate(rules, path, forward=False)
     assert match is not None, path

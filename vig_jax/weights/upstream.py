@@ -104,9 +104,7 @@ def to_params(state_dict: Mapping[str, np.ndarray], model: Backbone) -> Params:
     shapes = variable_shapes(model).items()
     expected = {path.removeprefix("params/"): shape for path, shape in shapes}
     rules = rules_of(expected)
-    given = dict(state_dict)
-    if not any(key.startswith("outnorm") for key in given):
-        given |= _new_out_norms(expected)
+    given = dict(state_dict) | new_out_norms(state_dict, expected)
     cure = "check the model name, num_classes and img_size"
     return traverse_util.unflatten_dict(to_ours(rules, given, expected, cure=cure), sep="/")
 
@@ -126,11 +124,29 @@ def rules_of(paths: Collection[str]) -> Rules:
     return HIERARCHICAL if any(path.startswith("stages_") for path in paths) else PLAIN
 
 
-def _new_out_norms(expected: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """Returns the norms of `out_norms`, under upstream's names: weight 1, bias 0."""
-    norms = {path: shape for path, shape in expected.items() if path.startswith("out_norm_")}
+def new_out_norms(
+    state_dict: Mapping[str, np.ndarray],
+    expected: Mapping[str, tuple[int, ...]],
+    prefix: str = "",
+) -> dict[str, np.ndarray]:
+    """Returns the norms of `out_norms` for a state dict that has none, as those of classifiers.
+
+    Args:
+        state_dict: under upstream's names.
+        expected: paths and shapes of the model.
+        prefix: of the backbone's paths.
+
+    Returns:
+        Weights of 1 and biases of 0 under upstream's names; nothing if the state dict has norms,
+        or the model has none.
+    """
+    if any(key.startswith("outnorm") for key in state_dict):
+        return {}
+    paths = {path.removeprefix(prefix): shape for path, shape in expected.items()}
     new = {
-        path: np.full(shape, path.endswith("scale"), np.float32) for path, shape in norms.items()
+        path: np.full(shape, path.endswith("scale"), np.float32)
+        for path, shape in paths.items()
+        if path.startswith("out_norm_")
     }
     return to_theirs(HIERARCHICAL, new, whose="upstream")
 

@@ -1,0 +1,135 @@
+"""Fits the tensors of a weight file to a segmenter: those of a segmenter, or of a classifier."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from vig_jax.errors import WeightsError
+from vig_jax.models import Segmenter, ViG
+from vig_jax.weights import mmseg, upstream
+from vig_jax.weights.fit import (
+    StateDict,
+    WeightFile,
+    check_values,
+    matched_outputs,
+    resize_table,
+    with_present_names,
+)
+from vig_jax.weights.mmseg import Variables
+
+_CLASSIFIER = ("head.", "classifier.head.")
+_FINAL_NORM = ("norm.", "classifier.norm.")
+_NEW_WITH_CLASSIFIER = ("neck.", *mmseg.HEADS)
+
+
+def fit_segmenter(
+    file: WeightFile, path: str | Path, model: Segmenter, *, class_names: Sequence[str] = ()
+) -> tuple[Variables, tuple[str, ...]]:
+    """Returns the variables of a file for a segmenter, and how they differ from the file's.
+
+    Of a classifier the backbone is taken. Of a segmenter everything is taken, running statistics
+    included; the layers `conv_seg` are new if the classes are others. If the file and the data set
+    name their classes, these layers are matched by name. The position embedding is resized if its
+    grid differs.
+
+    Args:
+        file: from `vig_jax.weights.load.read_weight_file`.
+        path: of the file, for messages.
+        model: the segmenter.
+        class_names: of the data set, by class; empty if it names none.
+
+    Returns:
+        Variables for `model.apply` without those that are new, and notes for the user.
+
+    Raises:
+        WeightsError: names or shapes do not fit the model, or values are not finite.
+    """
+    try:
+        if mmseg.is_segmenter(file.state_dict):
+            variables, notes = _of_segmenter(file, model, class_names)
+        else:
+            variables, notes = _of_classifier(file, model)
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from error
+    return variables, (*file.notes, *notes)
+
+
+def sizes_of(state_dict: Mapping[str, np.ndarray]) -> dict[str, int | bool]:
+    """Returns the sizes of a segmenter that its state dict shows.
+
+    Returns:
+        `num_classes`, `channels`, `aux_channels` and `norm_last`, see `vig_jax.models.Segmenter`;
+        those whose arrays are missing are left out.
+    """
+    widths = {
+        "num_classes": "decode_head.conv_seg.weight",
+        "channels": "decode_head.fpn_bottleneck.conv.weight",
+        "aux_channels": "auxiliary_head.convs.0.conv.weight",
+    }
+    found: dict[str, int | bool] = {
+        name: state_dict[key].shape[0]
+        for name, key in widths.items()
+        if key in state_dict and state_dict[key].ndim == 4
+    }
+    return {"aux_channels": 0, "norm_last": "backbone.norm.weight" in state_dict} | found
+
+
+def _of_segmenter(
+    file: WeightFile, model: Segmenter, class_names: Sequence[str]
+) -> tuple[Variables, list[str]]:
+    tensors = _with_present_backbone(file.state_dict)
+    notes = []
+    if not model.aux_channels and any(key.startswith(mmseg.AUXILIARY) for key in tensors):
+        tensors = {k: v for k, v in tensors.items() if not k.startswith(mmseg.AUXILIARY)}
+        notes.append("the auxiliary head is not used")
+    check_values({k: v for k, v in tensors.items() if not mmseg.is_counter(k, tensors)})
+    in_file = sizes_of(tensors).get("num_classes", model.num_classes)
+    outputs = matched_outputs(file.class_names, class_names, model.num_classes)
+    heads = [key for key in tensors if key.startswith(mmseg.HEADS) and ".conv_seg." in key]
+    new: list[str] = []
+    if outputs:
+        for key in heads:
+            tensors[key] = tensors[key][outputs]
+        notes.append("the outputs of conv_seg are matched to the data set's classes by name")
+    elif outputs is not None or in_file != model.num_classes:
+        new = [f"{head}conv_seg." for head in mmseg.HEADS]
+        tensors = {key: value for key, value in tensors.items() if key not in heads}
+        why = (
+            f"as the file's is for {in_file}"
+            if in_file != model.num_classes
+            else "as the data set has other classes"
+        )
+        notes.append(f"a new conv_seg for {model.num_classes} classes, {why}: it must be trained")
+    notes += resize_table(tensors, f"{mmseg.BACKBONE}pos_embed", model.pos_embed_grid)
+    return mmseg.to_variables(tensors, model, new), notes
+
+
+def _of_classifier(file: WeightFile, model: Segmenter) -> tuple[Variables, list[str]]:
+    """Returns the variables of the backbone."""
+    given = with_present_names(file.state_dict)
+    keeps_norm = isinstance(model.backbone, ViG) and model.norm_last
+    unused = _CLASSIFIER if keeps_norm else (*_CLASSIFIER, *_FINAL_NORM)
+    tensors = {key: value for key, value in given.items() if not key.startswith(unused)}
+    check_values(tensors)
+    notes = ["the backbone is taken, the classifier's head is not"]
+    if any(key.startswith(_FINAL_NORM) and key not in tensors for key in given):
+        notes = ["the backbone is taken, the classifier's head and last norm are not"]
+    notes += resize_table(tensors, "pos_embed", model.pos_embed_grid)
+    shapes = upstream.variable_shapes(model)
+    tensors |= upstream.new_out_norms(tensors, shapes, "params/backbone/")
+    renamed = {mmseg.BACKBONE + key: value for key, value in tensors.items()}
+    return mmseg.to_variables(renamed, model, _NEW_WITH_CLASSIFIER), [
+        *notes,
+        "neck and heads are new: they must be trained"
+        if isinstance(model.backbone, ViG)
+        else "the heads are new: they must be trained",
+    ]
+
+
+def _with_present_backbone(state_dict: Mapping[str, np.ndarray]) -> StateDict:
+    """Returns the state dict with the backbone under upstream's present names."""
+    start = mmseg.BACKBONE
+    backbone = {k.removeprefix(start): v for k, v in state_dict.items() if k.startswith(start)}
+    rest = {key: value for key, value in state_dict.items() if not key.startswith(start)}
+    return {start + key: value for key, value in with_present_names(backbone).items()} | rest

@@ -1,0 +1,173 @@
+"""Translates names and layouts of mmsegmentation's segmentors to ours and back, strictly.
+
+Their state dict has the parameters and the running statistics in one mapping: `backbone.*` with
+the names of hustvl/ViG, `neck.*` (Feature2Pyramid), `decode_head.*` (UPerHead) and
+`auxiliary_head.*` (FCNHead).
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+from flax import traverse_util
+
+from vig_jax.errors import WeightsError
+from vig_jax.models import Segmenter
+from vig_jax.weights import upstream
+from vig_jax.weights.table import CONV, SAME, Layout, Rules, their_name, to_ours, to_theirs
+
+Variables = dict[str, Any]
+
+BACKBONE = "backbone."
+AUXILIARY = "auxiliary_head."
+HEADS = ("decode_head.", AUXILIARY)
+_COUNTER = ".num_batches_tracked"  # of each batch normalisation; only a momentum of None reads it
+_MEAN = ".running_mean"
+
+# [in, out, kh, kw] <-> [in, kh, kw, out]
+DECONV = Layout(lambda x: x.transpose(0, 2, 3, 1), lambda x: x.transpose(0, 3, 1, 2))
+
+
+def _to_dense(x: np.ndarray) -> np.ndarray:
+    """Returns a 1x1 convolution [out, in, 1, 1] as a matrix [in, out]."""
+    if x.shape[2:] != (1, 1):
+        raise ValueError(f"{x.shape} is not a 1x1 convolution")
+    return x[:, :, 0, 0].T
+
+
+POINT = Layout(_to_dense, lambda x: x.T[:, :, None, None])
+
+
+def _batch_norm(theirs: str, ours: str) -> Rules:
+    return (
+        (f"{theirs}.weight", f"params/{ours}/scale", SAME),
+        (f"{theirs}.bias", f"params/{ours}/bias", SAME),
+        (f"{theirs}.running_mean", f"batch_stats/{ours}/mean", SAME),
+        (f"{theirs}.running_var", f"batch_stats/{ours}/var", SAME),
+    )
+
+
+def _conv_module(theirs: str, ours: str) -> Rules:
+    return (
+        (f"{theirs}.conv.weight", f"params/{ours}/conv/kernel", CONV),
+        *_batch_norm(f"{theirs}.bn", f"{ours}/bn"),
+    )
+
+
+def _logits(head: str) -> Rules:
+    return (
+        (f"{head}.conv_seg.weight", f"params/{head}/conv_seg/kernel", POINT),
+        (f"{head}.conv_seg.bias", f"params/{head}/conv_seg/bias", SAME),
+    )
+
+
+def _deconv(theirs: str, ours: str) -> Rules:
+    return (
+        (f"{theirs}.weight", f"params/{ours}/kernel", DECONV),
+        (f"{theirs}.bias", f"params/{ours}/bias", SAME),
+    )
+
+
+_HEADS: Rules = (
+    *_deconv("neck.upsample_4x.0", "neck/upsample_4x_0"),
+    *_batch_norm("neck.upsample_4x.1", "neck/upsample_4x_1"),
+    *_deconv("neck.upsample_4x.3", "neck/upsample_4x_3"),
+    *_deconv("neck.upsample_2x.0", "neck/upsample_2x_0"),
+    *_conv_module("decode_head.psp_modules.{i}.1", "decode_head/psp_modules_{i}"),
+    *_conv_module("decode_head.bottleneck", "decode_head/bottleneck"),
+    *_conv_module("decode_head.lateral_convs.{i}", "decode_head/lateral_convs_{i}"),
+    *_conv_module("decode_head.fpn_convs.{i}", "decode_head/fpn_convs_{i}"),
+    *_conv_module("decode_head.fpn_bottleneck", "decode_head/fpn_bottleneck"),
+    *_logits("decode_head"),
+    *_conv_module("auxiliary_head.convs.{i}", "auxiliary_head/convs_{i}"),
+    *_logits("auxiliary_head"),
+)
+
+
+def _with_backbone(rules: Rules) -> Rules:
+    """Returns the table of a segmenter from that of its backbone."""
+    backbone = tuple(
+        (BACKBONE + theirs, f"params/backbone/{ours}", layout) for theirs, ours, layout in rules
+    )
+    return backbone + _HEADS
+
+
+PLAIN = _with_backbone(upstream.PLAIN)
+HIERARCHICAL = _with_backbone(upstream.HIERARCHICAL)
+
+
+def is_segmenter(names: Collection[str]) -> bool:
+    """Returns whether a state dict with these names is that of a segmenter."""
+    return any(name.startswith(HEADS) for name in names)
+
+
+def to_variables(
+    state_dict: Mapping[str, np.ndarray], model: Segmenter, new: Collection[str] = ()
+) -> Variables:
+    """Returns our variables for `model` from a state dict of mmsegmentation.
+
+    Args:
+        state_dict: their names to arrays, all of them.
+        model: from `vig_jax.create_segmenter`.
+        new: prefixes of names that the state dict lacks and the result leaves out.
+
+    Returns:
+        {"params": ..., "batch_stats": ...} for `model.apply`; dtypes are kept.
+
+    Raises:
+        WeightsError: lists the missing and unexpected names and the shapes that differ.
+    """
+    shapes = upstream.variable_shapes(model)
+    rules = _rules(shapes)
+    expected = {
+        path: shape
+        for path, shape in shapes.items()
+        if not their_name(rules, path).startswith(tuple(new))
+    }
+    cure = (
+        "check the model name, num_classes, channels, aux_channels (0: no auxiliary head), "
+        "norm_last and img_size"
+    )
+    flat = to_ours(rules, _without_counters(state_dict), expected, cure=cure)
+    return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def from_variables(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Returns their state dict of a segmenter's variables, the inverse of `to_variables`.
+
+    Each batch normalisation gets its counter `num_batches_tracked`, int64 0, which PyTorch's
+    strict loading asks for.
+
+    Raises:
+        WeightsError: names the variables that mmsegmentation does not have.
+    """
+    flat = traverse_util.flatten_dict(dict(variables), sep="/")
+    state_dict = to_theirs(_rules(flat), flat, whose="mmsegmentation")
+    counters = [key.replace(_MEAN, _COUNTER) for key in state_dict if key.endswith(_MEAN)]
+    return state_dict | {key: np.zeros((), np.int64) for key in counters}
+
+
+def is_counter(key: str, state_dict: Mapping[str, Any]) -> bool:
+    """Returns whether a name is the counter of a batch normalisation of the state dict."""
+    return key.endswith(_COUNTER) and key.removesuffix(_COUNTER) + _MEAN in state_dict
+
+
+def _without_counters(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns the state dict without the counters of its batch normalisations.
+
+    Raises:
+        WeightsError: a counter is not one integer.
+    """
+    result = {}
+    for key, value in state_dict.items():
+        if is_counter(key, state_dict):
+            if value.size != 1 or not np.issubdtype(value.dtype, np.integer):
+                raise WeightsError(f"{key} is {value.dtype}{value.shape}; it must be one integer")
+        else:
+            result[key] = value
+    return result
+
+
+def _rules(paths: Collection[str]) -> Rules:
+    """Returns the table of the family that has these variables."""
+    return HIERARCHICAL if any("/stages_" in path for path in paths) else PLAIN
