@@ -331,7 +331,7 @@ def test_other_files_are_recognised(file, content, message):
     ("saved", "message"),
     [
         ([1, 2], "holds a list, not a state dict"),
-        ({}, "neither 'model' nor 'model_ema'; it has nothing"),
+        ({}, "neither 'model' nor 'model_ema' nor 'state_dict'; it has nothing"),
         ({"net": {"x": tensor(VALUES)}, "epoch": 3}, "it has net, epoch"),
         ({1: tensor(VALUES)}, "it has 1"),
         ({"model": {}}, "'model' is a dict, not a state dict"),

@@ -59,8 +59,7 @@ def load_for_inference(path: str | Path, *, ema: bool | None = None) -> LoadedMo
     mutable = dict(jax.eval_shape(task.init, jax.random.PRNGKey(0)))
     variables = {"params": run_folder.restore_tree(directory / name, mutable.pop("params"))}
     if mutable:
-        where = directory / name.replace("params", "mutable")
-        variables |= run_folder.restore_tree(where, mutable)
+        variables |= run_folder.restore_tree(directory / run_folder.mutable_item(name), mutable)
     check_finite(variables, directory)
     kind = "EMA" if name == "ema_params" else "raw"
     trained = f"{kind} weights after {stored['data_position']} updates"

@@ -195,24 +195,24 @@ def fit_to_config(
 
 
 def matched_outputs(
-    in_file: Sequence[str], wanted: Sequence[str], num_classes: int | None
+    in_file: Sequence[str], requested: Sequence[str], num_classes: int | None
 ) -> list[int] | None:
     """Returns the output of a file's head to take for each class of a data set, by name.
 
     Args:
         in_file: class names of the file; empty if it names none.
-        wanted: class names of the data set; empty if it names none.
+        requested: class names of the data set; empty if it names none.
         num_classes: width of the model's head.
 
     Returns:
         Empty if the data set has other classes: the head must be new. None if nothing can be
         matched, or nothing needs to be.
     """
-    if not in_file or not wanted or tuple(in_file) == tuple(wanted):
+    if not in_file or not requested or tuple(in_file) == tuple(requested):
         return None
     labels = {name: label for label, name in enumerate(in_file)}
-    known = set(wanted) <= labels.keys() and len(wanted) == num_classes
-    return [labels[name] for name in wanted] if known else []
+    known = set(requested) <= labels.keys() and len(requested) == num_classes
+    return [labels[name] for name in requested] if known else []
 
 
 def check_values(tensors: Mapping[str, np.ndarray]) -> None:

@@ -1,11 +1,12 @@
 """Fits the tensors of a weight file to a segmenter: those of a segmenter, or of a classifier."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 
-from vig_jax.errors import WeightsError
 from vig_jax.models import Segmenter, ViG
 from vig_jax.weights import mmseg, upstream
 from vig_jax.weights.fit import (
@@ -24,7 +25,7 @@ _NEW_WITH_CLASSIFIER = ("neck.", *mmseg.HEADS)
 
 
 def fit_segmenter(
-    file: WeightFile, path: str | Path, model: Segmenter, *, class_names: Sequence[str] = ()
+    file: WeightFile, model: Segmenter, *, class_names: Sequence[str] = ()
 ) -> tuple[Variables, tuple[str, ...]]:
     """Returns the variables of a file for a segmenter, and how they differ from the file's.
 
@@ -35,7 +36,6 @@ def fit_segmenter(
 
     Args:
         file: from `vig_jax.weights.load.read_weight_file`.
-        path: of the file, for messages.
         model: the segmenter.
         class_names: of the data set, by class; empty if it names none.
 
@@ -45,14 +45,29 @@ def fit_segmenter(
     Raises:
         WeightsError: names or shapes do not fit the model, or values are not finite.
     """
-    try:
-        if mmseg.is_segmenter(file.state_dict):
-            variables, notes = _of_segmenter(file, model, class_names)
-        else:
-            variables, notes = _of_classifier(file, model)
-    except WeightsError as error:
-        raise WeightsError(f"{path}: {error}") from error
-    return variables, (*file.notes, *notes)
+    if mmseg.is_segmenter(file.state_dict):
+        return _of_segmenter(file, model, class_names)
+    return _of_classifier(file, model)
+
+
+def completed(variables: Variables, model: Segmenter, *, seed: int) -> Variables:
+    """Returns the variables with random ones, drawn from the seed, for those that are left out.
+
+    Leaves are NumPy arrays.
+    """
+    side = model.native_size or model.smallest_size
+    given = traverse_util.flatten_dict(variables, sep="/")
+    missing = [path for path in upstream.variable_shapes(model) if path not in given]
+
+    # Neither the forward pass nor the other draws are part of the compiled program.
+    @jax.jit
+    def draw(key: jax.Array) -> dict[str, jax.Array]:
+        fresh = model.init(key, jnp.zeros((1, side, side, 3)))
+        flat = traverse_util.flatten_dict(dict(fresh), sep="/")
+        return {path: flat[path] for path in missing}
+
+    new = jax.tree.map(np.asarray, draw(jax.random.key(seed))) if missing else {}
+    return traverse_util.unflatten_dict(given | new, sep="/")
 
 
 def sizes_of(state_dict: Mapping[str, np.ndarray]) -> dict[str, int | bool]:
@@ -77,7 +92,7 @@ def sizes_of(state_dict: Mapping[str, np.ndarray]) -> dict[str, int | bool]:
 
 def _of_segmenter(
     file: WeightFile, model: Segmenter, class_names: Sequence[str]
-) -> tuple[Variables, list[str]]:
+) -> tuple[Variables, tuple[str, ...]]:
     tensors = _with_present_backbone(file.state_dict)
     notes = []
     if not model.aux_channels and any(key.startswith(mmseg.AUXILIARY) for key in tensors):
@@ -102,10 +117,10 @@ def _of_segmenter(
         )
         notes.append(f"a new conv_seg for {model.num_classes} classes, {why}: it must be trained")
     notes += resize_table(tensors, f"{mmseg.BACKBONE}pos_embed", model.pos_embed_grid)
-    return mmseg.to_variables(tensors, model, new), notes
+    return _copies(mmseg.to_variables(tensors, model, new)), tuple(notes)
 
 
-def _of_classifier(file: WeightFile, model: Segmenter) -> tuple[Variables, list[str]]:
+def _of_classifier(file: WeightFile, model: Segmenter) -> tuple[Variables, tuple[str, ...]]:
     """Returns the variables of the backbone."""
     given = with_present_names(file.state_dict)
     keeps_norm = isinstance(model.backbone, ViG) and model.norm_last
@@ -119,12 +134,15 @@ def _of_classifier(file: WeightFile, model: Segmenter) -> tuple[Variables, list[
     shapes = upstream.variable_shapes(model)
     tensors |= upstream.new_out_norms(tensors, shapes, "params/backbone/")
     renamed = {mmseg.BACKBONE + key: value for key, value in tensors.items()}
-    return mmseg.to_variables(renamed, model, _NEW_WITH_CLASSIFIER), [
-        *notes,
-        "neck and heads are new: they must be trained"
-        if isinstance(model.backbone, ViG)
-        else "the heads are new: they must be trained",
-    ]
+    new = "neck and heads are" if isinstance(model.backbone, ViG) else "the heads are"
+    variables = mmseg.to_variables(renamed, model, _NEW_WITH_CLASSIFIER)
+    return _copies(variables), (*notes, f"{new} new: they must be trained")
+
+
+def _copies(variables: Variables) -> Variables:
+    """Returns arrays that are no views of the whole file."""
+    copied: Variables = jax.tree.map(lambda x: np.array(x, order="C"), variables)
+    return copied
 
 
 def _with_present_backbone(state_dict: Mapping[str, np.ndarray]) -> StateDict:

@@ -11,12 +11,12 @@ import numpy as np
 
 from vig_jax.config import RunConfig
 from vig_jax.errors import CheckpointError, WeightsError
+from vig_jax.models import Segmenter
 from vig_jax.weights import run_folder
-from vig_jax.weights.fit import WeightFile, fit_to_config
+from vig_jax.weights.fit import WeightFile, check_model_name, fit_to_config
+from vig_jax.weights.fit_segmenter import fit_segmenter
 from vig_jax.weights.load import origin, read_weight_file
-from vig_jax.weights.upstream import Params
-
-Variables = dict[str, Any]
+from vig_jax.weights.mmseg import Variables
 
 _SIZES = ("patch_size", "embed_dim", "depth", "num_heads", "embed_dims", "depths")
 
@@ -44,6 +44,36 @@ def classifier_variables(
     class_names = metadata.get("class_names", ())
     weights = fit_to_config(file, path, config.model, seed=config.seed, class_names=class_names)
     return {"params": float32(weights.params)}, _line(file, path, weights.notes)
+
+
+def segmenter_variables(
+    config: RunConfig, model: nn.Module, metadata: Mapping[str, Any]
+) -> tuple[Variables, str]:
+    """Reads the weights that `config.init_weights` names, for a segmenter.
+
+    Those of a segmenter are taken with their running statistics; of a classifier only the backbone
+    is taken. What the file does not have is left out.
+
+    Args:
+        config: of the run.
+        model: a `vig_jax.models.Segmenter`.
+        metadata: of the training data; its `class_names` are matched to those of the file.
+
+    Returns:
+        Variables in float32, and a line about them for the log.
+
+    Raises:
+        WeightsError: the file is missing, cannot be read or does not fit the model.
+    """
+    assert isinstance(model, Segmenter)
+    file, path = _read_start(config)
+    try:
+        check_model_name(file, config.model.name)
+        class_names = metadata.get("class_names", ())
+        variables, notes = fit_segmenter(file, model, class_names=class_names)
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from error
+    return float32(variables), _line(file, path, (*file.notes, *notes))
 
 
 def _read_start(config: RunConfig) -> tuple[WeightFile, str]:
@@ -93,6 +123,7 @@ def with_sizes_of_start(config: RunConfig, workdir: Path) -> RunConfig:
     return dataclasses.replace(config, model=dataclasses.replace(config.model, **sizes))
 
 
-def float32(params: Params) -> Params:
-    """Returns the parameters in float32, the dtype of a run's parameters."""
-    return jax.tree.map(lambda x: np.asarray(x, np.float32), params)
+def float32(tree: dict[str, Any]) -> dict[str, Any]:
+    """Returns the arrays of a tree in float32, the dtype of a run's variables."""
+    widened: dict[str, Any] = jax.tree.map(lambda x: np.asarray(x, np.float32), tree)
+    return widened

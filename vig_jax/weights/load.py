@@ -12,10 +12,12 @@ import safetensors
 from safetensors.numpy import save
 
 from vig_jax.errors import CheckpointError, WeightsError
-from vig_jax.weights import run_folder, upstream
+from vig_jax.models import create_segmenter
+from vig_jax.weights import mmseg, run_folder, upstream
 from vig_jax.weights.fit import WeightFile, check_model_name, fit
-from vig_jax.weights.pickles import Global, Opaque
-from vig_jax.weights.torch_file import Tensor, TorchFile
+from vig_jax.weights.fit_segmenter import completed, fit_segmenter, sizes_of
+from vig_jax.weights.sections import choose_section
+from vig_jax.weights.torch_file import TorchFile
 
 _log = logging.getLogger(__name__)
 
@@ -35,26 +37,29 @@ def load_weights(
     num_classes: int | None = None,
     **overrides: Any,
 ) -> dict[str, Any]:
-    """Reads a weight file for a model.
+    """Reads a weight file for a model: a classifier or, if it holds one, a segmenter.
 
     A new head, a resized position embedding or missing EMA weights are logged as warnings.
 
     Args:
         path: a `.pth` file as upstream (hustvl/ViG) writes it (a training checkpoint, a best_*
-            file or a bare state dict), a `.safetensors` file with upstream's names, or the workdir
-            or a checkpoint of one of our runs. Nothing in a `.pth` file is executed.
+            file or a bare state dict), a `.pth` file of mmsegmentation, a `.safetensors` file with
+            the names of either, or the workdir or a checkpoint of one of our runs. Nothing in a
+            `.pth` file is executed.
         model_name: one of `vig_jax.list_models()`.
         ema: True takes the EMA weights (`model_ema`), or the only ones in the file; False takes
             `model`; None takes the EMA weights if there are any.
         num_classes: width of the head; None means that of the file, 0 means no head. If the width
             differs from the file's or the file has no head, the head is new: kernel normal with
-            standard deviation 0.02 (drawn from key 0), bias 0.
-        **overrides: as for `vig_jax.create_model`. If `img_size` differs from the file's, the
-            position embedding is resized as upstream does (bicubic).
+            standard deviation 0.02 (drawn from key 0), bias 0. Of a segmenter, the layers
+            `conv_seg` are then new, with standard deviation 0.01.
+        **overrides: as for `vig_jax.create_model`, or `vig_jax.create_segmenter` for a segmenter.
+            If `img_size` differs from the file's, the position embedding is resized as upstream
+            does (bicubic).
 
     Returns:
-        Variables for `create_model(model_name, num_classes, **overrides).apply`; leaves are NumPy
-        arrays of the file's dtype.
+        Variables for `create_model(model_name, num_classes, **overrides).apply`, or those of
+        `create_segmenter`; leaves are NumPy arrays of the file's dtype.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -64,12 +69,20 @@ def load_weights(
     file = read_weight_file(path, ema=ema)
     try:
         check_model_name(file, model_name)
-        weights = fit(file.state_dict, model_name, num_classes=num_classes, overrides=overrides)
+        if mmseg.is_segmenter(file.state_dict):
+            classes = sizes_of(file.state_dict).get("num_classes", 1)
+            classes = classes if num_classes is None else num_classes
+            model = create_segmenter(model_name, classes, **overrides)
+            variables, notes = fit_segmenter(file, model)
+            variables = completed(variables, model, seed=0)
+        else:
+            weights = fit(file.state_dict, model_name, num_classes=num_classes, overrides=overrides)
+            variables, notes = {"params": weights.params}, weights.notes
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error
-    for note in file.notes + weights.notes:
+    for note in file.notes + notes:
         _log.warning("%s: %s", path, note)
-    return {"params": weights.params}
+    return variables
 
 
 def read_weight_file(path: str | Path, *, ema: bool | None = None) -> WeightFile:
@@ -91,20 +104,17 @@ def read_weight_file(path: str | Path, *, ema: bool | None = None) -> WeightFile
     if path.suffix == ".safetensors":
         return _read_safetensors(path, ema)
     with TorchFile(path) as file:
-        section, tensors, notes = _choose(file.root, ema, path)
-        _check_count(tensors, path)
-        state_dict = {key: file.array(value) for key, value in tensors.items()}
-        others = [str(k) for k, v in file.root.items() if k != section and v not in (None, {})]
-        others = others if section else []
-    # In a training checkpoint `model` holds the raw weights; elsewhere it may hold either kind.
-    in_training = {"model", "model_ema", "optimizer"} & set(others)
-    averaged = section == "model_ema" if section == "model_ema" or in_training else None
+        section = choose_section(file.root, ema, path)
+        _check_count(section.tensors, path)
+        state_dict = {key: file.array(value) for key, value in section.tensors.items()}
     return WeightFile(
         state_dict=state_dict,
-        section=section,
-        averaged=averaged,
-        others=tuple(others),
-        notes=notes,
+        section=section.name,
+        averaged=section.averaged,
+        others=section.others,
+        notes=section.notes,
+        class_names=section.metadata.get("class_names", ()),
+        metadata=section.metadata,
     )
 
 
@@ -114,20 +124,40 @@ def origin(file: WeightFile, path: str | Path) -> str:
 
 
 def save_safetensors(
-    params: Mapping[str, Any], path: Path, *, model_name: str, averaged: bool | None
+    params: Mapping[str, Any],
+    path: Path,
+    *,
+    model_name: str,
+    averaged: bool | None,
+    mutable: Mapping[str, Any] | None = None,
+    facts: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes parameters under upstream's names, with a checksum that is verified on reading.
+    """Writes weights under upstream's or mmsegmentation's names, with a checksum for reading.
 
     Args:
         params: parameters of one of our models.
         path: the file; it is incomplete while it is written.
         model_name: stored in the file's metadata.
         averaged: True for EMA weights, False for raw ones, None if unknown.
+        mutable: the other collections of its variables.
+        facts: JSON values for the file's metadata: `metadata` and `task`, see `WeightFile`.
     """
-    state_dict = upstream.from_params(dict(params))
-    facts = {"model": model_name, "averaged": averaged, "sha256": checksum(state_dict)}
+    state_dict = foreign_state_dict({"params": params, **(mutable or {})})
+    facts = {
+        "model": model_name,
+        "averaged": averaged,
+        "sha256": checksum(state_dict),
+        **(facts or {}),
+    }
     # `save_file` would make a file that other users cannot read.
     path.write_bytes(save(state_dict, {_METADATA: json.dumps(facts)}))
+
+
+def foreign_state_dict(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Returns the state dict of a model: mmsegmentation's of a segmenter, else upstream's."""
+    if any(f"{name}." in mmseg.HEADS for name in variables["params"]):
+        return mmseg.from_variables(variables)
+    return upstream.from_params(variables["params"])
 
 
 def checksum(state_dict: Mapping[str, np.ndarray]) -> str:
@@ -153,14 +183,16 @@ def _read_run_folder(path: Path, ema: bool | None) -> WeightFile:
         item = run_folder.choose_item(directory, ema=ema)
     except CheckpointError as error:
         raise WeightsError(str(error)) from error
-    params = run_folder.read_params(directory, item)
+    variables = run_folder.read_variables(directory, item)
     stored = run_folder.read_run(directory)
     return WeightFile(
-        upstream.from_params(params),
+        foreign_state_dict(variables),
         section=item,
         averaged=item == "ema_params",
         class_names=tuple(stored["metadata"].get("class_names", ())),
         model_name=stored["config"]["model"]["name"],
+        metadata=stored["metadata"],
+        task=stored["config"].get("task", {}),
     )
 
 
@@ -181,44 +213,12 @@ def _read_safetensors(path: Path, ema: bool | None) -> WeightFile:
     if averaged and ema is False:
         raise WeightsError(f"{path} has only EMA weights: use ema=True")
     notes = ("these are not EMA weights",) if averaged is False and ema else ()
-    return WeightFile(state_dict, averaged=averaged, notes=notes)
-
-
-def _choose(
-    root: Any, ema: bool | None, path: Path
-) -> tuple[str, dict[str, Tensor], tuple[str, ...]]:
-    """Returns the requested section of a PyTorch checkpoint: its key, its tensors, notes."""
-    if not isinstance(root, dict):
-        raise WeightsError(f"{path} holds {_kind(root)}, not a state dict. {_HOW}")
-    if root and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in root.items()):
-        return "", root, ()
-    sections = [key for key in ("model", "model_ema") if root.get(key)]  # None or {}: none saved
-    if not sections:
-        for key in ("model", "model_ema"):
-            if root.get(key) is not None:
-                kind = _kind(root[key])
-                raise WeightsError(f"{path}: {key!r} is {kind}, not a state dict. {_HOW}")
-        keys = ", ".join(map(str, list(root)[:8])) or "nothing"
-        raise WeightsError(f"{path} has neither 'model' nor 'model_ema'; it has {keys}. {_HOW}")
-    notes: tuple[str, ...] = ()
-    if ema is False and "model" not in sections:
-        raise WeightsError(f"{path} has only EMA weights (model_ema): use ema=True")
-    if ema and "model_ema" not in sections:
-        notes = ("has no 'model_ema': these are the weights under 'model'",)
-    section = "model" if ema is False else sections[-1]
-    tensors = root[section]
-    if not isinstance(tensors, dict) or not tensors:
-        raise WeightsError(f"{path}: {section!r} is {_kind(tensors)}, not a state dict. {_HOW}")
-    for key, value in tensors.items():
-        if not (isinstance(key, str) and isinstance(value, Tensor)):
-            raise WeightsError(f"{path}: {section}[{key!r}] is {_kind(value)}, not a tensor")
-    return section, tensors, notes
-
-
-_HOW = "Save the weights alone: torch.save(model.state_dict(), NEW)"
-
-
-def _kind(value: Any) -> str:
-    if isinstance(value, Opaque):
-        return f"an object of {value.kind}"
-    return str(value) if isinstance(value, Global) else f"a {type(value).__name__}"
+    metadata = facts.get("metadata", {})
+    return WeightFile(
+        state_dict,
+        averaged=averaged,
+        notes=notes,
+        class_names=tuple(metadata.get("class_names", ())),
+        metadata=metadata,
+        task=facts.get("task", {}),
+    )

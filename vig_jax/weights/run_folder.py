@@ -155,11 +155,20 @@ def choose_item(directory: Path, *, ema: bool | None) -> str:
     return "ema_params" if (has_ema if ema is None else ema) else "params"
 
 
-def read_params(directory: Path, item: str) -> Any:
-    """Returns the stored parameter tree of one item, without knowing the model."""
-    with reading(directory):
-        shapes = ocp.StandardCheckpointHandler().metadata(directory / item).tree
-    return _read_tree(directory / item, shapes)
+def read_variables(directory: Path, item: str) -> dict[str, Any]:
+    """Returns the stored variables of "params" or "ema_params", without knowing the model."""
+    stored = {}
+    for name in (item, mutable_item(item)):
+        if (directory / name).is_dir():
+            with reading(directory):
+                shapes = ocp.StandardCheckpointHandler().metadata(directory / name).tree
+            stored[name] = _read_tree(directory / name, shapes)
+    return {"params": stored[item], **stored.get(mutable_item(item), {})}
+
+
+def mutable_item(item: str) -> str:
+    """Returns the item of the mutable collections that belong to "params" or "ema_params"."""
+    return item.replace("params", "mutable")
 
 
 def restore_tree(where: Path, expected: Any) -> Any:
@@ -181,7 +190,8 @@ def save_weights(workdir: Path, weights: Mapping[str, Any], run: Mapping[str, An
 
     Args:
         workdir: a new folder.
-        weights: parameter trees: `params`, and `ema_params` if there are EMA weights.
+        weights: trees by item: `params`, `ema_params` if there are EMA weights, and `mutable` and
+            `ema_mutable` if the model has mutable collections.
         run: the `run` item; its `origin` describes each of the weights.
     """
     items = {name: ocp.args.StandardSave(tree) for name, tree in weights.items()}
