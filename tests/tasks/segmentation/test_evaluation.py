@@ -5,6 +5,7 @@ import dataclasses
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -151,6 +152,26 @@ def test_nothing_to_count():
     assert state.worst == ()
     with pytest.raises(DataSetError, match="none of the pixels of 1 images has a label"):
         task.compute(state)
+
+
+class Overflowing(nn.Module):
+    """A logit is infinite where a pixel is bright."""
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        return jnp.where(images > 0, jnp.inf, 0)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_logits_that_are_not_finite(flip):
+    task = dataclasses.replace(evaluation(eval_flip=flip), model=Overflowing())
+    made, _ = batch([0, 1, -1], np.random.default_rng(0))
+    made["image"][1:] = 9  # only image 0 overflows
+    state = run(task, [made])
+    assert all(np.isnan(value) for value in task.compute(state).values())
+    made["image"][0] = 9
+    made["image"][2, 0] = 200  # in a row that does not count
+    assert 0 < task.compute(run(task, [made]))["aacc"] < 1
 
 
 def test_results_are_drawn(tmp_path):

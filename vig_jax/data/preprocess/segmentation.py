@@ -125,19 +125,23 @@ class SegmentationPreprocess:
         if rng is None:
             check_labels(mask, self.lookup)
         if not self.train:
-            arrays = self._evaluation(image, mask)
+            shape = mask_side(height), mask_side(width)
+            masks = {"mask": _padded(self.lookup[mask], shape, IGNORED)}
+            arrays = self.evaluation_images(image) | masks
         else:
             views = TrainingViews.of(self.data, self.task)
             draws = views.draw((width, height), rng) if rng else CropDraws(0.5, ((0, 0),), False)
             arrays = training_arrays(image, mask, views, draws, self.lookup)
         return arrays | ({DAMAGED: np.array(damage)} if damage else {})
 
-    def _evaluation(self, image: Pixels, mask: np.ndarray) -> dict[str, np.ndarray]:
-        height, width = mask.shape
-        arrays = {
-            "mask": _padded(self.lookup[mask], (mask_side(height), mask_side(width)), IGNORED),
-            "original": np.array([height, width], np.int32),
-        }
+    def evaluation_images(self, image: Pixels) -> dict[str, np.ndarray]:
+        """Returns the arrays of evaluation, without the mask.
+
+        Args:
+            image: RGB.
+        """
+        width, height = image_size(image)
+        arrays = {"original": np.array([height, width], np.int32)}
         for ratio, suffix in zip(self.task.eval_scales, self._suffixes(), strict=True):
             size = self._eval_size(width, height, ratio)
             view = View((0, 0, width, height), size, (0, 0, *size), pixels="opencv")

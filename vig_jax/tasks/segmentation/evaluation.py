@@ -8,12 +8,14 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 
 from vig_jax.config import DataConfig
 from vig_jax.config.tasks import SegmentationConfig
+from vig_jax.data.preprocess.masks import IGNORED
 from vig_jax.errors import DataSetError
 from vig_jax.layers.pixels import normalise
 from vig_jax.metrics.mean_iou import summary
@@ -36,11 +38,13 @@ class SegmentationState:
     Attributes:
         confusion: number of pixels by true class (row) and predicted class, int64 [K, K].
         images: their number.
+        finite: whether all logits were.
         worst: the images with the lowest mean IoU, lowest first.
     """
 
     confusion: np.ndarray
     images: int = 0
+    finite: bool = True
     worst: tuple[WorstImage, ...] = ()
 
 
@@ -86,9 +90,10 @@ class SegmentationEvaluation:
         return spec
 
     def predict(self, variables: Variables, batch: Batch) -> dict[str, jax.Array]:
-        """Returns `confusion` int32 [B, K, K] and `labels`, thumbnails of the label maps.
+        """Returns `confusion` int32 [B, K, K], `finite` [B], and thumbnails `labels`.
 
-        `confusion` has the number of pixels by true class (row) and predicted class.
+        `confusion` has the number of pixels by true class (row) and predicted class. `finite` is
+        false where a logit is not finite. The thumbnails are those of the label maps.
         """
         outputs: dict[str, jax.Array] = self._label_maps(variables, batch, _map_shape(batch))
         return outputs
@@ -108,6 +113,7 @@ class SegmentationEvaluation:
     ) -> dict[str, jax.Array]:
         return {
             "confusion": confusion_counts(labels, row["mask"], self.num_classes),
+            "finite": jnp.all(labels != IGNORED),
             "labels": thumbnail_on_device(labels, row["original"]),
         }
 
@@ -127,7 +133,10 @@ class SegmentationEvaluation:
             if found and found in worst_of([*worst, found]):
                 worst = worst_of([*worst, self._with_thumbnails(found, outputs, batch, row)])
         return SegmentationState(
-            state.confusion + counts[rows].sum(axis=0), state.images + len(rows), worst
+            confusion=state.confusion + counts[rows].sum(axis=0),
+            images=state.images + len(rows),
+            finite=state.finite and bool(outputs["finite"][rows].all()),
+            worst=worst,
         )
 
     def _with_thumbnails(
@@ -155,19 +164,24 @@ class SegmentationEvaluation:
     def merge(self, states: Sequence[SegmentationState]) -> SegmentationState:
         """Returns the state over the images of all processes."""
         return SegmentationState(
-            np.sum([state.confusion for state in states], axis=0),
-            sum(state.images for state in states),
-            worst_of([image for state in states for image in state.worst]),
+            confusion=np.sum([state.confusion for state in states], axis=0),
+            images=sum(state.images for state in states),
+            finite=all(state.finite for state in states),
+            worst=worst_of([image for state in states for image in state.worst]),
         )
 
     def compute(self, state: SegmentationState) -> dict[str, float]:
         """Returns `miou`, `macc` and `aacc` as fractions, see `vig_jax.metrics.mean_iou.summary`.
+
+        All are NaN if a logit was not finite.
 
         Raises:
             DataSetError: nothing was evaluated, or no pixel has a label.
         """
         if not state.images:
             raise DataSetError("none of the images to evaluate can be decoded")
+        if not state.finite:
+            return dict.fromkeys(("miou", "macc", "aacc"), float("nan"))
         if not state.confusion.sum():
             raise DataSetError(
                 f"none of the pixels of {state.images} images has a label: all masks are ignored"

@@ -216,6 +216,8 @@ def scores(samplers: Sequence[Sampler], rows: Int[Array, "R"]) -> Float[Array, "
 def label_map(samplers: Sequence[Sampler], shape: tuple[int, int]) -> UInt8[Array, "H W"]:
     """Returns the class with the highest score at each pixel of an image.
 
+    A pixel with a score that is not finite is `IGNORED`.
+
     Args:
         samplers: of the views.
         shape: height and width of the result.
@@ -234,7 +236,9 @@ def label_map(samplers: Sequence[Sampler], shape: tuple[int, int]) -> UInt8[Arra
     count = -(-height // strip)
 
     def labels(rows: Int[Array, "R"]) -> UInt8[Array, "R W"]:
-        return jnp.argmax(scores(samplers, rows), axis=-1).astype(jnp.uint8)
+        found = scores(samplers, rows)
+        finite = jnp.isfinite(jnp.sum(found, axis=-1))
+        return jnp.where(finite, jnp.argmax(found, axis=-1), IGNORED).astype(jnp.uint8)
 
     strips = jax.lax.map(labels, jnp.arange(count * strip).reshape(count, strip))
     return strips.reshape(count * strip, width)[:height]
@@ -247,11 +251,12 @@ def confusion_counts(
 
     Args:
         labels: predicted classes.
-        mask: true classes; pixels of 255 are left out.
+        mask: true classes. Pixels that are 255 in one of the two are left out.
         classes: their number K.
     """
     pairs = mask.astype(jnp.int32) * classes + labels.astype(jnp.int32)
-    pairs = jnp.where(mask == IGNORED, classes * classes, pairs)
+    left_out = (mask == IGNORED) | (labels == IGNORED)
+    pairs = jnp.where(left_out, classes * classes, pairs)
     counts = jnp.zeros(classes * classes, jnp.int32).at[pairs.ravel()].add(1, mode="drop")
     return counts.reshape(classes, classes)
 
