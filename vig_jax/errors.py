@@ -29,6 +29,10 @@ class UndecodableImageError(UserError, ValueError):
     """Pillow cannot read the bytes as a complete image."""
 
 
+class UnusableMaskError(UndecodableImageError):
+    """A mask does not fit its image or the classes, or is not a mask of labels."""
+
+
 class TooManyBadImagesError(UserError, RuntimeError):
     """More images failed to decode than `config.data.max_bad_images` allows."""
 

@@ -98,8 +98,9 @@ class DataConfig:
     max_bad_images: Count  # the run stops above this many undecodable images
     # Height and width of the evaluation images if they are not square; None: image_size.
     eval_size: tuple[PositiveInt, PositiveInt] | None = None
-    split: Literal["given", "stratified"] = "given"  # "stratified": held out here, per class
-    val_fraction: Fraction = 0.0  # of each class ("stratified")
+    # Held out here: per class ("stratified"), or of all images ("random", for masks).
+    split: Literal["given", "stratified", "random"] = "given"
+    val_fraction: Fraction = 0.0  # of each class ("stratified") or of all images ("random")
     split_seed: Seed = 0  # of that draw, not the run's seed: runs can be compared
     rand_augment_layers: Count = 0  # operations per image, each with probability 1/2; 0: off
     rand_augment_magnitude: Annotated[float, Bounds(0, 10)] = 0.0  # mean

@@ -30,6 +30,7 @@ def test_it_is_opened_by_name(make_data):
     assert isinstance(train, Dataset)
     assert (len(train), len(held_out)) == (4000, 500)
     assert train.name_of(7) == "fashion_scenes/train/7"
+    assert held_out.sizes().tolist() == [[32, 32]] * 500
     assert train.info.metadata["class_names"][:2] == ("background", "T-shirt/top")
     assert {name: (x.shape[-2:], x.dtype) for name, x in train[3999].items()} == {
         "image": ((32, 3), np.uint8),

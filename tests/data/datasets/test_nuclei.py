@@ -45,6 +45,7 @@ def test_halves(package, opened):
     train, held_out = opened("train", 32), opened("eval", 32)
     assert isinstance(train, Dataset)
     assert (len(train), len(held_out)) == (1, 1)
+    assert held_out.sizes().tolist() == [[32, 32]]
     assert train.info.metadata["class_names"] == ("background", "nucleus")
     left, right = train[0], held_out[0]
     assert left["image"].shape == (32, 32, 3)

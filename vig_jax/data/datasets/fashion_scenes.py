@@ -83,6 +83,10 @@ class FashionScenesDataset:
         """Returns an invented path."""
         return f"fashion_scenes/{self._split}/{index}"
 
+    def sizes(self) -> Int32[np.ndarray, "n 2"]:
+        """Returns width and height of every scene, pixels."""
+        return np.full((len(self), 2), self._side, np.int32)
+
 
 @dataclasses.dataclass(frozen=True)
 class _Photographs:

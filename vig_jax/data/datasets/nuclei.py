@@ -17,7 +17,7 @@ import importlib.util
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int32, UInt8
 from PIL import Image
 
 from vig_jax.data.dataset import DatasetInfo, Example, Split
@@ -96,6 +96,10 @@ class NucleiDataset:
         """Returns the file and the tile's top left corner in its half: "img2d.tif/eval/0,64"."""
         top, left = self._corners[index]
         return f"{_IMAGE}/{self._split}/{top},{left}"
+
+    def sizes(self) -> Int32[np.ndarray, "n 2"]:
+        """Returns width and height of every tile, pixels."""
+        return np.full((len(self), 2), self._side, np.int32)
 
 
 def find_folder() -> Path | None:

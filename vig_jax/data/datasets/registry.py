@@ -23,9 +23,11 @@ from vig_jax.data.dataset import (
 from vig_jax.data.datasets import elpv, nuclei
 from vig_jax.data.datasets.fashion_mnist import FashionMnistDataset
 from vig_jax.data.datasets.fashion_scenes import FashionScenesDataset
+from vig_jax.data.datasets.scenes import open_ade20k, open_cityscapes, open_voc
 from vig_jax.data.datasets.split import StratifiedDataset
 from vig_jax.data.formats.array_record import open_array_record
 from vig_jax.data.formats.image_folder import open_image_folder
+from vig_jax.data.formats.mask_folder import open_mask_folder
 from vig_jax.data.formats.parquet import open_parquet
 from vig_jax.data.formats.tar import open_tar
 from vig_jax.errors import ConfigError, DataSetError
@@ -74,6 +76,11 @@ def open_dataset(data: DataConfig, split: Split) -> Dataset:
         raise DataSetError(
             f"config.data.source={data.source!r} is not a data set; "
             f"{did_you_mean(data.source, dataset_names())}"
+        )
+    if data.split == "random" and data.source != "mask_folder":
+        raise DataSetError(
+            f"config.data.split=random is for config.data.source=mask_folder, not {data.source!r}: "
+            "use 'stratified' for files of one class each, or 'given'"
         )
     if data.split == "stratified":
         return StratifiedDataset(open_whole(data), split, data.val_fraction, data.split_seed)
@@ -164,7 +171,15 @@ FILES: dict[str, Callable[[str | None, Part], ClassificationDataset]] = {
     "tar": open_tar,
 }
 
-_OPENERS: dict[str, Opener] = {
+# Data sets of images and masks.
+MASKS: dict[str, Opener] = {
+    "ade20k": open_ade20k,
+    "cityscapes": open_cityscapes,
+    "mask_folder": open_mask_folder,
+    "voc": open_voc,
+}
+
+_OPENERS: dict[str, Opener] = MASKS | {
     "elpv": _open_elpv,
     "fashion_mnist": lambda data, split: FashionMnistDataset(split),
     "fashion_scenes": lambda data, split: FashionScenesDataset(split, data.image_size),

@@ -239,7 +239,7 @@ def class_names_beside(folder: Path) -> tuple[str, ...] | None:
     file = folder / CLASSES_FILE
     if not file.is_file():
         return None
-    names = tuple(_read_lines(file))
+    names = tuple(read_lines(file))
     twice = [name for name, count in collections.Counter(names).items() if count > 1]
     if twice or not all(names):
         problem = f"{twice[0]!r} occurs twice" if twice else "a line is empty"
@@ -247,7 +247,7 @@ def class_names_beside(folder: Path) -> tuple[str, ...] | None:
     return names
 
 
-def _read_lines(file: Path) -> list[str]:
+def read_lines(file: Path) -> list[str]:
     """Returns the lines of a UTF-8 file, without a byte order mark."""
     try:
         text = file.read_text(encoding="utf-8-sig")

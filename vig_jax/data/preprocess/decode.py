@@ -2,6 +2,7 @@
 
 import io
 import warnings
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -179,6 +180,17 @@ def read_header(image: bytes, max_pixels: int = limits.MAX_PIXELS) -> Header:
         raise undecodable(image, error) from error
     progressive = bool(opened.info.get("progressive"))
     return Header(opened.format or "?", opened.mode, opened.width, opened.height, progressive)
+
+
+def read_size(path: str | Path) -> tuple[int, int] | None:
+    """Reads width and height from the beginning of an image file; None if that is impossible."""
+    if not Path(path).is_file():  # a pipe would wait for its other end
+        return None
+    try:
+        with Image.open(path, formats=_FORMATS) as opened:
+            return opened.size if min(opened.size) > 0 else None
+    except Exception:  # of many kinds; to decode the file gives the reason
+        return None
 
 
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # tags and a value of TIFF

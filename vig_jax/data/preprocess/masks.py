@@ -8,7 +8,7 @@ from jaxtyping import UInt8
 
 from vig_jax.data.preprocess.decode import open_image, undecodable
 from vig_jax.data.preprocess.limits import MAX_PIXELS
-from vig_jax.errors import ConfigError, DataSetError, UndecodableImageError
+from vig_jax.errors import ConfigError, DataSetError, UndecodableImageError, UnusableMaskError
 from vig_jax.text import preview_names
 
 IGNORED = 255
@@ -33,8 +33,8 @@ def decode_mask(mask: bytes | np.ndarray, max_pixels: int = MAX_PIXELS) -> UInt8
         max_pixels: width times height of a file; checked before it is decoded.
 
     Raises:
-        UndecodableImageError: truncated, empty, not a PNG, of several channels, beyond the limit,
-            or with values above 255.
+        UnusableMaskError: not a PNG, of several channels, or with values above 255.
+        UndecodableImageError: truncated, empty, or beyond the limit.
         ValueError: an array that is not uint8 [H, W].
     """
     if isinstance(mask, np.ndarray):
@@ -44,11 +44,11 @@ def decode_mask(mask: bytes | np.ndarray, max_pixels: int = MAX_PIXELS) -> UInt8
     try:
         opened = open_image(mask, max_pixels)
         if opened.format != "PNG":
-            raise UndecodableImageError(
+            raise UnusableMaskError(
                 f"a mask must be a PNG file; this is {opened.format}, which may alter labels"
             )
         if opened.mode not in ("1", "L", "P") and not opened.mode.startswith("I"):
-            raise UndecodableImageError(
+            raise UnusableMaskError(
                 f"a mask has one channel of labels; this one has colours (mode {opened.mode}): "
                 "convert each colour to its index in the palette"
             )
@@ -60,9 +60,7 @@ def decode_mask(mask: bytes | np.ndarray, max_pixels: int = MAX_PIXELS) -> UInt8
     except Exception as error:  # of many kinds, as in `decode`
         raise undecodable(mask, error) from error
     if labels.dtype not in (np.uint8, np.bool_) and labels.max() > 255:
-        raise UndecodableImageError(
-            f"the mask has the label {labels.max()}; labels must be 0 to 255"
-        )
+        raise UnusableMaskError(f"the mask has the label {labels.max()}; labels must be 0 to 255")
     labels = labels.astype(np.uint8, copy=False)
     return labels // np.uint8(spread) if spread > 1 else labels
 
@@ -123,15 +121,29 @@ def check_labels(labels: UInt8[np.ndarray, "H W"], lookup: UInt8[np.ndarray, "25
         lookup: from `label_lookup`.
 
     Raises:
-        UndecodableImageError: a label has no class, or all pixels are ignored.
+        UnusableMaskError: a label has no class.
+        UndecodableImageError: all pixels are ignored.
     """
     found = np.flatnonzero(np.bincount(labels.ravel(), minlength=256))
     without = [int(label) for label in found if lookup[label] == NO_CLASS]
     if without:
         known = np.flatnonzero(lookup < NO_CLASS)
-        raise UndecodableImageError(
+        raise UnusableMaskError(
             f"the mask has the label {preview_names(without)}, which has no class (classes have "
             f"labels from {known[0]} to {known[-1]}, and 255 is ignored)"
         )
     if (lookup[found] == IGNORED).all():
         raise UndecodableImageError("all pixels of the mask are ignored")
+
+
+def check_same_size(size: tuple[int, int], mask: UInt8[np.ndarray, "H W"]) -> None:
+    """Checks that a mask has the width and height of its image.
+
+    Raises:
+        UnusableMaskError: it has not.
+    """
+    if size != mask.shape[::-1]:
+        raise UnusableMaskError(
+            f"the image has {size[0]} x {size[1]} pixels, its mask {mask.shape[1]} x "
+            f"{mask.shape[0]}: they must have the same size (EXIF orientation is not applied)"
+        )

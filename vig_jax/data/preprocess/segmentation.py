@@ -17,7 +17,13 @@ from vig_jax.config.tasks import SegmentationConfig
 from vig_jax.data.dataset import Example
 from vig_jax.data.preprocess.decode import check_settings, load_checked
 from vig_jax.data.preprocess.geometry import Pixels, View, image_size
-from vig_jax.data.preprocess.masks import IGNORED, NO_CLASS, check_labels, decode_mask
+from vig_jax.data.preprocess.masks import (
+    IGNORED,
+    NO_CLASS,
+    check_labels,
+    check_same_size,
+    decode_mask,
+)
 from vig_jax.data.preprocess.protocol import DAMAGED, Spec
 from vig_jax.data.preprocess.segmentation_views import (
     CropDraws,
@@ -113,11 +119,7 @@ class SegmentationPreprocess:
             image = np.asarray(image)
         mask = decode_mask(example["mask"], self.data.max_image_pixels)
         width, height = image_size(image)
-        if (height, width) != mask.shape:
-            raise UndecodableImageError(
-                f"the image has {width} x {height} pixels, its mask {mask.shape[1]} x "
-                f"{mask.shape[0]}: they must have the same size (EXIF orientation is not applied)"
-            )
+        check_same_size((width, height), mask)
         if "size" in example and tuple(example["size"]) != (width, height):
             raise UndecodableImageError(
                 f"the image has {width} x {height} pixels, but its header had {example['size']}"
