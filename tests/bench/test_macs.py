@@ -1,5 +1,7 @@
 """The analytic count against the operations in the traced program."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,8 @@ import pytest
 
 import vig_jax
 from vig_jax.bench.macs import count_macs
+from vig_jax.heads.upernet import POOL_SCALES
+from vig_jax.layers.resize import adaptive_avg_pool
 
 HIERARCHICAL = {"embed_dims": (8, 16, 24, 32), "depths": (1, 2, 1, 1), "num_heads": (1, 2, 2, 4)}
 PLAIN = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
@@ -42,6 +46,10 @@ def traced_macs(jaxpr, in_scan=False):
     return total
 
 
+def trace(function, *arrays):
+    return traced_macs(jax.make_jaxpr(function)(*arrays).jaxpr)
+
+
 def _jaxprs(params):
     for value in params.values():
         for item in value if isinstance(value, tuple) else (value,):
@@ -63,5 +71,51 @@ def test_counts_what_is_computed(name, sizes, image):
     model = vig_jax.create_model(name, 7, gla_implementation="reference", **sizes)
     images = jax.ShapeDtypeStruct((1, *image, 3), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
-    traced = traced_macs(jax.make_jaxpr(model.apply)(variables, images).jaxpr)
-    assert count_macs(model, *image).total == traced
+    assert count_macs(model, *image).total == trace(model.apply, variables, images)
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"), [("vig_t", PLAIN | {"img_size": 96}), ("vig_h_t", HIERARCHICAL)]
+)
+def test_counts_what_a_segmenter_computes(name, sizes):
+    """The coarsest map has 6 x 6 tokens: resizing is by whole factors, which need no products."""
+    model = vig_jax.create_segmenter(name, 7, channels=10, gla_implementation="reference", **sizes)
+    image = (96, 96) if name == "vig_t" else (192, 192)
+    images = jax.ShapeDtypeStruct((1, *image, 3), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    *_, coarsest = jax.eval_shape(
+        functools.partial(model.apply, method="features"), variables, images
+    )
+    assert coarsest.shape[1:3] == (6, 6)
+    pooling = sum(
+        trace(functools.partial(adaptive_avg_pool, size=n), coarsest) for n in POOL_SCALES
+    )
+    macs = count_macs(model, *image)
+    assert macs.saved > 0
+    assert macs.total - macs.saved + pooling == trace(model.apply, variables, images)
+
+
+# GMAC of the decode head for 512 x 512 pixels, and of the whole model for 512 x 2048 pixels.
+PUBLISHED = {
+    ("vig_h_t", 512): (211.4, 940),
+    ("vig_h_s", 512): (211.4, 1030),
+    ("vig_h_b", 512): (212.1, 1176),
+    ("vig_t", 512): (211.4, 874),
+    ("vig_t", 192): (30.6, 151),
+    ("vig_s", 512): (213.7, 964),
+    ("vig_s", 384): (121.3, 595),
+    ("vig_b", 512): (218.4, 1301),
+    ("vig_b", 768): (483.4, 2361),
+}
+
+
+@pytest.mark.parametrize(("name", "channels"), PUBLISHED)
+def test_segmenters_as_papers_count_them(name, channels):
+    """As Swin's and VMamba's are counted: without the auxiliary head."""
+    model = vig_jax.create_segmenter(name, channels=channels)
+    head, whole = PUBLISHED[name, channels]
+    neck = 0
+    if name in ("vig_t", "vig_s", "vig_b"):
+        neck = 32 * 32 * 24 * model.backbone.embed_dim**2
+    assert round((count_macs(model, 512, 512).head - neck) / 1e9, 1) == head
+    assert round(count_macs(model, 512, 2048).total / 1e9) == whole

@@ -1,10 +1,13 @@
 """Counts the multiply-accumulates of a forward pass from a model's sizes."""
 
 import dataclasses
+from collections.abc import Sequence
 
+from vig_jax.heads.upernet import LEVELS, POOL_SCALES
 from vig_jax.layers.gated_linear_attention import GATE_RANK
 from vig_jax.layers.mlp import swiglu_hidden
-from vig_jax.models import ViG, ViGH
+from vig_jax.layers.resize import Size, direct_macs, is_separated, separated_macs
+from vig_jax.models import Segmenter, ViG, ViGH
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,26 +20,35 @@ class Macs:
         gla: the recurrence by its definition, token by token in both directions, with three
             multiplications for each of the K x V elements of a state: the decay, k v^T, and the
             product with the query. (An implementation by chunks does different work.)
+        head: neck and decode head of a segmenter by their definition, in which a convolution of
+            resized maps is one of their concatenation. The auxiliary head is not counted.
+        saved: how much less of `head` is computed, because `resize_conv` multiplies small maps
+            before it resizes them.
     """
 
     linear: int
     conv: int
     gla: int
+    head: int = 0
+    saved: int = 0
 
     @property
     def total(self) -> int:
-        """The sum of the parts."""
-        return self.linear + self.conv + self.gla
+        """The sum of the parts by their definition, `saved` included."""
+        return self.linear + self.conv + self.gla + self.head
 
     def __add__(self, other: "Macs") -> "Macs":
-        return Macs(self.linear + other.linear, self.conv + other.conv, self.gla + other.gla)
+        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
+        return Macs(*(a + b for a, b in pairs))
 
 
-def count_macs(model: ViG | ViGH, height: int, width: int) -> Macs:
+def count_macs(model: ViG | ViGH | Segmenter, height: int, width: int) -> Macs:
     """Counts the multiply-accumulates of the logits of one image of `height` x `width` pixels.
 
-    Resizing the position embedding, once per batch, is not counted.
+    Not counted: resizing, of the position embedding (once per batch) and of maps, and pooling.
     """
+    if isinstance(model, Segmenter):
+        return count_macs(model.backbone, height, width) + _segmentation(model, height, width)
     if isinstance(model, ViG):
         macs, h, w = _stem(model.embed_dim, model.patch_size, height, width)
         hidden = swiglu_hidden(model.embed_dim, multiple_of=256)
@@ -52,6 +64,44 @@ def count_macs(model: ViG | ViGH, height: int, width: int) -> Macs:
         macs += _blocks(depth, dim, heads, swiglu_hidden(dim, multiple_of=32), h * w)
         before = dim
     return macs + Macs(model.embed_dims[-1] * model.num_classes, 0, 0)
+
+
+def _segmentation(model: Segmenter, height: int, width: int) -> Macs:
+    """Counts neck and decode head."""
+    backbone, C = model.backbone, model.channels
+    macs = Macs(0, 0, 0)
+    if isinstance(backbone, ViG):
+        D = backbone.embed_dim
+        _, h, w = _stem(D, backbone.patch_size, height, width)
+        sizes: list[Size] = [(4 * h, 4 * w), (2 * h, 2 * w), (h, w), (h // 2, w // 2)]
+        macs += Macs(0, 0, 0, head=6 * h * w * 4 * D * D)  # deconvolutions at 1, 4 and 1 h w
+    else:
+        _, h, w = _stem(backbone.embed_dims[0], 4, height, width)
+        sizes = [(h, w)]
+        for _ in range(LEVELS - 1):
+            h, w = _conv_size(h, 3, 2), _conv_size(w, 3, 2)
+            sizes.append((h, w))
+    widths = [info.num_chs for info in model.feature_info]
+    pooled = [(bins, bins) for bins in POOL_SCALES]
+    macs += Macs(0, 0, 0, head=sum(h * w for h, w in pooled) * widths[-1] * C)
+    macs += _resize_conv([sizes[-1], *pooled], [widths[-1], *[C] * len(pooled)], C)
+    for (h, w), channels in zip(sizes[:-1], widths[:-1], strict=True):
+        macs += Macs(0, 0, 0, head=h * w * channels * C + direct_macs((h, w), C, C))
+    macs += _resize_conv(sizes, [C] * LEVELS, C)
+    h, w = sizes[0]
+    return macs + Macs(0, 0, 0, head=h * w * C * model.num_classes)
+
+
+def _resize_conv(sources: Sequence[Size], channels: Sequence[int], features: int) -> Macs:
+    """Counts a `resize_conv` of maps to the size of the first."""
+    size = sources[0]
+    maps = list(zip(sources, channels, strict=True))
+    saved = sum(
+        direct_macs(size, width, features) - separated_macs(source, size, width, features)
+        for source, width in maps
+        if is_separated(source, size, width, features)
+    )
+    return Macs(0, 0, 0, sum(direct_macs(size, width, features) for _, width in maps), saved)
 
 
 def _stem(dim: int, patch_size: int, height: int, width: int) -> tuple[Macs, int, int]:
