@@ -16,6 +16,7 @@ LAYERS = (
     "vig_jax.config",
     "vig_jax.figures",
     "vig_jax.sharding",
+    "vig_jax.ops",
     "vig_jax.layers",
     "vig_jax.heads",
     "vig_jax.models",

@@ -1,0 +1,1 @@
+"""Operations of detectors on boxes, anchors, samples and masks: pure functions, static shapes."""
