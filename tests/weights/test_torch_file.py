@@ -139,6 +139,27 @@ def test_objects_are_left_alone(file):
     assert read_weight_file(file).section == "model"
 
 
+def test_histories_of_mmengine_are_skipped(file):
+    """Its message hub stores every logged number, and names methods of a class by `getattr`."""
+    buffer = named("mmengine.logging.history_buffer", "HistoryBuffer")
+    history = buffer()
+    methods = {"mean": Call(getattr, (buffer, "mean"))}
+    history.__dict__ = {"_log_history": np.zeros(600_000), "statistics_methods": methods}
+    save({"state_dict": {"x": tensor(VALUES)}, "message_hub": {"loss": history}}, file)
+    found = root(file)
+    assert found["message_hub"]["loss"].kind == "mmengine.logging.history_buffer.HistoryBuffer"
+    assert read_weight_file(file).section == "state_dict"
+
+
+def test_pickles_of_too_many_operations(file, monkeypatch):
+    monkeypatch.setattr("vig_jax.weights.pickles.MAX_OPERATIONS", 1000)
+    write_records(file, {"data.pkl": b"\x80\x02" + b"N0" * 490 + b"N."})
+    assert root(file) is None
+    write_records(file, {"data.pkl": b"\x80\x02" + b"N0" * 500 + b"N."})
+    with pytest.raises(WeightsError, match="more than 1,000 operations"):
+        root(file)
+
+
 def refused(file, name):
     with pytest.raises(WeightsError, match=rf"asks to run {name}, which is refused"):
         root(file)
@@ -180,6 +201,8 @@ def test_other_calls_are_refused_too(file, function, arguments, name):
         (b"(S'touch x'\nios\nsystem\n.", r"asks to run os\.system"),  # INST
         (b"(cos\nsystem\nS'touch x'\no.", r"asks to run os\.system"),  # OBJ
         (b"\x80\x02cos\nsystem\nX\x01\x00\x00\x00x\x85R.", r"asks to run os\.system"),
+        # The attribute of a class is named by `getattr`, and never called.
+        (b"\x80\x02cbuiltins\ngetattr\ncA\nB\nX\x01\x00\x00\x00x\x86R)R.", r"asks to run A\.B"),
         (b"\x80\x02\x82\x01.", "uses EXT1"),
         (b"\x80\x05\x97.", "uses NEXT_BUFFER"),
         (b"\x80\x05\x96" + struct.pack("<Q", 2**60) + b".", "damaged"),
@@ -241,9 +264,10 @@ def test_values_whose_text_would_fill_any_memory(file, rest):
     assert len(str(error.value)) < 1000
 
 
-def test_large_pickles_are_refused(file):
-    write_records(file, {"data.pkl": b"\x80\x02" + b"N0" * 2_200_000 + b"N."})
-    with pytest.raises(WeightsError, match="more than"):
+def test_large_pickles_are_refused(file, monkeypatch):
+    monkeypatch.setattr("vig_jax.weights.pickles.MAX_BYTES", 1000)
+    write_records(file, {"data.pkl": b"\x80\x02" + b"N0" * 500 + b"N."})
+    with pytest.raises(WeightsError, match=r"has 1,004 bytes, more than 1,000"):
         root(file)
 
 

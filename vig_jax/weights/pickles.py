@@ -12,11 +12,14 @@ from typing import Any, NamedTuple
 
 from vig_jax.errors import WeightsError
 
-# Checkpoints need less than 1 MB; decoding this much takes half a minute.
-MAX_BYTES = 4 * 2**20
+# Checkpoints need less than 1 MB, but mmengine's store the history of all logged numbers, 16 bytes
+# for each. Decoding the most operations takes half a minute.
+MAX_BYTES = 128 * 2**20
+MAX_OPERATIONS = 4 * 2**20
 RESAVE = (
-    "if you trust it, save its weights again with PyTorch: "
-    "torch.save(torch.load(FILE, map_location='cpu', weights_only=False)['model'], NEW)"
+    "if you trust it, save its weights again with PyTorch: torch.save(torch.load(FILE, "
+    "map_location='cpu', weights_only=False)['model'], NEW); mmsegmentation has 'state_dict' "
+    "instead of 'model'"
 )
 _KEYS = (str, int, float, bool, bytes, type(None))
 
@@ -48,8 +51,16 @@ def _same(values: Any = ()) -> Any:
     return values
 
 
+def _attribute(owner: Any, name: Any) -> Opaque:
+    """Returns an opaque value for an attribute of a class, such as a method."""
+    if not (isinstance(owner, Global) and isinstance(name, str)):
+        raise refusal("builtins.getattr")
+    return Opaque(f"{owner.module}.{owner.name}")
+
+
 # Python 2 and 3 name builtins differently, and protocol 2 writes the names of Python 2.
 _CONTAINERS: dict[str, Function] = {
+    **dict.fromkeys(("builtins.getattr", "__builtin__.getattr"), _attribute),
     "collections.OrderedDict": lambda: {},  # the items follow
     **{
         f"{module}.{name}": _same
@@ -112,7 +123,9 @@ def loads(
         WeightsError: the pickle is damaged, too large, or calls something else.
     """
     if len(data) > MAX_BYTES:
-        raise WeightsError(f"its pickle has {len(data):,} bytes; up to {MAX_BYTES:,} are read")
+        raise WeightsError(
+            f"its pickle has {len(data):,} bytes; up to {MAX_BYTES:,} are read: {RESAVE}"
+        )
     machine = _Machine(functions, persistent)
     try:
         return machine.run(data)
@@ -121,6 +134,11 @@ def loads(
     except Exception as error:  # hostile or damaged bytes can fail in every possible way
         reason = f"{type(error).__name__}: {error}"
         raise WeightsError(f"its pickle is damaged ({reason[:200]})") from error
+
+
+def _is_long(key: Any) -> bool:
+    """Returns whether a key is an integer that takes long to hash, which Python does each time."""
+    return isinstance(key, int) and key.bit_length() > 64
 
 
 class _Machine:
@@ -134,7 +152,11 @@ class _Machine:
         self._memo: dict[int, Any] = {}
 
     def run(self, data: bytes) -> Any:
-        for opcode, argument, _ in pickletools.genops(data):
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+            if count > MAX_OPERATIONS:
+                raise WeightsError(
+                    f"its pickle has more than {MAX_OPERATIONS:,} operations: {RESAVE}"
+                )
             name = opcode.name
             if name == "STOP":
                 (result,) = self._stack
@@ -224,7 +246,7 @@ class _Machine:
         target = self._stack[-1]
         if isinstance(target, dict):
             for key, value in zip(values[::2], values[1::2], strict=True):
-                if isinstance(key, _KEYS):
+                if isinstance(key, _KEYS) and not _is_long(key):
                     target[key] = value
         elif not isinstance(target, Opaque):
             raise TypeError(f"{type(target).__name__} is not a dictionary")
@@ -253,6 +275,8 @@ class _Machine:
         self._call(function, tuple(arguments))
 
     def _call(self, function: Any, arguments: Any) -> None:
+        if isinstance(function, Opaque):
+            raise refusal(function.kind)
         if not (isinstance(function, Global) and isinstance(arguments, tuple)):
             raise TypeError("a call of something that is not a function")
         name = str(function)
