@@ -27,9 +27,10 @@ def test_images_and_masks_are_opencvs(case, fast):
 
 
 def test_the_rule_of_nearest_is_not_the_obvious_one():
-    obvious = np.arange(147) * 3 // 147  # 49 * (1 / 49) is below 1
-    assert np.flatnonzero(opencv.nearest(3, 147) != obvious).tolist() == [49, 98]
-    np.testing.assert_array_equal(opencv.nearest(90, 180), np.arange(180) // 2)
+    new = np.arange(180)
+    obvious = new[:147] * 3 // 147  # 49 * (1 / 49) is below 1
+    assert np.flatnonzero(opencv.nearest(3, 147, new[:147]) != obvious).tolist() == [49, 98]
+    np.testing.assert_array_equal(opencv.nearest(90, 180, new), new // 2)
 
 
 @needs_numba
@@ -43,7 +44,7 @@ def test_both_implementations_agree(size, new_size):
     image.flags.writeable = False
     np.testing.assert_array_equal(opencv.resize_window(image, new_size, whole), expected)
     mask = image[..., 0]
-    rows, columns = opencv.nearest(size[1], new_size[1]), opencv.nearest(size[0], new_size[0])
+    columns, rows = (opencv.nearest(*s, np.arange(s[1])) for s in zip(size, new_size, strict=True))
     lookup = rng.permutation(256).astype(np.uint8)
     slow = opencv.take_labels(mask, rows, columns, lookup, fast=False)
     for mine, theirs in zip(opencv.take_labels(mask, rows, columns, lookup), slow, strict=True):

@@ -50,7 +50,8 @@ def test_the_class_rule_of_the_crop(case, fast):
         (height, width), mask.shape, (1.0, 1.0), GEOMETRY["crop"]["cat_max_ratio"], 0.0
     )
     candidates = tuple(map(tuple, case["offsets_yx"]))
-    view, labels = views.view(mask, CropDraws(0.0, candidates, False), AS_THEY_ARE, fast=fast)
+    draws = CropDraws(0.0, candidates, False)
+    view, labels, _ = views.view(mask, draws, AS_THEY_ARE, fast=fast)
     top, left = case["used"]
     assert view.window == (left, top, left + width, top + height)
     np.testing.assert_array_equal(labels, mask[top : top + height, left : left + width])

@@ -127,8 +127,8 @@ class View:
         inside = (position >= 0) & (position < self.size[axis])
         first, length = self.box[axis], self.box[axis + 2] - self.box[axis]
         if self.pixels == "opencv":
-            of_resized = opencv.nearest(length, self.size[axis])
-            return first + of_resized[np.clip(position, 0, self.size[axis] - 1)], inside
+            within = np.clip(position, 0, self.size[axis] - 1)
+            return first + opencv.nearest(length, self.size[axis], within), inside
         pixel = first + np.floor((position + 0.5) * (length / self.size[axis])).astype(int)
         return np.clip(pixel, first, first + length - 1), inside
 

@@ -8,6 +8,7 @@ from jaxtyping import UInt8
 
 from vig_jax.data.preprocess.decode import open_image, undecodable
 from vig_jax.data.preprocess.limits import MAX_PIXELS
+from vig_jax.data.preprocess.png import decode_png
 from vig_jax.errors import ConfigError, DataSetError, UndecodableImageError, UnusableMaskError
 from vig_jax.text import preview_names
 
@@ -24,13 +25,16 @@ MAX_CLASSES = 254
 _SPREAD = {"L;2": 85, "L;4": 17}
 
 
-def decode_mask(mask: bytes | np.ndarray, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "H W"]:
+def decode_mask(
+    mask: bytes | np.ndarray, max_pixels: int = MAX_PIXELS, *, fast: bool = True
+) -> UInt8[np.ndarray, "H W"]:
     """Decodes a mask to the labels that the file stores.
 
     Args:
         mask: contents of a PNG file of one channel, of 1 to 16 bits, with or without a palette; or
             labels that are decoded already, uint8 [H, W]. The colours of a palette are ignored.
         max_pixels: width times height of a file; checked before it is decoded.
+        fast: use numba if it is installed. The labels are the same.
 
     Raises:
         UnusableMaskError: not a PNG, of several channels, or with values above 255.
@@ -41,6 +45,8 @@ def decode_mask(mask: bytes | np.ndarray, max_pixels: int = MAX_PIXELS) -> UInt8
         if mask.dtype != np.uint8 or mask.ndim != 2 or not mask.size:
             raise ValueError(f"a mask must be uint8 [H, W]; this is {mask.dtype} {mask.shape}")
         return mask
+    if fast and (decoded := decode_png(mask, max_pixels)) is not None:
+        return decoded
     try:
         opened = open_image(mask, max_pixels)
         if opened.format != "PNG":

@@ -35,44 +35,41 @@ class Taps(NamedTuple):
     first_weight: Int32[np.ndarray, "n"]  # in units of 1 / 2048
     second_weight: Int32[np.ndarray, "n"]
 
-    def part(self, start: int, stop: int, *, reverse: bool = False) -> "Taps":
-        """Returns the taps of the new pixels `start` to `stop`, perhaps in reverse order."""
-        step = -1 if reverse else 1
-        return Taps(*(np.ascontiguousarray(field[start:stop][::step]) for field in self))
 
-
-def nearest(size: int, new_size: int) -> Int[np.ndarray, "{new_size}"]:
-    """Returns the pixel that OpenCV's INTER_NEAREST takes for every new pixel along an axis.
+def nearest(size: int, new_size: int, positions: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
+    """Returns the pixel that OpenCV's INTER_NEAREST takes for new pixels along an axis.
 
     It is floor(i / (new_size / size)) in float64, which is not always floor(i size / new_size).
+
+    Args:
+        size: pixels along the axis.
+        new_size: pixels along the axis of the result.
+        positions: i, the new pixels.
     """
-    pixels = np.floor(np.arange(new_size) * (1.0 / (new_size / size))).astype(np.intp)
+    pixels = np.floor(positions * (1.0 / (new_size / size))).astype(np.int64)
     return np.minimum(pixels, size - 1)
 
 
-@functools.lru_cache(maxsize=4096)  # sizes recur, and a pass over an axis costs 0.1 ms
-def bilinear(size: int, new_size: int, *, vertical: bool) -> Taps:
+def bilinear(size: int, new_size: int, positions: Int[np.ndarray, "n"], *, vertical: bool) -> Taps:
     """Returns the taps of OpenCV's INTER_LINEAR for uint8.
 
     Args:
         size: pixels along the axis.
         new_size: pixels along the axis of the result.
+        positions: the new pixels.
         vertical: beyond the border, the passes differ. Along x the border pixel has all the weight.
             Along y both weights stay, and both belong to the border pixel.
     """
     scale = 1.0 / (new_size / size)
-    position = ((np.arange(new_size) + 0.5) * scale - 0.5).astype(np.float32)
-    first = np.floor(position).astype(np.int32)
-    share = position - first.astype(np.float32)
+    position = ((positions + 0.5) * scale - 0.5).astype(np.float32)
+    floor = np.floor(position)
+    first = floor.astype(np.int32)
+    share = position - floor
     if not vertical:
-        outside = (first < 0) | (first >= size - 1)
-        share[outside] = 0
-    weights = np.stack([np.float32(1) - share, share]) * np.float32(_ONE)
-    pixels = np.clip(np.stack([first, first + 1]), 0, size - 1).astype(np.int32)
-    taps = Taps(*pixels, *np.rint(weights).astype(np.int32))
-    for field in taps:
-        field.flags.writeable = False
-    return taps
+        share[(first < 0) | (first >= size - 1)] = 0
+    weights = [np.rint(weight * np.float32(_ONE)) for weight in (np.float32(1) - share, share)]
+    pixels = [np.minimum(np.maximum(pixel, 0), size - 1) for pixel in (first, first + 1)]
+    return Taps(pixels[0], pixels[1], *(weight.astype(np.int32) for weight in weights))
 
 
 def resize_window(
@@ -97,8 +94,9 @@ def resize_window(
     """
     left, top, right, bottom = window
     height, width, _ = image.shape
-    x = bilinear(width, size[0], vertical=False).part(left, right, reverse=flip)
-    y = bilinear(height, size[1], vertical=True).part(top, bottom)
+    columns = np.arange(left, right)
+    x = bilinear(width, size[0], columns[::-1] if flip else columns, vertical=False)
+    y = bilinear(height, size[1], np.arange(top, bottom), vertical=True)
     if fast and why_not() is None:
         return _compiled("_mix")(np.ascontiguousarray(image), *x, *y)
     used = np.unique(np.stack([y.first, y.second]))

@@ -115,9 +115,9 @@ class SegmentationPreprocess:
                 not looked at.
         """
         image, damage = load_checked(example["image"], self.data)
-        if self.data.resize != "pillow":
-            image = np.asarray(image)
-        mask = decode_mask(example["mask"], self.data.max_image_pixels)
+        fast = self.data.resize != "pillow"
+        image = np.asarray(image) if fast else image
+        mask = decode_mask(example["mask"], self.data.max_image_pixels, fast=fast)
         width, height = image_size(image)
         check_same_size((width, height), mask)
         if "size" in example and tuple(example["size"]) != (width, height):
@@ -193,8 +193,8 @@ def training_arrays(
     Raises:
         UndecodableImageError: a label in the crop has no class, or the whole mask is ignored.
     """
-    view, labels = views.view(mask, draws, lookup, fast=isinstance(image, np.ndarray))
-    if (labels == NO_CLASS).any() or (labels == IGNORED).all():
+    view, labels, counts = views.view(mask, draws, lookup, fast=isinstance(image, np.ndarray))
+    if counts[NO_CLASS] or counts[IGNORED] == labels.size:
         check_labels(mask, lookup)  # finds the reason; a crop may be without labels
     return {
         "image": _padded(view.image(image), views.crop, 0),

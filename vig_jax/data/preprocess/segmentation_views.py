@@ -8,7 +8,7 @@ import dataclasses
 import math
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 
 from vig_jax.config import DataConfig
 from vig_jax.config.tasks import SegmentationConfig
@@ -87,8 +87,8 @@ class TrainingViews:
         lookup: UInt8[np.ndarray, "256"],
         *,
         fast: bool = True,
-    ) -> tuple[View, UInt8[np.ndarray, "h w"]]:
-        """Returns the view for the draws, and the classes in it.
+    ) -> tuple[View, UInt8[np.ndarray, "h w"], Int[np.ndarray, "256"]]:
+        """Returns the view for the draws, the classes in it, and the pixels of each class.
 
         An image that is smaller than the crop is not enlarged: the view is then smaller.
 
@@ -105,10 +105,10 @@ class TrainingViews:
             view = View((0, 0, width, height), size, window, draws.flip, pixels="opencv")
             rows, columns = view.nearest(axis=1)[0], view.nearest(axis=0)[0]
             labels, counts = opencv.take_labels(mask, rows, columns, lookup, fast=fast)
-            counts = counts[:IGNORED]
-            if self.max_share >= 1 or counts.max() / max(counts.sum(), 1) < self.max_share:
+            labelled = counts[:IGNORED]
+            if self.max_share >= 1 or labelled.max() / max(labelled.sum(), 1) < self.max_share:
                 break
-        return view, labels
+        return view, labels, counts
 
 
 def scaled_size(
