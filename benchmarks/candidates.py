@@ -1,7 +1,9 @@
 """Models that are ready to be timed, and how ours become such candidates."""
 
 import dataclasses
+import importlib
 from collections.abc import Callable, Mapping
+from types import ModuleType
 
 import jax
 
@@ -14,6 +16,7 @@ from vig_jax.bench.programs import (
     training_program,
 )
 from vig_jax.config import RunConfig
+from vig_jax.errors import ConfigError
 
 # bfloat16 against float32, relative. The loss of a fresh model hardly depends on anything.
 ALLOWED_ERRORS = {"logits": 2e-2, "loss": 1e-3, "grad_norm": 2e-2}
@@ -76,6 +79,27 @@ def ours(name: str, *, image_size: int, batch_size: int, train: bool) -> Candida
         flops=flops_per_image(config, train=train),
         run=candidate(call),
     )
+
+
+def import_peers(module: str, *, without: str = "") -> ModuleType:
+    """Imports a module of this package that needs PyTorch and timm.
+
+    Args:
+        module: its name.
+        without: what can be done without them, for the message.
+
+    Raises:
+        ConfigError: one of them is not installed.
+    """
+    try:
+        return importlib.import_module(f"benchmarks.{module}")
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] not in ("torch", "timm"):
+            raise
+        raise ConfigError(
+            f"{error.name} is not installed, and the peers need PyTorch and timm: pip install "
+            f"torch timm{without}"
+        ) from error
 
 
 def _step_errors(config: RunConfig, metrics: Mapping[str, jax.Array]) -> dict[str, float]:

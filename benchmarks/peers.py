@@ -30,8 +30,6 @@ the exit status is 1 if one of ours failed. Tables are written after each model,
 import argparse
 import itertools
 import os
-import platform
-import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -141,6 +139,7 @@ def _entry(text: str) -> tuple[str, list[tuple[int, int]], list[str]]:
 
 
 def _compare(options: argparse.Namespace) -> int:
+    from benchmarks import table
     from vig_jax import list_models
     from vig_jax.bench.programs import image_and_batch_sizes
     from vig_jax.bench.throughput import write_tables
@@ -150,7 +149,7 @@ def _compare(options: argparse.Namespace) -> int:
     if unknown := [name for name, *_ in options.models if name not in list_models()]:
         known = ", ".join(list_models())
         raise ConfigError(f"--models: {', '.join(unknown)} is none of our models ({known})")
-    facts = _facts()  # before PyTorch loads its cuDNN: JAX needs its own
+    facts = table.facts()  # before PyTorch loads its cuDNN: JAX needs its own
     peers = [peer for _, _, names in options.models for peer in names]
     torch_peers = _torch_peers() if peers else None
     if torch_peers:
@@ -164,7 +163,7 @@ def _compare(options: argparse.Namespace) -> int:
         write_tables(facts, rows, json_file=options.json, csv_file=options.csv)
 
     write()  # fail now, not after an hour, if a file cannot be written
-    _print_head(facts)
+    table.print_head(facts)
     status = 0
     for (name, own, names), pass_ in itertools.product(options.models, options.passes):
         for size, batch in own or shapes:
@@ -179,7 +178,7 @@ def _compare(options: argparse.Namespace) -> int:
                 if torch_peers:
                     torch_peers.free()
             for row in group:
-                _print(row)
+                table.print_row(row)
             rows += group
             write()
     if options.plot:
@@ -187,63 +186,25 @@ def _compare(options: argparse.Namespace) -> int:
     return status
 
 
-def _facts() -> dict[str, Any]:
-    """Returns what the table was measured with: type, device and versions."""
-    import jax
-
-    from kernels_pallas.core.timing import commit, driver
-
-    device = jax.local_devices()[0]
-    return {
-        "dtype": "bfloat16",
-        "device": f"{device.device_kind} ({device.platform})",
-        "driver": driver(),
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "commit": commit(),
-    }
-
-
-def _title(facts: Mapping[str, Any]) -> str:
-    return f"{facts['dtype']}, on {facts['device']}"
-
-
-def _print_head(facts: Mapping[str, Any]) -> None:
-    print(_title(facts))
-    print(", ".join(f"{name} {value}" for name, value in list(facts.items())[2:]))
-    print(
-        f"{'model':30} {'as':27} {'pass':9} {'params':>11} {'pixels':>6} {'batch':>5} {'img/s':>9} "
-        f"{'ms':>9} {'+-':>7} {'MB':>7} {'MFU':>6} {'to ours':>7}"
-    )
-
-
 def _draw(
     options: argparse.Namespace, facts: Mapping[str, Any], rows: Sequence[dict[str, Any]]
 ) -> None:
     """Writes a figure for each pass that has rows."""
+    from benchmarks.table import title
     from vig_jax.bench.throughput import by_model, draw
 
     for pass_ in options.passes:
         drawn = [row for row in rows if row["pass"] == pass_]
         if drawn:
             figure = options.plot.with_stem(f"{options.plot.stem}_{pass_}")
-            draw(by_model(drawn), f"{pass_}, {_title(facts)}", figure, memory="memory_bytes")
+            draw(by_model(drawn), f"{pass_}, {title(facts)}", figure, memory="memory_bytes")
             print(f"figure: {figure}")
 
 
 def _torch_peers() -> Any:
-    from vig_jax.errors import ConfigError
+    from benchmarks.candidates import import_peers
 
-    try:
-        from benchmarks import torch_peers
-    except ImportError as error:
-        if (error.name or "").partition(".")[0] not in ("torch", "timm"):
-            raise
-        raise ConfigError(
-            f"{error.name} is not installed, and the peers need PyTorch and timm: pip install "
-            "torch timm. Or run our models alone, for example --models vig_t"
-        ) from error
-    return torch_peers
+    return import_peers("torch_peers", without=". Or run our models alone: --models vig_t")
 
 
 def _rows(
@@ -256,13 +217,9 @@ def _rows(
     torch_peers: Any,
 ) -> list[dict[str, Any]]:
     """Returns our row for one size and pass, and a row per peer in its faster variant."""
-    import jax
-
     from benchmarks.candidates import ours
-    from kernels_pallas.core.timing import interleaved
-    from vig_jax.bench.throughput import peak_flops, spread
+    from benchmarks.table import fastest_rows
 
-    peak = peak_flops(jax.local_devices()[0].device_kind)
     train = pass_ == "train"
     mode = options.compile_mode or ("default" if train else "reduce-overhead")
     given: Any = {"image_size": size, "batch_size": batch, "train": train}
@@ -278,42 +235,13 @@ def _rows(
                 print(found, file=sys.stderr)
             else:
                 group.append(found)
-    seconds = interleaved(
-        {f"{one.name} {one.variant}": one.run for one in group},
+    return fastest_rows(
+        group,
+        pass_=pass_,
+        image_size=size,
+        batch_size=batch,
         repeats=options.repeats,
         sample_seconds=options.sample_seconds,
-    )
-    best: dict[str, dict[str, Any]] = {}
-    for one in group:
-        samples = seconds[f"{one.name} {one.variant}"]
-        median = statistics.median(samples)
-        img_per_s = batch / median
-        row = {
-            "model": one.name,
-            "variant": one.variant,
-            "pass": pass_,
-            "parameters": one.parameters,
-            "image_size": size,
-            "batch_size": batch,
-            "img_per_s": img_per_s,
-            "ms": 1e3 * median,
-            "ms_spread": 1e3 * spread(samples),
-            "memory_bytes": one.memory_bytes,
-            "mfu": img_per_s * one.flops / peak if peak else None,
-        }
-        row["relative"] = img_per_s / best[name]["img_per_s"] if best else 1.0
-        if one.name not in best or img_per_s > best[one.name]["img_per_s"]:
-            best[one.name] = row
-    return list(best.values())
-
-
-def _print(row: dict[str, Any]) -> None:
-    mfu = f"{'-':>6}" if row["mfu"] is None else f"{row['mfu']:6.1%}"
-    print(
-        f"{row['model']:30} {row['variant']:27} {row['pass']:9} {row['parameters']:11,} "
-        f"{row['image_size']:6} {row['batch_size']:5} {row['img_per_s']:9.1f} {row['ms']:9.3f} "
-        f"{row['ms_spread']:7.3f} {row['memory_bytes'] / 1e6:7.0f} {mfu} {row['relative']:7.3f}",
-        flush=True,
     )
 
 

@@ -1,6 +1,7 @@
 """timm's models at PyTorch's best: bfloat16, fused attention, eager and compiled."""
 
 import contextlib
+import dataclasses
 import gc
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ from vig_jax.errors import ConfigError
 from vig_jax.layers.pixels import IMAGENET_MEAN, IMAGENET_STD
 
 ATTENTION = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
+DEVICE = "cuda"
 _EMA_WEIGHT = 1e-4  # weight of the new parameters in the EMA
 
 
@@ -28,7 +30,7 @@ def check(names: Sequence[str]) -> None:
         ConfigError: a name is unknown, or there is no CUDA device.
     """
     if not torch.cuda.is_available():
-        raise ConfigError("PyTorch sees no CUDA device, which the peers need; --models vig_t runs")
+        raise ConfigError("PyTorch sees no CUDA device, which the peers need")
     if unknown := [name for name in names if not timm.is_model(name)]:
         raise ConfigError(f"timm {timm.__version__} has no model {', '.join(unknown)}")
 
@@ -73,57 +75,108 @@ def candidates(
     if name.startswith("swin_") and image_size != 224:
         yield f"{name}: only at 224 pixels"
         return
-    torch.backends.cudnn.benchmark = True
     channels_last = name.startswith("convnext")
     try:
-        images = _images(batch_size, image_size, channels_last=channels_last)
+        images = random_images(batch_size, image_size, image_size, channels_last=channels_last)
         before = torch.cuda.memory_allocated()
         model = _model(name, image_size, channels_last=channels_last)
-        flops = _flops(model, image_size) * (TRAIN_MACS if train else 1)
+        flops = count_flops(model, image_size, image_size) * (TRAIN_MACS if train else 1)
         start, forward = _training(model, batch_size) if train else _inference(model)
     except RuntimeError as error:  # out of memory
-        yield f"{name}: not measured: {_first_line(error)}"
+        yield f"{name}: not measured: {first_line(error)}"
         return
-    fused = _attention(name, attention)
-    variants = {"eager": forward}
-    if compile_mode:
-        compiled = torch.compile(forward, mode=compile_mode, dynamic=False)
-        variants[f"compiled ({compile_mode})"] = compiled
-    for variant, one in variants.items():
-        run = _runner(start, one, images, fused)
+    yield from variants(
+        Prepared(name, model, images, start, forward, flops, before),
+        compile_modes=[compile_mode] if compile_mode else [],
+        fused=_attention(name, attention),
+    )
+
+
+Start = Callable[[Any, torch.Tensor], torch.Tensor]
+"""Starts one call of a forward function on a batch of pixels; returns what must be finite."""
+Fused = Callable[[], contextlib.AbstractContextManager[Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A model on the device, before it is compiled.
+
+    Attributes:
+        name: for the table.
+        model: the module with all parameters.
+        images: batches of pixels, used in rotation.
+        start: starts one call.
+        forward: the function of a batch that `start` calls, eager.
+        flops: operations for one image.
+        before: bytes that were allocated before the model was made.
+    """
+
+    name: str
+    model: torch.nn.Module
+    images: Sequence[torch.Tensor]
+    start: Start
+    forward: Any
+    flops: int
+    before: int
+
+
+def variants(
+    prepared: Prepared,
+    *,
+    compile_modes: Sequence[str],
+    fused: Fused = contextlib.nullcontext,
+) -> Iterator[Candidate | str]:
+    """Yields a model in eager mode and in each mode of `torch.compile`, or why it is not measured.
+
+    Args:
+        prepared: the model.
+        compile_modes: modes of `torch.compile`.
+        fused: makes a context in which the model runs.
+    """
+    torch.backends.cudnn.benchmark = True
+    name, images, forward = prepared.name, prepared.images, prepared.forward
+    forwards = {"eager": forward}
+    for mode in compile_modes:
+        forwards[f"compiled ({mode})"] = torch.compile(forward, mode=mode, dynamic=False)
+    for variant, one in forwards.items():
+        run = _runner(prepared.start, one, images, fused)
         try:
             with fused():
-                finite = bool(torch.isfinite(start(one, images[0])).all())  # compiles
+                finite = bool(torch.isfinite(prepared.start(one, images[0])).all())  # compiles
             torch.cuda.reset_peak_memory_stats()
             run(3)
         except RuntimeError as error:  # out of memory, or raised by the compiler
-            yield f"{name}, {variant}: not measured: {_first_line(error)}"
+            yield f"{name}, {variant}: not measured: {first_line(error)}"
             continue
         if not finite:
             yield f"{name}, {variant}: not measured: results are not finite"
             continue
+        peak = torch.cuda.max_memory_allocated() - prepared.before
         yield Candidate(
             name=name,
             variant=variant,
-            parameters=sum(parameter.numel() for parameter in model.parameters()),
-            memory_bytes=torch.cuda.max_memory_allocated() - before + images[0].nbytes,
-            flops=flops,
+            parameters=sum(parameter.numel() for parameter in prepared.model.parameters()),
+            memory_bytes=peak + images[0].nbytes,
+            flops=prepared.flops,
             run=run,
         )
 
 
-def _first_line(error: RuntimeError) -> str:
+def first_line(error: RuntimeError) -> str:
+    """Returns the first line of a message."""
     return str(error).strip().partition("\n")[0]
 
 
-def _images(batch_size: int, side: int, *, channels_last: bool) -> list[torch.Tensor]:
-    """Draws batches of random pixels, uint8 [B, 3, side, side]."""
-    generator = torch.Generator("cuda").manual_seed(0)
+def random_images(
+    batch_size: int, height: int, width: int, *, channels_last: bool
+) -> list[torch.Tensor]:
+    """Draws batches of random pixels, uint8 [B, 3, height, width]."""
+    generator = torch.Generator(DEVICE).manual_seed(0)
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    shape = (batch_size, 3, side, side)
+    shape = (batch_size, 3, height, width)
     return [
         torch.randint(
-            0, 256, shape, dtype=torch.uint8, device="cuda", generator=generator
+            0, 256, shape, dtype=torch.uint8, device=DEVICE, generator=generator
         ).contiguous(memory_format=layout)
         for _ in range(INPUTS)
     ]
@@ -135,88 +188,87 @@ def _model(name: str, side: int, *, channels_last: bool) -> torch.nn.Module:
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=1000, drop_path_rate=DROP_PATH, **sizes)
     layout = torch.channels_last if channels_last else torch.preserve_format
-    return model.to("cuda", memory_format=layout)
+    return model.to(DEVICE, memory_format=layout)
 
 
-def _attention(name: str, choice: str) -> Callable[[], contextlib.AbstractContextManager[Any]]:
+def _attention(name: str, choice: str) -> Fused:
     """Restricts scaled_dot_product_attention to one kernel, if that kernel can serve the model."""
     if name.startswith(("deit_", "vit_")):
         return lambda: sdpa_kernel(ATTENTION[choice])
     return contextlib.nullcontext  # swin adds a bias, which these kernels do not take
 
 
-def _flops(model: torch.nn.Module, side: int) -> int:
+def count_flops(model: torch.nn.Module, height: int, width: int) -> int:
     """Counts the operations of one image's logits: products, convolutions and attention."""
-    image = torch.zeros(1, 3, side, side, device="cuda")
+    image = torch.zeros(1, 3, height, width, device=DEVICE)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model.eval()(image)
     return counter.get_total_flops()
 
 
-def _normalised(pixels: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    """Does what `vig_jax.layers.pixels.normalise` does, in bfloat16, which holds 0 to 255."""
-    return pixels.to(torch.bfloat16) * scale + shift
-
-
-def _constants() -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns the factor and the summand of the normalisation, [3, 1, 1]."""
-    mean, std = (torch.tensor(x, device="cuda") for x in (IMAGENET_MEAN, IMAGENET_STD))
+def normalisation() -> Callable[[torch.Tensor], torch.Tensor]:
+    """Returns what does `vig_jax.layers.pixels.normalise`, in bfloat16, which holds 0 to 255."""
+    mean, std = (torch.tensor(x, device=DEVICE) for x in (IMAGENET_MEAN, IMAGENET_STD))
     pair = 1 / (255 * std), -mean / std
     scale, shift = (x.to(torch.bfloat16)[:, None, None] for x in pair)
-    return scale, shift
-
-
-Start = Callable[[Any, torch.Tensor], torch.Tensor]
-"""Starts one call of a forward function on a batch of pixels; returns what must be finite."""
+    return lambda pixels: pixels.to(torch.bfloat16) * scale + shift
 
 
 def _inference(model: torch.nn.Module) -> tuple[Start, Any]:
     """Prepares inference, pixels to logits, all in bfloat16."""
     model.eval().to(torch.bfloat16)
-    scale, shift = _constants()
+    normalise = normalisation()
+    return start_inference, lambda pixels: model(normalise(pixels))
 
-    def logits(pixels: torch.Tensor) -> torch.Tensor:
-        return model(_normalised(pixels, scale, shift))
 
-    def start(forward: Any, pixels: torch.Tensor) -> torch.Tensor:
-        with torch.inference_mode():
-            return forward(pixels)
-
-    return start, logits
+def start_inference(forward: Any, pixels: torch.Tensor) -> torch.Tensor:
+    """Calls `forward` in inference mode."""
+    with torch.inference_mode():
+        return forward(pixels)
 
 
 def _training(model: torch.nn.Module, batch_size: int) -> tuple[Start, Any]:
-    """Prepares a step: float32 parameters, bfloat16 computation, AdamW, EMA of the parameters."""
+    """Prepares a step of classification, in bfloat16 with float32 parameters."""
     model.train()
-    scale, shift = _constants()
-    parameters = list(model.parameters())
-    ema = [parameter.detach().clone() for parameter in parameters]
-    optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.05, fused=True)
+    normalise = normalisation()
 
     def loss_fn(pixels: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        with torch.autocast("cuda", torch.bfloat16):
-            logits = model(_normalised(pixels, scale, shift))
+        with torch.autocast(DEVICE, torch.bfloat16):
+            logits = model(normalise(pixels))
         return functional.cross_entropy(logits.float(), labels, label_smoothing=0.1)
 
-    labels = torch.randint(0, 1000, (batch_size,), device="cuda")
+    labels = torch.randint(0, 1000, (batch_size,), device=DEVICE)
+    return training_start(list(model.parameters()), labels, ema=True), loss_fn
+
+
+def training_start(
+    parameters: Sequence[torch.nn.Parameter], targets: torch.Tensor, *, ema: bool
+) -> Start:
+    """Returns what starts a training step: loss, gradients, AdamW and, if `ema`, EMA weights.
+
+    Args:
+        parameters: all parameters, float32.
+        targets: second argument of the loss function.
+        ema: keep a moving average of the parameters.
+    """
+    averages = [parameter.detach().clone() for parameter in parameters] if ema else []
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.05, fused=True)
 
     def start(forward: Any, pixels: torch.Tensor) -> torch.Tensor:
-        loss = forward(pixels, labels)
+        loss = forward(pixels, targets)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            torch._foreach_lerp_(ema, parameters, _EMA_WEIGHT)
+        if averages:
+            with torch.no_grad():
+                torch._foreach_lerp_(averages, parameters, _EMA_WEIGHT)
         return loss.detach()
 
-    return start, loss_fn
+    return start
 
 
 def _runner(
-    start: Start,
-    forward: Any,
-    images: Sequence[torch.Tensor],
-    fused: Callable[[], contextlib.AbstractContextManager[Any]],
+    start: Start, forward: Any, images: Sequence[torch.Tensor], fused: Fused
 ) -> Callable[[int], None]:
     batches = itertools.cycle(images)
 

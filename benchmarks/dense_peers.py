@@ -1,0 +1,160 @@
+r"""Times models of dense tasks alternately, in one process on one GPU, in bfloat16.
+
+  python -m benchmarks.dense_peers --task segmentation --peers swin_tiny convnext_tiny \
+      --train --batch-size 16 --image-size 512 512
+  python -m benchmarks.dense_peers --task segmentation --peers swin_tiny convnext_tiny \
+      --batch-size 1 --image-size 512 2048 --json rows.json
+
+Peers of segmentation are timm's backbones with a UPerHead of 512 channels and, in training, an
+FCNHead of 256, for the 150 classes of ADE20K, with random weights. They take uint8 pixels and
+normalise them on the device.
+
+Inference computes the logits at a quarter of the image's size, resizes them to the image's size and
+takes the largest: a label map. Its weights are bfloat16. A training step is forward in bfloat16
+(autocast), the cross entropy of both heads at full size in float32 with ignored pixels, backward,
+and fused AdamW; there is drop path and no augmentation.
+
+Peers run eager and compiled, with channels-last convolutions, and the table has the faster variant
+of each. By default inference is compiled with CUDA graphs (reduce-overhead) and training without.
+--compile-mode takes several modes to try; max-autotune takes minutes.
+
+The samples of all models alternate. A sample is a series of calls, queued back to back, that fills
+--sample-seconds, with one wait at the end. The table has the median, half the distance between the
+16th and 84th percentile, and the most memory that PyTorch held. A model that cannot be measured is
+reported, and the exit status is 1.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+_PEERS = ("swin_tiny", "convnext_tiny")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit status."""
+    options = _options(argv)
+    # By default JAX allocates most of the memory at once, and PyTorch would have none.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    from vig_jax.errors import REPORTED_ERRORS
+
+    try:
+        return _compare(options)
+    except REPORTED_ERRORS as error:
+        print(f"dense_peers.py: {error}", file=sys.stderr)
+        return 1
+
+
+def _options(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.dense_peers",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--task", choices=("segmentation",), default="segmentation")
+    parser.add_argument(
+        "--peers",
+        nargs="+",
+        default=list(_PEERS),
+        metavar="PEER",
+        help=f"models in PyTorch (default: {' '.join(_PEERS)})",
+    )
+    parser.add_argument("--train", action="store_true", help="a training step, not inference")
+    parser.add_argument("--batch-size", type=_positive, default=16, metavar="IMAGES")
+    parser.add_argument(
+        "--image-size",
+        type=_positive,
+        nargs=2,
+        default=[512, 512],
+        metavar=("HEIGHT", "WIDTH"),
+        help="in pixels (default 512 512)",
+    )
+    parser.add_argument("--repeats", type=_positive, default=10, help="samples (default 10)")
+    parser.add_argument("--sample-seconds", type=float, default=1.0, help="(default 1)")
+    parser.add_argument(
+        "--compile-mode",
+        nargs="*",
+        choices=_MODES,
+        help="modes of torch.compile to try; none: eager only (default: reduce-overhead, and in "
+        "training: default)",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write facts and rows here")
+    return parser.parse_args(argv)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} must be at least 1")
+    return number
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from benchmarks import table
+    from benchmarks.candidates import import_peers
+    from vig_jax.bench.throughput import write_tables
+
+    facts = table.facts()  # before PyTorch loads its cuDNN: JAX needs its own
+    peers = import_peers(f"torch_{options.task}")
+    _check(options, peers)
+    facts |= peers.versions() | {"task": options.task}
+    rows: list[dict[str, Any]] = []
+    write_tables(facts, rows, json_file=options.json, csv_file=None)  # fail now if it cannot be
+    table.print_head(facts)
+    group, failed = [], False
+    for name in options.peers:
+        measurable = False
+        for found in peers.candidates(
+            name,
+            image_size=tuple(options.image_size),
+            batch_size=options.batch_size,
+            train=options.train,
+            compile_modes=_compile_modes(options),
+        ):
+            if isinstance(found, str):
+                print(found, file=sys.stderr, flush=True)
+            else:
+                group.append(found)
+                measurable = True
+        failed = failed or not measurable
+    if group:
+        rows = table.fastest_rows(
+            group,
+            pass_="train" if options.train else "inference",
+            image_size="x".join(map(str, options.image_size)),
+            batch_size=options.batch_size,
+            repeats=options.repeats,
+            sample_seconds=options.sample_seconds,
+        )
+        for row in rows:
+            table.print_row(row)
+        write_tables(facts, rows, json_file=options.json, csv_file=None)
+    return int(failed)
+
+
+def _compile_modes(options: argparse.Namespace) -> list[str]:
+    if options.compile_mode is None:
+        return ["default" if options.train else "reduce-overhead"]
+    return options.compile_mode
+
+
+def _check(options: argparse.Namespace, peers: Any) -> None:
+    """Refuses peers that are unknown or cannot run here.
+
+    Raises:
+        ConfigError: a name is unknown, or there is no CUDA device.
+    """
+    from vig_jax.errors import ConfigError
+
+    if unknown := [name for name in options.peers if name not in peers.BACKBONES]:
+        known = ", ".join(peers.BACKBONES)
+        raise ConfigError(f"--peers: {', '.join(unknown)} is none of the backbones ({known})")
+    peers.check([peers.BACKBONES[name] for name in options.peers])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
