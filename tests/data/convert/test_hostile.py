@@ -1,13 +1,16 @@
 """Conversions of names that are not UTF-8 and of damaged images, and of two at once."""
 
 import json
+import multiprocessing
 import os
+import time
 
 import pytest
 
-from vig_jax.data.convert import Options, convert, open_splits, verify
+from vig_jax.data.convert import Options, convert, open_splits, shard, verify
 from vig_jax.data.inspection import inspect
-from vig_jax.errors import FolderInUseError
+from vig_jax.data.loader import watch
+from vig_jax.errors import ConversionError, FolderInUseError
 from vig_jax.files import folder_lock
 
 KINDS = ("array_record", "image_folder", "parquet", "tar")
@@ -38,6 +41,21 @@ def test_two_conversions_to_one_folder(folder, tmp_path):
                 convert(sources, out, Options(), resume=resume)
     convert(sources, out, Options(), resume=True)  # the lock of a process that has ended
     assert not (out / ".conversion").exists()
+
+
+def hangs(*_):
+    time.sleep(60)
+
+
+def test_workers_that_hang_at_their_start_end_the_conversion(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(shard, "_start_worker", hangs)
+    monkeypatch.setattr(shard, "_FILE_TIMES", 0.001)
+    monkeypatch.setattr(watch, "_START_SECONDS", 1.0)
+    sources = open_splits(str(folder), "image_folder")
+    silent = r"workers for 1 s \(2 starting\).*--resume continues"
+    with pytest.raises(ConversionError, match=silent):
+        convert(sources, tmp_path / "out", Options(shards=2), workers=2)
+    assert not multiprocessing.active_children()
 
 
 def test_damaged_jpegs_are_listed_or_left_out(folder, tmp_path, caplog):

@@ -18,8 +18,9 @@ import pytest
 from tests.data.loading import eval_batches, train_batches
 from vig_jax import data as package
 from vig_jax.data import open_dataset
+from vig_jax.data.dataset import Dataset
 from vig_jax.data.loader import batches as loader
-from vig_jax.data.loader import watch
+from vig_jax.data.loader import pipeline, watch
 from vig_jax.data.loader.shared_memory import SHARED_MEMORY, remove_stale
 from vig_jax.errors import DataWorkerError
 
@@ -60,12 +61,14 @@ def test_two_workers(make_data, folder, monkeypatch, caplog):
 class Slow:
     """A preprocess that stops at one example; it must be picklable by name."""
 
+    label: int = 2
+
     @property
     def spec(self):
         return {"label": ((), np.dtype(np.int32))}
 
     def __call__(self, example, rng):
-        if example["label"] == 2:
+        if example["label"] == self.label:
             time.sleep(60)
         return {"label": np.array(example["label"], np.int32)}
 
@@ -90,13 +93,69 @@ def test_a_worker_that_takes_too_long_or_is_killed_names_the_image(make_data, fo
     assert not multiprocessing.active_children()
 
 
+@dataclasses.dataclass(frozen=True)
+class HangsBetweenImages:
+    """A data set that does not answer a worker after the first batch."""
+
+    dataset: Dataset
+    asked = itertools.count()
+
+    @property
+    def info(self):
+        return self.dataset.info
+
+    def __len__(self):
+        if multiprocessing.parent_process() and next(self.asked) > 5:
+            time.sleep(60)
+        return len(self.dataset)
+
+    def __getitem__(self, index):
+        return self.dataset[index]
+
+    def name_of(self, index):
+        return self.dataset.name_of(index)
+
+
+def hangs_at_its_start(*_):
+    time.sleep(60)
+
+
+def test_workers_that_hang_outside_of_images_are_an_error(make_data, folder, monkeypatch):
+    dataset = open_dataset(make_data(source="image_folder", path=str(folder)), "train")
+    settings = {"batch_size": 1, "seed": 0, "workers": 1, "image_seconds": 0.5}
+    between = r"nothing came.*0\.5 s \(1 between images\).*config\.data\.image_seconds"
+    hanging = HangsBetweenImages(dataset)
+    with loader.train_batches(hanging, Slow(label=-1), **settings) as batches:
+        next(batches)
+        time.sleep(1.5)  # nothing is awaited: a worker with full buffers may be silent
+        with pytest.raises(DataWorkerError, match=between):
+            list(batches)
+    monkeypatch.setattr(pipeline, "_start_worker", hangs_at_its_start)
+    monkeypatch.setattr(watch, "_START_SECONDS", 1.0)
+    starting = r"nothing came.* for 1 s \(1 starting\)"
+    stuck = loader.train_batches(dataset, Slow(label=-1), **settings)
+    with stuck as batches, pytest.raises(DataWorkerError, match=starting):
+        next(batches)
+    assert not multiprocessing.active_children()
+
+
+def test_threads_report_that_they_are_silent(caplog):
+    seen = watch.Watch(lambda index, group: "", 0.2, owner=1)
+    with seen.awaiting():
+        deadline = time.monotonic() + 5
+        while "a batch is awaited, but no thread has had an image in hand" not in caplog.text:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    seen.close()
+
+
 def test_threads_report_an_image_that_takes_too_long(make_data, folder, caplog):
     dataset = open_dataset(make_data(source="image_folder", path=str(folder)), "train")
     name = dataset.name_of(5)
     seen = watch.Watch(lambda index, group: dataset.name_of(index), 0.2, owner=id(dataset))
     watch.begin(5, owner=id(dataset))
     deadline = time.monotonic() + 5
-    while f"{name} has been in hand for more than 0.2 s" not in caplog.text:
+    while f"{name} has been in hand for more than the 0.2 s of" not in caplog.text:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     watch.end()

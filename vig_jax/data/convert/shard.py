@@ -4,7 +4,7 @@ import concurrent.futures
 import functools
 import multiprocessing
 import queue
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, NamedTuple
 
@@ -28,6 +28,7 @@ _REPORTED_EVERY = 16  # images
 
 IMAGE_SECONDS = 120.0
 """A worker that takes longer for one image is ended."""
+_FILE_TIMES = 5.0  # of these seconds, to complete a shard and read it for its digest
 
 
 class Job(NamedTuple):
@@ -113,23 +114,27 @@ def write_shards(
     context = multiprocessing.get_context("spawn")
     splits = list(SPLIT_NAMES)
     watched = watch.Watch(
-        lambda index, group: job.datasets[splits[group]].name_of(index), job.image_seconds
+        lambda index, group: job.datasets[splits[group]].name_of(index),
+        job.image_seconds,
+        silent_seconds=_FILE_TIMES * job.image_seconds,
     )
     reports = context.Queue()
     others = set(multiprocessing.active_children())
+    workers = min(workers, len(shards))
+    watched.expect(workers)
     pool = concurrent.futures.ProcessPoolExecutor(
-        min(workers, len(shards)), context, _start_worker, (job, reports, watched.folder)
+        workers, context, _start_worker, (job, reports, watched.folder)
     )
     try:
         waiting = {pool.submit(_write_in_worker, shard): shard for shard in shards}
         started = set(multiprocessing.active_children()) - others
         while waiting:
-            # The pool may not watch the processes that it started last.
-            if any(process.exitcode for process in started):
-                raise BrokenProcessPool
-            done, _ = concurrent.futures.wait(
-                waiting, timeout=0.2, return_when=concurrent.futures.FIRST_COMPLETED
-            )
+            with watched.awaiting():
+                while not (done := _done(waiting)):
+                    # The pool may not watch the processes that it started last.
+                    if any(process.exitcode for process in started):
+                        raise BrokenProcessPool
+                    _forward(reports, report)
             _forward(reports, report)
             for future in done:
                 yield waiting.pop(future), future.result()
@@ -149,12 +154,24 @@ def write_shards(
     pool.shutdown()
 
 
+def _done(waiting: Iterable[concurrent.futures.Future]) -> set[concurrent.futures.Future]:
+    """Waits for a moment and returns the finished ones."""
+    return concurrent.futures.wait(
+        waiting, timeout=0.2, return_when=concurrent.futures.FIRST_COMPLETED
+    ).done
+
+
 def _describe_loss(watched: watch.Watch, in_hand: list[str]) -> str:
     """Returns the message for a worker process that has ended."""
     if watched.stuck:
         return (
             f"a worker process was ended: it had {watched.stuck[0]} in hand for too long. Remove "
             "the image; --resume continues the conversion"
+        )
+    if watched.silence:
+        return (
+            f"the worker processes were ended: {watched.silence}. Are the disks in order? --resume "
+            "continues the conversion"
         )
     hint = f", with {preview_names(in_hand)} in hand" if in_hand else ""
     return (

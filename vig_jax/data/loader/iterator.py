@@ -54,7 +54,8 @@ class BatchIterator(Iterator[Batch]):
         if not self._left:
             raise StopIteration
         try:
-            batch = next(self._open[0])
+            with self._watch.awaiting():
+                batch = next(self._open[0])
         except Exception as error:
             lost = _lost_worker(error, self._watch)
             self.close()
@@ -86,6 +87,12 @@ def _lost_worker(error: Exception, watch: Watch) -> DataWorkerError | None:
         return DataWorkerError(
             f"a data worker was ended: it had {watch.stuck[0]} in hand for longer than "
             "config.data.image_seconds allows. Remove the image, or raise the limit (0: none)"
+        )
+    if watch.silence:
+        return DataWorkerError(
+            f"the data workers were ended: {watch.silence}, which is longer than "
+            "config.data.image_seconds allows. Is the disk that they read in order? Else raise "
+            "the limit (0: none)"
         )
     cause = str(error).splitlines()[0].rstrip(".")
     in_hand = watch.in_hand_of_the_dead()
@@ -141,6 +148,7 @@ def iterate(
     count = workers * (2 * buffer + 2) + 1
     _check_shared_memory(batches, workers, prefetch, count * copies)
     watch = Watch(name_of, image_seconds)
+    watch.expect(workers)
     made = pipeline.in_processes(batches, workers, buffer, watch.folder)
     return BatchIterator(made, len(batches), watch, shared=True, total_bytes=total_bytes)
 
