@@ -231,8 +231,18 @@ def test_a_damaged_plan_is_one_line(content, sources, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         convert({"train": interrupted}, out, Options(to="tar", shards=2))
     (out / ".conversion" / "plan.json").write_text(content)
-    with pytest.raises(DataSetError, match=r"plan.json is damaged .* remove .*out and convert"):
+    with pytest.raises(DataSetError, match=rf"plan.json is damaged .* remove {out} and convert"):
         convert({"train": sources["train"]}, out, Options(to="tar", shards=2), resume=True)
+
+
+def test_a_damaged_plan_of_a_complete_conversion_is_one_line(sources, tmp_path):
+    out = tmp_path / "plan.json"  # a name that means something elsewhere
+    convert(sources, out, Options(to="tar", shards=2))
+    file = out / "info.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"plan": []}))
+    message = rf"{file} is damaged \(it holds no plan\); remove {out} and convert again"
+    with pytest.raises(DataSetError, match=message):
+        convert(sources, out, Options(to="tar", shards=2), resume=True)
 
 
 @pytest.mark.parametrize("content", ["[]", "{", "null"])

@@ -32,7 +32,7 @@ Datasets = Mapping[Split, ClassificationDataset]
 SPLIT_NAMES: dict[Split, str] = {"train": "train", "eval": "val"}
 STATE_FOLDER = ".conversion"
 
-_PLAN = "plan.json"
+_PLAN_FILE = f"{STATE_FOLDER}/plan.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,7 @@ def check_complete(destination: Path, info: Mapping[str, Any], plan: Mapping[str
     Raises:
         DataSetError: it did not.
     """
-    stored = _with_defaults(info.get("plan", {}), destination / INFO_FILE)
+    stored = _with_defaults(info.get("plan", {}), destination, INFO_FILE)
     if stored != plan:
         raise DataSetError(f"{destination} was converted differently: {_changes(stored, plan)}")
 
@@ -89,7 +89,7 @@ def begin(destination: Path, plan: Mapping[str, Any], resume: bool) -> None:
         DataSetError: the destination is in use, its conversion was started with another plan, or
             the stored plan is damaged.
     """
-    file = destination / STATE_FOLDER / _PLAN
+    file = destination / _PLAN_FILE
     if file.exists():
         if not resume:
             raise DataSetError(
@@ -99,8 +99,8 @@ def begin(destination: Path, plan: Mapping[str, Any], resume: bool) -> None:
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise DataSetError(_damaged(file, error)) from error
-        stored = _with_defaults(content, file)
+            raise _damaged(destination, _PLAN_FILE, error) from error
+        stored = _with_defaults(content, destination, _PLAN_FILE)
         if stored != plan:
             raise DataSetError(
                 f"the conversion in {destination} was started differently: "
@@ -110,16 +110,18 @@ def begin(destination: Path, plan: Mapping[str, Any], resume: bool) -> None:
     write_json(file, plan)
 
 
-def _with_defaults(plan: Any, file: Path) -> dict[str, Any]:
+def _with_defaults(plan: Any, destination: Path, name: str) -> dict[str, Any]:
     """Returns the plan stored in a file, with the defaults of options that did not exist then."""
     if isinstance(plan, dict) and isinstance(options := plan.get("options", {}), dict):
         return {**plan, "options": dataclasses.asdict(Options()) | options}
-    raise DataSetError(_damaged(file, "it holds no plan"))
+    raise _damaged(destination, name, "it holds no plan")
 
 
-def _damaged(file: Path, reason: object) -> str:
-    folder = file.parent.parent if file.name == _PLAN else file.parent
-    return f"{file} is damaged ({reason}); remove {folder} and convert again"
+def _damaged(destination: Path, name: str, reason: object) -> DataSetError:
+    """Returns the error for a damaged file of a conversion."""
+    return DataSetError(
+        f"{destination / name} is damaged ({reason}); remove {destination} and convert again"
+    )
 
 
 def _changes(stored: Mapping[str, Any], plan: Mapping[str, Any]) -> str:
