@@ -1,56 +1,112 @@
 """Times the stages of the host per image, and the loader."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from vig_jax.config import DataConfig
+from vig_jax.config.tasks import SegmentationConfig
 from vig_jax.data.dataset import Dataset
 from vig_jax.data.inspection import spread
 from vig_jax.data.loader.batches import train_batches
 from vig_jax.data.preprocess.classification import ClassificationPreprocess
 from vig_jax.data.preprocess.decode import load
 from vig_jax.data.preprocess.geometry import draw_view, image_size
+from vig_jax.data.preprocess.masks import decode_mask, label_lookup
+from vig_jax.data.preprocess.protocol import Preprocess
+from vig_jax.data.preprocess.segmentation import SegmentationPreprocess
+from vig_jax.data.preprocess.segmentation_views import TrainingViews
 
 _ROUNDS = 8
+# mmsegmentation's training images for ADE20K.
+_ADE20K = SegmentationConfig(resize_ratio=(0.5, 2.0), crop_max_share=0.75)
+
+Stages = Mapping[str, Callable[[int], Any]]
+
+
+def training_preprocess(dataset: Dataset, data: DataConfig) -> Preprocess:
+    """Returns the preprocess of training for a data set of classes or of masks.
+
+    Args:
+        dataset: the training split. Whether it has masks is read from its first example.
+        data: crop and size. Masks get mmsegmentation's views for ADE20K, with crops of this size.
+    """
+    if "mask" not in dataset[0]:
+        return ClassificationPreprocess(data, train=True)
+    metadata = dataset.info.metadata
+    reduce = metadata.get("largest_label") == len(metadata["class_names"])
+    return SegmentationPreprocess(data, _ADE20K, label_lookup(metadata, reduce), train=True)
 
 
 def host_stages(dataset: Dataset, data: DataConfig, images: int) -> dict[str, dict[str, float]]:
     """Times the stages of the training path in this process, interleaved.
 
     Args:
-        dataset: the training split.
+        dataset: the training split, of classes or of masks.
         data: crop and size.
         images: number of images, spread evenly over the data set, shuffled.
 
     Returns:
-        For "read", "decode", "crop and resize" and "all": CPU milliseconds per image, in the best
-        round ("best") and in the median round ("median").
+        For "read", the stages of `training_preprocess` and "all": CPU milliseconds per image, in
+        the best round ("best") and in the median round ("median").
     """
-    preprocess = ClassificationPreprocess(data, train=True)  # compiles the kernel
+    preprocess = training_preprocess(dataset, data)  # compiles the kernel
     indices = np.random.default_rng(0).permutation(spread(len(dataset), images)).tolist()
-    files = [dataset[index]["image"] for index in indices]
-    decoded = [load(file, data) for file in files]
-
-    def crop(image: Any, number: int) -> Any:
-        return draw_view(image_size(image), data, np.random.default_rng(number)).image(image)
-
-    stages: dict[str, Callable[[int], Any]] = {
+    examples = [dataset[index] for index in indices]
+    if isinstance(preprocess, SegmentationPreprocess):
+        parts = _mask_stages(examples, preprocess)
+    else:
+        parts = _class_stages(examples, data)
+    stages: Stages = {
         "read": lambda i: dataset[indices[i]],
-        "decode": lambda i: load(files[i], data),
-        "crop and resize": lambda i: crop(decoded[i], i),
+        **parts,
         "all": lambda i: preprocess(dataset[indices[i]], np.random.default_rng(i)),
     }
+    return _timed(stages, len(indices))
+
+
+def _class_stages(examples: list[Any], data: DataConfig) -> Stages:
+    files = [example["image"] for example in examples]
+    decoded = [load(file, data) for file in files]
+
+    def crop(i: int) -> Any:
+        view = draw_view(image_size(decoded[i]), data, np.random.default_rng(i))
+        return view.image(decoded[i])
+
+    return {"decode": lambda i: load(files[i], data), "crop and resize": crop}
+
+
+def _mask_stages(examples: list[Any], preprocess: SegmentationPreprocess) -> Stages:
+    data, lookup = preprocess.data, preprocess.lookup
+    fast = data.resize != "pillow"
+    views = TrainingViews.of(data, preprocess.task)
+    images = [load(example["image"], data) for example in examples]
+    masks = [decode_mask(example["mask"]) for example in examples]
+
+    def crop(i: int) -> Any:
+        draws = views.draw(image_size(images[i]), np.random.default_rng(i))
+        return views.view(masks[i], draws, lookup, fast=fast)[0]
+
+    chosen = [crop(i) for i in range(len(examples))]
+    return {
+        "decode the image": lambda i: load(examples[i]["image"], data),
+        "decode the mask": lambda i: decode_mask(examples[i]["mask"], fast=fast),
+        "choose the crop, and its mask": crop,
+        "resize the crop": lambda i: chosen[i].image(images[i]),
+    }
+
+
+def _timed(stages: Stages, count: int) -> dict[str, dict[str, float]]:
     times: dict[str, list[float]] = {name: [] for name in stages}
     for _ in tqdm(range(_ROUNDS), "host", unit="round", disable=None, leave=False):
         for name, stage in stages.items():
             begun = time.process_time()
-            for number in range(len(indices)):
+            for number in range(count):
                 stage(number)
-            times[name].append((time.process_time() - begun) / len(indices) * 1e3)
+            times[name].append((time.process_time() - begun) / count * 1e3)
     return {
         name: {"best": min(some), "median": float(np.median(some))} for name, some in times.items()
     }
@@ -60,14 +116,14 @@ def loader_speed(dataset: Dataset, data: DataConfig, batch_size: int, seconds: f
     """Returns images per second of wall time through the whole loader, after its first batches.
 
     Args:
-        dataset: the training split.
+        dataset: the training split, of classes or of masks.
         data: workers, prefetch, crop, size.
         batch_size: images.
         seconds: minimum duration.
     """
     with train_batches(
         dataset,
-        ClassificationPreprocess(data, train=True),
+        training_preprocess(dataset, data),
         batch_size=batch_size,
         seed=0,
         workers=data.workers,

@@ -1,6 +1,7 @@
 """Converts, inspects and times data sets, and writes the embedded images.
 
 vig data inspect /data/flowers --sheet sheet.png
+vig data inspect /data/ade --from ade20k --json ade.json
 vig data convert /data/flowers /data/flowers_records --resize-short 320 --workers 8
 vig data benchmark /data/flowers_records --workers 8
 vig data images fashion_images --split eval --per-class 4
@@ -8,15 +9,16 @@ vig data images fashion_images --split eval --per-class 4
 
 import argparse
 import dataclasses
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from vig_jax.cli import options
+from vig_jax.cli.inspection import open_source
 from vig_jax.errors import ConfigError, ConversionError
 from vig_jax.files import to_json
-from vig_jax.text import printable
 
 KINDS = ("array_record", "image_folder", "parquet", "tar")
+MASK_KINDS = ("ade20k", "cityscapes", "mask_folder", "voc")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -34,9 +36,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     inspect = commands.add_parser(
         "inspect", help="print counts, sizes and undecodable files, or draw a contact sheet"
     )
-    _describe_source(inspect)
+    _describe_source(inspect, (*KINDS, *MASK_KINDS))
     inspect.add_argument("--sample", type=int, metavar="N", help="decode only N images of a split")
     _describe_limit(inspect)
+    inspect.add_argument(
+        "--reduce-zero-label",
+        action="store_true",
+        help="of masks: label 0 is no class, and label k is class k - 1 (ade20k has such masks)",
+    )
     inspect.add_argument(
         "--json", type=options.output_file, metavar="FILE", help="write the complete result to FILE"
     )
@@ -47,10 +54,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "benchmark",
         help="time the stages on the host, the loader, and the augmentation on the device",
         description="Times the training path per image on one core: reading, decoding, crop and "
-        "resize, and all three. With --workers it times the loader; with --device-batch the "
-        "augmentation of the ImageNet configs on JAX's device.",
+        "resize, and all together; for masks (--from ade20k, ...) with the views of mmsegmentation "
+        "for ADE20K. With --workers it times the loader; with --device-batch the augmentation of "
+        "the ImageNet configs on JAX's device.",
     )
-    _describe_source(benchmark)
+    _describe_source(benchmark, (*KINDS, *MASK_KINDS))
     benchmark.add_argument(
         "--image-size",
         type=int,
@@ -99,7 +107,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _describe_source(parser: argparse.ArgumentParser) -> None:
+def _describe_source(parser: argparse.ArgumentParser, kinds: Sequence[str]) -> None:
     parser.add_argument(
         "source",
         metavar="SRC",
@@ -107,13 +115,17 @@ def _describe_source(parser: argparse.ArgumentParser) -> None:
         "with {split}; `fashion_mnist` is the embedded data set",
     )
     parser.add_argument(
-        "--from", dest="kind", choices=KINDS, help="format of SRC, if its files are ambiguous"
+        "--from",
+        dest="kind",
+        choices=kinds,
+        help="format of SRC, if its files are ambiguous, or if it has masks",
     )
     parser.add_argument(
         "--val-fraction",
         type=float,
         metavar="F",
-        help="for an SRC without a validation split: hold out this fraction of each class",
+        help="for an SRC without a validation split: hold out this fraction of each class, or of "
+        "all images if it has masks",
     )
     parser.add_argument("--split-seed", type=int, default=0, metavar="N", help="of that split (0)")
 
@@ -129,7 +141,7 @@ def _describe_limit(parser: argparse.ArgumentParser) -> None:
 
 
 def _configure_convert(parser: argparse.ArgumentParser) -> None:
-    _describe_source(parser)
+    _describe_source(parser, KINDS)
     parser.add_argument("destination", metavar="DST", type=options.path, help="a new folder")
     parser.add_argument("--to", choices=KINDS, default="array_record")
     shards = parser.add_mutually_exclusive_group()
@@ -213,24 +225,6 @@ def _images(args: argparse.Namespace) -> int:
     return 0
 
 
-def _open(args: argparse.Namespace) -> dict[Any, Any]:
-    from vig_jax.data.convert import find_kind, open_splits
-    from vig_jax.data.datasets.fashion_mnist import FashionMnistDataset
-    from vig_jax.data.datasets.registry import FILES
-    from vig_jax.data.datasets.split import StratifiedDataset
-
-    if args.source == "fashion_mnist" and not Path(args.source).exists():
-        return {split: FashionMnistDataset(split) for split in ("train", "eval")}
-    kind = args.kind or find_kind(args.source)
-    if args.val_fraction is None:
-        return dict(open_splits(args.source, kind))
-    whole = FILES[kind](args.source, "all")
-    return {
-        split: StratifiedDataset(whole, split, args.val_fraction, args.split_seed)
-        for split in ("train", "eval")
-    }
-
-
 def _convert(args: argparse.Namespace) -> int:
     from vig_jax.data.convert import Options, convert, verify
     from vig_jax.data.loader.workers import cpu_count
@@ -251,7 +245,7 @@ def _convert(args: argparse.Namespace) -> int:
         leave_out_damaged=args.leave_out_damaged,
         max_image_pixels=args.max_image_pixels,
     )
-    sources = _open(args)
+    sources = open_source(args)
     if len(sources) == 1 and args.val_fraction is None and "train" in sources:
         print(f"{args.source} has no validation split: all images are for training")
         print("(--val-fraction holds some of them out)")
@@ -281,22 +275,35 @@ def _convert(args: argparse.Namespace) -> int:
 
 
 def _inspect(args: argparse.Namespace) -> int:
+    from vig_jax.cli.inspection import print_classes, print_masks
     from vig_jax.data.inspection import inspect, save_sheet
+    from vig_jax.data.mask_inspection import inspect_masks
 
     if args.sample is not None and args.sample < 1:
         raise ConfigError(f"--sample {args.sample} must be at least 1")
-    sources = _open(args)
-    found = {
-        split: inspect(source, sample=args.sample, max_pixels=args.max_image_pixels)
-        for split, source in sources.items()
-    }
-    for split, about in found.items():
-        _print(split, about)
+    sources = open_source(args)
+    options: dict[str, Any] = {"sample": args.sample, "max_pixels": args.max_image_pixels}
+    has_masks = args.kind in MASK_KINDS
+    found = {}
+    for split, source in sources.items():
+        if has_masks:
+            about = inspect_masks(source, reduce_zero_label=args.reduce_zero_label, **options)
+            print_masks(split, about)
+        else:
+            about = inspect(source, **options)
+            print_classes(split, about)
+        found[split] = about
     if args.json:
         args.json.write_text(to_json(found))
     if args.sheet:
-        save_sheet(next(iter(sources.values())), args.sheet)
-        print(f"contact sheet of {next(iter(sources))}: {args.sheet}")
+        split, source = next(iter(sources.items()))
+        if has_masks:
+            from vig_jax.tasks.segmentation.sheet import save_mask_sheet
+
+            save_mask_sheet(source, found[split]["reduce_zero_label"], args.sheet)
+        else:
+            save_sheet(source, args.sheet)
+        print(f"contact sheet of {split}: {args.sheet}")
     return 0
 
 
@@ -307,6 +314,8 @@ def _benchmark(args: argparse.Namespace) -> int:
 
     if args.images < 1:
         raise ConfigError(f"--images {args.images} must be at least 1")
+    if args.device_batch is not None and args.kind in MASK_KINDS:
+        raise ConfigError("--device-batch times the augmentation of images with one class: omit it")
     data = dataclasses.replace(
         published_config("vig_t").data,
         image_size=args.image_size,
@@ -316,7 +325,7 @@ def _benchmark(args: argparse.Namespace) -> int:
     )
     if args.resize == "numba" and (reason := resize.why_not()):
         raise ConfigError(f"--resize numba: {reason}")
-    source = next(iter(_open(args).values()))
+    source = next(iter(open_source(args).values()))
     by = "Pillow" if args.resize == "pillow" or resize.why_not() else "numba"
     numbers: dict[str, Any] = {"resize": by.lower(), "stages": {}}
     print(f"CPU ms per image, one process, by {by:<8} best  median  images/s")
@@ -348,28 +357,3 @@ def _benchmark(args: argparse.Namespace) -> int:
     if args.json:
         args.json.write_text(to_json(numbers))
     return 0
-
-
-def _print(split: str, about: dict[str, Any]) -> None:
-    counts = about["classes"]
-    looked = "" if about["inspected"] == about["images"] else f", {about['inspected']:,} inspected"
-    print(f"{split}: {about['images']:,} images, {len(counts)} classes{looked}")
-    for key in ("width", "height", "bytes"):
-        if summary := about[key]:
-            low, middle, high = (summary[name] for name in ("min", "median", "max"))
-            print(f"  {key:<7}{low:,.0f} to {high:,.0f}, median {middle:,.0f}")
-    formats = ", ".join(f"{kind}: {count:,}" for kind, count in about["formats"].items())
-    print(f"  {formats}")
-    most = max(counts.values())
-    ordered = sorted(counts.items(), key=lambda item: -item[1])
-    shown = ordered if len(ordered) <= 20 else [*ordered[:10], ("...", None), *ordered[-10:]]
-    for name, count in shown:
-        bar = "#" * round(40 * count / most) if count is not None and most else ""
-        print(
-            f"  {printable(name)[:30]:<31}{'' if count is None else f'{count:>9,}'}  {bar}".rstrip()
-        )
-    for kind in ("undecodable", "damaged"):
-        for bad in about[kind][:10]:
-            print(f"  {kind}: {bad['path']}: {printable(bad['reason'])}")
-        if (more := len(about[kind]) - 10) > 0:
-            print(f"  and {more} more {kind} (--json lists them)")

@@ -3,8 +3,9 @@
 import collections
 import concurrent.futures
 import dataclasses
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -21,6 +22,7 @@ _CELL, _CAPTION, _MARGIN = 112, 14, 4  # pixels
 _FONT_SIZE = 10  # pixels
 _COLUMNS = 10
 _MOST_IMAGES = 100
+_T = TypeVar("_T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,27 +54,16 @@ def inspect(
         decodable) [{index, path, reason}].
     """
     indices = spread(len(dataset), sample or len(dataset))
-    # The decoders release Python's lock.
-    with concurrent.futures.ThreadPoolExecutor(cpu_count()) as pool:
-        facts = list(
-            tqdm(
-                pool.map(lambda index: _inspect_image(dataset, index, max_pixels), indices),
-                "inspect",
-                len(indices),
-                unit="img",
-                disable=None,
-                leave=False,
-            )
-        )
+    facts = list(in_threads(lambda index: _inspect_image(dataset, index, max_pixels), indices))
     good = [fact for fact in facts if fact.size is not None]
     counts = _class_counts(dataset, facts)
     return {
         "images": len(dataset),
         "inspected": len(facts),
         "classes": dict(zip(dataset.class_names, counts, strict=True)),
-        "width": _summary([fact.size[0] for fact in good if fact.size]),
-        "height": _summary([fact.size[1] for fact in good if fact.size]),
-        "bytes": _summary([fact.bytes for fact in facts]),
+        "width": summary([fact.size[0] for fact in good if fact.size]),
+        "height": summary([fact.size[1] for fact in good if fact.size]),
+        "bytes": summary([fact.bytes for fact in facts]),
         "formats": dict(collections.Counter(fact.kind for fact in good).most_common()),
         "undecodable": [
             {"index": fact.index, "path": dataset.name_of(fact.index), "reason": fact.error}
@@ -85,6 +76,20 @@ def inspect(
             if fact.damage is not None
         ],
     }
+
+
+def in_threads(look: Callable[[int], _T], indices: Sequence[int]) -> Iterator[_T]:
+    """Yields what `look` returns for each index, in order, and draws a bar of the progress."""
+    # The decoders release Python's lock.
+    with concurrent.futures.ThreadPoolExecutor(cpu_count()) as pool:
+        yield from tqdm(
+            pool.map(look, indices),
+            "inspect",
+            len(indices),
+            unit="img",
+            disable=None,
+            leave=False,
+        )
 
 
 def _class_counts(dataset: ClassificationDataset, facts: list[_Facts]) -> list[int]:
@@ -120,7 +125,8 @@ def _inspect_image(dataset: ClassificationDataset, index: int, max_pixels: int) 
         return _Facts(index, size, "", None, str(error), None, label)
 
 
-def _summary(values: list[int]) -> dict[str, float] | None:
+def summary(values: list[int]) -> dict[str, float] | None:
+    """Returns min, median, mean and max of some numbers; None if there are none."""
     if not values:
         return None
     array = np.array(values)

@@ -29,6 +29,7 @@ from vig_jax.data.formats.array_record import open_array_record
 from vig_jax.data.formats.image_folder import open_image_folder
 from vig_jax.data.formats.mask_folder import open_mask_folder
 from vig_jax.data.formats.parquet import open_parquet
+from vig_jax.data.formats.segmentation_folder import SegmentationFolder
 from vig_jax.data.formats.tar import open_tar
 from vig_jax.errors import ConfigError, DataSetError
 from vig_jax.text import did_you_mean
@@ -54,7 +55,7 @@ def register_dataset(name: str, open: Opener) -> None:
 
 def dataset_names() -> tuple[str, ...]:
     """Returns the values that `config.data.source` may have."""
-    return (*FILES, *_OPENERS)
+    return (*FILES, *MASKS, *_OPENERS)
 
 
 def open_dataset(data: DataConfig, split: Split) -> Dataset:
@@ -86,6 +87,10 @@ def open_dataset(data: DataConfig, split: Split) -> Dataset:
         return StratifiedDataset(open_whole(data), split, data.val_fraction, data.split_seed)
     if data.source in FILES:
         return FILES[data.source](data.path, split)
+    if data.source in MASKS:
+        masks = MASKS[data.source](data, split)
+        masks.check()
+        return masks
     return _OPENERS[data.source](data, split)
 
 
@@ -171,15 +176,15 @@ FILES: dict[str, Callable[[str | None, Part], ClassificationDataset]] = {
     "tar": open_tar,
 }
 
-# Data sets of images and masks.
-MASKS: dict[str, Opener] = {
+# Data sets that are images and masks in folders.
+MASKS: dict[str, Callable[[DataConfig, Split], SegmentationFolder]] = {
     "ade20k": open_ade20k,
     "cityscapes": open_cityscapes,
     "mask_folder": open_mask_folder,
     "voc": open_voc,
 }
 
-_OPENERS: dict[str, Opener] = MASKS | {
+_OPENERS: dict[str, Opener] = {
     "elpv": _open_elpv,
     "fashion_mnist": lambda data, split: FashionMnistDataset(split),
     "fashion_scenes": lambda data, split: FashionScenesDataset(split, data.image_size),

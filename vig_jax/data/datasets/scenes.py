@@ -81,7 +81,7 @@ def open_ade20k(data: DataConfig, split: Split) -> SegmentationFolder:
         split: "train" (20,210 pairs in the original) or "eval" (2,000).
 
     Raises:
-        DataSetError: the folder has another layout, or masks cannot be used.
+        DataSetError: the folder has another layout.
     """
     root = existing_folder(data.path, _ADE20K)
     if not (root / "images").is_dir() and (root / "ADEChallengeData2016").is_dir():
@@ -106,7 +106,7 @@ def open_voc(data: DataConfig, split: Split) -> SegmentationFolder:
         split: "train" or "eval", the lists train.txt and val.txt.
 
     Raises:
-        DataSetError: the folder has another layout, or masks cannot be used.
+        DataSetError: the folder has another layout.
     """
     root = existing_folder(data.path, _VOC)
     file = root / "ImageSets" / "Segmentation" / f"{_VOC_SPLITS[split]}.txt"
@@ -125,7 +125,7 @@ def open_cityscapes(data: DataConfig, split: Split) -> SegmentationFolder:
         split: "train" or "eval".
 
     Raises:
-        DataSetError: the folder has another layout, or masks cannot be used.
+        DataSetError: the folder has another layout.
     """
     root = existing_folder(data.path, _CITYSCAPES)
     folder = {"train": "train", "eval": "val"}[split]
@@ -142,9 +142,7 @@ def _opened(
     for folder in (layout.images, layout.masks):
         if not (root / folder).is_dir():
             raise DataSetError(f"{root} has no folder {folder}. {expected.format(path=root)}")
-    dataset = SegmentationFolder(root, layout, find_pairs(root, layout, stems), table)
-    dataset.check()
-    return dataset
+    return SegmentationFolder(root, layout, find_pairs(root, layout, stems), table)
 
 
 def _packaged_lines(name: str) -> list[str]:

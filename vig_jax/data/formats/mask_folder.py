@@ -66,7 +66,7 @@ def open_mask_folder(data: DataConfig, split: Split) -> SegmentationFolder:
         split: "train" or "eval".
 
     Raises:
-        DataSetError: a folder is missing, the layout is another, or masks cannot be used.
+        DataSetError: a folder is missing, or the layout is another.
     """
     root = existing_folder(data.path, _LAYOUT)
     masks = next((name for name in _MASKS if (root / name).is_dir()), None)
@@ -96,9 +96,7 @@ def open_mask_folder(data: DataConfig, split: Split) -> SegmentationFolder:
         settings = f"random {split} {data.val_fraction!r} {data.split_seed}"
         train, held_out = random_positions(len(images), data.val_fraction, data.split_seed)
         images = [images[i] for i in (train if split == "train" else held_out)]
-    dataset = SegmentationFolder(root, layout, images, table, settings)
-    dataset.check()
-    return dataset
+    return SegmentationFolder(root, layout, images, table, settings)
 
 
 def _split_folder(root: Path, masks: str, split: Split) -> str | None:

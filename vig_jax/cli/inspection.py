@@ -1,0 +1,130 @@
+"""Opens and describes the data sets of `vig data`."""
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vig_jax.errors import ConfigError, DataSetError
+from vig_jax.text import printable
+
+_SHOWN = 20  # classes; of more, the first and the last half of them
+_BAR = 40  # characters
+
+
+def open_source(args: argparse.Namespace) -> dict[Any, Any]:
+    """Opens the splits that the options of `vig data` name.
+
+    Raises:
+        UserError: they cannot be opened.
+    """
+    from vig_jax.data.convert import find_kind, open_splits
+    from vig_jax.data.datasets.fashion_mnist import FashionMnistDataset
+    from vig_jax.data.datasets.registry import FILES, MASKS
+    from vig_jax.data.datasets.split import StratifiedDataset
+
+    if args.source == "fashion_mnist" and not Path(args.source).exists():
+        return {split: FashionMnistDataset(split) for split in ("train", "eval")}
+    kind = args.kind or find_kind(args.source)
+    folders = [Path(args.source, name).is_dir() for name in ("images", "annotations", "masks")]
+    if kind == "image_folder" and folders[0] and any(folders[1:]):
+        raise DataSetError(
+            f"{args.source} has images and masks: name its format with --from ade20k or --from "
+            "mask_folder"
+        )
+    if kind in MASKS:
+        return _open_masks(args)
+    if args.val_fraction is None:
+        return dict(open_splits(args.source, kind))
+    whole = FILES[kind](args.source, "all")
+    return {
+        split: StratifiedDataset(whole, split, args.val_fraction, args.split_seed)
+        for split in ("train", "eval")
+    }
+
+
+def _open_masks(args: argparse.Namespace) -> dict[str, Any]:
+    """Opens the splits of images and masks, without looking at masks."""
+    from vig_jax.data.datasets.registry import MASKS
+    from vig_jax.weights.published import published_config
+
+    if args.val_fraction is not None and args.kind != "mask_folder":
+        raise ConfigError(f"--val-fraction: {args.kind} has a validation split already")
+    data = dataclasses.replace(
+        published_config("vig_t").data,
+        path=args.source,
+        split="given" if args.val_fraction is None else "random",
+        val_fraction=args.val_fraction or 0.0,
+        split_seed=args.split_seed,
+    )
+    found: dict[str, Any] = {}
+    reasons: dict[str, DataSetError] = {}
+    for split in ("train", "eval"):
+        try:
+            found[split] = MASKS[args.kind](data, split)
+        except DataSetError as error:
+            reasons[split] = error
+    if not found:
+        raise reasons["train"]
+    for split, reason in reasons.items():
+        print(f"{split} is left out: {printable(str(reason).splitlines()[0])}")
+    return found
+
+
+def print_classes(split: str, about: dict[str, Any]) -> None:
+    """Prints what `vig_jax.data.inspection.inspect` has found."""
+    counts = about["classes"]
+    _print_files(split, len(counts), about)
+    most = max(counts.values())
+    ordered = sorted(counts.items(), key=lambda item: -item[1])
+    for name, count in _ends(ordered):
+        bar = "#" * round(_BAR * count / most) if count is not None and most else ""
+        print(
+            f"  {printable(name)[:30]:<31}{'' if count is None else f'{count:>9,}'}  {bar}".rstrip()
+        )
+    _print_bad(about, ("undecodable", "damaged"))
+
+
+def print_masks(split: str, about: dict[str, Any]) -> None:
+    """Prints what `vig_jax.data.mask_inspection.inspect_masks` has found."""
+    classes = about["classes"]
+    _print_files(split, len(classes), about)
+    print(f"  {about['ignored']:.1%} of the pixels have no class; of the others:")
+    most = max(found["pixels"] for found in classes.values())
+    shown = _ends(sorted(classes.items(), key=lambda item: -item[1]["pixels"]))
+    for name, found in shown:
+        if found is None:
+            print(f"  {name}")
+            continue
+        bar = "#" * round(_BAR * found["pixels"] / most) if most else ""
+        numbers = f"{found['pixels']:>8.2%} {found['images']:>9,} images"
+        print(f"  {printable(name)[:30]:<31}{numbers}  {bar}".rstrip())
+    _print_bad(about, ("faulty", "damaged"))
+
+
+def _ends(ordered: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """Returns the first and the last items, with dots in place of the others."""
+    half = _SHOWN // 2
+    if len(ordered) <= _SHOWN:
+        return ordered
+    return [*ordered[:half], ("...", None), *ordered[-half:]]
+
+
+def _print_files(split: str, classes: int, about: dict[str, Any]) -> None:
+    looked = "" if about["inspected"] == about["images"] else f", {about['inspected']:,} inspected"
+    print(f"{split}: {about['images']:,} images, {classes} classes{looked}")
+    for key in ("width", "height", "bytes"):
+        if summary := about[key]:
+            low, middle, high = (summary[name] for name in ("min", "median", "max"))
+            print(f"  {key:<7}{low:,.0f} to {high:,.0f}, median {middle:,.0f}")
+    formats = ", ".join(f"{kind}: {count:,}" for kind, count in about["formats"].items())
+    print(f"  {formats}")
+
+
+def _print_bad(about: dict[str, Any], kinds: Sequence[str]) -> None:
+    for kind in kinds:
+        for bad in about[kind][:10]:
+            print(f"  {kind}: {bad['path']}: {printable(bad['reason'])}")
+        if (more := len(about[kind]) - 10) > 0:
+            print(f"  and {more} more {kind} (--json lists them)")
