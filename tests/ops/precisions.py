@@ -27,8 +27,17 @@ class Precision(NamedTuple):
         ]
         return moved[0] if len(moved) == 1 else moved
 
-    def close(self, actual, expected, tolerance):
-        """Checks values against golden ones; NaN must be at the same places."""
+    def close(self, actual, expected, tolerance, narrow=0.0):
+        """Checks values against golden ones; NaN must be at the same places.
+
+        Args:
+            actual: the values.
+            expected: the golden values.
+            tolerance: absolute, in float64.
+            narrow: absolute, in float32; `rounding` is the least in any case.
+        """
+        if self.dtype is not np.float64:
+            tolerance = max(tolerance, narrow)
         expected = np.asarray(expected, np.float64)
         scale = max(1.0, float(np.nanmax(np.abs(expected), initial=0.0)))
         limit = max(tolerance, self.rounding * scale)
