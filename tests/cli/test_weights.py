@@ -127,15 +127,18 @@ def test_images_that_are_not_square(image_folder, tmp_path):
     expected = vig_jax.predictor(model, variables, 20, (48, 32))(images)
     expected = np.asarray(jax.nn.softmax(expected))
     answers, numbers = tmp_path / "answers.json", tmp_path / "numbers.json"
-    way = ["--weights", str(file), *options("plain_fmt"), "--image-size", "48x32"]
-    predict = [*way, str(image_folder), "--top", "1", "--batch-size", "20"]
-    assert main(["predict", *predict, "--json", str(answers)]) == 0
-    found = [answer["top"][0]["probability"] for answer in json.loads(answers.read_text())]
-    assert found == pytest.approx(expected.max(axis=1), abs=1e-5)
-    evaluate = [*way, "--data-path", str(image_folder), "--workers", "0", "--batch-size", "20"]
-    assert main(["evaluate", *evaluate, "--json", str(numbers)]) == 0
     loss = -np.log(expected[np.arange(20), np.repeat(np.arange(10), 2)]).mean()
-    assert json.loads(numbers.read_text())["loss"] == pytest.approx(loss, rel=1e-5)
+    run = tmp_path / "run"
+    assert main(["convert", str(file), str(run), *options("plain_fmt")]) == 0
+    for way in (["--weights", str(file), *options("plain_fmt")], [str(run)]):
+        size = ["--image-size", "48x32", "--batch-size", "20"]
+        predict = [*way, str(image_folder), "--top", "1", *size]
+        assert main(["predict", *predict, "--json", str(answers)]) == 0
+        found = [answer["top"][0]["probability"] for answer in json.loads(answers.read_text())]
+        assert found == pytest.approx(expected.max(axis=1), abs=1e-5)
+        evaluate = [*way, "--data-path", str(image_folder), "--workers", "0", *size]
+        assert main(["evaluate", *evaluate, "--json", str(numbers)]) == 0
+        assert json.loads(numbers.read_text())["loss"] == pytest.approx(loss, rel=1e-5)
 
 
 def test_raw_or_averaged(tmp_path, capsys):

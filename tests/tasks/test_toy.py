@@ -118,6 +118,8 @@ def test_commands(whole, tmp_path, capsys):
     logged = max(r.get("eval/ema_average_precision", 0) for r in lines(whole))
     assert json.loads(numbers.read_text())["average_precision"] == pytest.approx(logged)
     assert (tmp_path / "more" / "logits.png").exists()
+    assert main(["evaluate", str(whole), "--image-size", "16"]) == 1
+    assert "the settings of the task 'squares' decide the size" in capsys.readouterr().err
     assert main(["report", str(whole)]) == 0
     printed = capsys.readouterr().out
     assert "by ema_average_precision" in printed

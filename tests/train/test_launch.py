@@ -72,6 +72,10 @@ def train():
             ["--config=configs/vig_t.py", "--config.train.epochs=2.5"],
             "error: flag --config.train.epochs=2.5: invalid literal",
         ),
+        (
+            ["--config=configs/vig_t.py", "--config.data.image_size=320x224"],
+            "side of square images, config.data.eval_size=(HEIGHT,WIDTH) is the size",
+        ),
         (["--config=configs/vig_t.py", "--config.model.dtype=half"], "it must be one of"),
         (["--config=configs/vig_t.py"], "config.data.path is not set"),
         (

@@ -22,7 +22,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--image-size",
         type=options.image_size,
         metavar="PIXELS",
-        help="side of the images, or HEIGHTxWIDTH as 320x224; with --weights",
+        help="side of the images, or HEIGHTxWIDTH as 320x224; default: that of training",
     )
     parser.add_argument("--raw", action="store_true", help="the raw weights, not the EMA weights")
 
@@ -69,18 +69,14 @@ def restore(args: argparse.Namespace, run: Path | None) -> Any:
         ConfigError: options that do not go together.
     """
     if not args.weights:
-        for option, value in (
-            ("--model", args.model),
-            ("--set", args.set),
-            ("--image-size", args.image_size),
-        ):
+        for option, value in (("--model", args.model), ("--set", args.set)):
             if value:
                 raise ConfigError(f"{option} needs --weights; a run stores its model")
         if run is None:
             raise ConfigError("no weights are given: name a run, or --weights FILE --model NAME")
         from vig_jax.inference.loaded_model import load_for_inference
 
-        return load_for_inference(run, ema=False if args.raw else None)
+        return load_for_inference(run, ema=False if args.raw else None, image_size=args.image_size)
     from vig_jax.inference.loaded_model import restore_weights
 
     if run is not None:

@@ -9,6 +9,7 @@ import jax
 
 from vig_jax.config import RunConfig
 from vig_jax.data.datasets.imagenet import class_names
+from vig_jax.errors import ConfigError
 from vig_jax.tasks.registry import make_task
 from vig_jax.weights import run_folder
 from vig_jax.weights.finite import check_finite
@@ -38,7 +39,12 @@ class LoadedModel:
     description: str
 
 
-def load_for_inference(path: str | Path, *, ema: bool | None = None) -> LoadedModel:
+def load_for_inference(
+    path: str | Path,
+    *,
+    ema: bool | None = None,
+    image_size: int | tuple[int, int] | None = None,
+) -> LoadedModel:
     """Reads a trained model from a run.
 
     Args:
@@ -46,14 +52,19 @@ def load_for_inference(path: str | Path, *, ema: bool | None = None) -> LoadedMo
             evaluation of these weights is read, or else the newest.
         ema: True takes the EMA weights, False the raw ones; None takes the EMA weights if there are
             any.
+        image_size: side of the evaluation images in pixels, or height and width; None means that
+            of the run.
 
     Raises:
+        ConfigError: the run's task decides the size of its images.
         CheckpointError: there is no checkpoint or no EMA weights, the stored config does not belong
             to this version, or the stored parameters do not fit the model of the config.
     """
     directory = run_folder.find_checkpoint(Path(path).absolute(), ema)
     stored = run_folder.read_run(directory)
     config = run_folder.read_config(directory)
+    if image_size is not None:
+        config = _with_eval_size(config, stored["metadata"], image_size)
     name = run_folder.choose_item(directory, ema=ema)
     task = make_task(config, stored["metadata"]).task
     mutable = dict(jax.eval_shape(task.init, jax.random.PRNGKey(0)))
@@ -71,6 +82,21 @@ def load_for_inference(path: str | Path, *, ema: bool | None = None) -> LoadedMo
         ema=name == "ema_params",
         description=stored["origin"][name] if "origin" in stored else trained,
     )
+
+
+def _with_eval_size(
+    config: RunConfig, metadata: Mapping[str, Any], image_size: int | tuple[int, int]
+) -> RunConfig:
+    """Returns the config of a run with another size of the evaluation images."""
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, eval_size=size))
+    spec = make_task(config, metadata).evaluation.batch_spec
+    if all(array.shape[:2] != size for array in spec.values()):
+        raise ConfigError(
+            f"image size {size[0]}x{size[1]}: the settings of the task {config.task.name!r} decide "
+            "the size of the evaluation images; leave --image-size out"
+        )
+    return config
 
 
 def restore_weights(

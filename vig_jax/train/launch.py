@@ -80,7 +80,11 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
     try:
         return list(flags.FLAGS(argv))
     except flags.Error as error:
-        _fail(str(error))
+        hint = ""
+        if "--config.data.image_size=" in str(error):
+            hint = "; it is the side of square images, config.data.eval_size=(HEIGHT,WIDTH) is the "
+            hint += "size of those for evaluation if they are not square"
+        _fail(f"{error}{hint}")
     except (AttributeError, KeyError) as error:  # what ml_collections raises for unknown settings
         if any(frame.name == "get_config" for frame in traceback.extract_tb(error.__traceback__)):
             raise  # the config file's own mistake: the traceback names its line
