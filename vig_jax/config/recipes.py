@@ -121,3 +121,74 @@ def imagenet(name: str = "vig_t") -> ConfigDict:
     # Folder of compiled programs, so that the next start need not compile them; "": off.
     config.train.compilation_cache = "~/.cache/vig_jax"
     return config
+
+
+# Of the paper's classification runs; dense tasks keep the rate of the model's size.
+_DROP_PATH = {
+    "vig_t": 0.1,
+    "vig_s": 0.2,
+    "vig_b": 0.3,
+    "vig_h_t": 0.2,
+    "vig_h_s": 0.3,
+    "vig_h_b": 0.6,
+}
+
+
+def ade20k(name: str = "vig_h_t") -> ConfigDict:
+    """Returns the settings of UperNet on ADE20K: 160,000 updates of 16 crops of 512 x 512.
+
+    The recipe starts from ImageNet weights: set `config.init_weights`. ViG's authors published
+    neither code nor settings for segmentation. The plain models follow BEiT and Vim, with a
+    layer-wise learning rate; ViG-H follows Swin and VMamba.
+
+    Args:
+        name: of the backbone, one of `vig_jax.list_models()`.
+
+    Sources: mmsegmentation 1.2.2 (`configs/_base_/datasets/ade20k.py`, `configs/swin`), microsoft/
+    unilm (`beit/semantic_segmentation`), hustvl/Vim (`seg`), MzeroMiko/VMamba (`segmentation`).
+    """
+    config = imagenet(name)
+    plain = not name.startswith("vig_h")
+    config.model.drop_path_rate = _DROP_PATH.get(name, 0.2)
+
+    config.task = ConfigDict()
+    config.task.name = "segmentation"
+    config.task.channels = 512  # width of UPerHead
+    config.task.aux_channels = 256  # width of the auxiliary FCNHead; 0: none
+    config.task.aux_weight = 0.4
+    config.task.dropout = 0.1  # of whole channels before the logits
+    config.task.norm_last = False  # plain models: apply the backbone's norm to the last map
+    config.task.avg_non_ignore = False  # True: average the loss over labelled pixels only
+    config.task.reduce_zero_label = True  # label 0 is "other": ignored; label k is class k - 1
+    config.task.resize_scale = (2048, 512)  # long and short side, pixels
+    config.task.resize_ratio = (0.5, 2.0)  # random factor on them
+    config.task.crop_max_share = 0.75  # most of a crop that one class may cover
+    config.task.photometric = True  # brightness, contrast, saturation, hue
+    config.task.eval_mode = "slide"  # or "whole"
+    config.task.eval_stride = 341  # pixels between sliding windows
+    config.task.eval_scales = (1.0,)  # published multi-scale results: 0.5, 0.75, ..., 1.75
+    config.task.eval_flip = False
+
+    config.data.source = "ade20k"  # or mask_folder, voc, cityscapes, fashion_scenes, nuclei
+    config.data.image_size = 512  # of training crops and sliding windows
+
+    config.optimizer.base_lr = 1e-4 if plain else 6e-5
+    config.optimizer.warmup_lr = 1e-6 * config.optimizer.base_lr
+    config.optimizer.min_lr = 0.0
+    config.optimizer.lr_batch = 16
+    config.optimizer.warmup_epochs = 0.0
+    config.optimizer.warmup_steps = 1500
+    config.optimizer.schedule = "poly"
+    config.optimizer.weight_decay = 0.05 if plain else 0.01
+    config.optimizer.clip_norm = 0.0
+    config.optimizer.layer_decay = 0.9 if plain else 1.0
+
+    config.train.batch_size = 16
+    config.train.epochs = 0
+    config.train.steps = 160_000
+    config.train.label_smoothing = 0.0
+    config.train.ema_decay = 0.0
+    config.train.eval_every_epochs = 0
+    config.train.eval_every_steps = 16_000
+    config.train.checkpoint_every_steps = 4_000
+    return config

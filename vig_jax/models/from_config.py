@@ -1,10 +1,12 @@
 """Models from `config.model`."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 
 from vig_jax.config import ModelConfig, RunConfig
+from vig_jax.errors import ConfigError
 from vig_jax.models.variants import create_model
 from vig_jax.models.vig import ViG
 from vig_jax.models.vig_h import ViGH
@@ -29,3 +31,27 @@ def with_image_size(config: RunConfig) -> RunConfig:
     if model.img_size is not None or create_model(model.name).native_size in (None, side):
         return config
     return dataclasses.replace(config, model=dataclasses.replace(model, img_size=side))
+
+
+def with_num_classes(config: RunConfig, class_names: Sequence[str]) -> RunConfig:
+    """Returns the config with the number of classes filled in from the data set.
+
+    Args:
+        config: `config.model.num_classes` is None for the number of the data set's classes.
+        class_names: of the data set; empty if it names none.
+
+    Raises:
+        ConfigError: the number is unknown, or smaller than that of the data set.
+    """
+    classes = config.model.num_classes
+    if classes is None and not class_names:
+        raise ConfigError(
+            "config.model.num_classes is unset, and the data set names no classes: set it"
+        )
+    if classes is not None and classes < len(class_names):
+        raise ConfigError(
+            f"config.model.num_classes is {classes}, but the data set has {len(class_names)} "
+            "classes: unset it, or set it to at least that"
+        )
+    model = dataclasses.replace(config.model, num_classes=classes or len(class_names))
+    return dataclasses.replace(config, model=model)

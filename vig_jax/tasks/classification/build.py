@@ -12,7 +12,7 @@ from vig_jax.data.dataset import ClassificationDataset, Dataset
 from vig_jax.data.datasets.relabel import match_classes
 from vig_jax.data.preprocess.classification import ClassificationPreprocess
 from vig_jax.errors import ConfigError, DataSetError
-from vig_jax.models.from_config import model_from_config, with_image_size
+from vig_jax.models.from_config import model_from_config, with_image_size, with_num_classes
 from vig_jax.tasks.classification.evaluation import (
     PRIMARY_METRIC,
     ClassificationEvaluation,
@@ -34,7 +34,7 @@ def make_classification(config: RunConfig, metadata: Mapping[str, Any]) -> TaskB
         ConfigError: settings that cannot work or do not fit the data set.
     """
     names = tuple(metadata.get("class_names", ()))
-    config = _with_classes(with_image_size(config), names)
+    config = with_num_classes(with_image_size(config), names)
     _check_mixing(config.data, config.train.batch_size // config.train.accumulation_steps)
     classes = config.model.num_classes
     assert classes is not None
@@ -51,22 +51,6 @@ def make_classification(config: RunConfig, metadata: Mapping[str, Any]) -> TaskB
         preview=ClassificationPreview(task, names),
         summary=f"{classes} classes",
     )
-
-
-def _with_classes(config: RunConfig, class_names: Sequence[str]) -> RunConfig:
-    """Fills in the number of classes, and checks it against the data set."""
-    classes = config.model.num_classes
-    if classes is None and not class_names:
-        raise ConfigError(
-            "config.model.num_classes is unset, and the data set names no classes: set it"
-        )
-    if classes is not None and classes < len(class_names):
-        raise ConfigError(
-            f"config.model.num_classes is {classes}, but the data set has {len(class_names)} "
-            "classes: unset it, or set it to at least that"
-        )
-    model = dataclasses.replace(config.model, num_classes=classes or len(class_names))
-    return dataclasses.replace(config, model=model)
 
 
 def _check_mixing(data: DataConfig, rows: int) -> None:

@@ -1,0 +1,15 @@
+"""Semantic segmentation: UperNet on ViG-T on ADE20K, 160,000 updates of 16 crops of 512 x 512.
+
+    python train.py --config=configs/ade20k_vig_t.py --config.data.path=/data/ADEChallengeData2016 \\
+        --config.init_weights=vig_t.pth --workdir=runs/ade20k_vig_t
+
+docs/segmentation.md has the layout of the data, evaluation and prediction.
+"""
+
+from ml_collections import ConfigDict
+
+from vig_jax.config import recipes
+
+
+def get_config() -> ConfigDict:
+    return recipes.ade20k("vig_t")
