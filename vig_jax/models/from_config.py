@@ -2,11 +2,13 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 
-from vig_jax.config import ModelConfig, RunConfig
+from vig_jax.config import ModelConfig, RunConfig, SegmentationConfig
 from vig_jax.errors import ConfigError
+from vig_jax.models.segmenter import Segmenter, create_segmenter
 from vig_jax.models.variants import create_model
 from vig_jax.models.vig import ViG
 from vig_jax.models.vig_h import ViGH
@@ -18,8 +20,33 @@ def model_from_config(config: ModelConfig) -> ViG | ViGH:
     Raises:
         ConfigError: an unknown model, or a setting that it does not have.
     """
+    given = _given(config)
+    return create_model(given.pop("name"), **given)
+
+
+def segmenter_from_config(config: RunConfig) -> Segmenter:
+    """Returns the segmenter of `config.model` and `config.task`.
+
+    Raises:
+        ConfigError: an unknown model, or a setting that it does not have.
+    """
+    task = config.task
+    assert isinstance(task, SegmentationConfig)
+    given = _given(config.model)
+    return create_segmenter(
+        given.pop("name"),
+        channels=task.channels,
+        aux_channels=task.aux_channels,
+        dropout=task.dropout,
+        norm_last=task.norm_last,
+        **given,
+    )
+
+
+def _given(config: ModelConfig) -> dict[str, Any]:
+    """Returns the settings that are not None, for the function that creates the model."""
     given = {name: value for name, value in dataclasses.asdict(config).items() if value is not None}
-    return create_model(given.pop("name"), **(given | {"dtype": jnp.dtype(config.dtype)}))
+    return given | {"dtype": jnp.dtype(config.dtype)}
 
 
 def with_image_size(config: RunConfig) -> RunConfig:

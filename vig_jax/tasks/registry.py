@@ -106,7 +106,10 @@ class TaskEntry:
 
 
 # Modules with an `ENTRY`, imported on first use.
-_BUILT_IN = {"classification": "vig_jax.tasks.classification"}
+_BUILT_IN = {
+    "classification": "vig_jax.tasks.classification",
+    "segmentation": "vig_jax.tasks.segmentation",
+}
 _REGISTERED: dict[str, TaskEntry] = {}
 
 

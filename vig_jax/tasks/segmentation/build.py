@@ -1,22 +1,23 @@
 """Builds semantic segmentation from a config and the metadata of the data set."""
 
-import dataclasses
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from vig_jax.config import RunConfig, SegmentationConfig
-from vig_jax.data.preprocess.segmentation import SegmentationPreprocess, make_lookup
-from vig_jax.errors import ConfigError
+from vig_jax.data.preprocess.masks import label_lookup
+from vig_jax.data.preprocess.segmentation import SegmentationPreprocess
+from vig_jax.data.dataset import Dataset
+from vig_jax.errors import DataSetError
 from vig_jax.models.from_config import segmenter_from_config, with_image_size, with_num_classes
 from vig_jax.tasks.registry import TaskBundle, TaskEntry
 from vig_jax.tasks.segmentation.evaluation import SegmentationEvaluation
 from vig_jax.tasks.segmentation.preview import SegmentationPreview
 from vig_jax.tasks.segmentation.report import REPORT
 from vig_jax.tasks.segmentation.task import Segmentation
-
-_MOST_CLASSES = 255  # a mask is uint8, and 255 is ignored
+from vig_jax.text import preview_names
 
 
 def make_segmentation(config: RunConfig, metadata: Mapping[str, Any]) -> TaskBundle:
@@ -37,7 +38,7 @@ def make_segmentation(config: RunConfig, metadata: Mapping[str, Any]) -> TaskBun
     classes = config.model.num_classes
     assert classes is not None
     palette = tuple(map(tuple, metadata.get("palette", ()))) or _colours(classes)
-    lookup = make_lookup(classes, settings.reduce_zero_label, metadata.get("raw_labels"))
+    lookup = label_lookup(metadata, settings.reduce_zero_label)
     model = segmenter_from_config(config)
     task = Segmentation(model, config.data, settings)
     return TaskBundle(
@@ -49,6 +50,37 @@ def make_segmentation(config: RunConfig, metadata: Mapping[str, Any]) -> TaskBun
         preview=SegmentationPreview(task, palette),
         summary=f"{classes} classes",
     )
+
+
+def match_data(
+    trained: Mapping[str, Any],
+    dataset: Dataset,
+    config: RunConfig,
+    class_map: Mapping[str, str] | None,
+) -> Dataset:
+    """Returns a data set whose classes are those of a trained model.
+
+    Args:
+        trained: metadata of the data set that the model was trained on.
+        dataset: the data set to evaluate.
+        config: of the model.
+        class_map: names of the data set to names of the model, where they differ.
+
+    Raises:
+        DataSetError: the data set has other classes, or the same in another order.
+    """
+    names = tuple(trained.get("class_names", ()))
+    found = tuple(dataset.info.metadata.get("class_names", ()))
+    found = tuple((class_map or {}).get(name, name) for name in found)
+    if found != names:
+        pairs = itertools.zip_longest(found, names, fillvalue="none")
+        differing = [f"class {i} is {a}, not {b}" for i, (a, b) in enumerate(pairs) if a != b]
+        raise DataSetError(
+            f"{dataset.info.name} has other classes than the model: "
+            f"{preview_names(differing, 4)}. Masks are compared by class number: name the classes "
+            "in classes.txt as in training, or map their names with --class-map FILE"
+        )
+    return dataset
 
 
 def _colours(classes: int) -> tuple[tuple[int, int, int], ...]:

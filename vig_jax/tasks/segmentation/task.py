@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from vig_jax.augment.photometric import photometric_distortion
+from vig_jax.augment.photometric import normalise_parts, photometric_distortion
 from vig_jax.config import DataConfig, SegmentationConfig
-from vig_jax.layers.pixels import normalise
 from vig_jax.models.segmenter import Segmenter
 from vig_jax.sharding.mesh import smallest_batch
 from vig_jax.tasks.protocol import Aux, Batch, BatchSpec, Variables
@@ -76,15 +75,7 @@ class Segmentation:
 
     def training_inputs(self, batch: Batch, key: jax.Array) -> Float[Array, "B S S 3"]:
         """Returns distorted, normalised crops, 0 (the mean colour) beyond their size."""
-        images = batch["image"]
+        images, sizes = batch["image"], batch["size"]
         if self.settings.photometric:
-            images = photometric_distortion(jax.random.split(key)[0], images)
-        images = normalise(images, self.data.mean, self.data.std)
-        return jnp.where(_inside(batch["size"], self.data.image_size)[..., None], images, 0)
-
-
-def _inside(size: jax.Array, side: int) -> jax.Array:
-    """Returns a mask [B, side, side] of the pixels within heights and widths [B, 2]."""
-    position = jnp.arange(side)
-    rows, columns = (position < size[:, axis, None] for axis in range(2))
-    return rows[:, :, None] & columns[:, None, :]
+            images = photometric_distortion(jax.random.split(key)[0], images, sizes)
+        return normalise_parts(images, sizes, self.data.mean, self.data.std)
