@@ -1,7 +1,7 @@
 """Semantic segmentation: UperNet on ViG-H-S on ADE20K, 160,000 updates of 16 crops of 512 x 512.
 
-    python train.py --config=configs/ade20k_vig_h_s.py --config.data.path=/data/ADEChallengeData2016 \\
-        --config.init_weights=vig_h_s.pth --workdir=runs/ade20k_vig_h_s
+    python train.py --config=configs/ade20k_vig_h_s.py --config.init_weights=vig_h_s.pth \\
+        --config.data.path=/data/ADEChallengeData2016 --workdir=runs/ade20k_vig_h_s
 
 docs/segmentation.md has the layout of the data, evaluation and prediction.
 """

@@ -1,7 +1,7 @@
 """Builds classification from a config and the metadata of the data set."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from vig_jax.config import RunConfig, SegmentationConfig
+from vig_jax.data.dataset import Dataset
 from vig_jax.data.preprocess.masks import label_lookup
 from vig_jax.data.preprocess.segmentation import SegmentationPreprocess
-from vig_jax.data.dataset import Dataset
 from vig_jax.errors import DataSetError
 from vig_jax.models.from_config import segmenter_from_config, with_image_size, with_num_classes
 from vig_jax.tasks.registry import TaskBundle, TaskEntry
@@ -18,6 +18,7 @@ from vig_jax.tasks.segmentation.preview import SegmentationPreview
 from vig_jax.tasks.segmentation.report import REPORT
 from vig_jax.tasks.segmentation.task import Segmentation
 from vig_jax.text import preview_names
+from vig_jax.weights.initial import segmenter_variables
 
 
 def make_segmentation(config: RunConfig, metadata: Mapping[str, Any]) -> TaskBundle:
@@ -38,7 +39,8 @@ def make_segmentation(config: RunConfig, metadata: Mapping[str, Any]) -> TaskBun
     classes = config.model.num_classes
     assert classes is not None
     palette = tuple(map(tuple, metadata.get("palette", ()))) or _colours(classes)
-    lookup = label_lookup(metadata, settings.reduce_zero_label)
+    names += tuple(f"class {i}" for i in range(len(names), classes))
+    lookup = label_lookup({**metadata, "class_names": names}, settings.reduce_zero_label)
     model = segmenter_from_config(config)
     task = Segmentation(model, config.data, settings)
     return TaskBundle(
@@ -92,4 +94,9 @@ def _colours(classes: int) -> tuple[tuple[int, int, int], ...]:
     return tuple(map(tuple, np.rint(255 * hues * shades).astype(int).tolist()))
 
 
-ENTRY = TaskEntry(make=make_segmentation, match_data=match_data, report=REPORT)
+ENTRY = TaskEntry(
+    make=make_segmentation,
+    match_data=match_data,
+    initial_variables=segmenter_variables,
+    report=REPORT,
+)
