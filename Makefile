@@ -6,13 +6,16 @@ PYTHON312 ?=
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/fashion_mnist
+SCENES := runs/fashion_scenes
 # Each worker runs neighbouring tests, which share compiled functions.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test test-all tests-with-default-flags lint gpu-test sanitize api clean
+.PHONY: help demo demo-segmentation test test-all tests-with-default-flags lint gpu-test sanitize api clean
 help:
 	@echo "make demo      train a small ViG on embedded photographs, evaluate it, predict (CPU: minutes)"
+	@echo "make demo-segmentation"
+	@echo "               train a small segmenter on composed scenes, evaluate, predict (CPU: minutes)"
 	@echo "make test      lint, types and the fast tests; needs no GPU"
 	@echo "make test-all  also the slow tests, with XLA's default flags; PYTHON312=python3.12 runs the tests"
 	@echo "               a second time in .venv312, with the newest JAX"
@@ -43,6 +46,13 @@ demo: $(VENV)/runtime
 	@echo "== predicting held-out image files"
 	@$(BIN)/vig data images $(RUN)/images --per-class 4
 	@$(BIN)/vig predict $(RUN) $(RUN)/images --top 3 --json $(RUN)/answers.json --picture $(RUN)/answers.png | tail -n 12
+
+demo-segmentation: $(VENV)/runtime
+	@echo "== training on 4,000 composed scenes (an interrupted run resumes)"
+	@$(BIN)/python train.py --config=configs/fashion_scenes.py --workdir=$(SCENES)
+	@echo "== evaluating on the 500 held-out scenes; $(SCENES)/worst.png has the worst of them"
+	@$(BIN)/vig evaluate $(SCENES)
+	@$(BIN)/vig report $(SCENES)
 
 test: lint
 	@echo "== fast tests (make test-all runs the slow ones too)"
@@ -82,4 +92,4 @@ api: $(VENV)/runtime
 	@$(BIN)/python tools/api_page.py
 
 clean:
-	rm -rf $(RUN) .venv .venv312
+	rm -rf $(RUN) $(SCENES) .venv .venv312

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from vig_jax.config import parse, to_dict
@@ -42,14 +43,12 @@ def test_builds(name):
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, **shallow))
     task = make_task(config, {}).task
     variables = jax.eval_shape(task.init, jax.random.PRNGKey(0))
+    total = Intervals.from_config(config.train, 10).total
+    assert total == config.train.steps + 10 * config.train.epochs > 0
     schedule = make_schedule(
-        config.optimizer,
-        batch_size=config.train.batch_size,
-        steps_per_epoch=10,
-        total=10 * config.train.epochs,
+        config.optimizer, batch_size=config.train.batch_size, steps_per_epoch=10, total=total
     )
     jax.eval_shape(make_optimizer(config.optimizer, schedule, task.model).init, variables["params"])
-    assert Intervals.from_config(config.train, 10).total == 10 * config.train.epochs
     check_batch_size(config.train.batch_size, make_mesh())
     batch = config.train.batch_size
     shapes = {
@@ -103,6 +102,8 @@ def test_nothing_else_in_the_paper_recipe(name):
         "warmup_epochs": 20.0,
         "warmup_steps": 0,
         "warmup_examples": 0,
+        "schedule": "cosine",
+        "power": 1.0,
         "weight_decay": decay,
         "b1": 0.9,
         "b2": 0.999,
@@ -122,6 +123,40 @@ def test_nothing_else_in_the_paper_recipe(name):
         "eval_every_epochs": 1,
     }
     assert config["init_weights"] is None
+
+
+# Rate and weight decay for 16 images, layer decay (BEiT, Vim; Swin, VMamba), drop path.
+ADE20K = {
+    "vig_t": (1e-4, 0.05, 0.9, 0.1),
+    "vig_s": (1e-4, 0.05, 0.9, 0.2),
+    "vig_b": (1e-4, 0.05, 0.9, 0.3),
+    "vig_h_t": (6e-5, 0.01, 1.0, 0.2),
+    "vig_h_s": (6e-5, 0.01, 1.0, 0.3),
+    "vig_h_b": (6e-5, 0.01, 1.0, 0.6),
+}
+
+
+@pytest.mark.parametrize("name", ADE20K)
+def test_ade20k_recipe(name):
+    config = parse(load(f"ade20k_{name}").get_config())
+    optimizer, train, task = config.optimizer, config.train, config.task
+    rate, decay, layer_decay, drop_path = ADE20K[name]
+    assert (config.model.name, config.model.drop_path_rate) == (name, drop_path)
+    assert optimizer.base_lr * train.batch_size / optimizer.lr_batch == pytest.approx(rate)
+    assert optimizer.warmup_lr == pytest.approx(1e-6 * optimizer.base_lr)
+    assert (optimizer.weight_decay, optimizer.layer_decay) == (decay, layer_decay)
+    assert (optimizer.schedule, optimizer.power, optimizer.min_lr) == ("poly", 1.0, 0.0)
+    assert (optimizer.warmup_steps, optimizer.warmup_epochs, optimizer.clip_norm) == (1500, 0, 0)
+    assert (optimizer.b1, optimizer.b2, optimizer.eps) == (0.9, 0.999, 1e-8)
+    assert (train.batch_size, train.steps, train.epochs, train.ema_decay) == (16, 160_000, 0, 0)
+    assert (config.data.source, config.data.image_size, config.data.hflip) == ("ade20k", 512, 0.5)
+    assert (task.channels, task.aux_channels, task.aux_weight, task.dropout) == (512, 256, 0.4, 0.1)
+    assert (task.resize_scale, task.resize_ratio) == ((2048, 512), (0.5, 2.0))
+    assert (task.crop_max_share, task.photometric, task.reduce_zero_label) == (0.75, True, True)
+    assert (task.eval_mode, task.eval_stride, task.eval_scales) == ("slide", 341, (1.0,))
+    assert not (task.avg_non_ignore or task.norm_last or task.eval_flip)
+    pixels = 255 * np.array([config.data.mean, config.data.std])  # as mmsegmentation has them
+    np.testing.assert_allclose(pixels, [[123.675, 116.28, 103.53], [58.395, 57.12, 57.375]])
 
 
 @pytest.mark.parametrize("name", PAPER)
