@@ -154,7 +154,7 @@ def test_ade20k_recipe(name):
     assert (task.resize_scale, task.resize_ratio) == ((2048, 512), (0.5, 2.0))
     assert (task.crop_max_share, task.photometric, task.reduce_zero_label) == (0.75, True, True)
     assert (task.eval_mode, task.eval_stride, task.eval_scales) == ("slide", 341, (1.0,))
-    assert not (task.avg_non_ignore or task.norm_last or task.eval_flip)
+    assert (task.avg_non_ignore, task.norm_last, task.eval_flip) == (False, False, False)
     pixels = 255 * np.array([config.data.mean, config.data.std])  # as mmsegmentation has them
     np.testing.assert_allclose(pixels, [[123.675, 116.28, 103.53], [58.395, 57.12, 57.375]])
 
