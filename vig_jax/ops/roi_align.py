@@ -119,23 +119,39 @@ class RoIAlign:
             levels: the map of each RoI; see `box_levels`.
             strides: pixels per position of each map.
         """
-        shapes = tuple(x.shape[1:3] for x in maps)
+        shapes = [(x.shape[1], x.shape[2]) for x in maps]
         counts = [height * width for height, width in shapes]
         starts = [sum(counts[:i]) for i in range(len(counts))]
         table = jnp.concatenate([x.reshape(len(x), -1, x.shape[-1]) for x in maps], 1)
         facts = jnp.asarray(list(zip(starts, *zip(*shapes, strict=True), strict=True)), jnp.int32)
-        rois = wide(jax.lax.stop_gradient(rois))
+        rois = wide(rois)
         rois = rois * jnp.asarray([1 / s for s in strides], rois.dtype)[levels][..., None]
 
         def pool(table: jax.Array, rois: jax.Array, levels: jax.Array) -> jax.Array:
             start, height, width = facts[levels].T
-            grid = self.grid(rois, Maps(start, height, width, levels))
-            return _pool(table, grid, shapes, self)
+            return self.from_table(table, rois, Maps(start, height, width, levels), shapes)
 
         return jax.vmap(pool)(table, rois, levels)
 
-    def grid(self, rois: Float[Array, "R 4"], maps: Maps) -> Grid:
-        """Returns the samples of RoIs that are given in positions of their maps."""
+    def from_table(
+        self,
+        table: Float[Array, "P C"],
+        rois: Float[Array, "R 4"],
+        maps: Maps,
+        shapes: Sequence[tuple[int, int]],
+    ) -> Float[Array, "R h w C"]:
+        """Returns the pooled features of RoIs of one image.
+
+        Args:
+            table: the positions of all maps.
+            rois: boxes in positions of their maps.
+            maps: the map of each RoI.
+            shapes: rows and columns of the maps; `table` holds them one after the other.
+        """
+        grid = self._grid(jax.lax.stop_gradient(rois), maps)
+        return _pool(table, grid, tuple(shapes), self)
+
+    def _grid(self, rois: jax.Array, maps: Maps) -> Grid:
         x, x_weights = self._axis(rois[:, 0], rois[:, 2], self.size[1], maps.width)
         y, y_weights = self._axis(rois[:, 1], rois[:, 3], self.size[0], maps.height)
         return Grid(y, y_weights, x, x_weights, maps)

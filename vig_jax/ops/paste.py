@@ -1,0 +1,99 @@
+"""Masks between a box and its image, on the host. NumPy only."""
+
+import numpy as np
+from jaxtyping import Float, Shaped, UInt8
+
+Span = tuple[int, np.ndarray]  # first pixel, and a matrix [pixels, positions] of weights
+
+
+def cut_to_box(
+    mask: Shaped[np.ndarray, "h w"], box: Float[np.ndarray, "4"], side: int = 112
+) -> UInt8[np.ndarray, "s s"]:
+    """Returns the part of a mask inside a box, averaged over `side` x `side` cells.
+
+    Args:
+        mask: zeros and ones of the size of the image.
+        box: x1, y1, x2, y2 in pixels, with a positive area.
+        side: cells of the result.
+
+    Returns:
+        The share of a cell that the mask covers, 0 to 255. Cells outside of the image have 0.
+    """
+    rows = _averages(box[1], box[3], mask.shape[0], side)
+    columns = _averages(box[0], box[2], mask.shape[1], side)
+    return np.round(255 * (rows @ mask.astype(np.float64) @ columns.T)).astype(np.uint8)
+
+
+def paste(
+    mask: Float[np.ndarray, "m m"],
+    box: Float[np.ndarray, "4"],
+    height: int,
+    width: int,
+    library: str = "mm",
+) -> Float[np.ndarray, "h w"]:
+    """Returns a mask of a box as a map of the whole image; compare it with 0.5.
+
+    Args:
+        mask: probabilities over the box.
+        box: x1, y1, x2, y2 in pixels of the image. Without area, the map is empty.
+        height: rows of the image.
+        width: columns of the image.
+        library: "mm": bilinear at the centres of pixels, in a window of one pixel around the box
+            (mmdet, detectron2). "tv": the box is enlarged by a border of zeros, moved to whole
+            pixels, and the mask resized to it (torchvision).
+
+    Returns:
+        Probabilities, 0 outside of the box.
+    """
+    image = np.zeros((height, width), mask.dtype)
+    box = np.asarray(box, np.float64)
+    if library == "tv":
+        spans = _whole_pixels(box, len(mask), (width, height))
+    elif box[2] > box[0] and box[3] > box[1]:
+        spans = [
+            _centres(low, high, length, len(mask))
+            for low, high, length in zip(box[:2], box[2:], (width, height), strict=True)
+        ]
+    else:
+        return image
+    (left, columns), (top, rows) = spans
+    part = rows.astype(mask.dtype) @ mask @ columns.astype(mask.dtype).T
+    image[top : top + len(rows), left : left + len(columns)] = part
+    return image
+
+
+def _averages(low: float, high: float, length: int, cells: int) -> np.ndarray:
+    """Returns the [cells, length] matrix of means over equal cells from `low` to `high`."""
+    edges = np.linspace(low, high, cells + 1)[:, None]
+    pixels = np.arange(length)
+    overlap = np.minimum(edges[1:], pixels + 1) - np.maximum(edges[:-1], pixels)
+    return np.maximum(overlap, 0) * (cells / (high - low))
+
+
+def _centres(low: float, high: float, length: int, cells: int) -> Span:
+    """Returns the bilinear weights of the centres of pixels around `low` to `high`."""
+    first = int(np.clip(np.floor(low) - 1, 0, length))
+    last = int(np.clip(np.ceil(high) + 1, first, length))
+    position = (np.arange(first, last) + 0.5 - low) / (high - low) * cells - 0.5
+    return first, _hats(position, cells)
+
+
+def _whole_pixels(box: np.ndarray, cells: int, lengths: tuple[int, int]) -> list[Span]:
+    """Returns the weights of torchvision's rule for both axes."""
+    middle, half = (box[:2] + box[2:]) / 2, (box[2:] - box[:2]) / 2
+    half = half * ((cells + 2) / cells)
+    low, high = (middle - half).astype(np.int64), (middle + half).astype(np.int64)
+    spans = []
+    for axis, length in enumerate(lengths):
+        pixels = max(int(high[axis] - low[axis]) + 1, 1)
+        position = np.maximum((np.arange(pixels) + 0.5) * ((cells + 2) / pixels) - 0.5, 0)
+        weights = _hats(np.minimum(position, cells + 1) - 1, cells)  # without the border
+        first, last = max(int(low[axis]), 0), min(int(high[axis]) + 1, length)
+        part = weights[first - low[axis] : max(last, first) - low[axis]]
+        spans.append((first, part))
+    return spans
+
+
+def _hats(position: np.ndarray, cells: int) -> np.ndarray:
+    """Returns the [positions, cells] matrix of bilinear weights; zeros lie around the cells."""
+    return np.maximum(1 - np.abs(position[:, None] - np.arange(cells)), 0)
