@@ -261,7 +261,15 @@ def test_benchmark_of_an_unknown_model(capsys):
             ["--flops", "--plot", "sizes.png"],
             "vig benchmark: --flops measures nothing: leave --plot",
         ),
-        (["--model", "vig_h_t", "--image-size", "0"], "vig benchmark: "),
+        (
+            ["--image-size", "32x48", "--plot", "sizes.png"],
+            "vig benchmark: --plot draws over the side of square images",
+        ),
+        (
+            ["--image-size", "32x48", "--train"],
+            "vig benchmark: --image-size is 32x48; images of training are square",
+        ),
+        (["--image-size", "4"], "vig benchmark: patch_size=16 must be even"),
     ],
 )
 def test_benchmark_of_what_cannot_be(options, message, capsys, monkeypatch):

@@ -1,9 +1,13 @@
-"""The programs that benchmarks time: a model on random pixels, compiled for one device."""
+"""The programs that benchmarks time: a model on random pixels, compiled for one device.
+
+Classification and segmentation differ in what inference returns and in the labels of training.
+"""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +17,13 @@ import optax
 from kernels_pallas.core.accuracy import rms_relative_error
 from vig_jax.bench.macs import count_macs
 from vig_jax.bench.throughput import Program
-from vig_jax.config import RunConfig
+from vig_jax.config import RunConfig, SegmentationConfig
 from vig_jax.errors import ConfigError
-from vig_jax.inference.predictor import predictor
+from vig_jax.inference.predictor import narrow_kernels, predictor
+from vig_jax.layers.pixels import normalise
+from vig_jax.layers.resize import resize_bilinear
 from vig_jax.models import model_settings
 from vig_jax.models.backbone import implementation_refusals
-from vig_jax.models.from_config import model_from_config
 from vig_jax.sharding.mesh import batch_sharded, make_mesh, replicated
 from vig_jax.tasks.registry import make_task
 from vig_jax.train.optim.optimizer import make_optimizer
@@ -27,6 +32,8 @@ from vig_jax.train.step import make_train_step
 from vig_jax.weights.published import published_config
 
 DROP_PATH = 0.2  # rate in training; its cost does not depend on the rate
+CLASSES = {"classification": 1000, "segmentation": 150}
+Size = TypeVar("Size")
 INPUTS = 4  # distinct batches, used in rotation
 TRAIN_MACS = 3  # forward passes' worth: forward, gradients by inputs, gradients by parameters
 
@@ -34,28 +41,41 @@ TRAIN_MACS = 3  # forward passes' worth: forward, gradients by inputs, gradients
 def benchmark_config(
     name: str,
     *,
-    image_size: int,
+    image_size: int | tuple[int, int],
     batch_size: int,
     dtype: str = "bfloat16",
     gla_implementation: str | None = None,
+    task: str = "classification",
 ) -> RunConfig:
     """Returns the config of a published model at an image size, for measuring the bare update.
 
     Augmentation, mixing and clipping are off, so that only the models are compared.
 
+    Args:
+        name: one of `vig_jax.list_models()`.
+        image_size: side in pixels, or height and width. Position embeddings are made for the side.
+        batch_size: images per step.
+        dtype: of the computation.
+        gla_implementation: see `kernels_pallas.vig_mixer`.
+        task: "classification", or "segmentation": UperNet with 150 classes, without EMA.
+
     Raises:
         ConfigError: an unknown model, or a setting that does not fit it.
     """
     settings: dict[str, Any] = {
-        "num_classes": 1000,
+        "num_classes": CLASSES[task],
         "dtype": dtype,
         "gla_implementation": gla_implementation,
         "drop_path_rate": DROP_PATH,
         "merge_scale": None,
     }
-    if "img_size" in model_settings(name):
+    if "img_size" in model_settings(name) and isinstance(image_size, int):
         settings["img_size"] = image_size
     config = published_config(name, settings=settings, image_size=image_size)
+    train = dataclasses.replace(config.train, batch_size=batch_size)
+    if task == "segmentation":
+        train = dataclasses.replace(train, ema_decay=0.0)
+        config = dataclasses.replace(config, task=SegmentationConfig(name=task))
     return dataclasses.replace(
         config,
         data=dataclasses.replace(
@@ -66,35 +86,76 @@ def benchmark_config(
             cutmix_alpha=0.0,
         ),
         optimizer=dataclasses.replace(config.optimizer, clip_norm=0.0),
-        train=dataclasses.replace(config.train, batch_size=batch_size),
+        train=train,
     )
 
 
 def inference_program(config: RunConfig) -> Program:
+    """Compiles the inference of a new model: `compiled(variables, pixels) -> results`.
+
+    Classification is `vig_jax.predictor`, with logits as results. Segmentation ends with a label
+    map of the images' size for each of them; full-size logits exist for one image at a time.
+    """
+    if not isinstance(config.task, SegmentationConfig):
+        return _logits_program(config)
+    model, size = model_of(config), size_of(config)
+    variables = narrow_kernels(jax.jit(make_task(config, {}).task.init)(jax.random.key(0)), model)
+
+    def labels_of_image(logits: jax.Array) -> jax.Array:
+        return jnp.argmax(resize_bilinear(logits[None], size)[0], axis=-1).astype(jnp.uint8)
+
+    def label_maps(variables: Any, images: jax.Array) -> jax.Array:
+        pixels = normalise(images, config.data.mean, config.data.std)
+        return jax.lax.map(labels_of_image, model.apply(variables, pixels))
+
+    inputs = [(variables, _pixels(config, seed)) for seed in range(INPUTS)]
+    with implementation_refusals(config.model.gla_implementation):
+        return Program(jax.jit(label_maps).lower(*inputs[0]).compile(), inputs)
+
+
+def _logits_program(config: RunConfig) -> Program:
     """Compiles `vig_jax.predictor` of a new model: `compiled(variables, pixels) -> logits`."""
     task = make_task(config, {}).task
     variables = jax.jit(task.init)(jax.random.key(0))
-    run = predictor(task.model, variables, config.train.batch_size, config.data.image_size)
+    run = predictor(model_of(config), variables, config.train.batch_size, size_of(config))
     return Program(run.compiled, [(run.variables, _pixels(config, seed)) for seed in range(INPUTS)])
 
 
 def training_program(config: RunConfig) -> Program:
-    """Compiles the training step of a new model: `compiled(state, batch) -> (state, metrics)`."""
+    """Compiles the training step of a new model: `compiled(state, batch) -> (state, metrics)`.
+
+    Raises:
+        ConfigError: the images are not square, as those of training are.
+    """
+    if config.data.eval_size is not None:
+        height, width = config.data.eval_size
+        raise ConfigError(
+            f"--image-size is {height}x{width}; images of training are square: give their side"
+        )
     task, train = make_task(config, {}).task, config.train
     mesh = make_mesh(jax.local_devices()[:1])
     schedule = optax.constant_schedule(config.optimizer.base_lr)
     optimizer = make_optimizer(config.optimizer, schedule)
 
     def batch(seed: int) -> dict[str, jax.Array]:
-        shape = (train.batch_size,)
-        labels = jax.random.randint(jax.random.key(seed), shape, 0, config.model.num_classes or 1)
-        return jax.device_put(
-            {"image": _pixels(config, seed), "label": labels}, batch_sharded(mesh)
+        labels = functools.partial(
+            jax.random.randint, jax.random.key(seed), minval=0, maxval=config.model.num_classes or 1
         )
+        made = {"image": lambda spec: _pixels(config, seed), "size": lambda spec: whole(spec.shape)}
+
+        def whole(shape: tuple[int, ...]) -> jax.Array:
+            return jnp.full((train.batch_size, *shape), config.data.image_size)
+
+        arrays = {
+            name: made[name](spec) if name in made else labels((train.batch_size, *spec.shape))
+            for name, spec in task.batch_spec.items()
+        }
+        typed = {name: x.astype(task.batch_spec[name].dtype) for name, x in arrays.items()}
+        return jax.device_put(typed, batch_sharded(mesh))
 
     with jax.set_mesh(mesh):
         new_state = jax.jit(
-            lambda: init_state(task, optimizer, seed=config.seed, ema=True),
+            lambda: init_state(task, optimizer, seed=config.seed, ema=train.ema_decay > 0),
             out_shardings=replicated(mesh),
         )
         step: Any = make_train_step(task, optimizer, schedule, ema_decay=train.ema_decay, mesh=mesh)
@@ -118,20 +179,23 @@ class Agreement:
 
 
 def agreement(config: RunConfig, program: Program, *, images: int) -> Agreement:
-    """Compares the logits of a program with those of the same model in float32.
+    """Compares the logits of a model with those of the same model in float32.
 
     Args:
         config: of the program.
-        program: from `inference_program(config)`.
+        program: from `inference_program(config)`; that of segmentation has no logits, and another
+            is compiled in its place.
         images: number of images to compare.
     """
     batch_size = config.train.batch_size
+    if isinstance(config.task, SegmentationConfig):
+        program = _logits_program(config)
     wide_config = dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, dtype="float32"),
         train=dataclasses.replace(config.train, batch_size=min(images, batch_size)),
     )
-    wide = inference_program(wide_config)
+    wide = _logits_program(wide_config)
     logits, expected = [], []
     for seed in range(math.ceil(images / batch_size)):
         pixels = _pixels(config, seed)
@@ -147,8 +211,8 @@ def agreement(config: RunConfig, program: Program, *, images: int) -> Agreement:
 
 
 def image_and_batch_sizes(
-    image_sizes: Sequence[int], batch_sizes: Sequence[int]
-) -> list[tuple[int, int]]:
+    image_sizes: Sequence[Size], batch_sizes: Sequence[int]
+) -> list[tuple[Size, int]]:
     """Returns pairs of an image size and a batch size: one for all image sizes, or one for each.
 
     Raises:
@@ -167,14 +231,30 @@ def image_and_batch_sizes(
 
 
 def flops_per_image(config: RunConfig, *, train: bool) -> int:
-    """Returns the operations per image of inference or of a training step; two per MAC."""
-    side = config.data.image_size
-    model: Any = model_from_config(config.model)
-    macs = count_macs(model, side, side).total
-    return 2 * macs * (TRAIN_MACS if train else 1)
+    """Returns the operations per image of inference or of a training step; two per MAC.
+
+    For segmenters these are the ones that are computed, `Macs.total` without `Macs.saved`.
+    """
+    macs = count_macs(model_of(config), *size_of(config))
+    return 2 * (macs.total - macs.saved) * (TRAIN_MACS if train else 1)
+
+
+def model_of(config: RunConfig) -> Any:
+    """Returns the model of a config from `benchmark_config`."""
+    return make_task(config, {}).task.model
+
+
+def size_of(config: RunConfig) -> tuple[int, int]:
+    """Returns height and width of the images."""
+    return config.data.eval_size or (config.data.image_size, config.data.image_size)
+
+
+def size_text(config: RunConfig) -> int | str:
+    """Returns the side of the images, or "HEIGHTxWIDTH" if they are not square."""
+    height, width = size_of(config)
+    return height if height == width else f"{height}x{width}"
 
 
 def _pixels(config: RunConfig, seed: int) -> jax.Array:
-    side = config.data.image_size
-    shape = (config.train.batch_size, side, side, 3)
+    shape = (config.train.batch_size, *size_of(config), 3)
     return jax.random.randint(jax.random.key(seed), shape, 0, 256, jnp.int32).astype(jnp.uint8)

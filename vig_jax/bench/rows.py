@@ -14,11 +14,13 @@ from vig_jax.bench.programs import (
     agreement,
     flops_per_image,
     inference_program,
+    model_of,
+    size_of,
+    size_text,
     training_program,
 )
 from vig_jax.bench.throughput import measure, peak_flops
 from vig_jax.config import RunConfig
-from vig_jax.models.from_config import model_from_config
 
 HEADER = (
     f"{'model':8} {'pixels':>6} {'batch':>5} {'img/s':>10} {'ms':>9} {'+-':>7} {'latency':>9} "
@@ -29,10 +31,11 @@ _LISTED = 15  # kernels
 Row = dict[str, Any]
 
 
-def facts(dtype: str, *, train: bool) -> dict[str, Any]:
-    """Returns the conditions of a measurement: mode, dtype, device and versions."""
+def facts(dtype: str, *, task: str, train: bool) -> dict[str, Any]:
+    """Returns the conditions of a measurement: task, mode, dtype, device and versions."""
     device = jax.local_devices()[0]
     return {
+        "task": task,
         "mode": "training step" if train else "inference",
         "dtype": dtype,
         "device": f"{device.device_kind} ({device.platform})",
@@ -56,7 +59,7 @@ def measured(
     Returns:
         The row, and its text.
     """
-    name, side, batch = config.model.name, config.data.image_size, config.train.batch_size
+    name, side, batch = config.model.name, size_text(config), config.train.batch_size
     device = jax.local_devices()[0]
     program = (training_program if train else inference_program)(config)
     call = program.calls()
@@ -67,7 +70,7 @@ def measured(
     row |= dataclasses.asdict(result) | {"program_bytes": program.bytes}
     high_water = "-" if result.peak_bytes is None else f"{result.peak_bytes / 1e6:.0f}"
     lines = [
-        f"{name:8} {side:6d} {batch:5d} {result.img_per_s:10.1f} {result.ms:9.2f} "
+        f"{name:8} {side:>6} {batch:5d} {result.img_per_s:10.1f} {result.ms:9.2f} "
         f"{result.ms_spread:7.2f} {result.latency_ms:9.2f} "
         f"{'-' if mfu is None else f'{mfu:.1%}':>6} {program.bytes / 1e6:11.0f} {high_water:>8}"
     ]
@@ -91,13 +94,14 @@ def counted(config: RunConfig) -> tuple[Row, str]:
     Returns:
         The row, and its text.
     """
-    name, side = config.model.name, config.data.image_size
-    model = model_from_config(config.model)
-    images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+    name, side, model = config.model.name, size_text(config), model_of(config)
+    images = jax.ShapeDtypeStruct((1, *size_of(config), 3), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(variables))
-    macs = count_macs(model, side, side)
-    parts = {"linear": macs.linear, "conv": macs.conv, "GLA": macs.gla, "total": macs.total}
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    macs = count_macs(model, *size_of(config))
+    parts = {"linear": macs.linear, "conv": macs.conv, "GLA": macs.gla}
+    parts |= {"head": macs.head, "of these saved": macs.saved} if macs.head else {}
+    parts |= {"total": macs.total}
     millions = ", ".join(f"{part} {count / 1e6:,.1f}" for part, count in parts.items())
     row = {"model": name, "image_size": side, "parameters": parameters, "macs": macs.total}
     row |= {f"macs_{part}": count for part, count in dataclasses.asdict(macs).items()}

@@ -5,22 +5,26 @@
   vig benchmark --model vig_t --train --profile
   vig benchmark --model vig_t --check 256
   vig benchmark --model vig_h_t --flops
+  vig benchmark --task segmentation --model vig_h_t --image-size 512x2048 --batch-size 1
 
 One row per model and image size. Inference is `vig_jax.predictor`, uint8 pixels to logits; --train
 is the update of `train.py` on one device (forward, backward, AdamW, EMA weights), with drop path
-and without augmentation.
+and without augmentation. --task segmentation is UperNet with 150 classes: inference ends with a
+label map of the images' size, and the update has an auxiliary head and no EMA weights.
 
   img/s, ms    calls back to back, without waiting in between: the median of the samples
   +-           half the distance between the 16th and 84th percentile of these samples, in ms
   latency      milliseconds of a call that the host waits for before the next
-  MFU          multiply-accumulates as --flops counts them (times three for training) over the
-               device's bfloat16 peak
+  MFU          multiply-accumulates as --flops counts them, without the saved ones (times three
+               for training), over the device's bfloat16 peak
   program MB   the compiled program's arguments, results and temporaries, as XLA plans them
   peak MB      the largest amount that this process ever held on the device, in any row so far
 
 --check compares the logits of random images with those of the same model in float32: the relative
 RMS error, and the share of images with the same first guess. --profile lists the GPU's kernels.
---flops measures nothing: it counts the parameters and the multiply-accumulates of one image.
+--flops measures nothing: it counts the parameters and the multiply-accumulates of one image. Those
+of a segmenter leave out the auxiliary head, as papers do. "saved" are those of the decode head's
+3x3 convolutions that are not computed, since small maps are multiplied before they are enlarged.
 """
 
 import argparse
@@ -36,7 +40,16 @@ if TYPE_CHECKING:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
     parser.add_argument("--model", nargs="+", default=["vig_s"], help=", ".join(options.MODELS))
-    parser.add_argument("--image-size", type=int, nargs="+", default=[224], metavar="PIXELS")
+    parser.add_argument(
+        "--task", choices=["classification", "segmentation"], default="classification"
+    )
+    parser.add_argument(
+        "--image-size",
+        type=options.image_size,
+        nargs="+",
+        metavar="PIXELS",
+        help="side, or HEIGHTxWIDTH (default 224, or 512 for segmentation)",
+    )
     parser.add_argument(
         "--batch-size",
         type=int,
@@ -76,6 +89,9 @@ def run(args: argparse.Namespace) -> int:
             raise ConfigError(f"{option} is {value}; it must be at least 1")
     if args.train and args.check:
         raise ConfigError("--check compares logits, and --train has none: leave one out")
+    args.image_size = args.image_size or [{"classification": 224, "segmentation": 512}[args.task]]
+    if args.plot and any(isinstance(size, tuple) for size in args.image_size):
+        raise ConfigError("--plot draws over the side of square images: leave HEIGHTxWIDTH out")
     facts, rows = _count(args) if args.flops else _measure(args)
     from vig_jax.bench.throughput import write_tables
 
@@ -90,8 +106,8 @@ def _measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, A
 
     shapes = image_and_batch_sizes(args.image_size, args.batch_size)
     configs = [_config(args, name, *shape) for name in args.model for shape in shapes]
-    conditions, rows = facts(args.dtype, train=args.train), []
-    title = "{mode}, {dtype}, on {device}, JAX {jax}".format(**conditions)
+    conditions, rows = facts(args.dtype, task=args.task, train=args.train), []
+    title = "{task}, {mode}, {dtype}, on {device}, JAX {jax}".format(**conditions)
     print(title, HEADER, sep="\n")
     for config in configs:
         row, text = measured(
@@ -121,10 +137,12 @@ def _count(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any
             row, text = counted(_config(args, name, size, 1))
             print(text)
             rows.append(row)
-    return {"mode": "count"}, rows
+    return {"task": args.task, "mode": "count"}, rows
 
 
-def _config(args: argparse.Namespace, name: str, size: int, batch: int) -> "RunConfig":
+def _config(
+    args: argparse.Namespace, name: str, size: int | tuple[int, int], batch: int
+) -> "RunConfig":
     from vig_jax.bench.programs import benchmark_config
 
     return benchmark_config(
@@ -133,4 +151,5 @@ def _config(args: argparse.Namespace, name: str, size: int, batch: int) -> "RunC
         batch_size=batch,
         dtype=args.dtype,
         gla_implementation=args.gla,
+        task=args.task,
     )

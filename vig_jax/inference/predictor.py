@@ -35,7 +35,7 @@ class Predictor:
     ) -> None:
         self.batch_size = batch_size
         self.image_size = image_size
-        self.variables = jax.device_put(_narrow(variables, model))
+        self.variables = jax.device_put(narrow_kernels(variables, model))
 
         def logits(variables: Any, images: jax.Array) -> Any:
             return model.apply(variables, normalise(images, mean, std))
@@ -101,7 +101,7 @@ def predictor(
     return Predictor(model, variables, batch_size, size, mean, std)
 
 
-def _narrow(variables: Mapping[str, Any], model: Backbone) -> Any:
+def narrow_kernels(variables: Mapping[str, Any], model: Backbone) -> Any:
     """Casts the kernels to the model's dtype if it is narrow, but not the head's: it is float32."""
     dtype, heads = model.dtype, model.head_prefixes
     if dtype is None or jnp.finfo(dtype).bits >= 32:
