@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import time
 
+import numpy as np
 import pytest
 
 from vig_jax.data.convert import Options, convert, open_splits, shard, verify
@@ -29,6 +30,29 @@ def test_names_that_are_not_utf8_are_converted_and_verified(folder, tmp_path):
         assert source.class_names == original["train"].class_names
         if kind != "image_folder":
             assert [source[i] for i in range(5)] == [original["train"][i] for i in range(5)]
+
+
+def test_netpbm_files_are_read_in_every_layout(tmp_path, caplog):
+    root, wide = tmp_path / "photos", np.arange(64, dtype=">u2").reshape(8, 8) * 1000
+    files = {
+        "a.pgm": b"P5 8 8 65535 " + wide.tobytes(),
+        "b.PBM": b"P4 8 8 " + bytes(range(8)),
+        "c.pnm": b"P6 8 8 255 " + bytes(192),
+        "d.pfm": b"Pf 8 8 -1 " + bytes(256),
+    }
+    for split in ("train", "val"):
+        (root / split / "cat").mkdir(parents=True)
+        for name, contents in files.items():
+            (root / split / "cat" / name).write_bytes(contents)
+    source = open_splits(str(root), "image_folder")
+    assert [source["train"].name_of(i)[-5:] for i in range(len(source["train"]))] == list(files)[:3]
+    for kind in KINDS:
+        convert(source, tmp_path / kind, Options(to=kind, shuffle=False))
+        again = open_splits(str(tmp_path / kind), kind)["train"]
+        assert [again[i]["image"] for i in range(3)] == list(files.values())[:3]
+    written = sorted(path.name for path in (tmp_path / "image_folder" / "train").rglob("0*"))
+    assert written == ["00000000.pgm", "00000001.pbm", "00000002.ppm"]
+    assert "1 files are ignored for their extension (1 .pfm)" in caplog.text
 
 
 def test_two_conversions_to_one_folder(folder, tmp_path):

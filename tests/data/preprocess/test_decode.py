@@ -145,6 +145,27 @@ def test_gray_of_ten_bits_in_a_pgm_is_scaled():
     assert np.abs(decoded.astype(int) - (GRAY_16 >> 8)).max() <= 1
 
 
+@pytest.mark.parametrize(
+    ("contents", "gray"),
+    [
+        (b"P1 3 2  0 1 0  1 1 0", [255, 0, 255, 0, 0, 255]),  # one is black
+        (b"P4 3 2 " + bytes([0b01000000, 0b11000000]), [255, 0, 255, 0, 0, 255]),
+        (b"P2 3 2 255  0 1 2  100 254 255", [0, 1, 2, 100, 254, 255]),
+        (b"P5 3 2 255 " + bytes([0, 1, 2, 100, 254, 255]), [0, 1, 2, 100, 254, 255]),
+        (b"P5 3 2 15 " + bytes([0, 1, 2, 3, 14, 15]), [0, 17, 34, 51, 238, 255]),
+        (b"P2 3 2 65535  0 257 514  255 65534 65535", [0, 1, 2, 0, 255, 255]),
+        (
+            b"P6 3 2 65535 "
+            + np.repeat([0, 257, 514, 25700, 65278, 65535], 3).astype(">u2").tobytes(),
+            [0, 1, 2, 100, 254, 255],
+        ),
+    ],
+)
+def test_white_is_white_in_every_kind_of_netpbm(contents, gray):
+    decoded = np.asarray(decode(contents))
+    np.testing.assert_array_equal(decoded, np.reshape(gray, (2, 3, 1)).repeat(3, axis=2))
+
+
 @pytest.mark.parametrize("dtype", [np.int32, np.float32])
 def test_pixels_without_a_defined_white_are_left_out_with_the_reason(dtype):
     contents = encoded(Image.fromarray(GRAY_16.astype(dtype)), "TIFF")

@@ -19,6 +19,7 @@ SAMPLE = 64
 
 _EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "BMP": "bmp", "WEBP": "webp", "GIF": "gif"}
 _EXTENSIONS |= {"TIFF": "tif", "PPM": "ppm"}
+_OF_NETPBM = {"1": "pbm", "L": "pgm", "I": "pgm"}  # by Pillow's mode, for its format PPM
 
 
 def convert_image(dataset: ClassificationDataset, index: int, options: Options) -> EncodedImage:
@@ -38,6 +39,8 @@ def convert_image(dataset: ClassificationDataset, index: int, options: Options) 
         raise UndecodableImageError(f"{damage} (--leave-out-damaged)")
     size = header.width, header.height
     extension = _EXTENSIONS.get(header.format, header.format.lower())
+    if header.format == "PPM":
+        extension = _OF_NETPBM.get(header.mode, extension)
     reduce = 0 < options.resize_short < min(size)
     if reduce or options.raw or (options.reencode_progressive and header.progressive):
         decoded = decode(image, options.max_image_pixels)

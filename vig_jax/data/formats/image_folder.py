@@ -2,9 +2,9 @@
 
     PATH/train/<class>/*.jpg      PATH/val/<class>/*.jpg
 
-with jpg, jpeg, png, bmp, webp, gif, tif, tiff or ppm files. Folders inside a class folder are read
-too, also those behind links; hidden files and folders are not. Without train and val folders (and
-with config.data.split="stratified") the files are PATH/<class>/*.jpg.
+with jpg, jpeg, png, bmp, webp, gif, tif, tiff, ppm, pgm, pbm or pnm files. Folders inside a class
+folder are read too, also those behind links; hidden files and folders are not. Without train and
+val folders (and with config.data.split="stratified") the files are PATH/<class>/*.jpg.
 
 Classes are numbered in the order of their sorted names, or, if `vig data convert` has written the
 folder, in the order of its `info.json`.
@@ -33,11 +33,13 @@ from vig_jax.text import preview_names, printable
 
 logger = logging.getLogger(__name__)
 
-_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "bmp", "webp", "gif", "tif", "tiff", "ppm"})
+_EXTENSIONS = frozenset(
+    {"jpg", "jpeg", "png", "bmp", "webp", "gif", "tif", "tiff", "ppm", "pgm", "pbm", "pnm"}
+)
 # Formats of images that Pillow is not asked to read, or extensions that are rare.
 _UNREADABLE = frozenset(
-    {"jfif", "jpe", "avif", "heic", "heif", "jxl", "jp2", "j2k", "pgm", "pbm", "pnm", "svg", "eps"}
-    | {"psd", "dng", "cr2", "nef", "arw", "tga", "ico", "exr", "hdr", "apng"}
+    {"jfif", "jpe", "avif", "heic", "heif", "jxl", "jp2", "j2k", "svg", "eps"}
+    | {"psd", "dng", "cr2", "nef", "arw", "tga", "ico", "exr", "hdr", "apng", "pam", "pfm"}
 )
 _FOLDERS: dict[Part, str] = {"train": "train", "eval": "val"}
 _SIZED_FILES = 1000  # of a folder, in its fingerprint
