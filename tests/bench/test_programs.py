@@ -30,6 +30,6 @@ def test_agreement(image, values, rms, argmax, monkeypatch):
     expected = np.resize(np.eye(4, dtype=np.float32), (6, 4))
     logits = expected.copy()
     logits[image] = values
-    monkeypatch.setattr(programs, "inference_program", lambda wide: program(expected))
+    monkeypatch.setattr(programs, "_logits_program", lambda wide: program(expected))
     found = programs.agreement(config, program(logits), images=5)
     assert (found.rms, found.argmax) == (pytest.approx(rms), pytest.approx(argmax))
