@@ -14,6 +14,9 @@ from vig_jax.text import printable, printable_lines
 
 logger = logging.getLogger(__name__)
 
+DPI = 120
+"""Pixels per inch of all figures."""
+
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Writes a PNG, with text in any script; creates its folder.
@@ -34,7 +37,7 @@ def save_figure(figure: Figure, path: Path) -> None:
     with warnings.catch_warnings():
         # `font_families` has reported letters that no font has.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        figure.savefig(path, dpi=120)
+        figure.savefig(path, dpi=DPI)
 
 
 def drawable(name: str, limit: int) -> str:

@@ -1,14 +1,23 @@
-"""Classifies image files with a trained run or with a weight file.
+"""Predicts for image files with a trained run or with a weight file.
 
   vig predict runs/fashion_mnist photo.png
   vig predict runs/fashion_mnist folder/ --top 3 --json predictions.json --figure predictions.png
   vig predict --weights vig_s.pth --model vig_s photo.jpg
+  vig predict runs/ade20k_vig_h_t photo.jpg --output maps
 
-With --figure, a folder named after a class is the true label of its images.
+A classifier prints the most likely classes. With --figure, a folder named after a class is the true
+label of its images.
+
+A segmenter prints the classes with the most pixels, and writes two files for each image into
+--output. NAME_labels.png is an indexed image of the same size with the class of every pixel: class
+0, 1, ... or, for a run with config.task.reduce_zero_label as ADE20K's, class + 1 as in the
+annotations, where 0 is unlabelled. NAME_overlay.png is the photograph under the colors of the
+classes, with a legend. Images are not rotated by their EXIF orientation.
 """
 
 import argparse
 import sys
+from pathlib import Path
 
 from vig_jax.cli import options, weights
 from vig_jax.errors import ConfigError
@@ -28,9 +37,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     weights.configure(parser)
     parser.add_argument(
-        "--top", type=options.positive, default=5, help="classes per image (default 5)"
+        "--top", type=options.positive, default=5, help="classes to print per image (default 5)"
     )
-    parser.add_argument("--batch-size", type=options.positive, default=64)
+    parser.add_argument(
+        "--batch-size",
+        type=options.positive,
+        default=64,
+        help="of a classifier (default 64); a segmenter takes images one by one",
+    )
+    parser.add_argument(
+        "--output",
+        type=options.path,
+        default=Path("predictions"),
+        metavar="FOLDER",
+        help="of the files that a segmenter writes (default: predictions)",
+    )
     parser.add_argument(
         "--json", type=options.output_file, metavar="FILE", help="write the predictions here"
     )
@@ -45,7 +66,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Predicts, prints, draws; returns 1 if an image could not be read."""
-    from vig_jax.inference.files import Classifier, draw, find_images
+    from vig_jax.inference.file_predictor import PredictOptions, file_predictor
+    from vig_jax.inference.files import find_images
 
     run, images = (None, args.paths) if args.weights else (args.paths[0], args.paths[1:])
     if not images:
@@ -53,15 +75,16 @@ def run(args: argparse.Namespace) -> int:
     files = find_images(images)
     loaded = weights.restore(args, run)
     print(printable(f"{loaded.config.model.name}: {loaded.description}"), file=sys.stderr)
-    classifier = Classifier.from_loaded(loaded)
+    predictor = file_predictor(loaded)
     predictions = []
-    for prediction in classifier.predict(files, top=args.top, batch_size=args.batch_size):
+    settings = PredictOptions(top=args.top, batch_size=args.batch_size, output=args.output)
+    for prediction in predictor.predict_files(files, settings):
         predictions.append(prediction)
         print(prediction, file=sys.stderr if prediction.error else sys.stdout)
     if args.json:
         args.json.write_text(to_json([p.to_json() for p in predictions]))
         print(f"predictions: {args.json}")
     if args.figure:
-        shown = draw(predictions, args.figure, classifier.class_names)
+        shown = predictor.draw(predictions, args.figure)
         print(f"figure of {shown} images: {args.figure}")
     return 1 if any(prediction.error for prediction in predictions) else 0

@@ -17,6 +17,7 @@ from vig_jax.data.preprocess.geometry import draw_view
 from vig_jax.errors import ConfigError, NonFiniteLossError, UndecodableImageError
 from vig_jax.figures import drawable, save_figure
 from vig_jax.files import read_regular_file
+from vig_jax.inference.file_predictor import PredictOptions
 from vig_jax.inference.loaded_model import LoadedModel
 from vig_jax.inference.predictor import Predictor, predictor
 from vig_jax.models import Backbone
@@ -81,6 +82,14 @@ class Classifier:
         model = model_from_config(loaded.config.model)
         class_names = loaded.metadata.get("class_names", ())
         return cls(model, loaded.variables, loaded.config.data, class_names)
+
+    def predict_files(self, files: Sequence[Path], options: PredictOptions) -> Iterator[Prediction]:
+        """Yields predictions; see `vig_jax.inference.file_predictor.FilePredictor`."""
+        return self.predict(files, top=options.top, batch_size=options.batch_size)
+
+    def draw(self, predictions: Sequence[Prediction], path: Path) -> int:
+        """Writes a PNG of images with their most likely classes, and returns their number."""
+        return draw(predictions, path, self.class_names)
 
     def predict(
         self, files: Sequence[Path], *, top: int = 5, batch_size: int = 64

@@ -100,6 +100,7 @@ class TaskEntry:
     match_data: Callable[
         [Mapping[str, Any], Dataset, RunConfig, Mapping[str, str] | None], Dataset
     ] = lambda trained, dataset, config, names: dataset
+    file_predictor: str = ""
     initial_variables: Callable[
         [RunConfig, nn.Module, Mapping[str, Any]], tuple[Variables, str]
     ] = classifier_variables

@@ -99,6 +99,7 @@ def match_data(
 ENTRY = TaskEntry(
     make=make_classification,
     match_data=match_data,
+    file_predictor="vig_jax.inference.files:Classifier.from_loaded",
     report=ReportSpec(
         primary_metric=PRIMARY_METRIC,
         panels=(

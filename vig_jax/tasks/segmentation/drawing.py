@@ -2,17 +2,21 @@
 
 import colorsys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image
 
 from vig_jax.data.preprocess.masks import IGNORED
-from vig_jax.figures import drawable
+from vig_jax.figures import DPI, drawable, save_figure
 
 _OPACITY = 0.6  # of the colours over a photograph
 _BORDER = 0.55  # brightness of a colour along the border of a region
 _GOLDEN = 0.6180339887  # neighbouring classes get hues that are far apart
+_SMALLEST, _LARGEST = 512, 2048  # pixels, of the longer side of an overlay
+_LEGEND_WIDTH, _LEGEND_LEAST, _LINE = 300, 160, 20  # pixels
 OTHER = (255, 255, 255)
 """The colour of pixels without a class."""
 
@@ -63,8 +67,62 @@ def shares(labels: UInt8[np.ndarray, "H W"]) -> list[tuple[int, float]]:
     return [(label, counts[label] / labels.size) for label in order if counts[label]]
 
 
+def label_name(class_names: Sequence[str], label: int) -> str:
+    """Returns the name of a class, or its number if it has none."""
+    return class_names[label] if label < len(class_names) else f"class {label}"
+
+
+def draw_overlay(
+    image: UInt8[np.ndarray, "H W 3"],
+    labels: UInt8[np.ndarray, "H W"],
+    class_names: Sequence[str],
+    palette: Palette,
+    path: Path,
+) -> None:
+    """Writes a PNG of a photograph under the colours of its classes, with a legend.
+
+    The photograph has 512 to 2048 pixels along its longer side: larger ones are reduced, and the
+    pixels of smaller ones are repeated. The legend has the share of each class.
+    """
+    from matplotlib.figure import Figure
+
+    height, width = labels.shape
+    longest = max(height, width)
+    if longest > _LARGEST:
+        shape = tuple(max(1, side * _LARGEST // longest) for side in labels.shape)
+        size = (shape[1], shape[0])
+        image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
+        labels = np.asarray(Image.fromarray(labels).resize(size, Image.Resampling.NEAREST))
+    times = max(1, -(-_SMALLEST // longest))
+    image, labels = (x.repeat(times, axis=0).repeat(times, axis=1) for x in (image, labels))
+    height, width = labels.shape
+    total = width + _LEGEND_WIDTH
+    tall = max(height, _LEGEND_LEAST)
+    figure = Figure(figsize=(total / DPI, tall / DPI))
+    axes = figure.add_axes((0, 1 - height / tall, width / total, height / tall))
+    axes.imshow(overlay(image, labels, palette), interpolation="nearest", aspect="auto")
+    axes.set_axis_off()
+    table = colour_table(palette)
+    entries: list[tuple[str, Sequence[int]]] = []
+    for label, share in shares(labels):
+        name = drawable(label_name(class_names, label), 24)
+        entries.append((f"{name}  {_percent(share)}", table[label].tolist()))
+    legend = figure.add_axes((width / total, 0, 1 - width / total, 1))
+    draw_legend(legend, entries, max(2, (tall - 12) // _LINE), fontsize=9, corner=(0.02, 1.0))
+    save_figure(figure, path)
+
+
+def _percent(share: float) -> str:
+    return f"{share:.1%}" if share >= 0.001 else "< 0.1%"
+
+
 def draw_legend(
-    axes: Any, entries: Sequence[tuple[str, Sequence[int]]], limit: int, fontsize: float = 7
+    axes: Any,
+    entries: Sequence[tuple[str, Sequence[int]]],
+    limit: int,
+    *,
+    fontsize: float = 7,
+    corner: tuple[float, float] = (-0.04, 1.03),
 ) -> None:
     """Draws names beside patches of their colours; the last line counts what does not fit."""
     from matplotlib.patches import Patch
@@ -75,7 +133,7 @@ def draw_legend(
             facecolor=f"#{bytes(map(int, colour)).hex()}",
             edgecolor="#555555",
             linewidth=0.5,
-            label=drawable(name, 28),
+            label=name,
         )
         for name, colour in shown
     ]
@@ -86,7 +144,7 @@ def draw_legend(
     axes.legend(
         handles=handles,
         loc="upper left",
-        bbox_to_anchor=(-0.04, 1.03),
+        bbox_to_anchor=corner,
         fontsize=fontsize,
         frameon=False,
         handlelength=1.1,

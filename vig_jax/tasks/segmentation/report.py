@@ -167,7 +167,8 @@ def _panels(
     table = colour_table(results.palette.tolist())
     both = np.concatenate([worst.truth, worst.predicted])
     entries: list[tuple[str, Sequence[int]]] = [
-        (results.class_names[label], table[label].tolist()) for label, _ in shares(both)
+        (drawable(results.class_names[label], 28), table[label].tolist())
+        for label, _ in shares(both)
     ]
     return [worst.image, table[worst.truth], table[worst.predicted]], entries
 

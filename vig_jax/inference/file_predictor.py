@@ -1,0 +1,69 @@
+"""Predictions for image files, by the task of a model."""
+
+import dataclasses
+import pkgutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from vig_jax.errors import ConfigError
+from vig_jax.inference.loaded_model import LoadedModel
+from vig_jax.tasks.registry import get_task
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictOptions:
+    """Options of `vig predict`; a task uses those that it needs.
+
+    Attributes:
+        top: number of classes to print for an image.
+        batch_size: images per call of the model, if all have one size.
+        output: folder for files that belong to an image.
+    """
+
+    top: int = 5
+    batch_size: int = 64
+    output: Path = Path("predictions")
+
+
+class FilePrediction(Protocol):
+    """The prediction for one file; `str(prediction)` is a line for the console."""
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+
+    @property
+    def error(self) -> str | None:
+        """The reason why the file could not be read, or None."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns a dictionary of JSON values."""
+
+
+class FilePredictor(Protocol):
+    """A trained model that predicts for image files."""
+
+    def predict_files(
+        self, files: Sequence[Path], options: PredictOptions
+    ) -> Iterator[FilePrediction]:
+        """Yields predictions in the order of `files`; for an unreadable file one with an error."""
+
+    def draw(self, predictions: Sequence[Any], path: Path) -> int:
+        """Writes a PNG of the images with their predictions, and returns how many it shows."""
+
+
+def file_predictor(loaded: LoadedModel) -> FilePredictor:
+    """Returns the predictor of the model's task.
+
+    Raises:
+        ConfigError: the task has none, or the model cannot predict.
+    """
+    name = loaded.config.task.name
+    maker = get_task(name).file_predictor
+    if not maker:
+        raise ConfigError(
+            f"the task {name!r} has no predictions for files: TaskEntry.file_predictor is unset"
+        )
+    predictor: FilePredictor = pkgutil.resolve_name(maker)(loaded)
+    return predictor
