@@ -32,6 +32,7 @@ from vig_jax.tasks.segmentation.drawing import (
     draw_overlay,
     label_name,
     overlay,
+    percent,
     shares,
 )
 from vig_jax.tasks.segmentation.evaluation import SegmentationEvaluation, window_logits
@@ -80,7 +81,7 @@ class SegmentationPrediction:
         """Returns a line for the console."""
         if self.error:
             return printable(f"{self.path}: skipped, {self.error}")
-        found = "  ".join(f"{name} {share:.1%}" for name, share in self.shares[: self.top])
+        found = "  ".join(f"{name} {percent(share)}" for name, share in self.shares[: self.top])
         rest = len(self.shares) - self.top
         more = f"  and {rest} more" if rest > 0 else ""
         note = f" (damaged, but decoded: {self.damage})" if self.damage else ""

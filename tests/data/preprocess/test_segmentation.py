@@ -171,13 +171,13 @@ def test_sides_of_masks():
 
 
 def test_sliding_windows(make):
-    preprocess = make(False, eval_scales=(0.75, 1.0))
+    preprocess = make(False, eval_scales=(1.0, 1.5))
     assert isinstance(preprocess, BucketedPreprocess)
     whole = example()
     arrays = preprocess(whole, None)
     spec = preprocess.spec_of(preprocess.bucket(60, 45))
     assert {name: (x.shape, x.dtype) for name, x in arrays.items()} == spec
-    for i, (long, short) in enumerate(((96, 24), (128, 32))):
+    for i, (long, short) in enumerate(((128, 32), (192, 48))):
         width, height = scaled_size((60, 45), (long, short))
         assert arrays[f"size_{i}"].tolist() == [height, width]
         resized = opencv.resize_window(whole["image"], (width, height), (0, 0, width, height))
@@ -189,6 +189,15 @@ def test_sliding_windows(make):
     np.testing.assert_array_equal(arrays["mask"][:45, :60], whole["mask"])
     assert (arrays["mask"][45:] == 255).all()
     assert (arrays["mask"][:, 60:] == 255).all()
+
+
+def test_very_long_images_keep_a_side_of_32_pixels(make):
+    preprocess = make(False)
+    arrays = preprocess.evaluation_images(np.zeros((10, 900, 3), np.uint8))
+    assert scaled_size((900, 10), (128, 32)) == (128, 1)
+    assert arrays["size"].tolist() == [32, 128]
+    spec = preprocess.spec_of(preprocess.bucket(900, 10))
+    assert arrays["image"].shape == spec["image"][0] == (32, sliding_side(128, 32, 20), 3)
 
 
 def test_whole_images_have_sides_of_whole_tokens(make):

@@ -157,10 +157,14 @@ class SegmentationPreprocess:
         return [f"_{i}" for i in range(len(scales))] if len(scales) > 1 else [""]
 
     def _eval_size(self, width: int, height: int, ratio: float) -> tuple[int, int]:
-        """Returns width and height of a resized evaluation image."""
+        """Returns width and height of a resized evaluation image.
+
+        The aspect of very long images is not kept: models need sides of 32 pixels.
+        """
         size = scaled_size((width, height), self.task.resize_scale, ratio)
         if self.task.eval_mode == "slide":
-            return size
+            least = min(_MULTIPLE, self.data.image_size)
+            return max(size[0], least), max(size[1], least)
         return -(-size[0] // _MULTIPLE) * _MULTIPLE, -(-size[1] // _MULTIPLE) * _MULTIPLE
 
     def _canvas(self, size: tuple[int, int]) -> tuple[int, int]:

@@ -106,13 +106,14 @@ def draw_overlay(
     entries: list[tuple[str, Sequence[int]]] = []
     for label, share in shares(labels):
         name = drawable(label_name(class_names, label), 24)
-        entries.append((f"{name}  {_percent(share)}", table[label].tolist()))
+        entries.append((f"{name}  {percent(share)}", table[label].tolist()))
     legend = figure.add_axes((width / total, 0, 1 - width / total, 1))
     draw_legend(legend, entries, max(2, (tall - 12) // _LINE), fontsize=9, corner=(0.02, 1.0))
     save_figure(figure, path)
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """Returns a share as text."""
     return f"{share:.1%}" if share >= 0.001 else "< 0.1%"
 
 
