@@ -50,7 +50,7 @@ demo: $(VENV)/runtime
 demo-segmentation: $(VENV)/runtime
 	@echo "== training on 4,000 composed scenes (an interrupted run resumes)"
 	@$(BIN)/python train.py --config=configs/fashion_scenes.py --workdir=$(SCENES)
-	@echo "== evaluating on the 500 held-out scenes; $(SCENES)/worst.png has the worst of them"
+	@echo "== evaluating on the 500 held-out scenes; $(SCENES)/worst_images.png has the worst of them"
 	@$(BIN)/vig evaluate $(SCENES)
 	@$(BIN)/vig report $(SCENES)
 

@@ -4,7 +4,7 @@ import dataclasses
 import pkgutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from vig_jax.errors import ConfigError
 from vig_jax.inference.loaded_model import LoadedModel
@@ -26,6 +26,7 @@ class PredictOptions:
     output: Path = Path("predictions")
 
 
+@runtime_checkable
 class FilePrediction(Protocol):
     """The prediction for one file; `str(prediction)` is a line for the console."""
 
@@ -41,6 +42,7 @@ class FilePrediction(Protocol):
         """Returns a dictionary of JSON values."""
 
 
+@runtime_checkable
 class FilePredictor(Protocol):
     """A trained model that predicts for image files."""
 

@@ -4,8 +4,6 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from vig_jax.config import RunConfig, SegmentationConfig
 from vig_jax.data.dataset import Dataset
 from vig_jax.data.preprocess.masks import label_lookup
@@ -13,6 +11,7 @@ from vig_jax.data.preprocess.segmentation import SegmentationPreprocess
 from vig_jax.errors import DataSetError
 from vig_jax.models.from_config import segmenter_from_config, with_image_size, with_num_classes
 from vig_jax.tasks.registry import TaskBundle, TaskEntry
+from vig_jax.tasks.segmentation.drawing import default_palette
 from vig_jax.tasks.segmentation.evaluation import SegmentationEvaluation
 from vig_jax.tasks.segmentation.preview import SegmentationPreview
 from vig_jax.tasks.segmentation.report import REPORT
@@ -38,7 +37,7 @@ def make_segmentation(config: RunConfig, metadata: Mapping[str, Any]) -> TaskBun
     config = with_num_classes(with_image_size(config), names)
     classes = config.model.num_classes
     assert classes is not None
-    palette = tuple(map(tuple, metadata.get("palette", ()))) or _colours(classes)
+    palette = tuple(map(tuple, metadata.get("palette", ()))) or default_palette(classes)
     names += tuple(f"class {i}" for i in range(len(names), classes))
     lookup = label_lookup({**metadata, "class_names": names}, settings.reduce_zero_label)
     model = segmenter_from_config(config)
@@ -85,18 +84,10 @@ def match_data(
     return dataset
 
 
-def _colours(classes: int) -> tuple[tuple[int, int, int], ...]:
-    """Returns a colour per class for data sets that have none."""
-    from matplotlib import colormaps
-
-    hues = colormaps["hsv"](np.linspace(0, 1, classes, endpoint=False))[:, :3]
-    shades = np.array([1.0, 0.75, 0.5])[np.arange(classes) % 3, None]
-    return tuple(map(tuple, np.rint(255 * hues * shades).astype(int).tolist()))
-
-
 ENTRY = TaskEntry(
     make=make_segmentation,
     match_data=match_data,
     initial_variables=segmenter_variables,
     report=REPORT,
+    file_predictor="vig_jax.inference.segmentation:SegmentationPredictor",
 )

@@ -108,7 +108,7 @@ def draw_overlay(
         name = drawable(label_name(class_names, label), 24)
         entries.append((f"{name}  {percent(share)}", table[label].tolist()))
     legend = figure.add_axes((width / total, 0, 1 - width / total, 1))
-    draw_legend(legend, entries, max(2, (tall - 12) // _LINE), fontsize=9, corner=(0.02, 1.0))
+    draw_legend(legend, entries, max(2, (tall - 12) // _LINE), fontsize=9.0, corner=(0.02, 1.0))
     save_figure(figure, path)
 
 
@@ -122,7 +122,7 @@ def draw_legend(
     entries: Sequence[tuple[str, Sequence[int]]],
     limit: int,
     *,
-    fontsize: float = 7,
+    fontsize: float = 7.0,
     corner: tuple[float, float] = (-0.04, 1.03),
 ) -> None:
     """Draws names beside patches of their colours; the last line counts what does not fit."""
