@@ -46,13 +46,13 @@ def open_source(args: argparse.Namespace) -> dict[Any, Any]:
 
 def _open_masks(args: argparse.Namespace) -> dict[str, Any]:
     """Opens the splits of images and masks, without looking at masks."""
+    from vig_jax.config import parse, recipes
     from vig_jax.data.datasets.registry import MASKS
-    from vig_jax.weights.published import published_config
 
     if args.val_fraction is not None and args.kind != "mask_folder":
         raise ConfigError(f"--val-fraction: {args.kind} has a validation split already")
     data = dataclasses.replace(
-        published_config("vig_t").data,
+        parse(recipes.imagenet()).data,
         path=args.source,
         split="given" if args.val_fraction is None else "random",
         val_fraction=args.val_fraction or 0.0,
