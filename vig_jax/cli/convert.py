@@ -3,9 +3,11 @@
   vig convert vig_s.pth vig_s.safetensors --model vig_s --verify
   vig convert vig_s.pth runs/published_vig_s --model vig_s     # then: vig predict runs/...
   vig convert runs/vig_s vig_s.safetensors                     # a run, under upstream's names
+  vig convert iter_160000.pth runs/upernet --model vig_h_t     # of mmsegmentation; and back
 
-IN is a .pth or .safetensors file with the names of hustvl/ViG, or a run. Every name and shape must
-fit the model. Nothing in a .pth file is executed. OUT is written whole or not at all.
+IN is a run, or a .pth or .safetensors file with the names of hustvl/ViG, or for a segmenter with
+those of mmsegmentation. Every name and shape must fit the model. Nothing in a .pth file is
+executed. OUT is written whole or not at all.
 """
 
 import argparse

@@ -15,7 +15,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--weights",
         type=options.path,
         metavar="FILE",
-        help="instead of a run: .pth or .safetensors with the names of hustvl/ViG; needs --model",
+        help="instead of a run: .pth or .safetensors with the names of hustvl/ViG, or of "
+        "mmsegmentation for a segmenter; needs --model",
     )
     describe_model(parser)
     parser.add_argument(
@@ -35,8 +36,8 @@ def describe_model(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="a key of config.model that differs from the published model, e.g. img_size=384; can "
-        "be repeated",
+        help="a key of config.model that differs from the published model, e.g. img_size=384, or "
+        "of config.task for a segmenter; can be repeated",
     )
 
 

@@ -9,22 +9,28 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from vig_jax.config import RunConfig
+from vig_jax.config import RunConfig, SegmentationConfig
 from vig_jax.errors import ConfigError, WeightsError
 from vig_jax.files import write_atomically
 from vig_jax.inference.loaded_model import LoadedModel, load_for_inference, restore_file
-from vig_jax.models.from_config import model_from_config
+from vig_jax.models.from_config import model_from_config, segmenter_from_config
 from vig_jax.tasks.registry import get_task
 from vig_jax.train.checkpoint import RunInfo
-from vig_jax.weights import upstream
 from vig_jax.weights.fit import fit_to_config
+from vig_jax.weights.fit_segmenter import fit_segmenter
 from vig_jax.weights.initial import float32
-from vig_jax.weights.load import checksum, read_weight_file, save_safetensors
-from vig_jax.weights.run_folder import CHECKPOINTS, save_weights
-from vig_jax.weights.upstream import Params
+from vig_jax.weights.load import (
+    checksum,
+    foreign_state_dict,
+    read_weight_file,
+    save_safetensors,
+)
+from vig_jax.weights.mmseg import Variables
+from vig_jax.weights.run_folder import CHECKPOINTS, mutable_item, save_weights
 
 Format = Literal["checkpoint", "safetensors"]
 _VERIFY_IMAGES = 2
+_SEGMENTER_SIDE = 128  # pixels, of these images; any side shows a difference
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,11 +41,11 @@ class Report:
         source: the file and the weights in it, and how the result differs from them.
         unused: the other keys of the file.
         config: with the model.
-        tensors: number of arrays.
-        parameters: number of elements.
+        tensors: number of arrays under their foreign names.
+        parameters: number of elements, without running statistics.
         source_dtypes: dtypes of the arrays as read.
         dtypes: dtypes of the arrays as written.
-        sha256: of names and bytes as written, under upstream's names; see `checksum`.
+        sha256: of names and bytes as written, under the foreign names; see `checksum`.
         difference: largest difference of the logits of random images before and after; None if they
             were not compared.
     """
@@ -101,8 +107,9 @@ def convert(
 
     Args:
         source: a weight file, or a run's workdir or checkpoint.
-        target: a `.safetensors` file, which gets upstream's names; or a folder, which becomes a
-            workdir with one checkpoint, for inference or to start from.
+        target: a `.safetensors` file, which gets the names of upstream, or for a segmenter those of
+            mmsegmentation; or a folder, which becomes a workdir with one checkpoint, for inference
+            or to start from.
         to: the format of the target.
         model_name: model of a file; runs store theirs.
         settings: settings of a file's model, as for `restore_weights`.
@@ -129,26 +136,43 @@ def convert(
     with write_atomically(target, concurrent=True) as draft:
         if to == "safetensors":
             (one,) = sources.values()
-            params = {"params": jax.tree.map(np.asarray, one.loaded.variables["params"])}
-            save_safetensors(
-                params["params"],
-                draft,
-                model_name=one.loaded.config.model.name,
-                averaged=one.loaded.ema,
-            )
+            _save_file(one.loaded, draft)
+            written = {"params": one.loaded.variables}
         else:
-            params = {
-                item: float32(one.loaded.variables["params"]) for item, one in sources.items()
-            }
-            save_weights(draft, params, _run_item(sources))
+            written = {item: float32(one.loaded.variables) for item, one in sources.items()}
+            save_weights(draft, _items(written), _run_item(sources))
         reports = []
         for item, one in sources.items():
             difference = None
             if verify:
-                written = _read_back(draft, to, item, one.loaded.config)
-                difference = _compare(one.loaded, written)
-            reports.append(_report(one, params[item], difference))
+                difference = _compare(one.loaded, _read_back(draft, to, item, one.loaded))
+            reports.append(_report(one, written[item], difference))
     return reports
+
+
+def _save_file(loaded: LoadedModel, path: Path) -> None:
+    """Writes a .safetensors file; that of a segmenter also names its classes and settings."""
+    mutable = {key: tree for key, tree in loaded.variables.items() if key != "params"}
+    task, facts = loaded.config.task, {}
+    if isinstance(task, SegmentationConfig):
+        facts = {"metadata": dict(loaded.metadata), "task": dataclasses.asdict(task)}
+    save_safetensors(
+        loaded.variables["params"],
+        path,
+        model_name=loaded.config.model.name,
+        averaged=loaded.ema,
+        mutable=mutable,
+        facts=facts,
+    )
+
+
+def _items(variables: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Returns the items of a checkpoint: parameters, and mutable collections if there are any."""
+    items: dict[str, Any] = {}
+    for item, trees in variables.items():
+        mutable = {key: tree for key, tree in trees.items() if key != "params"}
+        items |= {item: trees["params"]} | ({mutable_item(item): mutable} if mutable else {})
+    return items
 
 
 def _check_target(target: Path, to: Format, overwrite: bool) -> None:
@@ -221,7 +245,7 @@ def _run_item(sources: Mapping[str, _Source]) -> dict[str, Any]:
     )
     info = RunInfo(
         config=first.config,
-        metadata={"class_names": names},
+        metadata={**first.metadata, "class_names": names},
         data_fingerprint="",
         eval_fingerprint="",
         primary_metric=get_task(first.config.task.name).report.primary_metric,
@@ -230,20 +254,28 @@ def _run_item(sources: Mapping[str, _Source]) -> dict[str, Any]:
     return info.to_json(0, {}) | {"origin": origin}
 
 
-def _read_back(draft: Path, to: Format, item: str, config: RunConfig) -> Params:
+def _read_back(draft: Path, to: Format, item: str, before: LoadedModel) -> Variables:
     if to == "checkpoint":
-        return load_for_inference(draft, ema=item == "ema_params").variables["params"]
-    return fit_to_config(read_weight_file(draft), draft, config.model).params
+        return load_for_inference(draft, ema=item == "ema_params").variables
+    file, config = read_weight_file(draft), before.config
+    if isinstance(config.task, SegmentationConfig):
+        return fit_segmenter(file, segmenter_from_config(config))[0]
+    return {"params": fit_to_config(file, draft, config.model).params}
 
 
-def _compare(before: LoadedModel, after: Params) -> float:
+def _compare(before: LoadedModel, after: Variables) -> float:
     """Returns the largest difference of the logits of random images."""
-    side = before.config.data.image_size
+    config = before.config
+    if isinstance(config.task, SegmentationConfig):
+        segmenter = segmenter_from_config(config)
+        apply = jax.jit(segmenter.apply)
+        side = segmenter.native_size or max(_SEGMENTER_SIDE, segmenter.smallest_size)
+    else:
+        apply, side = jax.jit(model_from_config(config.model).apply), config.data.image_size
     images = np.random.default_rng(0).standard_normal((_VERIFY_IMAGES, side, side, 3))
-    apply = jax.jit(model_from_config(before.config.model).apply)
     old, new = (
-        np.asarray(apply({"params": float32(params)}, images.astype(np.float32)))
-        for params in (before.variables["params"], after)
+        np.asarray(apply(float32(variables), images.astype(np.float32)))
+        for variables in (before.variables, after)
     )
     if not np.isfinite(old).all():
         raise WeightsError("the logits of random images are not finite: the weights are broken")
@@ -255,20 +287,21 @@ def _compare(before: LoadedModel, after: Params) -> float:
     return difference
 
 
-def _report(source: _Source, params: Params, difference: float | None) -> Report:
-    arrays = jax.tree.leaves(params)
+def _report(source: _Source, variables: Variables, difference: float | None) -> Report:
+    arrays = jax.tree.leaves(variables["params"])
+    state_dict = foreign_state_dict(variables)
     return Report(
         source=source.loaded.description,
         unused=source.unused,
         config=source.loaded.config,
-        tensors=len(arrays),
+        tensors=len(state_dict),
         parameters=sum(array.size for array in arrays),
-        source_dtypes=_dtypes(source.loaded.variables["params"]),
-        dtypes=_dtypes(params),
-        sha256=checksum(upstream.from_params(params)),
+        source_dtypes=_dtypes(source.loaded.variables),
+        dtypes=_dtypes(variables),
+        sha256=checksum(state_dict),
         difference=difference,
     )
 
 
-def _dtypes(params: Params) -> tuple[str, ...]:
-    return tuple(sorted({leaf.dtype.name for leaf in jax.tree.leaves(params)}))
+def _dtypes(variables: Variables) -> tuple[str, ...]:
+    return tuple(sorted({leaf.dtype.name for leaf in jax.tree.leaves(variables)}))

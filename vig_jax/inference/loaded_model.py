@@ -9,13 +9,16 @@ import jax
 
 from vig_jax.config import RunConfig
 from vig_jax.data.datasets.imagenet import class_names
-from vig_jax.errors import ConfigError
+from vig_jax.data.datasets.scenes import ade20k_classes
+from vig_jax.errors import ConfigError, WeightsError
+from vig_jax.models.from_config import segmenter_from_config
 from vig_jax.tasks.registry import make_task
-from vig_jax.weights import run_folder
+from vig_jax.weights import mmseg, run_folder
 from vig_jax.weights.finite import check_finite
-from vig_jax.weights.fit import WeightFile, fit_to_config
+from vig_jax.weights.fit import WeightFile, check_model_name, fit_to_config
+from vig_jax.weights.fit_segmenter import completed, fit_segmenter
 from vig_jax.weights.load import origin, read_weight_file
-from vig_jax.weights.published import published_config
+from vig_jax.weights.published import published_config, segmenter_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,18 +110,20 @@ def restore_weights(
     image_size: int | tuple[int, int] | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> LoadedModel:
-    """Reads a weight file for inference with upstream's evaluation settings.
+    """Reads a weight file for inference: of a classifier, or of a segmenter if it holds one.
 
-    The plain models get the `merge_scale` of upstream's evaluation, so that published numbers are
-    reproduced to the last digit.
+    Classifiers get upstream's evaluation settings. The plain models among them get the
+    `merge_scale` of upstream's evaluation, so that published numbers are reproduced to the last
+    digit. Segmenters get the settings that the file has, or those of ADE20K's recipe.
 
     Args:
         path: as for `vig_jax.load_weights`.
         model_name: one of `vig_jax.list_models()`.
         ema: as for `vig_jax.load_weights`.
         image_size: side of the images in pixels, or height and width; None means the size that the
-            model is made for.
-        settings: keys of config.model that differ from the published model.
+            model is made for. Of a segmenter it is the side of the sliding windows.
+        settings: keys of config.model that differ from the published model; for a segmenter also
+            keys of config.task.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -138,6 +143,8 @@ def restore_file(
     settings: Mapping[str, Any] | None = None,
 ) -> LoadedModel:
     """Returns what `restore_weights` does, for a file that is already read."""
+    if mmseg.is_segmenter(file.state_dict):
+        return _restore_segmenter(file, path, model_name, settings, image_size)
     config = published_config(model_name, settings=settings, image_size=image_size)
     weights = fit_to_config(file, path, config.model)
     model = dataclasses.replace(config.model, num_classes=weights.num_classes)
@@ -149,4 +156,31 @@ def restore_file(
         metadata={"class_names": names if weights.num_classes == len(names) else ()},
         ema=file.averaged,
         description="; ".join((f"weights from {origin(file, path)}", *weights.notes)),
+    )
+
+
+def _restore_segmenter(
+    file: WeightFile,
+    path: str | Path,
+    model_name: str,
+    settings: Mapping[str, Any] | None,
+    image_size: int | tuple[int, int] | None,
+) -> LoadedModel:
+    config = segmenter_config(file, model_name, settings=settings, image_size=image_size)
+    try:
+        check_model_name(file, model_name)
+        model = segmenter_from_config(config)
+        variables, notes = fit_segmenter(file, model)
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from error
+    metadata, table = dict(file.metadata), ade20k_classes()
+    if not metadata and config.model.num_classes == len(table.class_names):
+        metadata = table.metadata()
+    return LoadedModel(
+        config=config,
+        variables=completed(variables, model, seed=config.seed),
+        step=0,
+        metadata=metadata,
+        ema=file.averaged,
+        description="; ".join((f"weights from {origin(file, path)}", *file.notes, *notes)),
     )

@@ -1,14 +1,20 @@
-"""The configuration that the published weights are evaluated with."""
+"""The configurations that weights from files are evaluated with."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
-from vig_jax.config import ModelConfig, RunConfig, parse, recipes
+from vig_jax.config import ModelConfig, RunConfig, SegmentationConfig, parse, recipes
+from vig_jax.errors import ConfigError
 from vig_jax.models import ViG, create_model
+from vig_jax.weights import mmseg
+from vig_jax.weights.fit import WeightFile
+from vig_jax.weights.fit_segmenter import sizes_of
 
 # Upstream's evaluation of the plain models halves the merged scan twice.
 _EVAL_MERGE_SCALE = 0.25
+_ADE20K_CLASSES = 150
 
 
 def published_config(
@@ -29,11 +35,7 @@ def published_config(
         ConfigError: an unknown model, or a setting that config.model does not have.
     """
     published = create_model(model_name)
-    model: dict[str, Any] = {
-        field.name: False if field.type is bool else None
-        for field in dataclasses.fields(ModelConfig)
-    }
-    model |= {"name": model_name, "dtype": "float32"}
+    model = _model_values(model_name)
     if isinstance(published, ViG):
         model["merge_scale"] = _EVAL_MERGE_SCALE
     model |= settings or {}
@@ -46,3 +48,74 @@ def published_config(
     )
     values["train"]["compilation_cache"] = ""
     return parse(values)
+
+
+def segmenter_config(
+    file: WeightFile,
+    model_name: str,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    image_size: int | tuple[int, int] | None = None,
+) -> RunConfig:
+    """Returns the config that the weights of a segmenter are evaluated with.
+
+    The sizes of the heads are those of the file, and so are the settings of the task if the file
+    has them. Else they are those of ADE20K's recipe; label 0 means no class if there are 150.
+
+    Args:
+        file: with the state dict of a segmenter.
+        model_name: the backbone, one of `vig_jax.list_models()`.
+        settings: keys of config.model or config.task that differ.
+        image_size: side of the sliding windows in pixels; None means that of the position
+            embedding, or for models without one that of the recipe.
+
+    Raises:
+        ConfigError: an unknown model, a setting that neither section has, or windows that are not
+            square.
+    """
+    if isinstance(image_size, tuple):
+        raise ConfigError(
+            f"the image size {image_size[0]}x{image_size[1]} is not square; a segmenter slides "
+            "square windows over images of any size: give one side"
+        )
+    settings, of_task = dict(settings or {}), _names(SegmentationConfig) - _names(ModelConfig)
+    sizes = sizes_of(file.state_dict)
+    classes = sizes.pop("num_classes", None)
+    recipe = recipes.ade20k(model_name).to_dict()
+    model = _model_values(model_name) | {"num_classes": classes}
+    model |= {key: value for key, value in settings.items() if key not in of_task}
+    side = image_size or model["img_size"] or _window(file, model) or recipe["data"]["image_size"]
+    if isinstance(create_model(model_name), ViG):
+        model["img_size"] = side
+    task = recipe["task"] | {
+        "reduce_zero_label": classes == _ADE20K_CLASSES,
+        "resize_scale": (4 * side, side),
+        "eval_stride": max(1, 2 * side // 3),
+    }
+    task |= {key: value for key, value in file.task.items() if key in of_task} | sizes
+    task |= {key: value for key, value in settings.items() if key in of_task}
+    recipe["data"]["image_size"] = side
+    recipe["train"]["compilation_cache"] = ""
+    return parse(recipe | {"model": model, "task": task})
+
+
+def _window(file: WeightFile, model: Mapping[str, Any]) -> int | None:
+    """Returns the image side that the position embedding of a file is made for, if it has one."""
+    table = file.state_dict.get(f"{mmseg.BACKBONE}pos_embed")
+    if table is None or table.ndim != 3:
+        return None
+    patch: int = model["patch_size"] or ViG.patch_size
+    return math.isqrt(table.shape[1]) * patch
+
+
+def _model_values(model_name: str) -> dict[str, Any]:
+    """Returns the values of config.model that keep a model's defaults, in float32."""
+    unset = {
+        field.name: False if field.type is bool else None
+        for field in dataclasses.fields(ModelConfig)
+    }
+    return unset | {"name": model_name, "dtype": "float32"}
+
+
+def _names(section: type) -> set[str]:
+    return {field.name for field in dataclasses.fields(section)}

@@ -93,9 +93,14 @@ def open_ade20k(data: DataConfig, split: Split) -> SegmentationFolder:
             f"{root} is the full ADE20K, with thousands of classes in files *_seg.png: the "
             f"benchmark of 150 classes is ADEChallengeData2016. {_ADE20K.format(path=root)}"
         )
-    table = read_table(root) or parse_table(_packaged_lines("ade20k"), CLASSES_FILE)
+    table = read_table(root) or ade20k_classes()
     table = LabelTable(table.class_names, table.palette, largest_label=_ADE20K_LABELS)
     return _opened(root, layout, table, _ADE20K)
+
+
+def ade20k_classes() -> LabelTable:
+    """Returns names and colours of the 150 classes of ADE20K's scene parsing benchmark."""
+    return parse_table(_packaged_lines("ade20k"), CLASSES_FILE)
 
 
 def open_voc(data: DataConfig, split: Split) -> SegmentationFolder:
