@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from kernels_pallas.core.types import float32_or_wider
-from vig_jax.layers.linear import Dtype, dense, normal_002
+from vig_jax.layers.linear import Dtype, Initializer, dense, normal_002
 
 
 def mean_pool(x: Float[Array, "B h w D"]) -> Float[Array, "B D"]:
@@ -21,7 +21,7 @@ def classification_head(num_classes: int, param_dtype: Dtype) -> nn.Dense:
 
     It is small, so it computes in float32 or wider whatever the dtype of the model.
     """
-    return dense(num_classes, normal_002, None, param_dtype, promote_dtype=_widen)
+    return wide_dense(num_classes, normal_002, param_dtype)
 
 
 def pixel_classifier(num_classes: int, param_dtype: Dtype) -> nn.Dense:
@@ -30,8 +30,12 @@ def pixel_classifier(num_classes: int, param_dtype: Dtype) -> nn.Dense:
     It computes in float32 or wider, as `classification_head` does. Its initial weights have a
     standard deviation of 0.01, as `conv_seg` has in mmsegmentation.
     """
-    small = nn.initializers.normal(0.01)
-    return dense(num_classes, small, None, param_dtype, promote_dtype=_widen)
+    return wide_dense(num_classes, nn.initializers.normal(0.01), param_dtype)
+
+
+def wide_dense(features: int, kernel_init: Initializer, param_dtype: Dtype) -> nn.Dense:
+    """Returns a linear map, `[..., D] -> [..., features]`, that computes in float32 or wider."""
+    return dense(features, kernel_init, None, param_dtype, promote_dtype=_widen)
 
 
 def _widen(*arrays: Any, dtype: Dtype, **_: Any) -> list[Any]:

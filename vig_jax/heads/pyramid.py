@@ -14,24 +14,38 @@ from vig_jax.layers.linear import Dtype, precision, uniform_bias
 class Deconv(nn.Module):
     """Transposed 2x2 convolution of stride 2 with bias; doubles rows and columns.
 
-    Its windows do not overlap, so it is one product to 4 D channels, moved into 2x2 positions. The
-    kernel is [D, 2, 2, D]: input channel, row, column, output channel; PyTorch's [in, out, kh, kw]
-    transposed by (0, 2, 3, 1). Initialised as PyTorch does: uniform in +-1/sqrt(4 D).
+    Its windows do not overlap, so it is one product to 4 F channels, moved into 2x2 positions. The
+    kernel is [D, 2, 2, F]: input channel, row, column, output channel; PyTorch's [in, out, kh, kw]
+    transposed by (0, 2, 3, 1).
+
+    Attributes:
+        dtype: dtype of the product; None promotes map and kernel.
+        param_dtype: dtype of the parameters.
+        features: output channels F; None: those of the input.
+        kaiming: whether the kernel is initialised from a normal distribution by fan-out and the
+            bias with zeros, as in mmdet's mask head. False: as PyTorch does, both uniform in
+            +-1/sqrt(4 F).
     """
 
     dtype: Dtype = None
     param_dtype: Dtype = jnp.float32
+    features: int | None = None
+    kaiming: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B h w D"]) -> Float[Array, "B h2 w2 D"]:
+    def __call__(self, x: Float[Array, "B h w D"]) -> Float[Array, "B h2 w2 F"]:
         B, h, w, D = x.shape
-        uniform = uniform_bias(4 * D)
-        kernel: jax.Array = self.param("kernel", uniform, (D, 2, 2, D), self.param_dtype)
-        bias: jax.Array = self.param("bias", uniform, (D,), self.param_dtype)
+        F = self.features or D
+        kernel_init = bias_init = uniform_bias(4 * F)
+        if self.kaiming:
+            kernel_init = nn.initializers.normal((2 / (4 * D)) ** 0.5)
+            bias_init = nn.initializers.zeros
+        kernel: jax.Array = self.param("kernel", kernel_init, (D, 2, 2, F), self.param_dtype)
+        bias: jax.Array = self.param("bias", bias_init, (F,), self.param_dtype)
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        out = jnp.dot(x, kernel.reshape(D, 4 * D), precision=precision(x.dtype))
-        out = out.reshape(B, h, w, 2, 2, D) + bias
-        return out.transpose(0, 1, 3, 2, 4, 5).reshape(B, 2 * h, 2 * w, D)
+        out = jnp.dot(x, kernel.reshape(D, 4 * F), precision=precision(x.dtype))
+        out = out.reshape(B, h, w, 2, 2, F) + bias
+        return out.transpose(0, 1, 3, 2, 4, 5).reshape(B, 2 * h, 2 * w, F)
 
 
 class Feature2Pyramid(nn.Module):
