@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kernels_pallas.core.resize import bilinear_matrix, resize_bilinear
 from tests import golden_seg
 from vig_jax.layers import resize
-from vig_jax.layers.resize import adaptive_avg_pool, resize_bilinear, resize_conv
+from vig_jax.layers.resize import adaptive_avg_pool, resize_conv
 
 TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
 FACTS = golden_seg.facts("operators")
@@ -56,7 +57,7 @@ def test_whole_factors_equal_the_matrix():
     x = np.random.default_rng(0).standard_normal((2, 3, 1, 4))
     with jax.enable_x64(True):
         for factor in (2, 3, 16):
-            rows = resize.bilinear_matrix(3, 3 * factor)
+            rows = bilinear_matrix(3, 3 * factor)
             expected = np.einsum("th,bhwc->btwc", rows, x).repeat(factor, axis=2)
             actual = resize_bilinear(jnp.asarray(x), (3 * factor, factor))
             np.testing.assert_allclose(actual, expected, rtol=1e-14, atol=1e-14)

@@ -3,10 +3,11 @@
 import dataclasses
 from collections.abc import Sequence
 
+from kernels_pallas.core.resize import Size
 from vig_jax.heads.upernet import LEVELS, POOL_SCALES
 from vig_jax.layers.gated_linear_attention import GATE_RANK
 from vig_jax.layers.mlp import swiglu_hidden
-from vig_jax.layers.resize import Size, direct_macs, is_separated, separated_macs
+from vig_jax.layers.resize import direct_macs, is_separated, separated_macs
 from vig_jax.models import Segmenter, ViG, ViGH
 
 

@@ -6,10 +6,11 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from kernels_pallas.core.resize import resize_bilinear
 from vig_jax.heads.classification import pixel_classifier
 from vig_jax.layers.conv_module import ConvModule
 from vig_jax.layers.linear import Dtype
-from vig_jax.layers.resize import adaptive_avg_pool, resize_bilinear
+from vig_jax.layers.resize import adaptive_avg_pool
 
 POOL_SCALES = (1, 2, 3, 6)  # of the pyramid pooling module: bins per side
 LEVELS = 4

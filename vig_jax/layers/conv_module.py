@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from kernels_pallas.core.resize import Size
 from vig_jax.layers.batch_norm import BatchNorm
 from vig_jax.layers.linear import Dtype, precision
-from vig_jax.layers.resize import Size, resize_conv
+from vig_jax.layers.resize import resize_conv
 
 # Kaiming normal by fan-out, not truncated, as mmcv initialises its ConvModule.
 kaiming_normal = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")

@@ -1,8 +1,4 @@
-"""Resizing and pooling of maps, and convolutions of resized maps.
-
-Sizes are static, so each axis is resized by a constant matrix, or by a whole factor with two
-neighbours per position.
-"""
+"""Pooling of maps, and convolutions of maps that are resized bilinearly."""
 
 from collections.abc import Sequence
 
@@ -11,25 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from kernels_pallas.core.resize import Size, bilinear_matrix, multiply_axis, resize_bilinear
 from kernels_pallas.core.types import float32_or_wider
 from vig_jax.layers.linear import precision
-
-Size = tuple[int, ...]  # rows, columns
-
-
-def bilinear_matrix(source: int, target: int) -> np.ndarray:
-    """Returns the `[target, source]` float64 matrix that resizes one axis.
-
-    It equals PyTorch's `interpolate(mode="bilinear", align_corners=False)`: half-pixel centres,
-    border pixels repeated, no antialiasing.
-    """
-    centres = np.maximum((np.arange(target) + 0.5) * (source / target) - 0.5, 0.0)
-    low = np.minimum(centres.astype(int), source - 1)
-    high = np.minimum(low + 1, source - 1)
-    matrix, rows = np.zeros((target, source)), np.arange(target)
-    matrix[rows, low] += 1 - (centres - low)
-    matrix[rows, high] += centres - low
-    return matrix
 
 
 def pooling_matrix(source: int, target: int) -> np.ndarray:
@@ -45,29 +25,6 @@ def pooling_matrix(source: int, target: int) -> np.ndarray:
     return matrix
 
 
-def resize_bilinear(x: Float[Array, "B h w C"], size: Size) -> Float[Array, "B H W C"]:
-    """Resizes maps to `size`, as PyTorch's `interpolate(mode="bilinear", align_corners=False)`.
-
-    Args:
-        x: maps of any size.
-        size: rows and columns of the result; an axis may grow while the other shrinks.
-
-    Returns:
-        The resized maps in `x`'s dtype. Sums are float32 or wider; where an axis grows by a whole
-        factor no product is involved, and neither is a scatter in its gradient.
-    """
-    axes = sorted((1, 2), key=lambda axis: size[axis - 1] / x.shape[axis])  # the largest last
-    for axis in axes:
-        source, target = x.shape[axis], size[axis - 1]
-        if target == source:
-            continue
-        if target % source == 0:
-            x = _enlarge(x, axis, target // source)
-        else:
-            x = _product(bilinear_matrix(source, target), x, axis)
-    return x
-
-
 def adaptive_avg_pool(x: Float[Array, "B h w C"], size: int) -> Float[Array, "B s s C"]:
     """Averages maps over `size` x `size` bins, as PyTorch's `AdaptiveAvgPool2d`.
 
@@ -75,7 +32,7 @@ def adaptive_avg_pool(x: Float[Array, "B h w C"], size: int) -> Float[Array, "B 
     """
     pooled = x.astype(float32_or_wider(x.dtype))
     for axis in (1, 2):
-        pooled = _product(pooling_matrix(x.shape[axis], size), pooled, axis)
+        pooled = multiply_axis(pooling_matrix(x.shape[axis], size), pooled, axis)
     return pooled.astype(x.dtype)
 
 
@@ -161,9 +118,9 @@ def _separated(x: jax.Array, kernel: jax.Array, size: Size) -> jax.Array:
     taps = kernel.transpose(2, 1, 0, 3).reshape(C, -1)  # a column per (kx, ky, feature)
     products = jnp.dot(x, taps, precision=precision(x.dtype))
     rows = products.reshape(B, h, w * 3, 3 * features)
-    rows = _product(_shifted(w, W), rows, 2)  # [B, h, W, (ky, feature)]
+    rows = multiply_axis(_shifted(w, W), rows, 2)  # [B, h, W, (ky, feature)]
     rows = rows.reshape(B, h, W, 3, features).swapaxes(2, 3).reshape(B, h * 3, W, features)
-    return _product(_shifted(h, H), rows, 1)
+    return multiply_axis(_shifted(h, H), rows, 1)
 
 
 def _shifted(source: int, target: int) -> np.ndarray:
@@ -173,44 +130,3 @@ def _shifted(source: int, target: int) -> np.ndarray:
     """
     padded = np.pad(bilinear_matrix(source, target), ((1, 1), (0, 0)))
     return np.stack([padded[k : k + target] for k in range(3)], axis=-1).reshape(target, -1)
-
-
-def _product(matrix: np.ndarray, x: jax.Array, axis: int) -> jax.Array:
-    """Multiplies an axis of maps, 1 (rows) or 2 (columns), by a constant matrix.
-
-    The matrix is repeated for every image or row. GPUs then multiply batches of contiguous
-    matrices, where a product without batch axes would transpose the maps before and after.
-    """
-    constant = jnp.asarray(matrix, x.dtype)
-    exact = precision(x.dtype)
-    batch = x.shape[:axis]
-    repeated = jnp.broadcast_to(constant, (*batch, *constant.shape))
-    if axis == 1:
-        flat = x.reshape(*x.shape[:2], -1)
-        out = jnp.einsum("bts,bsn->btn", repeated, flat, precision=exact)
-        return out.reshape(x.shape[0], matrix.shape[0], *x.shape[2:])
-    return jnp.einsum("bhts,bhsc->bhtc", repeated, x, precision=exact)
-
-
-def _enlarge(x: jax.Array, axis: int, factor: int) -> jax.Array:
-    """Enlarges an axis of maps by a whole factor.
-
-    Position f i + p of the result lies at i + (p + 1/2) / f - 1/2: between i and a neighbour, which
-    is repeated at the border.
-    """
-    offset = (np.arange(factor) + 0.5) / factor - 0.5
-    n, wide = x.shape[axis], float32_or_wider(x.dtype)
-
-    def phases(values: np.ndarray) -> np.ndarray:
-        return np.expand_dims(values, tuple(range(1, x.ndim - axis)))
-
-    def part(first: int, end: int) -> jax.Array:
-        return jax.lax.slice_in_dim(x, first, end, axis=axis)
-
-    before = jnp.concatenate([part(0, 1), part(0, n - 1)], axis)
-    after = jnp.concatenate([part(1, n), part(n - 1, n)], axis)
-    before, after, centre = (jnp.expand_dims(y, axis + 1) for y in (before, after, x))
-    neighbour = jnp.where(phases(offset < 0), before, after).astype(wide)
-    weight = jnp.asarray(phases(np.abs(offset)), wide)
-    out = centre.astype(wide) * (1 - weight) + neighbour * weight
-    return out.astype(x.dtype).reshape(*x.shape[:axis], n * factor, *x.shape[axis + 1 :])

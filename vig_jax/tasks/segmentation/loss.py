@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
+from kernels_pallas.core.resize import resize_bilinear
 from kernels_pallas.core.types import float32_or_wider
-from vig_jax.layers.resize import resize_bilinear
 from vig_jax.sharding.kernels import ROWS, shard_kernel
 
 IGNORED = 255  # label of pixels that do not count
