@@ -57,7 +57,7 @@ def test_inspect(root, make_data):
 def test_the_command(root, tmp_path, capsys):
     (root / "images/val/1.jpg").write_bytes(b"no image")
     about, sheet = tmp_path / "about.json", tmp_path / "new" / "sheet.png"
-    command = ["data", "inspect", str(root), "--from", "mask_folder", "--json", str(about)]
+    command = ["data", "inspect", str(root), "--json", str(about)]
     assert main([*command, "--sheet", str(sheet)]) == 0
     printed = capsys.readouterr().out
     assert "train: 6 images, 3 classes" in printed
@@ -83,8 +83,6 @@ def test_splits_that_are_missing(root, tmp_path, capsys):
     assert "eval: 3 images" in capsys.readouterr().out
     assert main(["data", "inspect", str(tmp_path), "--from", "voc"]) == 1
     assert "train.txt is missing" in capsys.readouterr().err
-    assert main(["data", "inspect", str(root)]) == 1
-    assert "has images and masks: name its format with --from" in capsys.readouterr().err
     command = ["data", "inspect", str(root), "--from", "ade20k", "--val-fraction", "0.5"]
     assert main(command) == 1
     assert "--val-fraction: ade20k has a validation split already" in capsys.readouterr().err
@@ -111,3 +109,24 @@ def test_benchmark(root, tmp_path, capsys):
     assert "--device-batch times the augmentation of images with one class" in (
         capsys.readouterr().err
     )
+
+
+def test_layouts_are_recognised(root, tmp_path, capsys):
+    other = tmp_path / "other"
+    for kind, folders in {
+        "voc": ("JPEGImages", "SegmentationClass"),
+        "cityscapes": ("leftImg8bit", "gtFine"),
+        "ade20k": ("ADEChallengeData2016/images/training",),
+    }.items():
+        for folder in folders:
+            (other / kind / folder).mkdir(parents=True)
+    root.rename(tmp_path / "ADEChallengeData2016")
+    for path, message in (
+        (other / "voc", "train.txt is missing"),
+        (other / "cityscapes", "has no folder leftImg8bit/train"),
+        (other / "ade20k", "has no folder annotations/training"),
+        (tmp_path, "has no folder images/training"),
+        (tmp_path / "ADEChallengeData2016", "has no folder images/training"),
+    ):
+        assert main(["data", "inspect", str(path)]) == 1
+        assert message in capsys.readouterr().err

@@ -1,7 +1,7 @@
 """Converts, inspects and times data sets, and writes the embedded images.
 
 vig data inspect /data/flowers --sheet sheet.png
-vig data inspect /data/ade --from ade20k --json ade.json
+vig data inspect /data/ADEChallengeData2016 --json ade.json
 vig data convert /data/flowers /data/flowers_records --resize-short 320 --workers 8
 vig data benchmark /data/flowers_records --workers 8
 vig data images fashion_images --split eval --per-class 4
@@ -54,7 +54,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "benchmark",
         help="time the stages on the host, the loader, and the augmentation on the device",
         description="Times the training path per image on one core: reading, decoding, crop and "
-        "resize, and all together; for masks (--from ade20k, ...) with the views of mmsegmentation "
+        "resize, and all together; for masks with the views of mmsegmentation "
         "for ADE20K. With --workers it times the loader; with --device-batch the augmentation of "
         "the ImageNet configs on JAX's device.",
     )
@@ -118,7 +118,7 @@ def _describe_source(parser: argparse.ArgumentParser, kinds: Sequence[str]) -> N
         "--from",
         dest="kind",
         choices=kinds,
-        help="format of SRC, if its files are ambiguous, or if it has masks",
+        help="format of SRC, if its files are ambiguous",
     )
     parser.add_argument(
         "--val-fraction",
@@ -276,6 +276,7 @@ def _convert(args: argparse.Namespace) -> int:
 
 def _inspect(args: argparse.Namespace) -> int:
     from vig_jax.cli.inspection import print_classes, print_masks
+    from vig_jax.data.formats.segmentation_folder import SegmentationFolder
     from vig_jax.data.inspection import inspect, save_sheet
     from vig_jax.data.mask_inspection import inspect_masks
 
@@ -283,10 +284,9 @@ def _inspect(args: argparse.Namespace) -> int:
         raise ConfigError(f"--sample {args.sample} must be at least 1")
     sources = open_source(args)
     options: dict[str, Any] = {"sample": args.sample, "max_pixels": args.max_image_pixels}
-    has_masks = args.kind in MASK_KINDS
     found = {}
     for split, source in sources.items():
-        if has_masks:
+        if isinstance(source, SegmentationFolder):
             about = inspect_masks(source, reduce_zero_label=args.reduce_zero_label, **options)
             print_masks(split, about)
         else:
@@ -297,7 +297,7 @@ def _inspect(args: argparse.Namespace) -> int:
         args.json.write_text(to_json(found))
     if args.sheet:
         split, source = next(iter(sources.items()))
-        if has_masks:
+        if isinstance(source, SegmentationFolder):
             from vig_jax.tasks.segmentation.sheet import save_mask_sheet
 
             save_mask_sheet(source, found[split]["reduce_zero_label"], args.sheet)
@@ -309,13 +309,12 @@ def _inspect(args: argparse.Namespace) -> int:
 
 def _benchmark(args: argparse.Namespace) -> int:
     from vig_jax.bench.data import host_stages, loader_speed
+    from vig_jax.data.formats.segmentation_folder import SegmentationFolder
     from vig_jax.data.preprocess import resize
     from vig_jax.weights.published import published_config
 
     if args.images < 1:
         raise ConfigError(f"--images {args.images} must be at least 1")
-    if args.device_batch is not None and args.kind in MASK_KINDS:
-        raise ConfigError("--device-batch times the augmentation of images with one class: omit it")
     data = dataclasses.replace(
         published_config("vig_t").data,
         image_size=args.image_size,
@@ -326,6 +325,8 @@ def _benchmark(args: argparse.Namespace) -> int:
     if args.resize == "numba" and (reason := resize.why_not()):
         raise ConfigError(f"--resize numba: {reason}")
     source = next(iter(open_source(args).values()))
+    if args.device_batch is not None and isinstance(source, SegmentationFolder):
+        raise ConfigError("--device-batch times the augmentation of images with one class: omit it")
     by = "Pillow" if args.resize == "pillow" or resize.why_not() else "numba"
     numbers: dict[str, Any] = {"resize": by.lower(), "stages": {}}
     print(f"CPU ms per image, one process, by {by:<8} best  median  images/s")

@@ -26,15 +26,9 @@ def open_source(args: argparse.Namespace) -> dict[Any, Any]:
 
     if args.source == "fashion_mnist" and not Path(args.source).exists():
         return {split: FashionMnistDataset(split) for split in ("train", "eval")}
-    kind = args.kind or find_kind(args.source)
-    folders = [Path(args.source, name).is_dir() for name in ("images", "annotations", "masks")]
-    if kind == "image_folder" and folders[0] and any(folders[1:]):
-        raise DataSetError(
-            f"{args.source} has images and masks: name its format with --from ade20k or --from "
-            "mask_folder"
-        )
+    kind = args.kind or _kind_of_masks(Path(args.source).expanduser()) or find_kind(args.source)
     if kind in MASKS:
-        return _open_masks(args)
+        return _open_masks(args, kind)
     if args.val_fraction is None:
         return dict(open_splits(args.source, kind))
     whole = FILES[kind](args.source, "all")
@@ -44,13 +38,28 @@ def open_source(args: argparse.Namespace) -> dict[Any, Any]:
     }
 
 
-def _open_masks(args: argparse.Namespace) -> dict[str, Any]:
+def _kind_of_masks(root: Path) -> str | None:
+    """Returns the name of `MASKS` for the layout of a folder; None for another layout."""
+    layouts: dict[str, list[tuple[str, ...]]] = {
+        "voc": [("JPEGImages", "SegmentationClass")],
+        "cityscapes": [("leftImg8bit", "gtFine")],
+        "ade20k": [("ADEChallengeData2016",), ("images", "annotations", "objectInfo150.txt")],
+        "mask_folder": [("images", "annotations"), ("images", "masks")],
+    }
+    for kind, layout in layouts.items():
+        if any(all((root / name).exists() for name in names) for names in layout):
+            named_ade20k = kind == "mask_folder" and root.name == "ADEChallengeData2016"
+            return "ade20k" if named_ade20k else kind
+    return None
+
+
+def _open_masks(args: argparse.Namespace, kind: str) -> dict[str, Any]:
     """Opens the splits of images and masks, without looking at masks."""
     from vig_jax.config import parse, recipes
     from vig_jax.data.datasets.registry import MASKS
 
-    if args.val_fraction is not None and args.kind != "mask_folder":
-        raise ConfigError(f"--val-fraction: {args.kind} has a validation split already")
+    if args.val_fraction is not None and kind != "mask_folder":
+        raise ConfigError(f"--val-fraction: {kind} has a validation split already")
     data = dataclasses.replace(
         parse(recipes.imagenet()).data,
         path=args.source,
@@ -62,7 +71,7 @@ def _open_masks(args: argparse.Namespace) -> dict[str, Any]:
     reasons: dict[str, DataSetError] = {}
     for split in ("train", "eval"):
         try:
-            found[split] = MASKS[args.kind](data, split)
+            found[split] = MASKS[kind](data, split)
         except DataSetError as error:
             reasons[split] = error
     if not found:
