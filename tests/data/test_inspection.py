@@ -30,6 +30,11 @@ def test_contact_sheet(make_data):
     assert sheet.std() > 50
 
 
+def test_contact_sheet_keeps_the_limit(opened, folder):
+    source = opened("image_folder", folder)
+    assert np.asarray(contact_sheet(source)).std() > np.asarray(contact_sheet(source, 99)).std()
+
+
 def test_contact_sheet_of_names_in_any_script(opened, folder):
     for old, new in (
         ("cat", b"caf\xe9\x1b$a$"),

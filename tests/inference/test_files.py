@@ -1,9 +1,17 @@
-"""Finding and drawing image files."""
+"""Finding, reading and drawing image files."""
+
+import dataclasses
 
 import numpy as np
+import pytest
 from PIL import Image
 
-from vig_jax.inference.files import Prediction, draw, find_images
+import vig_jax
+from tests.data.photographs import encoded, photo
+from vig_jax.inference import files
+from vig_jax.inference.files import Classifier, Prediction, draw, find_images
+from vig_jax.inference.predictor import Predictor
+from vig_jax.weights.published import published_config
 
 
 def test_leftovers_of_other_programs_are_left_out(tmp_path):
@@ -26,3 +34,58 @@ def test_names_with_dollars_and_control_characters(tmp_path):
     assert "\x1b" not in str(prediction)
     assert r"$b\x1b[31m$ 50.0%" in str(prediction)
     assert prediction.to_json()["top"][0]["class"] == name
+
+
+class Undecided(Predictor):
+    """In place of a compiled model."""
+
+    def __init__(self):
+        self.image_size = 8, 8
+
+    def __call__(self, images):
+        assert images.shape[1:] == (8, 8, 3)
+        return np.zeros((len(images), 2), np.float32)
+
+
+@pytest.fixture
+def classify(monkeypatch):
+    """A function from files and settings of the data to predictions."""
+    monkeypatch.setattr(files, "predictor", lambda *args, **settings: Undecided())
+
+    def run(*paths, **settings):
+        data = dataclasses.replace(published_config("vig_t").data, image_size=8, **settings)
+        return list(
+            Classifier(vig_jax.create_model("vig_t"), {}, data, ["cat", "dog"]).predict(paths)
+        )
+
+    return run
+
+
+def test_the_limit_is_that_of_the_run(classify, tmp_path):
+    for side in (30, 40):
+        (tmp_path / f"{side}.png").write_bytes(encoded(photo(side, side, 0), "PNG"))
+    paths = tmp_path / "30.png", tmp_path / "40.png"
+    small, large = classify(*paths, max_image_pixels=1000)
+    assert small.top
+    assert "more than the limit max_image_pixels=1000" in large.error
+    assert [found.error for found in classify(*paths)] == [None, None]
+    predictions = [Prediction(path, (("cat", 0.5),)) for path in paths]
+    assert draw(predictions, tmp_path / "figure.png", ["cat"]) == 2
+
+
+def test_a_damaged_jpeg_is_predicted_and_named_or_left_out(classify, tmp_path):
+    pytest.importorskip("simplejpeg")
+    contents = bytearray(encoded(photo(60, 60, 0), "JPEG"))
+    place = len(contents) // 2
+    contents[place : place + 3] = b"\xff\xd7\x55"  # a restart marker where none is due
+    (tmp_path / "a.jpg").write_bytes(contents)
+    (tmp_path / "b.jpg").write_bytes(encoded(photo(60, 60, 0), "JPEG"))
+    damaged, whole = classify(tmp_path / "a.jpg", tmp_path / "b.jpg")
+    assert damaged.top
+    assert damaged.damage.startswith("damaged, decodable: Corrupt JPEG")
+    assert damaged.to_json()["damage"] == damaged.damage
+    assert "(damaged, decodable: Corrupt JPEG" in str(damaged)
+    assert whole.damage is None
+    assert "damage" not in whole.to_json()
+    (left_out,) = classify(tmp_path / "a.jpg", damaged_jpegs="leave_out")
+    assert "config.data.damaged_jpegs=leave_out" in left_out.error

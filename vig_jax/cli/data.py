@@ -300,9 +300,10 @@ def _inspect(args: argparse.Namespace) -> int:
         if isinstance(source, SegmentationFolder):
             from vig_jax.tasks.segmentation.sheet import save_mask_sheet
 
-            save_mask_sheet(source, found[split]["reduce_zero_label"], args.sheet)
+            zero = found[split]["reduce_zero_label"]
+            save_mask_sheet(source, zero, args.sheet, args.max_image_pixels)
         else:
-            save_sheet(source, args.sheet)
+            save_sheet(source, args.sheet, args.max_image_pixels)
         print(f"contact sheet of {split}: {args.sheet}")
     return 0
 

@@ -138,8 +138,11 @@ def summary(values: list[int]) -> dict[str, float] | None:
     }
 
 
-def contact_sheet(dataset: ClassificationDataset) -> Image.Image:
+def contact_sheet(dataset: ClassificationDataset, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Draws up to a hundred images with the names of their classes, of up to a hundred classes.
+
+    The place of an image that cannot be decoded, or is larger than `max_pixels` (width times
+    height), stays empty.
 
     Returns:
         An RGB image.
@@ -160,7 +163,7 @@ def contact_sheet(dataset: ClassificationDataset) -> Image.Image:
         left = _MARGIN + number % columns * width
         top = _MARGIN + number // columns * height
         try:
-            image = decode(dataset[index]["image"])
+            image = decode(dataset[index]["image"], max_pixels)
         except (UndecodableImageError, OSError):
             draw.rectangle((left, top, left + _CELL, top + _CELL), outline="red")
         else:
@@ -185,7 +188,7 @@ def _font(text: str) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.truetype(file, _FONT_SIZE)
 
 
-def save_sheet(dataset: ClassificationDataset, path: Path) -> None:
+def save_sheet(dataset: ClassificationDataset, path: Path, max_pixels: int = MAX_PIXELS) -> None:
     """Writes the contact sheet as PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(dataset).save(path)
+    contact_sheet(dataset, max_pixels).save(path)

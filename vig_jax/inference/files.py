@@ -12,8 +12,9 @@ import numpy as np
 from vig_jax.config import DataConfig
 from vig_jax.data.datasets.fashion_mnist import folder_name
 from vig_jax.data.formats.image_folder import find_image_files
-from vig_jax.data.preprocess.decode import decode
-from vig_jax.data.preprocess.geometry import draw_view
+from vig_jax.data.preprocess.decode import decode, load_checked
+from vig_jax.data.preprocess.geometry import draw_view, image_size
+from vig_jax.data.preprocess.limits import MAX_PIXELS
 from vig_jax.errors import ConfigError, NonFiniteLossError, UndecodableImageError
 from vig_jax.figures import drawable, save_figure
 from vig_jax.files import read_regular_file
@@ -35,24 +36,29 @@ class Prediction:
         path: the file.
         top: class names with probabilities, most likely first; empty if there is an error.
         error: the reason why the file could not be read, or None.
+        damage: what is wrong with a JPEG that was decoded in spite of damage, or None.
     """
 
     path: Path
     top: tuple[tuple[str, float], ...]
     error: str | None = None
+    damage: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Returns a dictionary of JSON values."""
         if self.error:
             return {"image": str(self.path), "error": self.error}
         top = [{"class": name, "probability": round(p, 6)} for name, p in self.top]
-        return {"image": str(self.path), "top": top}
+        damage = {"damage": self.damage} if self.damage else {}
+        return {"image": str(self.path), "top": top, **damage}
 
     def __str__(self) -> str:
         """Returns a line for the console."""
         if self.error:
             return printable(f"{self.path}: skipped, {self.error}")
-        return printable(f"{self.path}: " + "  ".join(f"{name} {p:.1%}" for name, p in self.top))
+        found = "  ".join(f"{name} {p:.1%}" for name, p in self.top)
+        note = f" ({self.damage})" if self.damage else ""
+        return printable(f"{self.path}: {found}{note}")
 
 
 class Classifier:
@@ -89,7 +95,7 @@ class Classifier:
 
     def draw(self, predictions: Sequence[Prediction], path: Path) -> int:
         """Writes a PNG of images with their most likely classes, and returns their number."""
-        return draw(predictions, path, self.class_names)
+        return draw(predictions, path, self.class_names, self.data.max_image_pixels)
 
     def predict(
         self, files: Sequence[Path], *, top: int = 5, batch_size: int = 64
@@ -119,10 +125,11 @@ class Classifier:
     ) -> Iterator[Prediction]:
         images = np.zeros((len(files), *run.image_size, 3), np.uint8)
         errors: dict[int, str] = {}
+        damages: dict[int, str | None] = {}
         for row, file in enumerate(files):
             try:
-                image = decode(read_regular_file(file))
-                images[row] = draw_view(image.size, self.data, None).image(image)
+                image, damages[row] = load_checked(read_regular_file(file), self.data)
+                images[row] = draw_view(image_size(image), self.data, None).image(image)
             except (UndecodableImageError, OSError) as error:
                 errors[row] = str(error)
         logits = np.asarray(run(images))
@@ -139,7 +146,7 @@ class Classifier:
                 continue
             order = np.argsort(-probabilities[row], kind="stable")[:top].tolist()
             names = tuple((self._name(i), float(probabilities[row, i])) for i in order)
-            yield Prediction(file, names)
+            yield Prediction(file, names, damage=damages[row])
 
     def _name(self, index: int) -> str:
         return self.class_names[index] if index < len(self.class_names) else f"class {index}"
@@ -166,11 +173,22 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     return files
 
 
-def draw(predictions: Sequence[Prediction], path: Path, class_names: Sequence[str]) -> int:
+def draw(
+    predictions: Sequence[Prediction],
+    path: Path,
+    class_names: Sequence[str],
+    max_pixels: int = MAX_PIXELS,
+) -> int:
     """Writes a PNG of up to 40 images with their most likely classes.
 
     If the name of an image's folder is a class, it is the true label: a correct prediction is
     green, a wrong one is red with the label below it.
+
+    Args:
+        predictions: those with an error are left out.
+        path: of the PNG.
+        class_names: of the model.
+        max_pixels: the limit with which the images were read.
 
     Returns:
         The number of images drawn.
@@ -185,7 +203,7 @@ def draw(predictions: Sequence[Prediction], path: Path, class_names: Sequence[st
     for i, prediction in enumerate(shown, start=1):
         axes = figure.add_subplot(rows, columns, i)
         axes.set_axis_off()
-        axes.imshow(np.asarray(decode(read_regular_file(prediction.path))))
+        axes.imshow(np.asarray(decode(read_regular_file(prediction.path), max_pixels)))
         (guess, probability), folder = prediction.top[0], prediction.path.parent.name
         color, text = "black", f"{drawable(guess, 22)} {probability:.0%}"
         if label := by_folder.get(folder):

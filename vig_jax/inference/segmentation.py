@@ -84,7 +84,7 @@ class SegmentationPrediction:
         found = "  ".join(f"{name} {percent(share)}" for name, share in self.shares[: self.top])
         rest = len(self.shares) - self.top
         more = f"  and {rest} more" if rest > 0 else ""
-        note = f" (damaged, but decoded: {self.damage})" if self.damage else ""
+        note = f" ({self.damage})" if self.damage else ""
         return printable(f"{self.path}: {found}{more}{note}")
 
 

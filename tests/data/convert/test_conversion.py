@@ -15,7 +15,15 @@ from PIL import Image
 
 from tests.data.photographs import encoded, photo
 from vig_jax.data import open_dataset
-from vig_jax.data.convert import Options, conversion, convert, find_kind, open_splits, verify
+from vig_jax.data.convert import (
+    Options,
+    conversion,
+    convert,
+    find_kind,
+    open_splits,
+    verification,
+    verify,
+)
 from vig_jax.data.convert.progress import Progress
 from vig_jax.data.formats import array_record
 from vig_jax.data.preprocess.decode import decode, read_header
@@ -233,6 +241,14 @@ def test_a_damaged_plan_is_one_line(content, sources, tmp_path):
     (out / ".conversion" / "plan.json").write_text(content)
     with pytest.raises(DataSetError, match=rf"plan.json is damaged .* remove {out} and convert"):
         convert({"train": sources["train"]}, out, Options(to="tar", shards=2), resume=True)
+
+
+def test_verification_has_the_limit_of_the_conversion(sources, tmp_path, monkeypatch):
+    limits = set()
+    monkeypatch.setattr(verification, "decode", lambda image, limit: limits.add(limit))
+    convert(sources, tmp_path / "out", Options(max_image_pixels=10**8))
+    assert verify(tmp_path / "out") == 39
+    assert limits == {10**8}
 
 
 def test_a_damaged_plan_of_a_complete_conversion_is_one_line(sources, tmp_path):

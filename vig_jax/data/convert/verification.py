@@ -11,6 +11,7 @@ from vig_jax.data.dataset import Split
 from vig_jax.data.datasets.registry import FILES
 from vig_jax.data.formats import shards
 from vig_jax.data.preprocess.decode import decode
+from vig_jax.data.preprocess.limits import MAX_PIXELS
 from vig_jax.errors import DataSetError, UndecodableImageError
 from vig_jax.files import file_digest
 
@@ -80,9 +81,10 @@ def _decode_some(destination: Path, info: Mapping[str, Any], name: str) -> list[
     if len(dataset) != expected["images"]:
         problems.append(f"{name} has {len(dataset)} images instead of {expected['images']}")
     count = _DECODED * len(expected["shards"])
+    limit = info.get("plan", {}).get("options", {}).get("max_image_pixels", MAX_PIXELS)
     for index in np.unique(np.linspace(0, len(dataset) - 1, count).astype(int)).tolist():
         try:
-            decode(dataset[index]["image"])
+            decode(dataset[index]["image"], limit)
         except (UndecodableImageError, OSError) as error:
             problems.append(f"{dataset.name_of(index)}: {error}")
     return problems

@@ -8,6 +8,7 @@ from PIL import Image
 from vig_jax.data.formats.segmentation_folder import SegmentationFolder
 from vig_jax.data.inspection import spread
 from vig_jax.data.preprocess.decode import decode
+from vig_jax.data.preprocess.limits import MAX_PIXELS
 from vig_jax.data.preprocess.masks import check_same_size, decode_mask, label_lookup
 from vig_jax.errors import UndecodableImageError
 from vig_jax.tasks.segmentation.drawing import OTHER, overlay
@@ -16,7 +17,12 @@ from vig_jax.tasks.segmentation.thumbnails import SIDE, thumbnail_of_image, thum
 _COLUMNS, _ROWS, _MARGIN = 6, 6, 6  # images, images, pixels
 
 
-def save_mask_sheet(dataset: SegmentationFolder, reduce_zero_label: bool, path: Path) -> None:
+def save_mask_sheet(
+    dataset: SegmentationFolder,
+    reduce_zero_label: bool,
+    path: Path,
+    max_pixels: int = MAX_PIXELS,
+) -> None:
     """Writes up to 36 photographs, spread evenly over a split, with their masks, as PNG.
 
     The place of a pair that cannot be decoded stays empty.
@@ -25,6 +31,7 @@ def save_mask_sheet(dataset: SegmentationFolder, reduce_zero_label: bool, path: 
         dataset: the split.
         reduce_zero_label: label 0 is no class, and label k is class k - 1.
         path: the folder is made if it is missing.
+        max_pixels: width times height of an image; larger ones are not decoded.
     """
     metadata = dataset.info.metadata
     lookup = label_lookup(metadata, reduce_zero_label)
@@ -35,7 +42,8 @@ def save_mask_sheet(dataset: SegmentationFolder, reduce_zero_label: bool, path: 
     for number, index in enumerate(picks):
         try:
             example = dataset[index]
-            image, labels = np.asarray(decode(example["image"])), decode_mask(example["mask"])
+            image = np.asarray(decode(example["image"], max_pixels))
+            labels = decode_mask(example["mask"], max_pixels)
             check_same_size(image.shape[1::-1], labels)
         except (UndecodableImageError, OSError):
             continue
