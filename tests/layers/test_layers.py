@@ -10,7 +10,12 @@ from vig_jax.layers.linear import conv
 from vig_jax.layers.locality import DepthwiseConv
 from vig_jax.layers.mlp import SwiGLU
 from vig_jax.layers.norm import Residual, layer_norm, rms_norm
-from vig_jax.layers.pos_embed import bicubic_matrix, resize_pos_embed
+from vig_jax.layers.padding import valid_tokens
+from vig_jax.layers.pos_embed import (
+    bicubic_matrix,
+    resize_pos_embed,
+    resize_pos_embed_to_sizes,
+)
 from vig_jax.layers.stem import PatchConv
 
 
@@ -103,6 +108,36 @@ def test_resize_pos_embed_is_separable_and_row_major():
     np.testing.assert_allclose(resized[0], expected, rtol=1e-5, atol=1e-6)
     unchanged = resize_pos_embed(jnp.asarray(table), (3, 3))
     chex.assert_trees_all_equal(unchanged.reshape(1, 9, 2), jnp.asarray(table))
+
+
+def test_resize_pos_embed_to_sizes():
+    """Each size as `resize_pos_embed` has it: smaller, larger, the table's own, and none."""
+    sizes, grid = [(2, 5), (4, 4), (7, 1), (3, 9), (0, 0)], (7, 9)
+    with jax.enable_x64(True):
+        table = jnp.asarray(normal((1, 16, 2)), jnp.float64)
+        resize = jax.jit(resize_pos_embed_to_sizes, static_argnums=2)
+        actual = resize(table, jnp.asarray(sizes, jnp.int32), grid)
+        for (rows, columns), x in zip(sizes, actual, strict=True):
+            expected = np.zeros((*grid, 2))
+            if rows:
+                expected[:rows, :columns] = resize_pos_embed(table, (rows, columns))[0]
+            np.testing.assert_allclose(x, expected, rtol=1e-12, atol=1e-13)
+        np.testing.assert_array_equal(actual[1, :4, :4], table.reshape(4, 4, 2))
+
+
+def test_padding_gathers_valid_tokens_and_zeros():
+    x = normal((2, 3, 4, 2))
+    x[0, :, 3] = x[0, 2] = x[1, 1:] = np.nan
+    padding = valid_tokens(jnp.asarray([[2, 3], [1, 4]]), (3, 4))
+    tokens = padding.flatten(jnp.asarray(x))
+    np.testing.assert_array_equal(tokens[0, :6], x[0, :2, :3].reshape(6, 2))
+    np.testing.assert_array_equal(tokens[1, :4], x[1, 0])
+    assert not np.any(tokens[0, 6:])
+    assert not np.any(tokens[1, 4:])
+    np.testing.assert_array_equal(padding.unflatten(tokens), np.nan_to_num(x))
+    # The valid part of the second image has all columns.
+    unmoved = valid_tokens(jnp.asarray([[1, 4]]), (3, 4), padded_right=False)
+    np.testing.assert_array_equal(unmoved.flatten(jnp.asarray(x[1:])), tokens[1:])
 
 
 def test_mixer_does_not_leak_between_images():

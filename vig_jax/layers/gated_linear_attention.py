@@ -18,6 +18,7 @@ from vig_jax.layers.linear import (
     xavier_mixer,
 )
 from vig_jax.layers.locality import DepthwiseConv
+from vig_jax.layers.padding import Padding
 from vig_jax.sharding.kernels import ROWS, WHOLE, shard_kernel
 
 GATE_RANK = 16
@@ -36,7 +37,7 @@ class GatedLinearAttention(nn.Module):
     and `local` [B, T, D], the inputs of `kernels_pallas.vig_mixer`; `log_decay_fwd` and
     `log_decay_bwd` [B, T, H, K], the log-decays of the two directions; and `local_gate` [B, T, D],
     the weight of the scan, where 1 minus it is the weight of `s`. Otherwise none of them is
-    computed.
+    computed. With `padding`, their tokens are in the order of `Padding.flatten`.
 
     Attributes:
         features: model width D.
@@ -70,9 +71,19 @@ class GatedLinearAttention(nn.Module):
         self.l_norm = HeadScale(self.param_dtype)
         self.o_proj = LinearWeights(self.features, self.kernel_init, self.param_dtype)
 
-    def __call__(self, x: Float[Array, "B h w D"]) -> Float[Array, "B h w D"]:
+    def __call__(
+        self, x: Float[Array, "B h w D"], padding: Padding | None = None
+    ) -> Float[Array, "B h w D"]:
+        """Returns the mixed map.
+
+        With `padding`, the result for each valid part is that of the part alone, and zero in the
+        padding: pads have zeros in `s`, so their queries, keys and values are zero, too.
+        """
         batch, rows, columns, _ = x.shape  # a batch of no images has no size to infer
-        s = self.dwconv(x).reshape(batch, rows * columns, self.features)
+        if padding is None:
+            s = self.dwconv(x).reshape(batch, rows * columns, self.features)
+        else:
+            s = padding.flatten(self.dwconv(padding.zero_pads(x)))
         value_width = self.features // self.num_heads
         mixer = functools.partial(
             vig_mixer,
@@ -104,7 +115,7 @@ class GatedLinearAttention(nn.Module):
             self.l_norm(value_width),
             out_kernel,
         )
-        return out.reshape(x.shape)
+        return out.reshape(x.shape) if padding is None else padding.unflatten(out)
 
     def _capture(
         self,

@@ -1,11 +1,14 @@
 """Learned absolute position embedding, resized to the grid of the image at hand."""
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
+
+from kernels_pallas.core.types import float32_or_wider
 
 
 def bicubic_matrix(source: int, target: int) -> np.ndarray:
@@ -49,3 +52,50 @@ def resize_pos_embed(
     cols = jnp.asarray(bicubic_matrix(side, grid[1]), table.dtype)
     highest = jax.lax.Precision.HIGHEST
     return jnp.einsum("hi,wj,bijd->bhwd", rows, cols, table, precision=highest)
+
+
+def resize_pos_embed_to_sizes(
+    pos_embed: Float[Array, "1 N D"], sizes: Int[Array, "B 2"], grid: Sequence[int]
+) -> Float[Array, "B h w D"]:
+    """Resizes a square position embedding to the valid part of each padded map.
+
+    Args:
+        pos_embed: as for `resize_pos_embed`.
+        sizes: rows and columns of the valid part, the top-left one, of each map.
+        grid: rows and columns of the padded maps.
+
+    Returns:
+        What `resize_pos_embed` returns for each size, and zeros in the padding.
+    """
+    side = math.isqrt(pos_embed.shape[1])
+    table = pos_embed.reshape(side, side, -1)
+    dtype = float32_or_wider(table.dtype)
+    rows, columns = (
+        _bicubic_matrices(side, sizes[:, axis], grid[axis], dtype).astype(table.dtype)
+        for axis in (0, 1)
+    )
+    highest = jax.lax.Precision.HIGHEST
+    return jnp.einsum("bhi,bwj,ijd->bhwd", rows, columns, table, precision=highest)
+
+
+def _bicubic_matrices(
+    source: int, targets: Int[Array, " B"], length: int, dtype: np.dtype
+) -> Float[Array, "B length source"]:
+    """Returns `bicubic_matrix(source, target)` for each target, with zero rows up to `length`."""
+    a = -0.75
+    position = jnp.arange(length, dtype=targets.dtype)[None, :]
+    target = jnp.maximum(targets, 1)[:, None]
+    # In integers, (i + 0.5) * source / target - 0.5 has an exact floor and an exact remainder.
+    centre, remainder = jnp.divmod((2 * position + 1) * source - target, 2 * target)
+    fraction = remainder.astype(dtype) / (2 * target).astype(dtype)
+    matrices = jnp.zeros((len(targets), length, source), dtype)
+    for tap in range(-1, 3):
+        d = jnp.abs(fraction - tap)
+        if tap in (0, 1):
+            weight = ((a + 2) * d - (a + 3)) * d * d + 1
+        else:
+            weight = ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
+        column = jnp.clip(centre + tap, 0, source - 1)
+        matrices += weight[..., None] * jax.nn.one_hot(column, source, dtype=dtype)
+    inside = position < targets[:, None]
+    return jnp.where(inside[..., None], matrices, 0)

@@ -7,12 +7,14 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from kernels_pallas.vig_mixer import IMPLEMENTATIONS
 from vig_jax.errors import ConfigError
 from vig_jax.layers.linear import Dtype
 from vig_jax.text import did_you_mean
+
+Sizes = Int[Array | np.ndarray, "B 2"]  # height and width in pixels of the valid part of images
 
 
 class FeatureInfo(NamedTuple):
@@ -96,14 +98,65 @@ class Backbone(ParameterGroups, Protocol):
         *,
         out_indices: Sequence[int] | None = None,
         train: bool = False,
+        sizes: Sizes | None = None,
+        padded_right: bool = True,
     ) -> tuple[Float[Array, "B h w D"], ...]:
-        """Returns maps [B, h, w, D]; `out_indices` selects blocks or stages."""
+        """Returns maps [B, h, w, D].
+
+        Args:
+            images: normalised pixels; any content in the padding, also NaN.
+            out_indices: selects blocks or stages.
+            train: enables drop path.
+            sizes: height and width in pixels of the valid part of each image, the top-left one;
+                None if nothing is padded. The maps of a valid part are those of the part as an
+                image alone, and zero in the padding, whatever the canvas. Each number is a
+                multiple of the model's largest stride; 0 for a row without an image. This is not
+                checked if the array is traced, as under `jax.jit`.
+            padded_right: False promises that every width in `sizes` is that of the canvas, which
+                saves two passes over memory a block.
+        """
 
     def init(self, rngs: Any, *args: Any, **kwargs: Any) -> Any:
         """Returns fresh variables; see `flax.linen.Module.init`."""
 
     def apply(self, variables: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Calls the model with these variables; see `flax.linen.Module.apply`."""
+
+
+def checked_sizes(
+    sizes: Sizes, images: jax.Array, stride: int, padded_right: bool
+) -> Int[Array, "B 2"]:
+    """Returns `sizes` as int32, after checks of the shape and, unless traced, of the values.
+
+    Args:
+        sizes: see `Backbone.features`.
+        images: the padded images [B, H, W, 3].
+        stride: the largest stride of the model.
+        padded_right: see `Backbone.features`.
+
+    Raises:
+        ValueError: the array is not [B, 2] integers, or (ConfigError) a value does not fit.
+    """
+    if sizes.shape != (len(images), 2) or not jnp.issubdtype(sizes.dtype, jnp.integer):
+        raise ValueError(
+            f"sizes are {sizes.dtype}{list(sizes.shape)}; they must be integers "
+            f"[{len(images)}, 2]: height and width of each image"
+        )
+    canvas = images.shape[1:3]
+    if not isinstance(sizes, jax.core.Tracer):
+        for height, width in np.asarray(sizes).tolist():
+            fits = 0 <= height <= canvas[0] and 0 <= width <= canvas[1]
+            if not fits or height % stride or width % stride:
+                raise ConfigError(
+                    f"size {height}x{width} must be multiples of {stride} up to the images' "
+                    f"{canvas[0]}x{canvas[1]} pixels: round it up and let zeros fill the rest"
+                )
+            if not padded_right and height and width != canvas[1]:
+                raise ConfigError(
+                    f"size {height}x{width} is narrower than the images' {canvas[1]} pixels; "
+                    "padded_right=False needs all columns: pass padded_right=True"
+                )
+    return jnp.asarray(sizes, jnp.int32)
 
 
 def check_images(images: jax.Array) -> None:

@@ -15,15 +15,18 @@ from vig_jax.layers.block import block_class
 from vig_jax.layers.linear import Dtype, normal_002
 from vig_jax.layers.mlp import swiglu_hidden
 from vig_jax.layers.norm import Residual, rms_norm
-from vig_jax.layers.pos_embed import resize_pos_embed
+from vig_jax.layers.padding import Padding, valid_cells, valid_tokens
+from vig_jax.layers.pos_embed import resize_pos_embed, resize_pos_embed_to_sizes
 from vig_jax.layers.stem import ConvStem, smallest_image
 from vig_jax.models.backbone import (
     FeatureInfo,
+    Sizes,
     check_classes,
     check_heads,
     check_images,
     check_implementation,
     check_indices,
+    checked_sizes,
     drop_path_rates,
 )
 from vig_jax.models.parameter_groups import HEAD_PREFIXES, layer_ids
@@ -171,6 +174,8 @@ class ViG(nn.Module):
         out_indices: Sequence[int] | None = None,
         train: bool = False,
         norm_last: bool = True,
+        sizes: Sizes | None = None,
+        padded_right: bool = True,
     ) -> tuple[Float[Array, "B h w D"], ...]:
         """Returns maps of the residual stream, all of stride `patch_size`.
 
@@ -180,24 +185,44 @@ class ViG(nn.Module):
                 the highest index are not computed. None means the last block.
             train: as for `__call__`.
             norm_last: apply the model's norm to the map of the last block; no other map has it.
+            sizes: height and width of the valid part of each padded image, in multiples of
+                `patch_size`; see `vig_jax.models.backbone.Backbone`. The position embedding is
+                resized to the valid part.
+            padded_right: False if no image is padded on the right.
 
         Returns:
             One map for each index.
 
         Raises:
-            ValueError: as for `__call__`, or (ConfigError) an index is out of range.
+            ValueError: as for `__call__`, or (ConfigError) an index is out of range, or a size that
+                is not traced does not fit.
         """
         check_images(images)
         indices = check_indices((-1,) if out_indices is None else out_indices, self.depth, "blocks")
-        x = self.patch_embed(images)
-        _, h, w, _ = x.shape
-        stream = Residual(x + resize_pos_embed(self.pos_embed, (h, w)).astype(x.dtype))
+        x, padding = self._embed(images, sizes, padded_right)
+        stream = Residual(x)
         maps: dict[int, jax.Array] = {}
         for i, block in enumerate(self.blocks[: max(indices) + 1]):
-            stream = block(stream, train)
+            stream = block(stream, train, padding)
             if i in indices and not (norm_last and i == self.depth - 1):
                 stream = Residual(stream.total())
                 maps[i] = stream.x
         if norm_last and self.depth - 1 in indices:
             _, maps[self.depth - 1] = self.norm.add(stream)
-        return tuple(maps[i] for i in indices)
+        return tuple(maps[i] if padding is None else padding.zero_pads(maps[i]) for i in indices)
+
+    def _embed(
+        self, images: jax.Array, sizes: Sizes | None, padded_right: bool
+    ) -> tuple[jax.Array, Padding | None]:
+        """Returns the tokens with their position embedding, and their padding."""
+        if sizes is None:
+            x = self.patch_embed(images)
+            _, h, w, _ = x.shape
+            return x + resize_pos_embed(self.pos_embed, (h, w)).astype(x.dtype), None
+        if self.patch_size < 4:  # the stem then makes a token more than whole patches
+            raise ConfigError(f"patch_size={self.patch_size} must be at least 4 with sizes")
+        sizes = checked_sizes(sizes, images, self.patch_size, padded_right)
+        x = self.patch_embed(valid_cells(sizes, images.shape[1:3]).zero_pads(images))
+        grid, tokens = x.shape[1:3], sizes // self.patch_size
+        position = resize_pos_embed_to_sizes(self.pos_embed, tokens, grid)
+        return x + position.astype(x.dtype), valid_tokens(tokens, grid, padded_right)

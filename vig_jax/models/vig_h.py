@@ -15,14 +15,17 @@ from vig_jax.layers.block import block_class
 from vig_jax.layers.linear import Dtype, normal_002
 from vig_jax.layers.mlp import swiglu_hidden
 from vig_jax.layers.norm import Residual, layer_norm
+from vig_jax.layers.padding import Padding, valid_cells, valid_tokens
 from vig_jax.layers.stem import ConvStem, Downsample
 from vig_jax.models.backbone import (
     FeatureInfo,
+    Sizes,
     check_classes,
     check_heads,
     check_images,
     check_implementation,
     check_indices,
+    checked_sizes,
     drop_path_rates,
 )
 from vig_jax.models.parameter_groups import HEAD_PREFIXES, layer_ids
@@ -69,10 +72,12 @@ class Stage(nn.Module):
             for rate in self.drop_paths
         ]
 
-    def __call__(self, x: Float[Array, "B h w D"], train: bool) -> Residual:
+    def __call__(
+        self, x: Float[Array, "B h w D"], train: bool, padding: Padding | None
+    ) -> Residual:
         stream = Residual(x)
         for block in self.blocks:
-            stream = block(stream, train)
+            stream = block(stream, train, padding)
         return stream
 
 
@@ -202,7 +207,7 @@ class ViGH(nn.Module):
         Raises:
             ValueError: the images are not [B, H, W, 3] floats, or (ConfigError) too small.
         """
-        streams = self._stages(images, range(4), train)
+        streams, _ = self._stages(images, range(4), train)
         if self.is_initializing():
             for i, stream in streams.items():  # logits do not use these parameters
                 self._map(i, stream)
@@ -216,6 +221,8 @@ class ViGH(nn.Module):
         *,
         out_indices: Sequence[int] | None = None,
         train: bool = False,
+        sizes: Sizes | None = None,
+        padded_right: bool = True,
     ) -> tuple[Float[Array, "B h w D"], ...]:
         """Returns the maps at the end of the stages, of strides 4, 8, 16 and 32.
 
@@ -224,21 +231,35 @@ class ViGH(nn.Module):
             out_indices: the stages to return; -1 is the last. Stages above the highest index are
                 not computed. None means all four.
             train: as for `__call__`.
+            sizes: height and width of the valid part of each padded image, in multiples of 32; see
+                `vig_jax.models.backbone.Backbone`.
+            padded_right: False if no image is padded on the right.
 
         Returns:
             One map for each index: normalised with `out_norms`, else the residual stream.
 
         Raises:
-            ValueError: as for `__call__`, or (ConfigError) an index is out of range.
+            ValueError: as for `__call__`, or (ConfigError) an index is out of range, or a size that
+                is not traced does not fit.
         """
         indices = check_indices(range(4) if out_indices is None else out_indices, 4, "stages")
-        streams = self._stages(images, indices, train)
-        return tuple(self._map(i, streams[i]) for i in indices)
+        streams, paddings = self._stages(images, indices, train, sizes, padded_right)
+        maps = {i: self._map(i, streams[i]) for i in indices}
+        return tuple(paddings[i].zero_pads(maps[i]) if i in paddings else maps[i] for i in indices)
 
     def _stages(
-        self, images: jax.Array, indices: Sequence[int], train: bool
-    ) -> dict[int, Residual]:
-        """Returns the streams at the end of the stages `indices`, by stage."""
+        self,
+        images: jax.Array,
+        indices: Sequence[int],
+        train: bool,
+        sizes: Sizes | None = None,
+        padded_right: bool = True,
+    ) -> tuple[dict[int, Residual], dict[int, Padding]]:
+        """Returns the streams at the end of the stages up to the last of `indices`, by stage.
+
+        With `sizes`, the second result has their paddings. The convolutions of stride 2 need none:
+        a valid part has an even number of rows and columns, and no window reaches beyond it.
+        """
         check_images(images)
         if min(images.shape[1:3]) < _STRIDE:
             raise ConfigError(
@@ -246,13 +267,21 @@ class ViGH(nn.Module):
                 f"needs at least {_STRIDE} on each side"
             )
         last = max(indices)
-        x, streams = self.patch_embed(images), {}
+        streams: dict[int, Residual] = {}
+        paddings: dict[int, Padding] = {}
+        if sizes is not None:
+            sizes = checked_sizes(sizes, images, _STRIDE, padded_right)
+            images = valid_cells(sizes, images.shape[1:3]).zero_pads(images)
+        x = self.patch_embed(images)
         for i, stage in enumerate(self.stages[: last + 1]):
-            streams[i] = stage(x, train)
+            if sizes is not None:
+                cells = sizes // self.feature_info[i].reduction
+                paddings[i] = valid_tokens(cells, x.shape[1:3], padded_right)
+            streams[i] = stage(x, train, paddings.get(i))
             if i < last:
                 streams[i] = Residual(streams[i].total())  # read more than once: added once
                 x = self.downsample[i](streams[i].x)
-        return streams
+        return streams, paddings
 
     def _map(self, stage: int, stream: Residual) -> jax.Array:
         """Returns what `features` returns for the stream at the end of a stage."""
