@@ -15,7 +15,7 @@ from vig_jax.data.loader.batches import train_batches
 from vig_jax.data.preprocess.classification import ClassificationPreprocess
 from vig_jax.data.preprocess.decode import load
 from vig_jax.data.preprocess.geometry import draw_view, image_size
-from vig_jax.data.preprocess.masks import decode_mask, label_lookup
+from vig_jax.data.preprocess.masks import decode_mask, label_lookup, zero_is_no_class
 from vig_jax.data.preprocess.protocol import Preprocess
 from vig_jax.data.preprocess.segmentation import SegmentationPreprocess
 from vig_jax.data.preprocess.segmentation_views import TrainingViews
@@ -38,8 +38,8 @@ def training_preprocess(dataset: Dataset, data: DataConfig) -> Preprocess:
     if "mask" not in dataset[0]:
         return ClassificationPreprocess(data, train=True)
     metadata = dataset.info.metadata
-    reduce = metadata.get("largest_label") == len(metadata["class_names"])
-    return SegmentationPreprocess(data, _ADE20K, label_lookup(metadata, reduce), train=True)
+    lookup = label_lookup(metadata, zero_is_no_class(metadata))
+    return SegmentationPreprocess(data, _ADE20K, lookup, train=True)
 
 
 def host_stages(dataset: Dataset, data: DataConfig, images: int) -> dict[str, dict[str, float]]:

@@ -17,6 +17,7 @@ from vig_jax.data.preprocess.masks import (
     check_same_size,
     decode_mask,
     label_lookup,
+    zero_is_no_class,
 )
 from vig_jax.errors import UndecodableImageError
 
@@ -58,7 +59,7 @@ def inspect_masks(
     """
     metadata = dataset.info.metadata
     names = metadata["class_names"]
-    reduce = reduce_zero_label or metadata.get("largest_label") == len(names)
+    reduce = reduce_zero_label or zero_is_no_class(metadata)
     lookup = label_lookup(metadata, reduce)
     indices = spread(len(dataset), sample or len(dataset))
     pixels, images = np.zeros(256, np.int64), np.zeros(256, np.int64)

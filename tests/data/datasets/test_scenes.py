@@ -31,7 +31,7 @@ def test_ade20k(tmp_path, open_):
     assert palette[:2] == [[120, 120, 120], [180, 120, 120]]
     lookup = label_lookup(metadata, True)
     assert lookup[[0, 1, 150, 255]].tolist() == [255, 0, 149, 255]
-    with pytest.raises(ConfigError, match="labels up to 150, but there are 150 class names"):
+    with pytest.raises(ConfigError, match="the label 150, but there are 150 class names"):
         label_lookup(metadata, False)
     (root / "classes.txt").write_text("".join(f"mine {i}\n" for i in range(151)))
     own = open_("ade20k", root).info.metadata

@@ -14,7 +14,7 @@ from vig_jax.data.formats.mask_folder import random_positions
 from vig_jax.data.preprocess.masks import label_lookup
 from vig_jax.data.preprocess.protocol import SizedDataset
 from vig_jax.data.preprocess.segmentation import SegmentationPreprocess
-from vig_jax.errors import DataSetError
+from vig_jax.errors import ConfigError, DataSetError
 
 SIZES = ((40, 30), (30, 44), (36, 36), (52, 30), (40, 30), (33, 47))
 
@@ -94,6 +94,16 @@ def test_without_names_classes_are_the_labels_of_the_training_masks(root, open_)
     save(root / "annotations/val/0.png", labels(36, 36, classes=9))
     with pytest.raises(DataSetError, match=r"annotations/val/0\.png of images/val/0\.jpg"):
         open_(root, "eval")
+
+
+def test_masks_with_a_label_more_than_names(root, open_):
+    (root / "classes.txt").write_text("road\nwall\n")  # label 0 is none of them
+    for split in ("train", "eval"):
+        metadata = open_(root, split).info.metadata
+        assert metadata["seen_label"] == 2
+    with pytest.raises(ConfigError, match="set reduce_zero_label=True"):
+        label_lookup(metadata, False)
+    assert label_lookup(metadata, True)[[0, 1, 2]].tolist() == [255, 0, 1]
 
 
 def test_other_names_of_folders(tmp_path, open_):

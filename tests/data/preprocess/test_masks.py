@@ -13,6 +13,7 @@ from vig_jax.data.preprocess.masks import (
     check_labels,
     decode_mask,
     label_lookup,
+    zero_is_no_class,
 )
 from vig_jax.errors import ConfigError, DataSetError, UndecodableImageError
 
@@ -109,10 +110,14 @@ def test_raw_labels_are_those_after_zero_is_reduced():
 
 def test_names_and_labels_must_fit():
     names = ["a", "b", "c"]
-    with pytest.raises(
-        ConfigError, match="labels up to 3, but there are 3 class names: set reduce"
-    ):
+    with pytest.raises(ConfigError, match="the label 3, but there are 3 class names: set reduce"):
         label_lookup({"class_names": names, "largest_label": 3}, False)
+    seen = {"class_names": names, "seen_label": 3}
+    with pytest.raises(ConfigError, match="the label 3, but there are 3"):
+        label_lookup(seen, False)
+    assert zero_is_no_class(seen)
+    assert label_lookup(seen, True)[3] == 2
+    assert not zero_is_no_class({"class_names": names, "largest_label": 2})
     with pytest.raises(ConfigError, match="write the names of labels 1, 2"):
         label_lookup({"class_names": names, "largest_label": 2}, True)
     for largest, reduce in ((2, False), (3, True), (255, False)):

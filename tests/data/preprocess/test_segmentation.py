@@ -2,6 +2,8 @@
 
 import dataclasses
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -39,6 +41,12 @@ def test_sizes(case):
     views = TrainingViews((512, 512), (2048, 512), RATIO, 0.75, 0.5)
     resized = views.resized((case["w"], case["h"]), case["u"])
     assert resized == (case["new_w"], case["new_h"])
+
+
+@pytest.mark.parametrize("case", GEOMETRY["resized"])
+def test_given_sizes(case):
+    height, width = golden_seg.load("geometry").arrays["label"].shape
+    assert scaled_size((width, height), tuple(case["scale"])) == tuple(case["shape"][::-1])
 
 
 @pytest.mark.parametrize("case", GEOMETRY["crop"]["cases"])
@@ -146,6 +154,11 @@ def test_implementations_agree(make):
         found = one(files, np.random.default_rng(seed))
         for name, array in other(files, np.random.default_rng(seed)).items():
             np.testing.assert_array_equal(found[name], array)
+
+
+def test_workers_do_not_import_jax():
+    code = "import sys, vig_jax.data.preprocess.segmentation as _; assert 'jax' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_numba_is_required_but_missing(make, monkeypatch):

@@ -24,6 +24,7 @@ class LabelTable:
             if label 0 means no class.
         ignored_labels: others that the files may have; their pixels are ignored.
         largest_label: in the files, except 255; None if it is not known.
+        seen_label: one that some of the files have.
     """
 
     class_names: tuple[str, ...]
@@ -31,6 +32,7 @@ class LabelTable:
     raw_labels: tuple[int, ...] | None = None
     ignored_labels: tuple[int, ...] = ()
     largest_label: int | None = None
+    seen_label: int | None = None
 
     def metadata(self) -> dict[str, Any]:
         """Returns the entries for `DatasetInfo.metadata`, which `label_lookup` reads."""
@@ -40,8 +42,9 @@ class LabelTable:
             entries["raw_labels"] = list(self.raw_labels)
         if self.ignored_labels:
             entries["ignored_labels"] = list(self.ignored_labels)
-        if self.largest_label is not None:
-            entries["largest_label"] = self.largest_label
+        for name in ("largest_label", "seen_label"):
+            if (label := getattr(self, name)) is not None:
+                entries[name] = label
         return entries
 
     def possible(self) -> frozenset[int]:

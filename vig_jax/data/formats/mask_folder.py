@@ -11,6 +11,7 @@ the training folder, which are then all read. Label 255 marks pixels without a c
 """
 
 import concurrent.futures
+import dataclasses
 import functools
 import logging
 from pathlib import Path
@@ -22,6 +23,7 @@ from vig_jax.data.dataset import Split
 from vig_jax.data.formats.image_folder import find_image_files
 from vig_jax.data.formats.label_table import LabelTable, colours
 from vig_jax.data.formats.segmentation_folder import (
+    CHECKED_PAIRS,
     Layout,
     SegmentationFolder,
     existing_folder,
@@ -91,7 +93,7 @@ def open_mask_folder(data: DataConfig, split: Split) -> SegmentationFolder:
         )
     layout = Layout(f"images/{folder}".rstrip("/"), f"{masks}/{folder}".rstrip("/"))
     images, settings = find_pairs(root, layout), ""
-    table = read_table(root) or _table_of_labels(root / masks / (names["train"] or ""))
+    table = _table(root, root / masks / (names["train"] or ""))
     if data.split == "random":
         settings = f"random {split} {data.val_fraction!r} {data.split_seed}"
         train, held_out = random_positions(len(images), data.val_fraction, data.split_seed)
@@ -105,10 +107,21 @@ def _split_folder(root: Path, masks: str, split: Split) -> str | None:
     return next(found, None)
 
 
-def _table_of_labels(folder: Path) -> LabelTable:
-    """Returns the classes that the masks of a folder have, with their labels as names."""
+def _table(root: Path, folder: Path) -> LabelTable:
+    """Returns the classes that classes.txt names, or those that the masks of a folder have."""
     files = tuple(name for name in find_image_files(folder) if name.endswith(".png"))
-    largest = _largest_label(folder, files)
+    if (named := read_table(root)) is not None:
+        some = np.random.RandomState(0).permutation(len(files))[:CHECKED_PAIRS].tolist()
+        # One more than the names: label 0 must be no class. More than that is a fault of a mask.
+        one_more = len(named.class_names)
+        has_more = _largest_label(folder, tuple(files[i] for i in some)) == one_more
+        return dataclasses.replace(named, seen_label=one_more) if has_more else named
+    largest = _largest_label(folder, files, strict=True)
+    if not 0 <= largest < MAX_CLASSES:
+        raise DataSetError(
+            f"the largest label of {len(files)} masks in {folder} is {largest}; it must be from 0 "
+            f"to {MAX_CLASSES - 1}, with {IGNORED} for pixels without a class"
+        )
     logger.info(
         "%s: without a file %s, the classes are the labels 0 to %d of %d masks",
         printable(str(folder)),
@@ -121,26 +134,23 @@ def _table_of_labels(folder: Path) -> LabelTable:
 
 
 @functools.lru_cache(maxsize=1)  # both splits of a run have the classes of the training masks
-def _largest_label(folder: Path, masks: tuple[str, ...]) -> int:
-    """Returns the largest label of some masks, except 255. Undecodable files are skipped."""
+def _largest_label(folder: Path, masks: tuple[str, ...], strict: bool = False) -> int:
+    """Returns the largest label of some masks, except 255; -1 if there is none.
+
+    Undecodable files are skipped, and so are files that are not masks unless `strict` is true.
+    """
 
     def largest(mask: str) -> int:
         try:
             labels = decode_mask(read_regular_file(folder / mask))
-        except UnusableMaskError as error:
-            raise DataSetError(f"{printable(str(folder / mask))}: {error}") from error
-        except (UndecodableImageError, OSError):
+        except (UndecodableImageError, OSError) as error:
+            if strict and isinstance(error, UnusableMaskError):
+                raise DataSetError(f"{printable(str(folder / mask))}: {error}") from error
             return -1
-        return int(np.max(labels, initial=0, where=labels != IGNORED))
+        return int(np.max(labels.astype(np.int16), initial=-1, where=labels != IGNORED))
 
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        found = max(pool.map(largest, masks), default=-1)
-    if not 0 <= found < MAX_CLASSES:
-        raise DataSetError(
-            f"the largest label of the masks in {folder} is {found}; it must be from 0 to "
-            f"{MAX_CLASSES - 1}, with 255 for pixels without a class"
-        )
-    return found
+        return max(pool.map(largest, masks), default=-1)
 
 
 def random_positions(length: int, fraction: float, seed: int) -> tuple[list[int], list[int]]:

@@ -104,10 +104,11 @@ def label_lookup(metadata: Mapping[str, Any], reduce_zero_label: bool) -> UInt8[
     if reduce_zero_label:
         lookup = np.concatenate([after_zero[[IGNORED]], after_zero[:254], after_zero[[IGNORED]]])
     largest = metadata.get("largest_label")
-    if largest is not None and lookup[largest] == NO_CLASS:
+    seen = metadata.get("seen_label", largest)
+    if seen is not None and lookup[seen] == NO_CLASS:
         raise ConfigError(
-            f"config.task.reduce_zero_label={reduce_zero_label}, and the masks have labels up to "
-            f"{largest}, but there are {len(names)} class names: set reduce_zero_label="
+            f"config.task.reduce_zero_label={reduce_zero_label}, and the masks have the label "
+            f"{seen}, but there are {len(names)} class names: set reduce_zero_label="
             f"{not reduce_zero_label}, or name one class per label in classes.txt"
         )
     if largest is not None and reduce_zero_label and largest == len(names) - 1 > 0:
@@ -117,6 +118,12 @@ def label_lookup(metadata: Mapping[str, Any], reduce_zero_label: bool) -> UInt8[
             "reduce_zero_label=False"
         )
     return lookup
+
+
+def zero_is_no_class(metadata: Mapping[str, Any]) -> bool:
+    """Returns whether masks have one label more than there are class names, as those of ADE20K."""
+    labels = (metadata.get(name) for name in ("largest_label", "seen_label"))
+    return len(metadata["class_names"]) in labels
 
 
 def check_labels(labels: UInt8[np.ndarray, "H W"], lookup: UInt8[np.ndarray, "256"]) -> None:

@@ -135,6 +135,12 @@ def take_labels(
     return labels, np.bincount(labels.ravel(), minlength=256)
 
 
+def compile_kernels() -> None:
+    """Compiles the kernels; numba must be installed."""
+    for name in ("_mix", "_take"):
+        _compiled(name)
+
+
 @functools.cache
 def _compiled(name: str) -> Any:
     """Compiles a kernel."""

@@ -42,7 +42,7 @@ def decode_png(
     filtered = np.frombuffer(rows, np.uint8).reshape(height, width + 1)
     if filtered[:, 0].max() > 4:
         return None
-    return _kernel()(filtered)
+    return compiled()(filtered)
 
 
 def _compressed(contents: bytes, max_pixels: int) -> tuple[int, int, bytes] | None:
@@ -67,8 +67,8 @@ def _compressed(contents: bytes, max_pixels: int) -> tuple[int, int, bytes] | No
 
 
 @functools.cache
-def _kernel() -> Any:
-    """Compiles `_unfiltered`."""
+def compiled() -> Any:
+    """Compiles the kernel that undoes the filters of rows, uint8 [H, 1 + W], to pixels [H, W]."""
     import numba
 
     rows = numba.types.Array(numba.uint8, 2, "C", readonly=True)

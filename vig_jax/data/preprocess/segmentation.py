@@ -15,6 +15,7 @@ from jaxtyping import UInt8
 from vig_jax.config import DataConfig
 from vig_jax.config.tasks import SegmentationConfig
 from vig_jax.data.dataset import Example
+from vig_jax.data.preprocess import opencv, png
 from vig_jax.data.preprocess.decode import check_settings, load_checked
 from vig_jax.data.preprocess.geometry import Pixels, View, image_size
 from vig_jax.data.preprocess.masks import (
@@ -71,6 +72,9 @@ class SegmentationPreprocess:
 
     def __post_init__(self) -> None:
         check_settings(self.data)
+        if self.data.resize != "pillow" and opencv.why_not() is None:
+            opencv.compile_kernels()  # so that worker processes find them in numba's cache
+            png.compiled()
 
     @property
     def spec(self) -> Spec:
