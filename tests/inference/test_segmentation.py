@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -116,6 +117,45 @@ def test_predict_writes_label_maps_and_overlays(trained, photographs, tmp_path, 
     logits = jax.image.resize(logits, (SIDE, SIDE, len(NAMES)), "bilinear", antialias=False)
     labels = pixels_of(tmp_path / "out" / "square_labels.png")
     np.testing.assert_array_equal(labels, np.argmax(logits, -1) + 1)
+
+
+def test_evaluate_writes_the_scores_of_each_class(trained, photographs, tmp_path, capsys):
+    images, masks = (tmp_path / name / "validation" for name in ("images", "annotations"))
+    images.mkdir(parents=True)
+    masks.mkdir(parents=True)
+    (tmp_path / "classes.txt").write_text("\n".join(NAMES))
+    for name, (width, height) in SIZES.items():
+        shutil.copy(photographs / name, images / Path(name).name)
+        mask = np.arange(width * height).reshape(height, width) % (len(NAMES) + 1)
+        Image.fromarray(mask.astype(np.uint8)).save(masks / Path(name).name)
+    results, file = tmp_path / "results", tmp_path / "metrics.json"
+    arguments = ["evaluate", str(trained), "--data-path", str(tmp_path), "--batch-size", "2"]
+    arguments += ["--workers", "0", "--json", str(file), "--results", str(results)]
+    assert main([*arguments, "--set", "eval_flip=True"]) == 0
+    printed = capsys.readouterr().out
+    assert "3 images" in printed
+    metrics = json.loads(file.read_text())
+    assert f"miou {metrics['miou']:.4f}" in printed
+    rows = metrics["classes"]
+    assert [row["class"] for row in rows] == list(NAMES)
+    assert metrics["miou"] == pytest.approx(np.mean([row["iou"] for row in rows]), abs=1e-6)
+    with np.load(results / "segmentation.npz") as stored:
+        pixels = sum(width * height for width, height in SIZES.values())
+        assert abs(stored["confusion"].sum() / (0.75 * pixels) - 1) < 0.01
+    assert (results / "worst_images.png").exists()
+
+
+def test_settings_of_the_evaluation(trained):
+    changed = load_for_inference(trained, settings={"eval_mode": "whole", "eval_scales": (1, 2)})
+    assert changed.config.task.eval_mode == "whole"
+    assert changed.config.task.eval_scales == (1.0, 2.0)
+    assert changed.config.task.channels == load_for_inference(trained).config.task.channels
+    with pytest.raises(ConfigError, match=r"eval_modes is not a setting.*did you mean 'eval_mode'"):
+        load_for_inference(trained, settings={"eval_modes": "whole"})
+    with pytest.raises(ConfigError, match="channels is not a setting of the evaluation of a run"):
+        load_for_inference(trained, settings={"channels": 3})
+    with pytest.raises(ConfigError, match=r"config\.task\.eval_mode"):
+        load_for_inference(trained, settings={"eval_mode": "all"})
 
 
 def test_a_classifier_is_no_segmenter(trained):

@@ -4,11 +4,15 @@
   vig evaluate runs/vig_s --data-path /data/imagenet --batch-size 256
   vig evaluate --weights vig_s.pth --model vig_s --data-path /data/imagenet
   vig evaluate runs/vig_s --results mistakes   # mistakes/confusion.png, top_confusions.csv, ...
+  vig evaluate runs/ade20k --set "eval_scales=(0.75,1.0,1.25)" --set eval_flip=True
 
-Images are PATH/val/CLASS/*.jpg. Classes are matched to the model's by name, and a subset of them
-will do; the names of ImageNet-1k and their identifiers (n01440764) are interchangeable. The metrics
-of a classifier are top-1 accuracy and, for more than five classes, top-5 accuracy as fractions, the
-loss in nats and, for two classes, F1 of the second.
+The images of a classifier are PATH/val/CLASS/*.jpg. Classes are matched to the model's by name, and
+a subset of them will do; the names of ImageNet-1k and their identifiers (n01440764) are
+interchangeable. The metrics are top-1 accuracy and, for more than five classes, top-5 accuracy as
+fractions, the loss in nats and, for two classes, F1 of the second.
+
+A segmenter needs the classes of its training in the same order. The metrics are mIoU, mAcc and aAcc
+as fractions, at the original size of every image. --json has those of each class as well.
 """
 
 import argparse
@@ -52,9 +56,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--confusion",
         type=options.path,
         metavar="FOLDER",
-        help="also write detailed results: for a classifier the confusion matrix as .npz and .png "
-        "and a table of the most frequent mistakes; in a run's folder `vig report` draws them "
-        "again",
+        help="also write detailed results: the confusion matrix as .npz and .png and a table of "
+        "the most frequent mistakes; for a segmenter also the scores of each class and the worst "
+        "images; in a run's folder `vig report` draws them again",
     )
 
 
@@ -64,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     from vig_jax.errors import NonFiniteLossError
     from vig_jax.evaluation.evaluate import evaluate, make_predict_step
     from vig_jax.sharding.mesh import check_batch_size, make_mesh
-    from vig_jax.tasks.protocol import HostBatch
+    from vig_jax.tasks.protocol import Detailed, HostBatch
     from vig_jax.tasks.registry import get_task, make_task
 
     loaded = weights.restore(args, args.run)
@@ -116,7 +120,8 @@ def run(args: argparse.Namespace) -> int:
         facts = {"run": str(args.run), "step": loaded.step, "ema": loaded.ema}
         if args.weights:
             facts = {"weights": str(args.weights), "model": args.model, "ema": loaded.ema}
-        args.json.write_text(to_json(facts | metrics))
+        details = evaluation.details(state) if isinstance(evaluation, Detailed) else {}
+        args.json.write_text(to_json(facts | metrics | details))
     if args.results:
         args.results.mkdir(parents=True, exist_ok=True)
         evaluation.save(state, args.results, f"{config.model.name}, {loaded.description}")

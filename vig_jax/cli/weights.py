@@ -18,7 +18,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="instead of a run: .pth or .safetensors with the names of hustvl/ViG, or of "
         "mmsegmentation for a segmenter; needs --model",
     )
-    describe_model(parser)
+    describe_model(parser, "; with a run, one of its evaluation, e.g. eval_mode=whole")
     parser.add_argument(
         "--image-size",
         type=options.image_size,
@@ -28,8 +28,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--raw", action="store_true", help="the raw weights, not the EMA weights")
 
 
-def describe_model(parser: argparse.ArgumentParser) -> None:
-    """Declares --model and --set."""
+def describe_model(parser: argparse.ArgumentParser, of_a_run: str = "") -> None:
+    """Declares --model and --set; `of_a_run` says what --set does with a run."""
     parser.add_argument("--model", metavar="NAME", help=", ".join(options.MODELS))
     parser.add_argument(
         "--set",
@@ -37,7 +37,7 @@ def describe_model(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="KEY=VALUE",
         help="a key of config.model that differs from the published model, e.g. img_size=384, or "
-        "of config.task for a segmenter; can be repeated",
+        f"of config.task for a segmenter{of_a_run}; can be repeated",
     )
 
 
@@ -70,14 +70,18 @@ def restore(args: argparse.Namespace, run: Path | None) -> Any:
         ConfigError: options that do not go together.
     """
     if not args.weights:
-        for option, value in (("--model", args.model), ("--set", args.set)):
-            if value:
-                raise ConfigError(f"{option} needs --weights; a run stores its model")
+        if args.model:
+            raise ConfigError("--model needs --weights; a run stores its model")
         if run is None:
             raise ConfigError("no weights are given: name a run, or --weights FILE --model NAME")
         from vig_jax.inference.loaded_model import load_for_inference
 
-        return load_for_inference(run, ema=False if args.raw else None, image_size=args.image_size)
+        return load_for_inference(
+            run,
+            ema=False if args.raw else None,
+            image_size=args.image_size,
+            settings=settings(args.set),
+        )
     from vig_jax.inference.loaded_model import restore_weights
 
     if run is not None:

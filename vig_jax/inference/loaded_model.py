@@ -7,12 +7,13 @@ from typing import Any
 
 import jax
 
-from vig_jax.config import RunConfig
+from vig_jax.config import RunConfig, parse, to_dict
 from vig_jax.data.datasets.imagenet import class_names
 from vig_jax.data.datasets.scenes import ade20k_classes
 from vig_jax.errors import ConfigError, WeightsError
 from vig_jax.models.from_config import segmenter_from_config
 from vig_jax.tasks.registry import make_task
+from vig_jax.text import did_you_mean
 from vig_jax.weights import mmseg, run_folder
 from vig_jax.weights.finite import check_finite
 from vig_jax.weights.fit import WeightFile, check_model_name, fit_to_config
@@ -47,6 +48,7 @@ def load_for_inference(
     *,
     ema: bool | None = None,
     image_size: int | tuple[int, int] | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> LoadedModel:
     """Reads a trained model from a run.
 
@@ -57,15 +59,19 @@ def load_for_inference(
             any.
         image_size: side of the evaluation images in pixels, or height and width; None means that
             of the run.
+        settings: keys of config.task that decide how images are evaluated and differ from those of
+            the run: `resize_scale` and those whose names begin with `eval_`.
 
     Raises:
-        ConfigError: the run's task decides the size of its images.
+        ConfigError: the run's task decides the size of its images, or a setting is wrong.
         CheckpointError: there is no checkpoint or no EMA weights, the stored config does not belong
             to this version, or the stored parameters do not fit the model of the config.
     """
     directory = run_folder.find_checkpoint(Path(path).absolute(), ema)
     stored = run_folder.read_run(directory)
     config = run_folder.read_config(directory)
+    if settings:
+        config = _with_settings(config, settings)
     if image_size is not None:
         config = _with_eval_size(config, stored["metadata"], image_size)
     name = run_folder.choose_item(directory, ema=ema)
@@ -85,6 +91,19 @@ def load_for_inference(
         ema=name == "ema_params",
         description=stored["origin"][name] if "origin" in stored else trained,
     )
+
+
+def _with_settings(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
+    """Returns the config of a run with other settings of its evaluation."""
+    values = to_dict(config)
+    known = [key for key in values["task"] if key == "resize_scale" or key.startswith("eval_")]
+    for key in settings:
+        if key not in known:
+            rule = did_you_mean(key, known) if known else f"the task {config.task.name!r} has none"
+            raise ConfigError(
+                f"{key} is not a setting of the evaluation of a run, which stores its model; {rule}"
+            )
+    return parse({**values, "task": {**values["task"], **settings}})
 
 
 def _with_eval_size(

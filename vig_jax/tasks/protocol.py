@@ -120,6 +120,14 @@ class SeveralPrograms(Protocol):
 
 
 @runtime_checkable
+class Detailed(Protocol):
+    """An `Evaluation` with more results for `vig evaluate --json` than its metrics."""
+
+    def details(self, state: Any) -> dict[str, Any]:
+        """Returns JSON values by names that are no metrics; NaN becomes null."""
+
+
+@runtime_checkable
 class Preview(Protocol):
     """A figure of what the model sees in training."""
 

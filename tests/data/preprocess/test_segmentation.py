@@ -213,6 +213,14 @@ def test_very_long_images_keep_a_side_of_32_pixels(make):
     assert arrays["image"].shape == spec["image"][0] == (32, sliding_side(128, 32, 20), 3)
 
 
+def test_several_scales_have_few_shapes_of_windows(make):
+    preprocess = make(False, eval_scales=(0.5, 1.5))
+    arrays = preprocess.evaluation_images(np.zeros((45, 60, 3), np.uint8))
+    assert scaled_size((60, 45), (64, 16)) == (21, 16)
+    assert arrays["size_0"].tolist() == [32, 32]
+    assert arrays["size_1"].tolist() == [48, 64]  # larger than the window: as it is
+
+
 def test_whole_images_have_sides_of_whole_tokens(make):
     preprocess = make(False, eval_mode="whole")
     arrays = preprocess(example(), None)

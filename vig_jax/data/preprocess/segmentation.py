@@ -163,13 +163,19 @@ class SegmentationPreprocess:
     def _eval_size(self, width: int, height: int, ratio: float) -> tuple[int, int]:
         """Returns width and height of a resized evaluation image.
 
-        The aspect of very long images is not kept: models need sides of 32 pixels.
+        Models need sides of 32 pixels, so the aspect of very long images is not kept. With several
+        scales, sides that one window covers are rounded up to multiples of 32, so that few shapes
+        of windows are compiled.
         """
         size = scaled_size((width, height), self.task.resize_scale, ratio)
-        if self.task.eval_mode == "slide":
-            least = min(_MULTIPLE, self.data.image_size)
-            return max(size[0], least), max(size[1], least)
-        return -(-size[0] // _MULTIPLE) * _MULTIPLE, -(-size[1] // _MULTIPLE) * _MULTIPLE
+        if self.task.eval_mode == "whole":
+            return _multiple(size[0]), _multiple(size[1])
+        several, crop = len(self.task.eval_scales) > 1, self.data.image_size
+
+        def side(length: int) -> int:
+            return max(length, min(crop, _multiple(length if several else 1)))
+
+        return side(size[0]), side(size[1])
 
     def _canvas(self, size: tuple[int, int]) -> tuple[int, int]:
         """Returns width and height of the canvas of an image of `size`."""
@@ -177,6 +183,10 @@ class SegmentationPreprocess:
             return size
         crop, stride = self.data.image_size, self.task.eval_stride
         return sliding_side(size[0], crop, stride), sliding_side(size[1], crop, stride)
+
+
+def _multiple(side: int) -> int:
+    return -(-side // _MULTIPLE) * _MULTIPLE
 
 
 def training_arrays(

@@ -188,17 +188,24 @@ class SegmentationEvaluation:
             )
         return summary(state.confusion)
 
+    def details(self, state: SegmentationState) -> dict[str, Any]:
+        """Returns `classes`, see `SegmentationResults.rows`."""
+        return {"classes": self._results(state, "").rows()}
+
     def save(self, state: SegmentationState, folder: Path, description: str) -> None:
         """Writes the pixel counts and the worst images."""
+        self._results(state, description).save(folder)
+
+    def _results(self, state: SegmentationState, description: str) -> SegmentationResults:
         names = self.class_names
         unnamed = tuple(f"class {label}" for label in range(len(names), self.num_classes))
-        SegmentationResults(
+        return SegmentationResults(
             confusion=state.confusion,
             class_names=(*names, *unnamed),
             palette=np.array(self.palette, np.uint8).reshape(-1, 3),
             worst=state.worst,
             description=description,
-        ).save(folder)
+        )
 
 
 def _map_shape(batch: Batch) -> tuple[int, int]:

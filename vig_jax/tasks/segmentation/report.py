@@ -46,25 +46,13 @@ def draw_results(folder: Path) -> list[Path]:
 
 
 def write_class_table(results: SegmentationResults, path: Path) -> None:
-    """Writes the scores of each class as CSV, as fractions, empty where there is none.
-
-    Columns: class, iou, accuracy (also known as recall), precision, f_score, and share, that of the
-    class among all labelled pixels.
-    """
-    scores = ClassScores.of(results.confusion)
-    share = results.confusion.sum(axis=1) / max(results.confusion.sum(), 1)
-    columns = {
-        "iou": scores.iou,
-        "accuracy": scores.accuracy,
-        "precision": scores.precision,
-        "f_score": scores.f_score,
-        "share": share,
-    }
+    """Writes `SegmentationResults.rows` as CSV, empty where there is no value."""
     with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        writer = csv.writer(file)
-        writer.writerow(["class", *columns])
-        for name, *values in zip(results.class_names, *columns.values(), strict=True):
-            writer.writerow([name, *("" if np.isnan(x) else f"{x:.6f}" for x in values)])
+        rows = results.rows()
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({key: "" if value != value else value for key, value in row.items()})
 
 
 def draw_class_iou(results: SegmentationResults, path: Path) -> None:

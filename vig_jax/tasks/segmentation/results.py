@@ -71,6 +71,27 @@ class SegmentationResults:
     worst: tuple[WorstImage, ...]
     description: str
 
+    def rows(self) -> list[dict[str, Any]]:
+        """Returns the scores of each class, as fractions; NaN where there is none.
+
+        Returns:
+            Rows {class, iou, accuracy, precision, f_score, share}. `accuracy` is also known as
+            recall, and `share` is that of the class among all labelled pixels.
+        """
+        scores = ClassScores.of(self.confusion)
+        columns = {
+            "iou": scores.iou,
+            "accuracy": scores.accuracy,
+            "precision": scores.precision,
+            "f_score": scores.f_score,
+            "share": self.confusion.sum(axis=1) / max(self.confusion.sum(), 1),
+        }
+        rows = zip(*(np.round(values, 6).tolist() for values in columns.values()), strict=True)
+        return [
+            {"class": name, **dict(zip(columns, values, strict=True))}
+            for name, values in zip(self.class_names, rows, strict=True)
+        ]
+
     def save(self, folder: Path) -> None:
         """Writes `segmentation.npz` in one step."""
         arrays: dict[str, Any] = {}
