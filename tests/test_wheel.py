@@ -49,7 +49,14 @@ def test_every_data_file_is_in_it(wheel):
         if file.is_file() and file.suffix != ".py" and "__pycache__" not in file.parts
     }
     names = "\n".join(expected)
-    for part in ("/py.typed", "/autotune/data/", "gla/README.md", "fashion_mnist/", "imagenet/"):
+    for part in (
+        "/py.typed",
+        "/autotune/data/",
+        "gla/README.md",
+        "fashion_mnist/",
+        "imagenet/",
+        "ade20k/",
+    ):
         assert part in names
     assert expected.items() <= wheel.items()
 
