@@ -3,6 +3,7 @@
 import atexit
 import dataclasses
 import functools
+import json
 import shutil
 import signal
 import tempfile
@@ -18,10 +19,12 @@ from tests.train.test_run import at_step
 from tests.weights import torch_writer
 from vig_jax.cli.main import main
 from vig_jax.config import parse, recipes
-from vig_jax.errors import WeightsError
+from vig_jax.data import open_dataset
+from vig_jax.errors import DataSetError, WeightsError
 from vig_jax.inference.convert import convert
 from vig_jax.inference.loaded_model import load_for_inference, restore_weights
 from vig_jax.models import create_model
+from vig_jax.tasks.segmentation.build import match_data
 from vig_jax.train.checkpoint import RunInfo
 from vig_jax.train.experiment import Experiment
 from vig_jax.train.loop import run
@@ -263,3 +266,42 @@ def test_misfits_are_reported(tmp_path):
         with pytest.raises(WeightsError, match=message):
             run(changed, tmp_path / "run")
         assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("trained", "classes", "message"),
+    [
+        ({"class_names": NAMES}, 3, None),
+        ({}, 3, None),  # a file without names
+        ({}, 4, "has 3 classes; the model has 4, which its weights do not name"),
+        ({"class_names": ("sky", "ground", "tree")}, 3, "class 0 is ground, not sky"),
+        ({"class_names": NAMES, "raw_labels": [7, 8, 9]}, 3, "other label numbers in its masks"),
+    ],
+)
+def test_data_to_evaluate_on(trained, classes, message):
+    settings = config(model__num_classes=classes)
+    dataset = open_dataset(settings.data, "eval")
+    if message is None:
+        assert match_data(trained, dataset, settings, None) is dataset
+        return
+    with pytest.raises(DataSetError, match=message):
+        match_data(trained, dataset, settings, None)
+
+
+@pytest.mark.slow
+def test_evaluation_of_a_file_without_names(tmp_path, capsys):
+    experiment = Experiment.from_config(config("vig_h_t"))
+    variables = random_variables(experiment)
+    file = tmp_path / "segmenter.pth"
+    torch_writer.save(torch_writer.state_dict(mmseg.from_variables(variables)), file)
+    sizes = [f"--set={key}={value}" for key, value in SIZES["vig_h_t"].items()]
+    options = ["--data-source", "mask_folder", "--batch-size", "2", "--workers", "0"]
+    options += ["--data-path", str(data_folder()), "--json", str(tmp_path / "metrics.json")]
+    model = ["--model", "vig_h_t", *sizes]
+    assert main(["evaluate", "--weights", str(file), *model, "--image-size", "32", *options]) == 0
+    assert "miou" in capsys.readouterr().out
+    assert 0 <= json.loads((tmp_path / "metrics.json").read_text())["miou"] <= 1
+    assert main(["evaluate", "--weights", str(file), *model, "--set=chanels=8", *options]) == 1
+    assert "did you mean 'channels'?" in capsys.readouterr().err
+    assert main(["evaluate", "--weights", str(file), *model, "--image-size=32x64", *options]) == 1
+    assert "32x64 is not square" in capsys.readouterr().err

@@ -39,6 +39,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     weights.configure(parser)
     parser.add_argument("--data-path", help="data set, if not where the run had it")
     parser.add_argument(
+        "--data-source",
+        metavar="NAME",
+        help="layout of the data set, a value of config.data.source, if not that of the run; with "
+        "--weights the default is image_folder, or ade20k for a segmenter",
+    )
+    parser.add_argument(
         "--class-map",
         type=options.path,
         metavar="FILE",
@@ -76,6 +82,8 @@ def run(args: argparse.Namespace) -> int:
     data = config.data
     if args.data_path:
         data = dataclasses.replace(data, path=args.data_path)
+    if args.data_source:
+        data = dataclasses.replace(data, source=args.data_source)
     if args.workers is not None:
         data = dataclasses.replace(data, workers=args.workers)
     batch_size = args.batch_size or (64 if args.weights else config.train.batch_size)
@@ -85,7 +93,8 @@ def run(args: argparse.Namespace) -> int:
     class_map = _class_map(args.class_map) if args.class_map else None
     dataset = open_dataset(data, "eval")
     dataset = entry.match_data(loaded.metadata, dataset, config, class_map)
-    bundle = make_task(dataclasses.replace(config, data=data), loaded.metadata)
+    metadata = {**dataset.info.metadata, **loaded.metadata}
+    bundle = make_task(dataclasses.replace(config, data=data), metadata)
     evaluation, preprocess = bundle.evaluation, bundle.eval_preprocess
     bad_images = BadImages(dataset, preprocess, data.max_bad_images)
     progress = tqdm(total=len(dataset), unit="img", desc="evaluate", disable=None, leave=False)

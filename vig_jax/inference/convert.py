@@ -240,12 +240,13 @@ def _read(
 def _run_item(sources: Mapping[str, _Source]) -> dict[str, Any]:
     """Returns the `run` item of a checkpoint with these weights."""
     first = sources["params"].loaded
-    names = first.metadata.get("class_names") or tuple(
-        f"class {label}" for label in range(first.config.model.num_classes or 0)
-    )
+    metadata = dict(first.metadata)
+    if not metadata.get("class_names") and not isinstance(first.config.task, SegmentationConfig):
+        classes = range(first.config.model.num_classes or 0)
+        metadata["class_names"] = tuple(f"class {label}" for label in classes)
     info = RunInfo(
         config=first.config,
-        metadata={**first.metadata, "class_names": names},
+        metadata=metadata,
         data_fingerprint="",
         eval_fingerprint="",
         primary_metric=get_task(first.config.task.name).report.primary_metric,
@@ -259,7 +260,7 @@ def _read_back(draft: Path, to: Format, item: str, before: LoadedModel) -> Varia
         return load_for_inference(draft, ema=item == "ema_params").variables
     file, config = read_weight_file(draft), before.config
     if isinstance(config.task, SegmentationConfig):
-        return fit_segmenter(file, segmenter_from_config(config))[0]
+        return fit_segmenter(file, config.model.name, segmenter_from_config(config))[0]
     return {"params": fit_to_config(file, draft, config.model).params}
 
 

@@ -16,7 +16,7 @@ from vig_jax.tasks.registry import make_task
 from vig_jax.text import did_you_mean
 from vig_jax.weights import mmseg, run_folder
 from vig_jax.weights.finite import check_finite
-from vig_jax.weights.fit import WeightFile, check_model_name, fit_to_config
+from vig_jax.weights.fit import WeightFile, fit_to_config
 from vig_jax.weights.fit_segmenter import completed, fit_segmenter
 from vig_jax.weights.load import origin, read_weight_file
 from vig_jax.weights.published import published_config, segmenter_config
@@ -187,9 +187,8 @@ def _restore_segmenter(
 ) -> LoadedModel:
     config = segmenter_config(file, model_name, settings=settings, image_size=image_size)
     try:
-        check_model_name(file, model_name)
         model = segmenter_from_config(config)
-        variables, notes = fit_segmenter(file, model)
+        variables, notes = fit_segmenter(file, model_name, model)
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error
     metadata, table = dict(file.metadata), ade20k_classes()

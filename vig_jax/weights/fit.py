@@ -145,7 +145,7 @@ def fit(
     try:
         params = upstream.to_params(tensors, model)
     except WeightsError as error:
-        raise WeightsError(f"{error}{_hint(tensors, model_name)}") from error
+        raise WeightsError(f"{error}{size_hint(tensors, model_name)}") from error
     copies = jax.tree.map(lambda x: np.array(x, order="C"), params)  # no views of the whole file
     return Weights(copies, model.num_classes, tuple(notes))
 
@@ -277,7 +277,7 @@ def check_model_name(file: WeightFile, model_name: str) -> None:
         raise WeightsError(f"the weights are those of {file.model_name}, not of {model_name}")
 
 
-def _hint(tensors: Mapping[str, np.ndarray], model_name: str) -> str:
+def size_hint(tensors: Mapping[str, np.ndarray], model_name: str) -> str:
     """Returns how to create the model that has these tensors, as far as they show it."""
     sizes: dict[str, tuple[int, int]] = {}
     heads: dict[str, int] = {}

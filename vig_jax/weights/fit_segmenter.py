@@ -7,14 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from vig_jax.errors import WeightsError
 from vig_jax.models import Segmenter, ViG
 from vig_jax.weights import mmseg, upstream
 from vig_jax.weights.fit import (
     StateDict,
     WeightFile,
+    check_model_name,
     check_values,
     matched_outputs,
     resize_table,
+    size_hint,
     with_present_names,
 )
 from vig_jax.weights.mmseg import Variables
@@ -25,7 +28,7 @@ _NEW_WITH_CLASSIFIER = ("neck.", *mmseg.HEADS)
 
 
 def fit_segmenter(
-    file: WeightFile, model: Segmenter, *, class_names: Sequence[str] = ()
+    file: WeightFile, model_name: str, model: Segmenter, *, class_names: Sequence[str] = ()
 ) -> tuple[Variables, tuple[str, ...]]:
     """Returns the variables of a file for a segmenter, and how they differ from the file's.
 
@@ -36,6 +39,7 @@ def fit_segmenter(
 
     Args:
         file: from `vig_jax.weights.load.read_weight_file`.
+        model_name: the backbone, one of `vig_jax.list_models()`.
         model: the segmenter.
         class_names: of the data set, by class; empty if it names none.
 
@@ -45,9 +49,17 @@ def fit_segmenter(
     Raises:
         WeightsError: names or shapes do not fit the model, or values are not finite.
     """
+    check_model_name(file, model_name)
     if mmseg.is_segmenter(file.state_dict):
-        return _of_segmenter(file, model, class_names)
-    return _of_classifier(file, model)
+        tensors, new, notes = _of_segmenter(file, model, class_names)
+    else:
+        tensors, new, notes = _of_classifier(file, model)
+    try:
+        variables = mmseg.to_variables(tensors, model, new)
+    except WeightsError as error:
+        raise WeightsError(f"{error}{_hint(tensors, model_name, model)}") from error
+    copies = jax.tree.map(lambda x: np.array(x, order="C"), variables)  # no views of the whole file
+    return copies, notes
 
 
 def completed(variables: Variables, model: Segmenter, *, seed: int) -> Variables:
@@ -90,9 +102,28 @@ def sizes_of(state_dict: Mapping[str, np.ndarray]) -> dict[str, int | bool]:
     return {"aux_channels": 0, "norm_last": "backbone.norm.weight" in state_dict} | found
 
 
+def _hint(state_dict: Mapping[str, np.ndarray], model_name: str, model: Segmenter) -> str:
+    """Returns the sizes of the state dict that differ from the model's, as far as it shows them."""
+    sizes = sizes_of(state_dict).items() if mmseg.is_segmenter(state_dict) else ()
+    heads = [
+        f"{name}={value}"
+        for name, value in sizes
+        if name != "num_classes" and getattr(model, name) != value
+    ]
+    start = mmseg.BACKBONE
+    backbone = {
+        key.removeprefix(start): value
+        for key, value in state_dict.items()
+        if not key.startswith(mmseg.HEADS)
+    }
+    about_heads = f". The file's heads have {', '.join(heads)}" if heads else ""
+    return about_heads + size_hint(backbone, model_name)
+
+
 def _of_segmenter(
     file: WeightFile, model: Segmenter, class_names: Sequence[str]
-) -> tuple[Variables, tuple[str, ...]]:
+) -> tuple[StateDict, tuple[str, ...], tuple[str, ...]]:
+    """Returns the tensors to take, prefixes of the names that are left out, and notes."""
     tensors = _with_present_backbone(file.state_dict)
     notes = []
     if not model.aux_channels and any(key.startswith(mmseg.AUXILIARY) for key in tensors):
@@ -117,11 +148,13 @@ def _of_segmenter(
         )
         notes.append(f"a new conv_seg for {model.num_classes} classes, {why}: it must be trained")
     notes += resize_table(tensors, f"{mmseg.BACKBONE}pos_embed", model.pos_embed_grid)
-    return _copies(mmseg.to_variables(tensors, model, new)), tuple(notes)
+    return tensors, tuple(new), tuple(notes)
 
 
-def _of_classifier(file: WeightFile, model: Segmenter) -> tuple[Variables, tuple[str, ...]]:
-    """Returns the variables of the backbone."""
+def _of_classifier(
+    file: WeightFile, model: Segmenter
+) -> tuple[StateDict, tuple[str, ...], tuple[str, ...]]:
+    """Returns the tensors of the backbone; see `_of_segmenter`."""
     given = with_present_names(file.state_dict)
     keeps_norm = isinstance(model.backbone, ViG) and model.norm_last
     unused = _CLASSIFIER if keeps_norm else (*_CLASSIFIER, *_FINAL_NORM)
@@ -135,14 +168,7 @@ def _of_classifier(file: WeightFile, model: Segmenter) -> tuple[Variables, tuple
     tensors |= upstream.new_out_norms(tensors, shapes, "params/backbone/")
     renamed = {mmseg.BACKBONE + key: value for key, value in tensors.items()}
     new = "neck and heads are" if isinstance(model.backbone, ViG) else "the heads are"
-    variables = mmseg.to_variables(renamed, model, _NEW_WITH_CLASSIFIER)
-    return _copies(variables), (*notes, f"{new} new: they must be trained")
-
-
-def _copies(variables: Variables) -> Variables:
-    """Returns arrays that are no views of the whole file."""
-    copied: Variables = jax.tree.map(lambda x: np.array(x, order="C"), variables)
-    return copied
+    return renamed, _NEW_WITH_CLASSIFIER, (*notes, f"{new} new: they must be trained")
 
 
 def _with_present_backbone(state_dict: Mapping[str, np.ndarray]) -> StateDict:

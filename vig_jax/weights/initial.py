@@ -13,7 +13,7 @@ from vig_jax.config import RunConfig
 from vig_jax.errors import CheckpointError, WeightsError
 from vig_jax.models import Segmenter
 from vig_jax.weights import run_folder
-from vig_jax.weights.fit import WeightFile, check_model_name, fit_to_config
+from vig_jax.weights.fit import WeightFile, fit_to_config
 from vig_jax.weights.fit_segmenter import fit_segmenter
 from vig_jax.weights.load import origin, read_weight_file
 from vig_jax.weights.mmseg import Variables
@@ -68,9 +68,8 @@ def segmenter_variables(
     assert isinstance(model, Segmenter)
     file, path = _read_start(config)
     try:
-        check_model_name(file, config.model.name)
         class_names = metadata.get("class_names", ())
-        variables, notes = fit_segmenter(file, model, class_names=class_names)
+        variables, notes = fit_segmenter(file, config.model.name, model, class_names=class_names)
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error
     return float32(variables), _line(file, path, (*file.notes, *notes))

@@ -73,7 +73,7 @@ def load_weights(
             classes = sizes_of(file.state_dict).get("num_classes", 1)
             classes = classes if num_classes is None else num_classes
             model = create_segmenter(model_name, classes, **overrides)
-            variables, notes = fit_segmenter(file, model)
+            variables, notes = fit_segmenter(file, model_name, model)
             variables = completed(variables, model, seed=0)
         else:
             weights = fit(file.state_dict, model_name, num_classes=num_classes, overrides=overrides)

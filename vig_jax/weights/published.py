@@ -8,6 +8,7 @@ from typing import Any
 from vig_jax.config import ModelConfig, RunConfig, SegmentationConfig, parse, recipes
 from vig_jax.errors import ConfigError
 from vig_jax.models import ViG, create_model
+from vig_jax.text import did_you_mean
 from vig_jax.weights import mmseg
 from vig_jax.weights.fit import WeightFile
 from vig_jax.weights.fit_segmenter import sizes_of
@@ -78,7 +79,11 @@ def segmenter_config(
             f"the image size {image_size[0]}x{image_size[1]} is not square; a segmenter slides "
             "square windows over images of any size: give one side"
         )
-    settings, of_task = dict(settings or {}), _names(SegmentationConfig) - _names(ModelConfig)
+    settings, of_model = dict(settings or {}), _names(ModelConfig)
+    of_task = _names(SegmentationConfig) - of_model
+    for key in settings.keys() - of_model - of_task:
+        hint = did_you_mean(key, sorted(of_model | of_task))
+        raise ConfigError(f"neither config.model nor config.task has a setting {key!r}; {hint}")
     sizes = sizes_of(file.state_dict)
     classes = sizes.pop("num_classes", None)
     recipe = recipes.ade20k(model_name).to_dict()

@@ -68,12 +68,23 @@ def match_data(
         class_map: names of the data set to names of the model, where they differ.
 
     Raises:
-        DataSetError: the data set has other classes, or the same in another order.
+        DataSetError: the data set has other classes, the same in another order, or other label
+            numbers in its masks. Of a model without class names only their number is compared.
     """
     names = tuple(trained.get("class_names", ()))
-    found = tuple(dataset.info.metadata.get("class_names", ()))
-    found = tuple((class_map or {}).get(name, name) for name in found)
-    if found != names:
+    metadata = dataset.info.metadata
+    found = tuple((class_map or {}).get(name, name) for name in metadata.get("class_names", ()))
+    if not names and len(found) != config.model.num_classes:
+        raise DataSetError(
+            f"{dataset.info.name} has {len(found)} classes; the model has "
+            f"{config.model.num_classes}, which its weights do not name"
+        )
+    if trained.get("raw_labels") not in (None, metadata.get("raw_labels")):
+        raise DataSetError(
+            f"{dataset.info.name} has other label numbers in its masks than the data set that the "
+            "model was trained on: evaluate on masks with those of training"
+        )
+    if names and found != names:
         pairs = itertools.zip_longest(found, names, fillvalue="none")
         differing = [f"class {i} is {a}, not {b}" for i, (a, b) in enumerate(pairs) if a != b]
         raise DataSetError(
