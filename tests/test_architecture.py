@@ -117,7 +117,7 @@ def test_train_py_is_a_door():
 # Rooms of kernels_pallas, and the other rooms that each may import.
 _OPERATORS = (
     *("depthwise_conv", "gla", "im2col", "linear_swiglu", "norm", "swiglu", "swiglu_mlp"),
-    "vig_mixer",
+    *("resize_cross_entropy", "vig_mixer"),
 )
 KERNEL_ROOMS = {
     "core": (),

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from kernels_pallas.core import config as core_config
+from kernels_pallas.core.derivatives import vjp_of_floats
 from kernels_pallas.core.dispatch import Call, Implementation, observe
 from kernels_pallas.core.launch import is_interpreting, target_device
 from kernels_pallas.core.timing import candidate, interleaved
@@ -178,10 +179,10 @@ def _rank(
 
 
 def with_gradients(run: Callable[..., Any]) -> Callable[..., Any]:
-    """Makes a function that returns the results of `run` and the gradients of all its arguments."""
+    """Makes a function that returns the results of `run` and the gradients of floating arrays."""
 
     def both(*arrays: jax.Array) -> Any:
-        out, pullback = jax.vjp(run, *arrays)
+        out, pullback = vjp_of_floats(run, *arrays)
         return out, pullback(jax.tree.map(jnp.ones_like, out))
 
     return both

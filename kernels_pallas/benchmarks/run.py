@@ -23,6 +23,7 @@ import numpy as np
 
 from kernels_pallas.core.accuracy import rms_relative_error
 from kernels_pallas.core.arg_specs import MODEL, Case
+from kernels_pallas.core.derivatives import is_float, vjp_of_floats
 from kernels_pallas.core.dispatch import observe
 from kernels_pallas.core.timing import Candidate, candidate, commit, driver, interleaved
 from kernels_pallas.gla.arg_specs import Workload, make_case
@@ -63,7 +64,7 @@ def make_programs(op: str, case: Case, implementation: str) -> Programs:
     run = case.bind(OPERATORS[op].function, implementation=implementation)
 
     def both(cotangents: Any, *arrays: jax.Array) -> Any:
-        out, pullback = jax.vjp(run, *arrays)
+        out, pullback = vjp_of_floats(run, *arrays)
         return out, pullback(cotangents)
 
     return Programs(jax.jit(run), jax.jit(both))
@@ -227,7 +228,7 @@ def load_peer(name: str | None) -> Any:
 def _expected(op: str, case: Case, arrays: Sequence[jax.Array], cotangents: Any) -> Any:
     """Computes results and gradients by the reference in float32 or wider."""
     dtype = jnp.promote_types(case.dtype, jnp.float32)
-    wide = jax.tree.map(lambda x: x.astype(dtype), (cotangents, *arrays))
+    wide = jax.tree.map(lambda x: x.astype(dtype) if is_float(x) else x, (cotangents, *arrays))
     return make_programs(op, case, "reference").both(*wide)
 
 

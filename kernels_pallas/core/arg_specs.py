@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kernels_pallas.core.derivatives import is_float
+
 Draw = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
 """Draws the values of an argument of a given shape."""
 
@@ -54,11 +56,11 @@ class Case:
     def astype(self, dtype: str) -> "Case":
         """Returns the case with another type for the first array and all others of its type.
 
-        float64 is for all arrays: narrower weights would limit the accuracy.
+        float64 is for all floating arrays: narrower weights would limit the accuracy.
         """
         args = {
             name: jax.ShapeDtypeStruct(x.shape, dtype)
-            if x.dtype == self.dtype or dtype == "float64"
+            if x.dtype == self.dtype or (dtype == "float64" and is_float(x))
             else x
             for name, x in self.args.items()
         }

@@ -11,8 +11,10 @@ import pytest
 
 from kernels_pallas.core.accuracy import rms_relative_error
 from kernels_pallas.core.arg_specs import MODEL, Case
+from kernels_pallas.core.derivatives import is_float, vjp_of_floats
 from kernels_pallas.core.dispatch import Call, observe
 from kernels_pallas.core.launch import interpret
+from kernels_pallas.core.types import float32_or_wider
 from kernels_pallas.operators import OPERATORS
 from kernels_pallas.testing.launches import launches
 from kernels_pallas.testing.tolerances import TOLERANCES
@@ -35,6 +37,7 @@ class OpTest:
         portable: The implementations that are tested besides, on this machine.
         portable_cases: The number of cases that these are tested with; None for all.
         exact: Outputs must be equal to those of the reference.
+        wide_outputs: Outputs are float32 for narrower arrays.
         twice: The operator with kernels can be differentiated twice.
         forward_launches: Kernels that a call without derivatives launches.
         gradient_launches: Kernels that a call with gradients launches.
@@ -46,6 +49,7 @@ class OpTest:
     portable: ClassVar[Sequence[str]] = ("xla",)
     portable_cases: ClassVar[int | None] = 3
     exact: ClassVar[bool] = False
+    wide_outputs: ClassVar[bool] = False
     twice: ClassVar[bool] = False
     forward_launches: ClassVar[Sequence[str]]
     gradient_launches: ClassVar[Sequence[str]]
@@ -114,7 +118,7 @@ class OpTest:
         """Compares the reference with the formula, both in float64."""
         wide = case.astype("float64")
         with jax.enable_x64(True):
-            arrays = tuple(x.astype("float64") for x in wide.arrays())
+            arrays = wide.arrays()
             actual = jax.jit(wide.bind(self.function, implementation="reference"))(*arrays)
             expected = self.formula(case, *map(np.asarray, arrays))
         self.compare(jax.tree.leaves(actual), jax.tree.leaves(expected), 1e-12, "output")
@@ -260,7 +264,8 @@ class OpTest:
         """Computes results and gradients by the reference in float64."""
         with jax.enable_x64(True):
             wide = jax.tree.map(
-                lambda x: jnp.asarray(np.asarray(x, np.float64)), (tuple(arrays), cotangents)
+                lambda x: jnp.asarray(np.asarray(x, np.float64)) if is_float(x) else x,
+                (tuple(arrays), cotangents),
             )
             key = (self.op, str(case.args), str(case.kwargs))
             if key not in _references:
@@ -272,8 +277,9 @@ class OpTest:
         """Compares results and gradients with those that are expected."""
         tolerance = TOLERANCES[case.dtype.name]
         outs = jax.tree.leaves(outs)
-        assert all(out.dtype == case.dtype for out in outs), "the type of an output"
-        types = [(x.dtype, x.shape) for x in case.args.values()]
+        dtype = float32_or_wider(case.dtype) if self.wide_outputs else case.dtype
+        assert all(out.dtype == dtype for out in outs), "the type of an output"
+        types = [(x.dtype, x.shape) for x in case.args.values() if is_float(x)]
         assert [(x.dtype, x.shape) for x in grads] == types, "types and shapes of gradients"
         allowed = 0.0 if self.exact else tolerance.forward
         self.compare(outs, jax.tree.leaves(expected[0]), allowed, "output")
@@ -306,7 +312,7 @@ def with_gradients(run: Run) -> Run:
     """Makes a function of arrays and cotangents that returns results and gradients."""
 
     def call(arrays: Sequence[jax.Array], cotangents: Any) -> tuple[Any, Any]:
-        outs, pullback = jax.vjp(run, *arrays)
+        outs, pullback = vjp_of_floats(run, *arrays)
         return outs, pullback(cotangents)
 
     return call

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import kernels_pallas as kp
+from kernels_pallas.core.derivatives import is_float, vjp_of_floats
 from kernels_pallas.testing import TOLERANCES, random_inputs, rms_relative_error
 
 Case = tuple[str, Callable[..., Any], tuple[jax.Array, ...]]
@@ -94,7 +95,7 @@ def results(run: Callable[..., Any], arrays: tuple[jax.Array, ...]) -> tuple[Any
     """The output alone, then with gradients: kernels differ."""
 
     def with_gradients(*arrays: jax.Array) -> Any:
-        out, pullback = jax.vjp(run, *arrays)
+        out, pullback = vjp_of_floats(run, *arrays)
         cotangent = jax.tree.map(  # the same numbers in every type
             lambda x: jnp.sin(jnp.arange(x.size)).astype(_TYPE).astype(x.dtype).reshape(x.shape),
             out,
@@ -112,7 +113,9 @@ def errors(case: Case) -> tuple[float, float]:
     )
     actual = results(functools.partial(run, implementation=NAME), arrays)
     with jax.default_device(jax.devices("cpu")[0]):
-        wide = tuple(jnp.asarray(np.asarray(x), "float32") for x in arrays)
+        wide = tuple(
+            jnp.asarray(np.asarray(x), "float32" if is_float(x) else x.dtype) for x in arrays
+        )
         expected = results(functools.partial(run, implementation=portable), wide)
 
     def largest(mine: Any, right: Any) -> float:

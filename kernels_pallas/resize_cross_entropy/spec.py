@@ -1,0 +1,43 @@
+"""The static facts of one call."""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from kernels_pallas.core.types import float32_or_wider
+
+
+@dataclasses.dataclass(frozen=True)
+class ResizeCrossEntropySpec:
+    """The static facts of one call.
+
+    Attributes:
+        batch: Images B.
+        rows: Rows h of the logits.
+        columns: Columns w of the logits.
+        height: Rows H of the labels.
+        width: Columns W of the labels.
+        classes: Logits per pixel K.
+        ignore: Label of pixels that do not count.
+        dtype: Type of the logits.
+    """
+
+    batch: int
+    rows: int
+    columns: int
+    height: int
+    width: int
+    classes: int
+    ignore: int
+    dtype: np.dtype
+
+    @property
+    def wide(self) -> np.dtype:
+        """Returns the type of all that is computed, and of the results."""
+        return float32_or_wider(self.dtype)
+
+    def labelled(self, labels: jax.Array) -> jax.Array:
+        """Returns True for labels that are a class."""
+        wide = labels.astype(np.int32)  # K may be more than a uint8 holds
+        return (wide != self.ignore) & (wide < self.classes)
