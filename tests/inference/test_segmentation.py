@@ -139,6 +139,8 @@ def test_evaluate_writes_the_scores_of_each_class(trained, photographs, tmp_path
     rows = metrics["classes"]
     assert [row["class"] for row in rows] == list(NAMES)
     assert metrics["miou"] == pytest.approx(np.mean([row["iou"] for row in rows]), abs=1e-6)
+    worst = {row["image"] for row in metrics["worst_images"]}
+    assert {Path(name).name for name in worst} == {Path(name).name for name in SIZES}
     with np.load(results / "segmentation.npz") as stored:
         pixels = sum(width * height for width, height in SIZES.values())
         assert abs(stored["confusion"].sum() / (0.75 * pixels) - 1) < 0.01

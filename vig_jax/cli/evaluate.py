@@ -12,7 +12,8 @@ interchangeable. The metrics are top-1 accuracy and, for more than five classes,
 fractions, the loss in nats and, for two classes, F1 of the second.
 
 A segmenter needs the classes of its training in the same order. The metrics are mIoU, mAcc and aAcc
-as fractions, at the original size of every image. --json has those of each class as well.
+as fractions, at the original size of every image. --json has those of each class as well, and the
+names of the images with the lowest mIoU.
 """
 
 import argparse
@@ -129,8 +130,9 @@ def run(args: argparse.Namespace) -> int:
         facts = {"run": str(args.run), "step": loaded.step, "ema": loaded.ema}
         if args.weights:
             facts = {"weights": str(args.weights), "model": args.model, "ema": loaded.ema}
-        details = evaluation.details(state) if isinstance(evaluation, Detailed) else {}
-        args.json.write_text(to_json(facts | metrics | details))
+        if isinstance(evaluation, Detailed):
+            facts |= evaluation.details(state, dataset.name_of)
+        args.json.write_text(to_json(facts | metrics))
     if args.results:
         args.results.mkdir(parents=True, exist_ok=True)
         evaluation.save(state, args.results, f"{config.model.name}, {loaded.description}")

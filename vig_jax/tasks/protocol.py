@@ -123,8 +123,13 @@ class SeveralPrograms(Protocol):
 class Detailed(Protocol):
     """An `Evaluation` with more results for `vig evaluate --json` than its metrics."""
 
-    def details(self, state: Any) -> dict[str, Any]:
-        """Returns JSON values by names that are no metrics; NaN becomes null."""
+    def details(self, state: Any, name_of: Callable[[int], str]) -> dict[str, Any]:
+        """Returns JSON values by names that are no metrics; NaN becomes null.
+
+        Args:
+            state: the state of the whole data set.
+            name_of: `Dataset.name_of`, from the number of an example to its name.
+        """
 
 
 @runtime_checkable

@@ -197,7 +197,14 @@ def test_results_are_drawn(tmp_path):
     with (tmp_path / "class_iou.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["class"] for row in rows] == ["sky", "$sea$", "class 2"]
-    assert task.details(state)["classes"] == stored.rows()
+    details = task.details(state, "image {}".format)
+    assert details["classes"] == stored.rows()
+    first = state.worst[0]
+    assert details["worst_images"][0] == {
+        "image": f"image {first.index}",
+        "miou": first.iou,
+        "aacc": first.accuracy,
+    }
     hits = np.diag(state.confusion)
     assert [float(row["accuracy"]) for row in rows] == pytest.approx(
         hits / state.confusion.sum(1), abs=1e-6

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -188,9 +188,13 @@ class SegmentationEvaluation:
             )
         return summary(state.confusion)
 
-    def details(self, state: SegmentationState) -> dict[str, Any]:
-        """Returns `classes`, see `SegmentationResults.rows`."""
-        return {"classes": self._results(state, "").rows()}
+    def details(self, state: SegmentationState, name_of: Callable[[int], str]) -> dict[str, Any]:
+        """Returns `classes`, see `SegmentationResults.rows`, and the names of the worst images."""
+        worst = [
+            {"image": name_of(image.index), "miou": image.iou, "aacc": image.accuracy}
+            for image in state.worst
+        ]
+        return {"classes": self._results(state, "").rows(), "worst_images": worst}
 
     def save(self, state: SegmentationState, folder: Path, description: str) -> None:
         """Writes the pixel counts and the worst images."""
