@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from vig_jax.heads.classification import wide_dense
 from vig_jax.heads.fpn import xavier
@@ -142,3 +142,16 @@ class RoIHead(nn.Module):
     def _pool(self, align: RoIAlign, maps: Sequence[Array], rois: Array) -> Array:
         levels = box_levels(rois, len(STRIDES), self.level_rule)
         return align(maps[: len(STRIDES)], rois, levels, STRIDES)
+
+
+def class_maps(
+    logits: Float[Array, "*N h w K"], labels: Int[Array, "*N"]
+) -> Float[Array, "*N h w"]:
+    """Returns the map of one class of each region.
+
+    Args:
+        logits: a map for each class.
+        labels: 0 to K - 1. Others, such as those of padding, give the map of the nearest class.
+    """
+    own = jnp.clip(labels, 0, logits.shape[-1] - 1)[..., None, None, None]
+    return jnp.take_along_axis(logits, own, axis=-1)[..., 0]

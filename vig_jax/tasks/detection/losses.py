@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from vig_jax.heads.roi import class_maps
 from vig_jax.ops.boxes import wide
 from vig_jax.tasks.losses import cross_entropy
 
@@ -82,9 +83,8 @@ def mask_loss(
         labels: 0 to K - 1; any value where a sample is not positive.
         positive: which samples are positive.
     """
-    own = jnp.minimum(labels, logits.shape[-1] - 1)[..., None, None, None]
-    chosen = jnp.take_along_axis(logits, own, axis=-1)[..., 0]
-    per_sample = jnp.mean(binary_cross_entropy(chosen, targets), axis=(2, 3))
+    losses = binary_cross_entropy(class_maps(logits, labels), targets)
+    per_sample = jnp.mean(losses, axis=(2, 3))
     return _mean(per_sample, positive, jnp.sum(positive))
 
 

@@ -164,7 +164,7 @@ class DetectionSelector:
             jnp.where(kept.valid, label[kept.indices] + 1, 0),
         )
         chosen_boxes, chosen_scores, labels = (_filled(x, self.count) for x in chosen)
-        return Detections(chosen_boxes, chosen_scores, labels - 1, jnp.sum(above))
+        return Detections(chosen_boxes, chosen_scores, labels - 1, jnp.sum(above, dtype=jnp.int32))
 
 
 def _filled(x: jax.Array, length: int) -> jax.Array:
