@@ -41,7 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     # By default JAX allocates most of the memory at once, and PyTorch would have none.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     from vig_jax.errors import REPORTED_ERRORS
+    from vig_jax.text import escape_output
 
+    escape_output()
     try:
         return _compare(options)
     except REPORTED_ERRORS as error:

@@ -55,7 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     sys.path.insert(0, str(_ROOT))  # so that a checkout runs without being installed
     from vig_jax.errors import REPORTED_ERRORS
+    from vig_jax.text import escape_output
 
+    escape_output()
     try:
         return _compare(options)
     except REPORTED_ERRORS as error:

@@ -14,7 +14,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from vig_jax.errors import FolderInUseError, UnreadableRecordError
+from vig_jax.errors import ConfigError, FolderInUseError, UnreadableRecordError
+from vig_jax.text import is_utf8, printable
 
 LARGEST_IMAGE_FILE = 2**29
 """Bytes that an image file may have."""
@@ -51,6 +52,23 @@ def write_atomically(path: Path, *, concurrent: bool = False) -> Iterator[Path]:
         if old.exists() and not path.exists():
             old.rename(path)
         _remove(private)
+
+
+def check_utf8(path: Path, library: str) -> None:
+    """Checks a path for a library that takes only UTF-8.
+
+    Args:
+        path: relative or absolute.
+        library: reads or writes there.
+
+    Raises:
+        ConfigError: the absolute path is not UTF-8.
+    """
+    if not is_utf8(str(path.absolute())):
+        raise ConfigError(
+            f"{printable(str(path.absolute()))} is not UTF-8, and {library} takes no other paths: "
+            "rename the folder"
+        )
 
 
 def _remove(path: Path) -> None:

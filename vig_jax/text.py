@@ -1,6 +1,8 @@
 """Phrases that many messages share."""
 
 import difflib
+import io
+import sys
 from collections.abc import Iterable
 
 _JOINERS = "\u200c\u200d"  # invisible, but part of words in some scripts and of emoji
@@ -47,6 +49,25 @@ def _escape(character: str) -> str:
     if 0xDC80 <= code <= 0xDCFF:  # a byte that is not UTF-8, as os.fsdecode represents it
         return f"\\x{code - 0xDC00:02x}"
     return character.encode("unicode_escape", "backslashreplace").decode("ascii")
+
+
+def is_utf8(text: str) -> bool:
+    """Returns whether a text from the system, such as a path, came from UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def escape_output() -> None:
+    """Lets this process print any text: characters that the terminal cannot encode are escaped.
+
+    Arguments and names of files may hold bytes that are not UTF-8. Every command calls this first.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def printable_lines(text: str) -> str:

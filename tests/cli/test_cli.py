@@ -2,8 +2,10 @@
 
 import csv
 import functools
+import io
 import json
 import logging
+import os
 import subprocess
 import sys
 import textwrap
@@ -104,6 +106,53 @@ def test_log_lines_are_plain(capsys, monkeypatch):
     main(["report", "nowhere"])
     logging.getLogger("vig_jax").info("a word")
     assert capsys.readouterr().err.splitlines()[-1] == "a word"
+
+
+NOT_UTF8 = os.fsdecode(b"caf\xe9")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [NOT_UTF8],
+        ["evaluate", NOT_UTF8],
+        ["evaluate", "run", "--batch-size", NOT_UTF8],
+        ["predict", "run", NOT_UTF8],
+        ["report", NOT_UTF8],
+        ["convert", NOT_UTF8, "b.safetensors", "--model", "vig_t"],
+        ["benchmark", "--model", NOT_UTF8],
+        ["data", "inspect", NOT_UTF8],
+        ["data", "convert", "photos", NOT_UTF8],
+        ["data", "convert", "photos", NOT_UTF8, "--to", "parquet"],
+        ["train", f"--config={NOT_UTF8}"],
+        ["train", f"--{NOT_UTF8}=1"],
+        ["train", "--config=fashion_mnist", f"--config.{NOT_UTF8}=1"],
+    ],
+)
+def test_arguments_that_are_not_utf8_end_in_a_message(arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    assert main(["data", "images", "photos", "--per-class", "1"]) == 0
+    errors = io.TextIOWrapper(io.BytesIO(), "utf-8", errors="strict")
+    monkeypatch.setattr(sys, "stderr", errors)
+    try:
+        status = main(arguments)
+    except SystemExit as ended:
+        status = ended.code
+    errors.flush()
+    assert status in (1, 2)
+    assert b"caf\\" in errors.buffer.getvalue()
+    assert b"Traceback" not in errors.buffer.getvalue()
+
+
+def test_paths_that_are_not_utf8_are_printed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    output = io.TextIOWrapper(io.BytesIO(), "utf-8", errors="strict")
+    monkeypatch.setattr(sys, "stdout", output)
+    assert main(["data", "images", NOT_UTF8, "--per-class", "1"]) == 0
+    assert main(["data", "inspect", NOT_UTF8, "--sheet", f"{NOT_UTF8}.png"]) == 0
+    output.flush()
+    assert rb"contact sheet of train: caf\udce9.png" in output.buffer.getvalue()
 
 
 def test_evaluate(trained, tmp_path, capsys):

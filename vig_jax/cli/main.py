@@ -2,7 +2,6 @@
 
 import argparse
 import importlib
-import io
 import logging
 import multiprocessing
 import sys
@@ -10,7 +9,7 @@ from collections.abc import Sequence
 
 from vig_jax.cli.worker import block_jax_import
 from vig_jax.errors import REPORTED_ERRORS, is_full_disk
-from vig_jax.text import printable_lines
+from vig_jax.text import escape_output, printable_lines
 
 if multiprocessing.parent_process():  # a worker imports the main module again
     block_jax_import()
@@ -33,6 +32,7 @@ class _PlainFormatter(logging.Formatter):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a subcommand; returns the exit status."""
+    escape_output()
     argv = list(sys.argv[1:] if argv is None else argv)
     listing = "\n".join(f"  {name:<11}{help_}" for name, help_ in COMMANDS.items())
     parser = argparse.ArgumentParser(
@@ -48,9 +48,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     for handler in logging.root.handlers:  # JAX's import has added one with a prefix
         if type(handler) is logging.StreamHandler:
             handler.setFormatter(_PlainFormatter("%(message)s"))
-    for stream in (sys.stdout, sys.stderr):  # names of files that the terminal cannot encode
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
     logging.getLogger("vig_jax").setLevel(logging.INFO)  # Orbax logs every file it reads
     command = importlib.import_module(f"vig_jax.cli.{name}")  # only what the command needs
     if name == "train":

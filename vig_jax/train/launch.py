@@ -20,7 +20,7 @@ from ml_collections import config_flags
 
 from vig_jax.config import parse
 from vig_jax.errors import REPORTED_ERRORS, is_full_disk, is_lost_process
-from vig_jax.text import did_you_mean
+from vig_jax.text import did_you_mean, escape_output, is_utf8
 from vig_jax.train.supervise import leave_lost, supervise
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -57,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Args:
         argv: program name and arguments; None: those of the process.
     """
+    escape_output()
     if argv is not None:
         sys.argv = list(argv)  # ml_collections looks for --config.KEY there
     argv = sys.argv = _with_installed_config(sys.argv)
@@ -72,6 +73,9 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
         print(_USAGE)
         print(flags.FLAGS.module_help(sys.modules[__name__]))
         sys.exit(0)
+    for option in (argument.partition("=")[0] for argument in argv):
+        if not is_utf8(option):
+            _fail(f"{option} is not an option; settings are given as --config.KEY=VALUE")
     for path in _config_files(argv):
         if not path.is_file():
             known = _known_configs(path.parent)

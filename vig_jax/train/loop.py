@@ -24,7 +24,7 @@ from vig_jax.config import RunConfig, to_dict
 from vig_jax.data import BadImages
 from vig_jax.errors import DataWorkerError, NonFiniteLossError
 from vig_jax.evaluation.evaluate import evaluate
-from vig_jax.files import folder_lock, write_json
+from vig_jax.files import check_utf8, folder_lock, write_json
 from vig_jax.sharding.mesh import prefetch_to_device
 from vig_jax.tasks.protocol import Batch, HostBatch
 from vig_jax.train.checkpoint import Checkpoints, Restored
@@ -65,6 +65,7 @@ def run(config: RunConfig, workdir: Path) -> dict[str, float]:
         TooManyBadImagesError: more than config.data.max_bad_images images do not decode.
         DataWorkerError: a process that makes batches is gone.
     """
+    check_utf8(workdir, "Orbax")
     use_compilation_cache(config.train.compilation_cache)
     experiment = Experiment.from_config(with_sizes_of_start(config, workdir))
     config, intervals, mesh = experiment.config, experiment.intervals, experiment.mesh

@@ -20,6 +20,7 @@ from jax.sharding import Sharding, SingleDeviceSharding
 
 from vig_jax.config import RunConfig, parse, unknown_settings
 from vig_jax.errors import CheckpointError, ConfigError, DamagedCheckpointError, UserError
+from vig_jax.files import check_utf8
 from vig_jax.text import preview_names
 
 CHECKPOINTS = "checkpoints"
@@ -38,7 +39,9 @@ def find_checkpoint(path: Path, ema: bool | None = None) -> Path:
 
     Raises:
         CheckpointError: there is none.
+        ConfigError: the path is not UTF-8.
     """
+    check_utf8(path, "Orbax")
     if (path / "params").is_dir() and (path / "run").is_dir():
         return path
     found = finished(path / CHECKPOINTS) or finished(path)
@@ -193,7 +196,11 @@ def save_weights(workdir: Path, weights: Mapping[str, Any], run: Mapping[str, An
         weights: trees by item: `params`, `ema_params` if there are EMA weights, and `mutable` and
             `ema_mutable` if the model has mutable collections.
         run: the `run` item; its `origin` describes each of the weights.
+
+    Raises:
+        ConfigError: the path is not UTF-8.
     """
+    check_utf8(workdir, "Orbax")
     items = {name: ocp.args.StandardSave(tree) for name, tree in weights.items()}
     run = dict(run) | {"digests": {name: digests(tree) for name, tree in weights.items()}}
     with ocp.CheckpointManager((workdir / CHECKPOINTS).absolute()) as manager:

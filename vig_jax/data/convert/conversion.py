@@ -22,11 +22,11 @@ from vig_jax.data.convert.options import Options
 from vig_jax.data.convert.plan import SPLIT_NAMES, Datasets, Shard
 from vig_jax.data.convert.progress import Progress
 from vig_jax.data.convert.shard import Job, write_shards
-from vig_jax.data.convert.writers import class_folders
+from vig_jax.data.convert.writers import LIBRARIES, class_folders
 from vig_jax.data.dataset import Split
 from vig_jax.data.formats import shards
 from vig_jax.errors import ConversionError, DataSetError
-from vig_jax.files import folder_lock, write_json, write_text
+from vig_jax.files import check_utf8, folder_lock, write_json, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +66,8 @@ def convert(
         ConfigError: an option is out of range.
     """
     options.check()
+    if library := LIBRARIES.get(options.to):
+        check_utf8(destination, library)
     names = {dataset.class_names for dataset in datasets.values()}
     if len(names) != 1:
         raise DataSetError("the splits differ in their classes" if names else "nothing to convert")

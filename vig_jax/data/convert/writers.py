@@ -160,6 +160,8 @@ WRITERS: dict[str, type[Any]] = {
     "tar": TarWriter,
 }
 
+LIBRARIES = {"array_record": "ArrayRecord", "parquet": "PyArrow"}
+"""Those that write files themselves; they take paths in UTF-8 only."""
 SUFFIXES = {
     "array_record": array_record.SUFFIX,
     "image_folder": ".sha256",

@@ -25,6 +25,7 @@ from vig_jax.data.dataset import (
 )
 from vig_jax.data.formats import shards
 from vig_jax.errors import DataSetError, UnreadableRecordError
+from vig_jax.files import check_utf8
 from vig_jax.text import printable
 
 SUFFIX = ".arrayrecord"
@@ -63,6 +64,8 @@ class ArrayRecordDataset(ClassificationBase):
         self, files: Sequence[Path], class_names: tuple[str, ...], info: dict[str, Any] | None
     ):
         super().__init__(str(files[0].parent), class_names)
+        for file in files:
+            check_utf8(file, "ArrayRecord")
         self._files = tuple(files)
         digest = shards.shards_digest("array_record", files, class_names, info)
         paths = [str(file) for file in files]

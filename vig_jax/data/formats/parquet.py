@@ -29,6 +29,7 @@ from vig_jax.data.dataset import (
 )
 from vig_jax.data.formats import shards
 from vig_jax.errors import DataSetError, UnreadableRecordError
+from vig_jax.files import check_utf8
 from vig_jax.text import printable
 
 logger = logging.getLogger(__name__)
@@ -184,6 +185,7 @@ class ParquetDataset(ClassificationBase):
 
 def _open(file: Path) -> Any:
     pyarrow = import_pyarrow()
+    check_utf8(file, "PyArrow")
     with _arrow_errors(file):
         return pyarrow.parquet.ParquetFile(file)
 
