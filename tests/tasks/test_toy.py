@@ -135,3 +135,10 @@ def test_settings_of_a_task_are_checked():
         get_task("square")
     with pytest.raises(ValueError, match="'classification' is a built-in task"):
         register_task("classification", TaskEntry(toy.make, toy.REPORT))
+
+
+def test_predictions_for_files_need_a_predictor(whole, tmp_path, capsys):
+    photo = tmp_path / "a.png"
+    photo.touch()
+    assert main(["predict", str(whole), str(photo)]) == 1
+    assert "the task 'squares' has no predictions for files" in capsys.readouterr().err

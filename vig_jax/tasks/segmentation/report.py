@@ -75,7 +75,7 @@ def draw_class_iou(results: SegmentationResults, path: Path) -> None:
     )
     absent = len(results.class_names) - len(order)
     if absent:
-        title += f"; {absent} classes neither occur nor are predicted"
+        title += f"; classes that neither occur nor are predicted: {absent}"
     figure.suptitle(title, fontsize=10)
     for number in range(columns):
         part = order[number * length : (number + 1) * length]
