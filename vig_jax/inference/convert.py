@@ -153,9 +153,11 @@ def convert(
 def _save_file(loaded: LoadedModel, path: Path) -> None:
     """Writes a .safetensors file; that of a segmenter also names its classes and settings."""
     mutable = {key: tree for key, tree in loaded.variables.items() if key != "params"}
-    task, facts = loaded.config.task, {}
+    facts, task, data = {}, loaded.config.task, loaded.config.data
     if isinstance(task, SegmentationConfig):
-        facts = {"metadata": dict(loaded.metadata), "task": dataclasses.asdict(task)}
+        pixels = {"image_size": data.image_size, "mean": data.mean, "std": data.std}
+        config = {"task": dataclasses.asdict(task), "data": pixels}
+        facts = {"metadata": dict(loaded.metadata), "config": config}
     save_safetensors(
         loaded.variables["params"],
         path,

@@ -57,7 +57,7 @@ class WeightFile:
         class_names: of the head's outputs, if the file names them.
         model_name: of the model, if the file names it.
         metadata: of the data set that the model was trained on, as far as the file has it.
-        task: settings of `config.task`, as far as the file has them.
+        config: settings that the model was trained with, by section, as far as the file has them.
     """
 
     state_dict: StateDict
@@ -68,7 +68,7 @@ class WeightFile:
     class_names: tuple[str, ...] = ()
     model_name: str = ""
     metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    task: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

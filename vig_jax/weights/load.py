@@ -140,7 +140,7 @@ def save_safetensors(
         model_name: stored in the file's metadata.
         averaged: True for EMA weights, False for raw ones, None if unknown.
         mutable: the other collections of its variables.
-        facts: JSON values for the file's metadata: `metadata` and `task`, see `WeightFile`.
+        facts: JSON values for the file's metadata: `metadata` and `config`, see `WeightFile`.
     """
     state_dict = foreign_state_dict({"params": params, **(mutable or {})})
     facts = {
@@ -192,7 +192,7 @@ def _read_run_folder(path: Path, ema: bool | None) -> WeightFile:
         class_names=tuple(stored["metadata"].get("class_names", ())),
         model_name=stored["config"]["model"]["name"],
         metadata=stored["metadata"],
-        task=stored["config"].get("task", {}),
+        config=stored["config"],
     )
 
 
@@ -220,5 +220,5 @@ def _read_safetensors(path: Path, ema: bool | None) -> WeightFile:
         notes=notes,
         class_names=tuple(metadata.get("class_names", ())),
         metadata=metadata,
-        task=facts.get("task", {}),
+        config=facts.get("config", {}),
     )

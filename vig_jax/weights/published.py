@@ -16,6 +16,7 @@ from vig_jax.weights.fit_segmenter import sizes_of
 # Upstream's evaluation of the plain models halves the merged scan twice.
 _EVAL_MERGE_SCALE = 0.25
 _ADE20K_CLASSES = 150
+_PIXELS = ("image_size", "mean", "std")  # of config.data, in our files of segmenters
 
 
 def published_config(
@@ -68,7 +69,7 @@ def segmenter_config(
         model_name: the backbone, one of `vig_jax.list_models()`.
         settings: keys of config.model or config.task that differ.
         image_size: side of the sliding windows in pixels; None means that of the position
-            embedding, or for models without one that of the recipe.
+            embedding, or for models without one that of the file or the recipe.
 
     Raises:
         ConfigError: an unknown model, a setting that neither section has, or windows that are not
@@ -89,7 +90,10 @@ def segmenter_config(
     recipe = recipes.ade20k(model_name).to_dict()
     model = _model_values(model_name) | {"num_classes": classes}
     model |= {key: value for key, value in settings.items() if key not in of_task}
-    side = image_size or model["img_size"] or _window(file, model) or recipe["data"]["image_size"]
+    data = recipe["data"] | {
+        key: value for key, value in file.config.get("data", {}).items() if key in _PIXELS
+    }
+    side = image_size or model["img_size"] or _window(file, model) or data["image_size"]
     if isinstance(create_model(model_name), ViG):
         model["img_size"] = side
     task = recipe["task"] | {
@@ -97,9 +101,10 @@ def segmenter_config(
         "resize_scale": (4 * side, side),
         "eval_stride": max(1, 2 * side // 3),
     }
-    task |= {key: value for key, value in file.task.items() if key in of_task} | sizes
+    stored = file.config.get("task", {})
+    task |= {key: value for key, value in stored.items() if key in of_task} | sizes
     task |= {key: value for key, value in settings.items() if key in of_task}
-    recipe["data"]["image_size"] = side
+    recipe["data"] = data | {"image_size": side}
     recipe["train"]["compilation_cache"] = ""
     return parse(recipe | {"model": model, "task": task})
 
