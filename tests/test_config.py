@@ -7,6 +7,7 @@ import pytest
 from configs import common
 from vig_jax.config import (
     DataConfig,
+    DetectionConfig,
     ModelConfig,
     OptimizerConfig,
     RunConfig,
@@ -103,3 +104,14 @@ def test_every_number_has_a_range():
         for name, hint in typing.get_type_hints(group, include_extras=True).items():
             if re.search(r"\b(int|float)\b", str(hint)):
                 assert "Bounds" in str(hint), f"{group.__name__}.{name}"
+
+
+def test_settings_of_detection():
+    values = common.get_config().to_dict()
+    small = {"buckets": [[64, 64]], "resize_scale": [64, 64], "multi_scale": "resize"}
+    task = parse(values | {"task": {"name": "detection", **small}}).task
+    assert isinstance(task, DetectionConfig)
+    assert task.buckets == ((64, 64),)
+    assert len(DetectionConfig().short_sides) == 11
+    with pytest.raises(ValueError, match=r"task\.buckets\[0\] is \(64,\); it must be 2 numbers"):
+        parse(values | {"task": {"name": "detection", "buckets": ((64,),)}})

@@ -9,10 +9,11 @@ from vig_jax.config.schema import (
     TaskConfig,
     TrainConfig,
 )
-from vig_jax.config.tasks import SegmentationConfig
+from vig_jax.config.tasks import DetectionConfig, SegmentationConfig
 
 __all__ = [
     "DataConfig",
+    "DetectionConfig",
     "ModelConfig",
     "OptimizerConfig",
     "RunConfig",

@@ -1,4 +1,4 @@
-"""The interface of a data set, and the base class of the classification data sets of this package.
+"""The interfaces of data sets, and the base class of the classification data sets of this package.
 
 `vig_jax.data.datasets.registry` lists the data sets that are known by name.
 """
@@ -8,12 +8,13 @@ import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Float64, Int, Int32, Int64
 
 from vig_jax.errors import DataSetError
+from vig_jax.ops.rle import Rle
 from vig_jax.text import preview_names
 
 # One item of a data set, by name: `image` as encoded bytes or uint8 [H, W, 3], `label` as int, ...
@@ -71,6 +72,50 @@ class ClassificationDataset(Dataset, Protocol):
 
     def labels(self) -> Int[np.ndarray, "n"]:
         """Returns the label of every example, int32; -1 if it cannot be read."""
+
+
+class GroundTruth(NamedTuple):
+    """All annotated objects of an image, in pixels of the stored image, crowds included.
+
+    Attributes:
+        image_id: number of the image in its data set.
+        size: width and height of the image, pixels.
+        ids: numbers of the annotations.
+        boxes: x1, y1, x2, y2.
+        labels: class, from 0.
+        areas: of the masks, or of the boxes if there are no masks; COCO's file says it.
+        crowd: whether it is a group that evaluation neither rewards nor punishes.
+        masks: of the size of the image; None: the data set has boxes alone.
+    """
+
+    image_id: int
+    size: tuple[int, int]
+    ids: Int64[np.ndarray, "n"]
+    boxes: Float64[np.ndarray, "n 4"]
+    labels: Int32[np.ndarray, "n"]
+    areas: Float64[np.ndarray, "n"]
+    crowd: Bool[np.ndarray, "n"]
+    masks: tuple[Rle, ...] | None
+
+
+@runtime_checkable
+class DetectionDataset(Dataset, Protocol):
+    """A data set of images with boxes and perhaps masks of objects.
+
+    An example has `image`; `size`, its width and height in pixels; `image_id`; `boxes` float32
+    [n, 4], left, top, right and bottom in pixels; and `labels` int32 [n], from 0. Masks are either
+    `instance_masks` bool [n, h, w], or `segmentations`, for each object an `Rle` or polygons, each
+    float32 [k, 2]. Only objects that are fit for training are in it.
+
+    `info.metadata` has `instance_names`, the names of the labels; `instance_palette`, their
+    colours; `category_ids`, their numbers in COCO's format; and `has_masks`.
+    """
+
+    def sizes(self) -> Int32[np.ndarray, "n 2"]:
+        """Returns width and height of every image in pixels."""
+
+    def ground_truth(self, index: int) -> GroundTruth:
+        """Returns all objects of an image, for evaluation. The image file is not read."""
 
 
 class ClassificationBase(abc.ABC):

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from vig_jax.data import Dataset, open_dataset
+from vig_jax.data.dataset import DetectionDataset
 from vig_jax.data.datasets import fashion_mnist, fashion_scenes
 from vig_jax.data.datasets.fashion_scenes import FashionScenesDataset
+from vig_jax.ops import rle
 
 SCENES = 60
 
@@ -19,7 +21,8 @@ def scenes():
 
 
 def digest(example):
-    return hashlib.sha256(b"".join(x.tobytes() for x in example.values())).hexdigest()[:12]
+    arrays = [x.tobytes() for x in example.values() if isinstance(x, np.ndarray)]
+    return hashlib.sha256(b"".join(arrays)).hexdigest()[:12]
 
 
 def test_it_is_opened_by_name(make_data):
@@ -65,6 +68,19 @@ def test_fingerprint_and_pickle():
     others = [("train", 40, 9), ("eval", 41, 9), ("eval", 40, 8)]
     prints = {FashionScenesDataset(*other).info.fingerprint for other in others}
     assert len(prints | {source.info.fingerprint}) == 4
+
+
+def test_truth_for_evaluation_has_the_instances():
+    source = FashionScenesDataset("eval", length=3)
+    assert isinstance(source, DetectionDataset)
+    assert source.info.metadata["instance_names"][0] == "T-shirt/top"
+    example, truth = source[2], source.ground_truth(2)
+    assert (truth.image_id, truth.size) == (example["image_id"], example["size"]) == (2, (64, 64))
+    assert len(truth.boxes) == len(truth.ids) == len(example["labels"]) > 0
+    assert not truth.crowd.any()
+    for stored, area, mask in zip(truth.masks, truth.areas, example["instance_masks"], strict=True):
+        np.testing.assert_array_equal(rle.decode(stored), mask)
+        assert area == mask.sum()
 
 
 def test_instances_agree_with_the_mask(scenes):

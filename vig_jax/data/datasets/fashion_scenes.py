@@ -16,9 +16,9 @@ import hashlib
 import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 
-from vig_jax.data.dataset import DatasetInfo, Example, Split
+from vig_jax.data.dataset import DatasetInfo, Example, GroundTruth, Split
 from vig_jax.data.datasets import fashion_mnist
-from vig_jax.data.datasets.instances import instances
+from vig_jax.data.datasets.instances import ground_truth, instance_metadata, instances
 
 CLASS_NAMES = ("background", *fashion_mnist.CLASS_NAMES)
 # Black, and the ten colors of Paul Tol's scheme "muted", made for color-blind readers
@@ -69,6 +69,7 @@ class FashionScenesDataset:
         )
         digest.update(_photographs(self._split).images.tobytes())
         metadata = {"class_names": CLASS_NAMES, "palette": [list(color) for color in PALETTE]}
+        metadata |= instance_metadata(CLASS_NAMES[1:], PALETTE[1:], range(1, len(CLASS_NAMES)))
         return DatasetInfo(f"fashion_scenes {self._split}", digest.hexdigest(), metadata)
 
     def __len__(self) -> int:
@@ -77,7 +78,11 @@ class FashionScenesDataset:
     def __getitem__(self, index: int) -> Example:
         if not 0 <= index < self._length:
             raise IndexError(index)
-        return _compose(self._split, index, self._side)
+        return {
+            **_compose(self._split, index, self._side),
+            "size": (self._side,) * 2,
+            "image_id": index,
+        }
 
     def name_of(self, index: int) -> str:
         """Returns an invented path."""
@@ -86,6 +91,10 @@ class FashionScenesDataset:
     def sizes(self) -> Int32[np.ndarray, "n 2"]:
         """Returns width and height of every scene, pixels."""
         return np.full((len(self), 2), self._side, np.int32)
+
+    def ground_truth(self, index: int) -> GroundTruth:
+        """Returns the instances of example `index`."""
+        return ground_truth(self[index])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,8 +20,8 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 from PIL import Image
 
-from vig_jax.data.dataset import DatasetInfo, Example, Split
-from vig_jax.data.datasets.instances import instances
+from vig_jax.data.dataset import DatasetInfo, Example, GroundTruth, Split
+from vig_jax.data.datasets.instances import ground_truth, instance_metadata, instances
 from vig_jax.errors import DataSetError
 
 PIP_COMMAND = "pip install --no-deps stardist"
@@ -71,6 +71,7 @@ class NucleiDataset:
         digest.update(pixels.tobytes())
         digest.update(objects.astype("<i4").tobytes())
         metadata = {"class_names": CLASS_NAMES, "palette": [list(color) for color in PALETTE]}
+        metadata |= instance_metadata(CLASS_NAMES[1:], PALETTE[1:], range(1, len(CLASS_NAMES)))
         return DatasetInfo(f"nuclei {self._split}", digest.hexdigest(), metadata)
 
     def __len__(self) -> int:
@@ -89,6 +90,8 @@ class NucleiDataset:
         return {
             "image": np.repeat(pixels[:, :, None], 3, axis=2),  # gray as RGB
             "mask": (objects > 0).astype(np.uint8),
+            "size": (self._side, self._side),
+            "image_id": index,
             **instances(objects, numbers, np.zeros(len(numbers), np.int32)),
         }
 
@@ -100,6 +103,10 @@ class NucleiDataset:
     def sizes(self) -> Int32[np.ndarray, "n 2"]:
         """Returns width and height of every tile, pixels."""
         return np.full((len(self), 2), self._side, np.int32)
+
+    def ground_truth(self, index: int) -> GroundTruth:
+        """Returns the instances of example `index`."""
+        return ground_truth(self[index])
 
 
 def find_folder() -> Path | None:
