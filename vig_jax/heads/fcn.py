@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vig_jax.heads.classification import pixel_classifier
+from vig_jax.heads.classification import PixelClassifier
 from vig_jax.heads.upernet import channel_dropout
 from vig_jax.layers.conv_module import ConvModule
 from vig_jax.layers.linear import Dtype
@@ -30,7 +30,7 @@ class FCNHead(nn.Module):
     def setup(self) -> None:
         self.convs = [ConvModule(self.channels, 3, self.dtype, self.param_dtype)]
         self.channel_dropout = channel_dropout(self.dropout)
-        self.conv_seg = pixel_classifier(self.num_classes, self.param_dtype)
+        self.conv_seg = PixelClassifier(self.num_classes, self.param_dtype)
 
     def __call__(self, x: Float[Array, "B h w D"], train: bool = False) -> Float[Array, "B h w K"]:
         """Returns logits at the size of the map; see `UPerHead`."""

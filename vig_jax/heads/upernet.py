@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kernels_pallas.core.resize import resize_bilinear
-from vig_jax.heads.classification import pixel_classifier
+from vig_jax.heads.classification import PixelClassifier
 from vig_jax.layers.conv_module import ConvModule
 from vig_jax.layers.linear import Dtype
 from vig_jax.layers.resize import adaptive_avg_pool
@@ -48,7 +48,7 @@ class UPerHead(nn.Module):
         self.fpn_convs = [module(3) for _ in range(LEVELS - 1)]
         self.fpn_bottleneck = module(3)
         self.channel_dropout = channel_dropout(self.dropout)
-        self.conv_seg = pixel_classifier(self.num_classes, self.param_dtype)
+        self.conv_seg = PixelClassifier(self.num_classes, self.param_dtype)
 
     def __call__(
         self, maps: Sequence[Float[Array, "B _ _ _"]], train: bool = False
