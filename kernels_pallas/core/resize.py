@@ -7,6 +7,7 @@ neighbours per position.
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from kernels_pallas.core.types import float32_or_wider
@@ -63,8 +64,12 @@ def multiply_axis(
     constant = jnp.asarray(matrix, x.dtype)
     # Never TF32 for float32.
     exact = None if jnp.finfo(x.dtype).bits < 32 else jax.lax.Precision.HIGHEST
-    batch = x.shape[:axis]
-    repeated = jnp.broadcast_to(constant, (*batch, *constant.shape))
+    explicit = jax.typeof(x).sharding.spec[:axis]  # all None if XLA splits arrays
+    repeated = jnp.broadcast_to(
+        constant,
+        (*x.shape[:axis], *constant.shape),
+        out_sharding=PartitionSpec(*explicit) if any(explicit) else None,
+    )
     if axis == 1:
         flat = x.reshape(*x.shape[:2], -1)
         out = jnp.einsum("bts,bsn->btn", repeated, flat, precision=exact)
@@ -80,7 +85,7 @@ def _enlarge(x: jax.Array, axis: int, factor: int) -> jax.Array:
     """
     offset = (np.arange(factor) + 0.5) / factor - 0.5
     n, wide = x.shape[axis], float32_or_wider(x.dtype)
-    position = jax.lax.broadcasted_iota(jnp.int32, x.shape, axis)
+    position = jax.lax.broadcasted_iota(jnp.int32, (n, *[1] * (x.ndim - axis - 1)), 0)
 
     def phases(values: np.ndarray) -> np.ndarray:
         return np.expand_dims(values, tuple(range(1, x.ndim - axis)))

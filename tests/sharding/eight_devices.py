@@ -177,6 +177,15 @@ def check_explicit_axes():
     assert swiglu.shape == (8, 16, 16, 1)
     with pytest.raises(NotImplementedError, match="call it inside jax"):
         kernels_pallas.swiglu(placed[..., :2], implementation="pallas_triton")
+    segmenter = vig_jax.create_segmenter("vig_t", 3, channels=8, dropout=0.0, **sizes)
+    state = jax.eval_shape(segmenter.init, jax.random.key(0), images)
+    with jax.set_mesh(mesh):  # tracing finds axes that do not fit
+        logits, _ = jax.eval_shape(
+            functools.partial(segmenter.apply, train=True, mutable=["batch_stats"]),
+            state,
+            placed,
+        )
+    assert logits.sharding.spec[0] == ("rows", "columns")
     tiles = jax.device_put(images, jax.NamedSharding(mesh, PartitionSpec("rows", "columns")))
     with pytest.raises(ConfigError, match="models can split the batch only"):
         jax.eval_shape(model.apply, variables, tiles)

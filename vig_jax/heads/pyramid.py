@@ -44,8 +44,9 @@ class Deconv(nn.Module):
         bias: jax.Array = self.param("bias", bias_init, (F,), self.param_dtype)
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         out = jnp.dot(x, kernel.reshape(D, 4 * F), precision=precision(x.dtype))
-        out = out.reshape(B, h, w, 2, 2, F) + bias
-        return out.transpose(0, 1, 3, 2, 4, 5).reshape(B, 2 * h, 2 * w, F)
+        out = (out.reshape(B, h, w, 2, 2, F) + bias).transpose(0, 1, 3, 2, 4, 5)
+        # Two steps: JAX merges one pair of axes at a time if an array is split explicitly.
+        return out.reshape(B, 2 * h, w, 2, F).reshape(B, 2 * h, 2 * w, F)
 
 
 class Feature2Pyramid(nn.Module):

@@ -117,7 +117,8 @@ def _separated(x: jax.Array, kernel: jax.Array, size: Size) -> jax.Array:
     (H, W), features = size, kernel.shape[-1]
     taps = kernel.transpose(2, 1, 0, 3).reshape(C, -1)  # a column per (kx, ky, feature)
     products = jnp.dot(x, taps, precision=precision(x.dtype))
-    rows = products.reshape(B, h, w * 3, 3 * features)
+    # Two steps: JAX splits or merges one axis at a time if an array is split explicitly.
+    rows = products.reshape(B, h, w, 3, 3 * features).reshape(B, h, w * 3, 3 * features)
     rows = multiply_axis(_shifted(w, W), rows, 2)  # [B, h, W, (ky, feature)]
     rows = rows.reshape(B, h, W, 3, features).swapaxes(2, 3).reshape(B, h * 3, W, features)
     return multiply_axis(_shifted(h, H), rows, 1)
