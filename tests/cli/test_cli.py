@@ -288,6 +288,40 @@ def test_benchmark_counts(model, parameters, millions, tmp_path, capsys):
     assert row["macs"] == sum(row[f"macs_{part}"] for part in ("linear", "conv", "gla"))
 
 
+@pytest.mark.parametrize(("model", "millions"), [("vig_h_t", "940,205.4"), ("vig_s", "964,191.2")])
+def test_benchmark_counts_segmenters(model, millions, tmp_path, capsys):
+    file = tmp_path / "rows.json"
+    arguments = ["benchmark", "--task", "segmentation", "--model", model, "--flops"]
+    assert main([*arguments, "--image-size", "512x2048", "--json", str(file)]) == 0
+    assert capsys.readouterr().out.endswith(f"total {millions}\n")
+    (row,) = json.loads(file.read_text())["rows"]
+    assert row["image_size"] == "512x2048"
+    assert row["macs"] == sum(row[f"macs_{part}"] for part in ("linear", "conv", "gla", "head"))
+    assert 0 < row["macs_saved"] < row["macs_head"]
+
+
+slow_mode = functools.partial(pytest.param, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("mode", [[], slow_mode(["--check", "2"]), slow_mode(["--train"])])
+def test_benchmark_of_segmentation(mode, tmp_path, capsys, monkeypatch):
+    sizes = {"embed_dims": (8,) * 4, "depths": (1,) * 4, "num_heads": (1,) * 4}
+
+    def small(name, **settings):
+        return vig_jax.create_segmenter(name, **(settings | sizes | {"channels": 8}))
+
+    monkeypatch.setattr(from_config, "create_segmenter", small)
+    file = tmp_path / "rows.json"
+    arguments = ["benchmark", "--task", "segmentation", "--model", "vig_h_t", "--repeats", "1"]
+    arguments += ["--gla", "reference"]  # compiles fastest
+    arguments += ["--image-size", "32" if "--train" in mode else "32x64", "--batch-size", "2"]
+    assert main([*arguments, "--json", str(file), *mode]) == 0
+    (row,) = json.loads(file.read_text())["rows"]
+    assert row["img_per_s"] == pytest.approx(2e3 / row["ms"])
+    if "--check" in mode:
+        assert 0 < row["rms_error"] < 5e-2
+
+
 def test_benchmark_of_an_unknown_model(capsys):
     assert main(["benchmark", "--model", "vig_z"]) == 1
     printed = capsys.readouterr()
