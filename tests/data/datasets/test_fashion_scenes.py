@@ -35,11 +35,14 @@ def test_it_is_opened_by_name(make_data):
     assert train.name_of(7) == "fashion_scenes/train/7"
     assert held_out.sizes().tolist() == [[32, 32]] * 500
     assert train.info.metadata["class_names"][:2] == ("background", "T-shirt/top")
-    assert {name: (x.shape[-2:], x.dtype) for name, x in train[3999].items()} == {
+    last = train[3999]
+    assert (last["size"], last["image_id"]) == ((32, 32), 3999)
+    arrays = {name: x for name, x in last.items() if isinstance(x, np.ndarray)}
+    assert {name: (x.shape[-2:], x.dtype) for name, x in arrays.items()} == {
         "image": ((32, 3), np.uint8),
         "mask": ((32, 32), np.uint8),
-        "boxes": ((len(train[3999]["labels"]), 4), np.float32),
-        "labels": ((len(train[3999]["boxes"]),), np.int32),
+        "boxes": ((len(last["labels"]), 4), np.float32),
+        "labels": ((len(last["boxes"]),), np.int32),
         "instance_masks": ((32, 32), np.bool_),
     }
     for index in (-1, 500):
