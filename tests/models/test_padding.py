@@ -25,7 +25,7 @@ MODELS = {
         "out_norms": True,
     },
 }
-TOLERANCES = {"float64": 1e-12, "float32": 1e-5}
+TOLERANCES = {"float64": 1e-12, "float32": 1e-5}  # of maps; 10 times that for gradients
 # The canvas, and in it two images and a row without one, in units of the largest stride.
 CANVAS = {"vig_t": (4, 5), "vig_s": (4, 5), "vig_h_t": (2, 3)}
 SIZES = {
@@ -116,7 +116,7 @@ def check(actual, expected, sizes, model, tolerance):
         size = sizes[number]
         for x, lone, info in zip(maps, lone_maps, model.feature_info, strict=True):
             close(cut(x[number], size, info.reduction), lone[0])
-        close(cut(image_grads[number], size), lone_image_grads[0])
+        rms_close(cut(image_grads[number], size), lone_image_grads[0], 10 * tolerance)
     total = jax.tree.map(lambda *x: sum(x), *(grads for _, grads, _ in expected))
     jax.tree.map(functools.partial(rms_close, tolerance=10 * tolerance), grads, total)
 
@@ -193,14 +193,18 @@ def test_remat_changes_no_gradient():
 
 @pytest.mark.parametrize("name", ["vig_t", slow("vig_h_t")])
 def test_bfloat16(name):
+    """Padding adds nothing to the rounding errors of an image alone."""
     model = small_model(name, dtype=jnp.bfloat16)
     variables, images, sizes = inputs(name, model, "float32")
-    apply = jax.jit(functools.partial(model.apply, method="features"))
-    maps = apply(variables, padded(images, sizes), sizes=jnp.asarray(sizes))
-    lone_maps = apply(variables, cut(images[0], sizes[0])[None])
-    for x, lone, info in zip(maps, lone_maps, model.feature_info, strict=True):
+    image = cut(images[0], sizes[0])[None]
+    exact = jax.jit(functools.partial(small_model(name).apply, method="features"))
+    narrow = jax.jit(functools.partial(model.apply, method="features"))
+    expected, lone_maps = exact(variables, image), narrow(variables, image)
+    maps = narrow(variables, padded(images, sizes), sizes=jnp.asarray(sizes))
+    for x, lone, true, info in zip(maps, lone_maps, expected, model.feature_info, strict=True):
         assert x.dtype == lone.dtype == jnp.bfloat16
-        assert rms_relative_error(cut(x[0], sizes[0], info.reduction), lone[0]) < 1e-2
+        error = rms_relative_error(cut(x[0], sizes[0], info.reduction), true[0])
+        assert error < 1.5 * rms_relative_error(lone, true)
         assert not np.any(x[2])
 
 

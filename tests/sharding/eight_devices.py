@@ -224,6 +224,30 @@ def check_interpreted_kernels():
         assert COLLECTIVE.findall(compiled().as_text())
 
 
+def check_padded_images():
+    """Each device moves the tokens of its images, over automatic and explicit axes."""
+    settings = {"img_size": 16, "patch_size": 8, "embed_dim": 8, "depth": 1, "num_heads": 1}
+    model = vig_jax.create_model("vig_t", 0, gla_implementation="reference", **settings)
+    generator = np.random.default_rng(0)
+    images = generator.standard_normal((4, 16, 24, 3)).astype(np.float32)
+    sizes = np.array([[16, 8], [8, 24], [16, 16], [8, 8]], np.int32)
+    variables = jax.jit(model.init)(jax.random.key(0), images)
+
+    @jax.jit
+    def features(variables, images, sizes):
+        return model.apply(variables, images, method="features", sizes=sizes)
+
+    expected = features(variables, images, sizes)
+    for kind in (AxisType.Auto, AxisType.Explicit):
+        mesh = jax.make_mesh((2,), (DATA_AXIS,), axis_types=(kind,), devices=jax.devices()[:2])
+        rows = jax.device_put((images, sizes), batch_sharded(mesh))
+        with jax.set_mesh(mesh):
+            run = features.lower(jax.device_put(variables, replicated(mesh)), *rows).compile()
+            actual = run(jax.device_put(variables, replicated(mesh)), *rows)
+        chex.assert_trees_all_close(jax.device_get(actual), expected, rtol=1e-5, atol=1e-6)
+        assert not COLLECTIVE.findall(run.as_text())
+
+
 def check_label_maps():
     """Sliding windows: each device makes the label maps of its images."""
     labels, counts = Batches().run(make_mesh())
@@ -241,6 +265,7 @@ else:
     check_shard_kernel()
     check_explicit_axes()
     check_interpreted_kernels()
+    check_padded_images()
     check_init()
     check_steps()
     check_label_maps()
