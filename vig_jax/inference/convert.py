@@ -272,7 +272,7 @@ def _compare(before: LoadedModel, after: Variables) -> float:
     if isinstance(config.task, SegmentationConfig):
         segmenter = segmenter_from_config(config)
         apply = jax.jit(segmenter.apply)
-        side = segmenter.native_size or max(_SEGMENTER_SIDE, segmenter.smallest_size)
+        side = max(_SEGMENTER_SIDE, segmenter.smallest_size)
     else:
         apply, side = jax.jit(model_from_config(config.model).apply), config.data.image_size
     images = np.random.default_rng(0).standard_normal((_VERIFY_IMAGES, side, side, 3))
