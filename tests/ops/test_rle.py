@@ -24,6 +24,16 @@ def test_polygons():
         np.testing.assert_array_equal(found, expected)
 
 
+def test_a_part_of_a_polygon_has_the_pixels_of_the_whole():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        points = rng.uniform(-20, 60, (7, 2))
+        whole = fill(points, 40, 50)
+        left, top, right, bottom = 7, 5, 31, 40
+        part = fill(points, bottom - top, right - left, (left, top))
+        np.testing.assert_array_equal(part, whole[top:bottom, left:right])
+
+
 def test_polygons_in_a_region():
     """detectron2 moves the polygons of an object into a RoI and fills them there."""
     golden = golden_det.load("masks")

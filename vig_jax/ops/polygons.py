@@ -6,7 +6,9 @@ from jaxtyping import Bool, Float
 _SCALE = 5  # the boundary is followed on a grid of fifths of a pixel
 
 
-def fill(points: Float[np.ndarray, "N 2"], height: int, width: int) -> Bool[np.ndarray, "h w"]:
+def fill(
+    points: Float[np.ndarray, "N 2"], height: int, width: int, corner: tuple[int, int] = (0, 0)
+) -> Bool[np.ndarray, "h w"]:
     """Returns the mask of a polygon, the same pixels as pycocotools.
 
     Corners are rounded to fifths of a pixel. The boundary crosses the centre of a column of pixels
@@ -14,15 +16,18 @@ def fill(points: Float[np.ndarray, "N 2"], height: int, width: int) -> Bool[np.n
 
     Args:
         points: corners x, y in pixels, closed from the last to the first. Parts outside of the
-            image are cut off.
+            mask are cut off.
         height: rows of the mask.
         width: columns of the mask.
+        corner: left and top of the mask, to fill a part of an image: the pixels are those of the
+            whole image there.
     """
+    left, top = corner
     corners = np.trunc(points * _SCALE + 0.5).astype(np.int64)
     x, y = _boundary(corners, np.roll(corners, -1, 0))
     moved = np.flatnonzero(x[1:] != x[:-1])  # steps from one fifth of a column to the next
-    column = np.minimum(x[moved], x[moved + 1])
-    row = np.minimum(y[moved], y[moved + 1])
+    column = np.minimum(x[moved], x[moved + 1]) - _SCALE * left
+    row = np.minimum(y[moved], y[moved + 1]) - _SCALE * top
     inside = (column % _SCALE == _SCALE // 2) & (column >= 0) & (column < width * _SCALE)
     row = np.ceil(np.clip((row[inside] + 0.5) / _SCALE - 0.5, 0, height)).astype(np.int64)
     start = column[inside] // _SCALE * height + row

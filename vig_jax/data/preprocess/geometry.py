@@ -10,7 +10,7 @@ import math
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Shaped, UInt8
+from jaxtyping import Bool, Float, Float64, Int, Shaped, UInt8
 from PIL import Image
 
 from vig_jax.config import DataConfig
@@ -107,13 +107,28 @@ class View:
         Returns:
             Boxes in pixels of the result. A box outside of the view has no area.
         """
-        left, top, right, bottom = self.box
-        scale = np.array([self.size[0] / (right - left), self.size[1] / (bottom - top)])
-        corners = (boxes.reshape(-1, 2, 2) - (left, top)) * scale - self.window[:2]
-        height, width = self.shape
+        corners = self.points(boxes.reshape(-1, 2)).reshape(-1, 2, 2)
         if self.flip:
-            corners[..., 0] = width - corners[:, ::-1, 0]
+            corners[..., 0] = corners[:, ::-1, 0]
+        height, width = self.shape
         return np.clip(corners, 0, (width, height)).reshape(-1, 4).astype(boxes.dtype)
+
+    def points(self, points: Float[np.ndarray, "n 2"]) -> Float64[np.ndarray, "n 2"]:
+        """Applies the view to points x, y in pixels of the image; they may be outside of the view.
+
+        Returns:
+            Points in pixels of the result.
+        """
+        result = (points - self.box[:2]) * self.scale - self.window[:2]
+        if self.flip:
+            result[:, 0] = self.shape[1] - result[:, 0]
+        return result
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """Pixels of the result per pixel of the image, along x and y."""
+        left, top, right, bottom = self.box
+        return self.size[0] / (right - left), self.size[1] / (bottom - top)
 
     def nearest(self, axis: int) -> tuple[Int[np.ndarray, "n"], Bool[np.ndarray, "n"]]:
         """Returns the nearest pixel of each result pixel, and which are inside of the image.

@@ -1,10 +1,10 @@
 """The interface of host preprocessing: one example of a data set becomes arrays for a batch."""
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float64, Int, Int64
 
 from vig_jax.data.dataset import Dataset, Example
 
@@ -53,6 +53,46 @@ class BucketedPreprocess(Protocol):
         self, example: Example, rng: np.random.Generator | None
     ) -> Mapping[str, np.ndarray]:
         """Returns the arrays that `spec_of(bucket of the image)` lists; see `Preprocess`."""
+
+
+@runtime_checkable
+class DrawnBuckets(Protocol):
+    """A preprocess for training whose arrays depend on the image's size and on random numbers.
+
+    A batch holds images of one bucket. The loader draws the numbers ahead, so that it knows the
+    bucket of every image of an epoch without decoding one.
+    """
+
+    @property
+    def draws(self) -> int:
+        """The number of random numbers that decide the bucket of an image."""
+
+    @property
+    def buckets(self) -> Sequence[Hashable]:
+        """All buckets."""
+
+    def drawn_buckets(
+        self, sizes: Int[np.ndarray, "n 2"], draws: Float64[np.ndarray, "n d"]
+    ) -> Int64[np.ndarray, "n"]:
+        """Returns the number of each image's bucket in `buckets`.
+
+        Args:
+            sizes: width and height of the images, pixels.
+            draws: random numbers in [0, 1), `self.draws` for each image.
+        """
+
+    def spec_of(self, bucket: Hashable) -> Spec:
+        """Returns the shape and dtype of each array of one example, by name."""
+
+    def __call__(
+        self, example: Example, rng: np.random.Generator | None
+    ) -> Mapping[str, np.ndarray]:
+        """Returns the arrays that `spec_of(bucket of the image)` lists; see `Preprocess`.
+
+        Args:
+            example: from the data set.
+            rng: `rng.random(self.draws)`, called first, gives the image's row of `draws`.
+        """
 
 
 @runtime_checkable
