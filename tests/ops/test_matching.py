@@ -62,6 +62,16 @@ def test_padding_changes_nothing(name):
             assert (expected.assigned == BACKGROUND).all()
 
 
+def test_the_order_of_boxes_does_not_matter():
+    arrays = golden_det.load("matcher").below(f"{CASES[0]}_")
+    priors = jnp.asarray(arrays["priors"], jnp.float32)
+    order = np.random.default_rng(0).permutation(len(arrays["gt"]))
+    run = jax.jit(MM_RPN)
+    first = run(priors, *padded(arrays["gt"], len(order), np.float32)).assigned
+    second = run(priors, *padded(arrays["gt"][order], len(order), np.float32)).assigned
+    np.testing.assert_array_equal(np.where(second >= 0, order[second], second), first)
+
+
 def test_the_rule_is_checked():
     with pytest.raises(ValueError, match="low_quality='best' must be"):
         Matcher(low_quality="best")

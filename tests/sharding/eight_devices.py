@@ -31,6 +31,7 @@ from vig_jax.sharding.mesh import (
     replicated,
     smallest_batch,
 )
+from vig_jax.tasks.detection.per_image import per_image
 from vig_jax.tasks.registry import make_task
 from vig_jax.train.optim.optimizer import make_optimizer
 from vig_jax.train.state import init_state
@@ -257,6 +258,27 @@ def check_label_maps():
     np.testing.assert_array_equal(counts, expected[1])
 
 
+def check_per_image():
+    """Images are sorted where they are: nothing is gathered."""
+
+    def best(key, rows):
+        scores = rows["scores"] + jax.random.uniform(key, rows["scores"].shape)
+        return jax.lax.top_k(scores, 3), rows["size"]
+
+    batch = {"scores": np.random.default_rng(0).normal(size=(16, 40)), "size": np.ones((16, 2))}
+    keys = jax.random.split(jax.random.key(0), 16)
+    expected = jax.jit(per_image(best))(keys, batch)
+    mesh = make_mesh()
+    placed = place_batch(batch, mesh)
+    with jax.set_mesh(mesh):
+        compiled = jax.jit(per_image(best)).lower(keys, placed).compile()
+    assert not COLLECTIVE.findall(compiled.as_text())
+    chex.assert_trees_all_equal(compiled(keys, placed), expected)
+    with jax.set_mesh(mesh):  # without the mapping, scores are gathered: the pattern finds it
+        other = jax.jit(lambda x: jax.lax.top_k(x, 3)).lower(placed["scores"]).compile()
+    assert COLLECTIVE.findall(other.as_text())
+
+
 if sys.argv[1:] == ["slow"]:
     check_steps(rand_augment_layers=1)
     check_accumulation()
@@ -269,4 +291,5 @@ else:
     check_init()
     check_steps()
     check_label_maps()
+    check_per_image()
 print("all equal")

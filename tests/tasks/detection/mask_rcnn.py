@@ -57,7 +57,7 @@ class Case:
         objects, samples, bitmaps, candidates: of each image, with `padding` further rows.
     """
 
-    def __init__(self, name, dtype, padding=given.PADDING):
+    def __init__(self, name, dtype, padding):
         self.golden, self.rules = golden_det.load("full"), RULES[name]
         self.dtype, self.padding = dtype, padding
         arrays, facts = self.golden.arrays, self.golden.facts
