@@ -17,7 +17,7 @@ import vig_jax
 from configs import common
 from kernels_pallas.testing import TOLERANCES, interpret, rms_relative_error
 from tests.tasks.segmentation.golden_net import Batches
-from vig_jax.config import parse
+from vig_jax.config import parse, recipes
 from vig_jax.errors import ConfigError
 from vig_jax.layers import gated_linear_attention
 from vig_jax.layers.gated_linear_attention import GatedLinearAttention
@@ -249,6 +249,51 @@ def check_padded_images():
         assert not COLLECTIVE.findall(run.as_text())
 
 
+def check_segmentation():
+    """Loss, gradients and batch statistics of a segmenter are those of one device."""
+    values = recipes.ade20k("vig_t")
+    values.model.update(patch_size=16, embed_dim=16, depth=1, num_heads=1, num_classes=3)
+    values.model.update(dtype="float32", gla_implementation="reference", drop_path_rate=0.0)
+    values.task.update(channels=8, aux_channels=8, dropout=0.3)
+    values.data.image_size = 64
+    task = make_task(parse(values), {}).task
+    generator = np.random.default_rng(0)
+    batch = {
+        "image": generator.integers(0, 256, (8, 64, 64, 3), np.uint8),
+        "mask": generator.choice(np.array([0, 1, 2, 255], np.uint8), (8, 64, 64)),
+        "size": np.tile(np.array([64, 50], np.int32), (8, 1)),
+    }
+
+    def gradient(params, stats, batch, key):
+        variables = {"params": params, "batch_stats": stats}
+
+        def loss(params):
+            value, aux = task.loss({**variables, "params": params}, batch, key)
+            return value, aux.mutable
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    variables = jax.jit(task.init)(jax.random.key(0))
+    key = jax.random.key(1)
+    results = []
+    for devices in (jax.devices()[:1], jax.devices()):
+        mesh = make_mesh(devices)
+        with jax.set_mesh(mesh):
+            state = jax.device_put(jax.device_get(dict(variables)), replicated(mesh))
+            placed = place_batch(batch, mesh)
+            results.append(
+                jax.device_get(
+                    jax.jit(gradient)(state["params"], state["batch_stats"], placed, key)
+                )
+            )
+    (_, stats), _ = results[0]
+    moved = jax.tree.map(
+        lambda a, b: np.abs(a - b).max(), stats["batch_stats"], state["batch_stats"]
+    )
+    assert all(jax.tree.leaves(jax.tree.map(lambda x: x > 0, moved)))
+    chex.assert_trees_all_close(results[1], results[0], rtol=1e-3, atol=1e-5)
+
+
 def check_label_maps():
     """Sliding windows: each device makes the label maps of its images."""
     labels, counts = Batches().run(make_mesh())
@@ -290,6 +335,7 @@ else:
     check_padded_images()
     check_init()
     check_steps()
+    check_segmentation()
     check_label_maps()
     check_per_image()
 print("all equal")
