@@ -21,6 +21,7 @@ from vig_jax.errors import ConfigError
 from vig_jax.inference.loaded_model import load_for_inference
 from vig_jax.tasks.registry import TaskEntry, get_task, register_task
 from vig_jax.train.loop import run
+from vig_jax.train.supervise import LOST_STATUS
 
 ROOT = Path(__file__).parents[2]
 
@@ -109,6 +110,32 @@ def test_two_processes_evaluate_every_image_once(whole, tmp_path):
         assert ours["step"] == theirs["step"]
         if "train/loss" in ours and ours["step"] <= 3:
             assert ours["train/loss"] == pytest.approx(theirs["train/loss"], rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.multidevice
+def test_if_the_first_process_dies_the_other_says_so(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    processes = []
+    for number in (0, 1):
+        environment = {"JAX_PROCESS_ID": str(number), "JAX_NUM_PROCESSES": "2"}
+        environment["JAX_COORDINATOR_ADDRESS"] = f"localhost:{port}"
+        if number == 0:
+            environment["SQUARES_KILL_AT"] = "40"
+        processes.append(train_py(tmp_path, "--distributed", **environment))
+    for number, process in enumerate(processes):
+        printed, _ = process.communicate(timeout=300)
+        last = printed.splitlines()[-1]
+        if number == 0:
+            assert last == "error: the process that trains was ended by SIGKILL"
+            assert process.returncode == 128 + signal.SIGKILL
+        else:
+            assert last.startswith("error: another process of the run is gone")
+            assert process.returncode == LOST_STATUS
+            assert "Traceback" not in printed
+            assert "Check failure" not in printed
 
 
 def test_commands(whole, tmp_path, capsys):
