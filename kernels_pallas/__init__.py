@@ -6,6 +6,7 @@ from kernels_pallas.gla import IMPLEMENTATIONS, bidirectional_gla, gla
 from kernels_pallas.im2col import im2col
 from kernels_pallas.linear_swiglu import linear_swiglu
 from kernels_pallas.norm import norm_act, residual_norm
+from kernels_pallas.resize_cross_entropy import resize_cross_entropy
 from kernels_pallas.swiglu import swiglu
 from kernels_pallas.swiglu_mlp import swiglu_mlp
 from kernels_pallas.vig_mixer import vig_mixer
@@ -20,6 +21,7 @@ __all__ = [
     "linear_swiglu",
     "norm_act",
     "residual_norm",
+    "resize_cross_entropy",
     "swiglu",
     "swiglu_mlp",
     "vig_mixer",

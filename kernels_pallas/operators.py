@@ -10,6 +10,7 @@ from kernels_pallas.gla import arg_specs as gla
 from kernels_pallas.im2col import arg_specs as im2col
 from kernels_pallas.linear_swiglu import arg_specs as linear_swiglu
 from kernels_pallas.norm import arg_specs as norm
+from kernels_pallas.resize_cross_entropy import arg_specs as resize_cross_entropy
 from kernels_pallas.swiglu import arg_specs as swiglu
 from kernels_pallas.swiglu_mlp import arg_specs as swiglu_mlp
 from kernels_pallas.vig_mixer import arg_specs as vig_mixer
@@ -35,6 +36,9 @@ OPERATORS: dict[str, Operator] = {
     "linear_swiglu": Operator(kernels_pallas.linear_swiglu, linear_swiglu.CASES),
     "norm_act": Operator(kernels_pallas.norm_act, norm.NORM_CASES),
     "residual_norm": Operator(kernels_pallas.residual_norm, norm.RESIDUAL_CASES),
+    "resize_cross_entropy": Operator(
+        kernels_pallas.resize_cross_entropy, resize_cross_entropy.CASES
+    ),
     "swiglu": Operator(kernels_pallas.swiglu, swiglu.CASES),
     "swiglu_mlp": Operator(kernels_pallas.swiglu_mlp, swiglu_mlp.CASES),
     "vig_mixer": Operator(kernels_pallas.vig_mixer, vig_mixer.CASES),

@@ -126,10 +126,12 @@ def triton_call(
 def load(ref: Ref, index: Index, mask: Mask = None) -> Block:
     """Loads elements of `ref` at broadcast indices; zero where the mask is False.
 
-    Interpreted, elements outside of `ref` are NaN where the mask is True.
+    Interpreted, elements outside of `ref` are NaN where the mask is True, or the largest integer.
     """
     if not _compiling.get():
-        value = ref[...].at[index].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+        is_float = jnp.issubdtype(ref.dtype, jnp.floating)
+        fill = jnp.nan if is_float else jnp.iinfo(ref.dtype).max
+        value = ref[...].at[index].get(mode="fill", fill_value=fill, wrap_negative_indices=False)
         if mask is None:
             return value
         return jax.lax.select(

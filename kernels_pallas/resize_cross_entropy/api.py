@@ -10,10 +10,10 @@ from jaxtyping import Array, Float, UInt8
 
 from kernels_pallas.core.checks import checked_array
 from kernels_pallas.core.dispatch import dispatch, implementations
-from kernels_pallas.resize_cross_entropy import reference, xla
+from kernels_pallas.resize_cross_entropy import pallas_triton, reference, xla
 from kernels_pallas.resize_cross_entropy.spec import ResizeCrossEntropySpec
 
-_TABLE = implementations({"xla": xla, "reference": reference})
+_TABLE = implementations({"pallas_triton": pallas_triton, "xla": xla, "reference": reference})
 
 IMPLEMENTATIONS: tuple[str, ...] = tuple(_TABLE)
 """Names that `implementation=` accepts, best first."""

@@ -37,6 +37,13 @@ class ResizeCrossEntropySpec:
         """Returns the type of all that is computed, and of the results."""
         return float32_or_wider(self.dtype)
 
+    @property
+    def factor(self) -> int:
+        """Returns the whole factor by which both sides grow; 0 if there is none."""
+        factor = self.height // self.rows
+        sides = factor * self.rows, factor * self.columns
+        return factor if sides == (self.height, self.width) else 0
+
     def labelled(self, labels: jax.Array) -> jax.Array:
         """Returns True for labels that are a class."""
         wide = labels.astype(np.int32)  # K may be more than a uint8 holds

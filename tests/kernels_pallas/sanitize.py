@@ -85,6 +85,12 @@ def cases() -> Iterator[Case]:
     yield "linear_swiglu", kp.linear_swiglu, (normal(70, 64), kernel)
     yield "swiglu_mlp", kp.swiglu_mlp, (normal(130, 64), kernel, down_kernel)
 
+    for shape, factor in (((2, 3, 5, 37), 4), ((1, 2, 1, 11), 16), ((1, 3, 2, 150), 6)):
+        size = shape[0], factor * shape[1], factor * shape[2]
+        labels = jnp.asarray(generator.integers(0, shape[3] + 1, size), "uint8")
+        arrays = normal(*shape), labels
+        yield f"resize_cross_entropy {shape}, {factor}", kp.resize_cross_entropy, arrays
+
     run = functools.partial(kp.im2col, kernel_size=3, stride=2)
     yield "im2col 3, 2", run, (normal(2, 15, 16, 3),)
     run = functools.partial(kp.im2col, kernel_size=7, stride=4, columns=160, ones=True)

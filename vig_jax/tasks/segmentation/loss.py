@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from kernels_pallas.resize_cross_entropy import resize_cross_entropy
+from kernels_pallas import resize_cross_entropy
 from vig_jax.sharding.kernels import ROWS, shard_kernel
 
 IGNORED = 255  # label of pixels that do not count
