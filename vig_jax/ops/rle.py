@@ -132,12 +132,17 @@ def area(rle: Rle) -> int:
 
 def bounding_box(rle: Rle) -> tuple[int, int, int, int]:
     """Returns left, top, width and height of the ones in pixels; zeros for an empty mask."""
-    mask = decode(rle)
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    if not len(rows):
+    ends = np.cumsum(rle.counts)
+    starts, stops = ends[: len(ends) // 2 * 2 : 2], ends[1::2]
+    starts, last = starts[stops > starts], stops[stops > starts] - 1
+    if not len(starts):
         return 0, 0, 0, 0
-    left, top = int(columns[0]), int(rows[0])
-    return left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top
+    left, right = int(starts[0]) // rle.height, int(last[-1]) // rle.height
+    if np.any(starts // rle.height != last // rle.height):  # a run reaches into the next column
+        top, bottom = 0, rle.height - 1
+    else:
+        top, bottom = int((starts % rle.height).min()), int((last % rle.height).max())
+    return left, top, right + 1 - left, bottom + 1 - top
 
 
 def iou(
