@@ -1,11 +1,12 @@
 r"""Times models of dense tasks alternately, in one process on one GPU, in bfloat16.
 
   python -m benchmarks.dense_peers --task segmentation --peers swin_tiny convnext_tiny \
-      --train --batch-size 16 --image-size 512 512
+      --train
   python -m benchmarks.dense_peers --task segmentation --peers swin_tiny convnext_tiny \
-      --batch-size 1 --image-size 512 2048 --json rows.json
+      --batch-size 4 --image-size 512 2048 --json rows.json
 
-Peers of segmentation are timm's backbones with a UPerHead of 512 channels and, in training, an
+Ours are `vig_jax.create_segmenter` models, as `vig benchmark --task segmentation` runs them. Peers
+of segmentation are timm's backbones. All have a UPerHead of 512 channels and, in training, an
 FCNHead of 256, for the 150 classes of ADE20K, with random weights. They take uint8 pixels and
 normalise them on the device.
 
@@ -15,8 +16,9 @@ takes the largest: a label map. Its weights are bfloat16. A training step is for
 and fused AdamW; there is drop path and no augmentation.
 
 Peers run eager and compiled, with channels-last convolutions, and the table has the faster variant
-of each. By default inference is compiled with CUDA graphs (reduce-overhead) and training without.
---compile-mode takes several modes to try; max-autotune takes minutes.
+of each. "to 1st" is the speed relative to the first model. By default inference is compiled with
+CUDA graphs (reduce-overhead) and training without. --compile-mode takes several modes to try; max-
+autotune takes minutes.
 
 The samples of all models alternate. A sample is a series of calls, queued back to back, that fills
 --sample-seconds, with one wait at the end. The table has the median, half the distance between the
@@ -58,6 +60,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--task", choices=("segmentation",), default="segmentation")
+    parser.add_argument("--ours", nargs="*", default=["vig_h_t"], help="(default vig_h_t)")
     parser.add_argument(
         "--peers",
         nargs="+",
@@ -107,7 +110,7 @@ def _compare(options: argparse.Namespace) -> int:
     rows: list[dict[str, Any]] = []
     write_tables(facts, rows, json_file=options.json, csv_file=None)  # fail now if it cannot be
     table.print_head(facts)
-    group, failed = [], False
+    group, failed = _ours(options), False
     for name in options.peers:
         measurable = False
         for found in peers.candidates(
@@ -136,6 +139,19 @@ def _compare(options: argparse.Namespace) -> int:
             table.print_row(row)
         write_tables(facts, rows, json_file=options.json, csv_file=None)
     return int(failed)
+
+
+def _ours(options: argparse.Namespace) -> list[Any]:
+    """Prepares our models; one that computes wrong results ends the comparison."""
+    from benchmarks.candidates import ours
+    from vig_jax.errors import ConfigError
+
+    height, width = options.image_size
+    if options.train and height != width and options.ours:
+        raise ConfigError(f"--image-size {height} {width}: our training images are square")
+    size = height if height == width else (height, width)
+    settings = {"batch_size": options.batch_size, "train": options.train, "task": options.task}
+    return [ours(name, image_size=size, **settings) for name in options.ours]
 
 
 def _compile_modes(options: argparse.Namespace) -> list[str]:

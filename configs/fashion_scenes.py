@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
     config.task.aux_channels = 32
     config.task.reduce_zero_label = False  # label 0 is the background, a class like the others
     config.task.resize_scale = (64, 64)
-    config.task.resize_ratio = (0.75, 1.5)
+    config.task.resize_ratio = (1.0, 1.0)
     config.task.photometric = False  # the scenes are tinted already
     config.task.eval_stride = 64
 
@@ -32,7 +32,7 @@ def get_config() -> ConfigDict:
     config.data.image_size = 64
     config.data.workers = 0
 
-    config.optimizer.base_lr = 2e-3
+    config.optimizer.base_lr = 4e-3
     config.optimizer.warmup_lr = 1e-5
     config.optimizer.warmup_steps = 100
     config.optimizer.weight_decay = 0.05

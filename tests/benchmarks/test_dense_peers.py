@@ -12,7 +12,7 @@ from benchmarks import candidates, dense_peers
 from vig_jax.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
-QUICK = ("--repeats", "2", "--sample-seconds", "0.001")
+QUICK = ("--ours", "--repeats", "2", "--sample-seconds", "0.001")
 
 
 class Peers:
@@ -47,6 +47,27 @@ def peers(monkeypatch):
     made_up = Peers()
     monkeypatch.setattr(candidates, "import_peers", lambda module: made_up)
     return made_up
+
+
+def test_ours_comes_first(peers, monkeypatch, capsys):
+    made = []
+
+    def ours(name, **settings):
+        made.append((name, settings))
+        return candidates.Candidate(
+            name, "vig_jax", 7, 11, 13, lambda calls: time.sleep(calls / 1e3)
+        )
+
+    monkeypatch.setattr(candidates, "ours", ours)
+    options = [*QUICK[1:], "--ours", "vig_h_t", "--peers", "quick", "--batch-size", "2"]
+    assert dense_peers.main([*options, "--image-size", "64", "128"]) == 0
+    settings = {"batch_size": 2, "train": False, "task": "segmentation"}
+    assert made == [("vig_h_t", {"image_size": (64, 128), **settings})]
+    first, second = capsys.readouterr().out.splitlines()[-2:]
+    assert first.startswith("vig_h_t ")
+    assert first.endswith(" 1.000")
+    assert second.startswith("quick ")
+    assert dense_peers.main([*options, "--train", "--image-size", "64", "128"]) == 1
 
 
 def test_a_row_for_each_model(peers, tmp_path, capsys):
