@@ -142,7 +142,7 @@ def _pixels(
         return sums, None
     factor = jnp.where(valid, triton.reciprocal(total), 0.0)
     slopes = [
-        jnp.where(is_it, e * factor - 1.0, e * factor)
+        e * factor + jnp.where(is_it, -1.0, 0.0)
         for is_it, e in zip(chosen, exponentials, strict=True)
     ]
     return sums, [
