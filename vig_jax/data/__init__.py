@@ -7,9 +7,9 @@ from vig_jax.data.loader.batches import (
     Batch,
     BatchIterator,
     eval_batches,
-    steps_per_epoch,
     train_batches,
 )
+from vig_jax.data.loader.orders import steps_per_epoch
 from vig_jax.data.preprocess.protocol import Preprocess
 
 __all__ = [

@@ -14,7 +14,7 @@ import flax.linen as nn
 from vig_jax.config import RunConfig, TaskConfig
 from vig_jax.config.schema import TASK_CONFIGS
 from vig_jax.data.dataset import Dataset
-from vig_jax.data.preprocess.protocol import BucketedPreprocess, Preprocess
+from vig_jax.data.preprocess.protocol import BucketedPreprocess, DrawnBuckets, Preprocess
 from vig_jax.errors import ConfigError
 from vig_jax.tasks.protocol import Evaluation, Preview, Task, Variables
 from vig_jax.text import did_you_mean
@@ -38,7 +38,7 @@ class TaskBundle:
     config: RunConfig
     task: Task
     evaluation: Evaluation[Any]
-    train_preprocess: Preprocess
+    train_preprocess: Preprocess | DrawnBuckets
     eval_preprocess: Preprocess | BucketedPreprocess
     preview: Preview | None = None
     summary: str = ""

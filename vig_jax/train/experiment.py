@@ -75,9 +75,9 @@ class Experiment:
         batch_size, parts = config.train.batch_size, config.train.accumulation_steps
         check_batch_size(batch_size, mesh)
         check_accumulation(batch_size, parts, mesh)
-        epoch = steps_per_epoch(train_data, batch_size)
-        intervals = Intervals.from_config(config.train, epoch)
         bundle = make_task(config, trained_on)
+        epoch = steps_per_epoch(train_data, batch_size, bundle.train_preprocess)
+        intervals = Intervals.from_config(config.train, epoch)
         config = bundle.config
         eval_data = get_task(config.task.name).match_data(trained_on, eval_data, config, None)
         schedule = make_schedule(

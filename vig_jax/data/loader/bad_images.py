@@ -18,7 +18,12 @@ import numpy as np
 from jaxtyping import Int64
 
 from vig_jax.data.dataset import Dataset
-from vig_jax.data.preprocess.protocol import DAMAGED, BucketedPreprocess, Preprocess
+from vig_jax.data.preprocess.protocol import (
+    DAMAGED,
+    BucketedPreprocess,
+    DrawnBuckets,
+    Preprocess,
+)
 from vig_jax.errors import TooManyBadImagesError, UndecodableImageError
 
 logger = logging.getLogger(__name__)
@@ -46,7 +51,7 @@ class BadImages:
     def __init__(
         self,
         dataset: Dataset,
-        preprocess: Preprocess | BucketedPreprocess,
+        preprocess: Preprocess | BucketedPreprocess | DrawnBuckets,
         limit: int,
         log_path: Path | None = None,
     ):

@@ -6,7 +6,7 @@ what was read before. To resume is to start at another step. The loader knows no
 """
 
 import dataclasses
-import functools
+import itertools
 import sys
 from collections.abc import Hashable, Mapping
 
@@ -15,46 +15,24 @@ import numpy as np
 from vig_jax.data.dataset import Dataset
 from vig_jax.data.loader import watch
 from vig_jax.data.loader.iterator import BatchIterator, iterate
+from vig_jax.data.loader.orders import BucketedOrder, Order, enlarged, make_order, sizes_of
 from vig_jax.data.loader.protocol import Batch
 from vig_jax.data.preprocess.protocol import (
     DAMAGED,
     BucketedPreprocess,
+    DrawnBuckets,
     Preprocess,
-    SizedDataset,
     Spec,
     bytes_per_example,
 )
 from vig_jax.errors import ConfigError, DataSetError, UndecodableImageError
 
-# Streams of random numbers under one seed.
-_SHUFFLE, _AUGMENT = 0, 1
 _LONGEST_BAD_RUN = 100
-
-
-def steps_per_epoch(dataset: Dataset, batch_size: int) -> int:
-    """Returns the number of full global batches in one pass; the rest of the order is left out.
-
-    Args:
-        dataset: the training split.
-        batch_size: global.
-
-    Returns:
-        At least 1.
-
-    Raises:
-        DataSetError: fewer examples than one batch needs.
-    """
-    if len(dataset) < batch_size:
-        raise DataSetError(
-            f"the training split has {len(dataset)} images, fewer than one batch of {batch_size}: "
-            f"set config.train.batch_size to at most {len(dataset)}"
-        )
-    return len(dataset) // batch_size
 
 
 def train_batches(
     dataset: Dataset,
-    preprocess: Preprocess,
+    preprocess: Preprocess | DrawnBuckets,
     *,
     batch_size: int,
     seed: int,
@@ -68,10 +46,11 @@ def train_batches(
     """Returns shuffled batches without end.
 
     Step k belongs to epoch k // steps_per_epoch. No example comes twice in an epoch, and every
-    epoch has another order. Process p of P gets rows p*b to (p+1)*b of each global batch.
+    epoch has another order. Process p of P gets rows p*b to (p+1)*b of each global batch. With
+    `DrawnBuckets` each batch has the shapes of one bucket.
 
     Args:
-        dataset: the training split.
+        dataset: the training split; for `DrawnBuckets` a `SizedDataset`.
         preprocess: makes the arrays of one example.
         batch_size: global, divisible by `process_count`.
         seed: of the order and of the preprocessing, 0 to 2**63 - 1.
@@ -96,9 +75,9 @@ def train_batches(
     _check(batch_size, process_index, process_count, workers, prefetch)
     if not 0 <= seed < 2**63 or start_step < 0:
         raise ConfigError(f"seed {seed} and step {start_step} must not be negative")
-    steps_per_epoch(dataset, batch_size)
+    order = make_order(dataset, preprocess, batch_size, seed)
     share = _Share(dataset, preprocess, batch_size, process_index, process_count)
-    batches = _TrainBatches(share, preprocess.spec, seed, start_step)
+    batches = _TrainBatches(share, order, start_step)
     # Two copies: evaluation workers run beside those of training, and too little shared memory
     # fails now rather than after an epoch.
     return iterate(
@@ -145,26 +124,25 @@ def eval_batches(
     """
     _check(batch_size, process_index, process_count, workers, prefetch)
     share = _Share(dataset, preprocess, batch_size, process_index, process_count)
-    batches = _EvalBatches(share, _plan(share))
+    batches = _EvalBatches(share, _plan(dataset, preprocess, batch_size))
     return iterate(batches, workers=workers, prefetch=prefetch, image_seconds=image_seconds)
 
 
-def _plan(share: "_Share") -> tuple[tuple[Spec, np.ndarray], ...]:
+def _plan(
+    dataset: Dataset, preprocess: Preprocess | BucketedPreprocess, batch_size: int
+) -> tuple[tuple[Spec, np.ndarray], ...]:
     """Returns the arrays and the examples of each global batch of one pass."""
-    dataset, preprocess = share.dataset, share.preprocess
     buckets: dict[Hashable, list[int]] = {}
     if not isinstance(preprocess, BucketedPreprocess):
         groups = [(preprocess.spec, np.arange(len(dataset)))]
     else:
-        if not isinstance(dataset, SizedDataset):
-            raise DataSetError(f"{dataset.info.name} does not know the sizes of its images")
-        for index, (width, height) in enumerate(dataset.sizes().tolist()):
+        for index, (width, height) in enumerate(sizes_of(dataset).tolist()):
             buckets.setdefault(preprocess.bucket(width, height), []).append(index)
         groups = [(preprocess.spec_of(key), np.array(found)) for key, found in buckets.items()]
     return tuple(
-        (spec, indices[start : start + share.batch_size])
+        (spec, indices[start : start + batch_size])
         for spec, indices in groups
-        for start in range(0, len(indices), share.batch_size)
+        for start in range(0, len(indices), batch_size)
     )
 
 
@@ -173,7 +151,7 @@ class _Share:
     """One process's rows of the global batches of a data set."""
 
     dataset: Dataset
-    preprocess: Preprocess | BucketedPreprocess
+    preprocess: Preprocess | BucketedPreprocess | DrawnBuckets
     batch_size: int
     process_index: int
     process_count: int
@@ -239,43 +217,39 @@ class _SharedRows:
 @dataclasses.dataclass(frozen=True)
 class _TrainBatches(_SharedRows):
     share: _Share
-    spec: Spec
-    seed: int
+    order: Order
     start_step: int
 
     @property
     def bytes_per_batch(self) -> int:
-        return self._bytes(self.spec)
+        return self._bytes(self.order.largest)
 
     def __len__(self) -> int:
         return sys.maxsize
 
     def __getitem__(self, number: int) -> Batch:
-        share = self.share
-        step = self.start_step + number
-        length = len(share.dataset)
-        epoch, step_in_epoch = divmod(step, steps_per_epoch(share.dataset, share.batch_size))
-        order = _epoch_order(self.seed, epoch, length)
-        start = step_in_epoch * share.batch_size + share.first
-        batch = _empty_batch(self.spec, share.rows)
-        for row, drawn in enumerate(order[start : start + share.rows].tolist()):
-            position = step * share.batch_size + share.first + row
-            index, example = self._next_decodable(drawn, position)
-            _place(batch, self.spec, row, index, example)
+        share, step = self.share, self.start_step + number
+        spec, indices = self.order.batch(step)
+        batch = _empty_batch(spec, share.rows)
+        for row, drawn in enumerate(indices[share.first : share.first + share.rows].tolist()):
+            index, example = self._next_decodable(step, share.first + row, drawn)
+            if isinstance(self.order, BucketedOrder):
+                example = enlarged(example, spec)
+            _place(batch, spec, row, index, example)
             if index != drawn:
                 batch["bad"][row] = drawn
         return batch
 
-    def _next_decodable(self, drawn: int, position: int) -> tuple[int, Mapping[str, np.ndarray]]:
-        """Returns the first of `drawn`, drawn + 1, ... (modulo the length) that can be decoded."""
-        length = len(self.share.dataset)
-        attempts = min(_LONGEST_BAD_RUN, length)
-        for index in range(drawn, drawn + attempts):
-            rng = _generator(self.seed, _AUGMENT, position)
+    def _next_decodable(
+        self, step: int, row: int, drawn: int
+    ) -> tuple[int, Mapping[str, np.ndarray]]:
+        """Returns the first example of `order.following` that can be decoded."""
+        attempts = 0
+        for index in itertools.islice(self.order.following(step, drawn), _LONGEST_BAD_RUN):
             try:
-                return index % length, self.share.load(index % length, rng)
+                return index, self.share.load(index, self.order.rng(step, row, index))
             except UndecodableImageError as error:
-                reason = error
+                reason, attempts = error, attempts + 1
         raise DataSetError(
             f"{attempts} images in a row cannot be decoded, from "
             f"{self.share.dataset.name_of(drawn)} on ({reason}): are these images, and is the disk "
@@ -310,16 +284,6 @@ class _EvalBatches(_SharedRows):
             _place(batch, spec, row, index, example)
             batch["weight"][row] = 1
         return batch
-
-
-def _generator(seed: int, stream: int, number: int) -> np.random.Generator:
-    """Returns an independent generator per (seed, stream, number), separated by 2**128 draws."""
-    return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, number, stream]))
-
-
-@functools.lru_cache(maxsize=2)  # prefetching crosses from one epoch into the next
-def _epoch_order(seed: int, epoch: int, length: int) -> np.ndarray:
-    return _generator(seed, _SHUFFLE, epoch).permutation(length)
 
 
 def _check(
