@@ -5,12 +5,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vig_jax.inference.predictor import predictor
-    from vig_jax.models import create_model, create_segmenter, list_models
+    from vig_jax.models import create_detector, create_model, create_segmenter, list_models
     from vig_jax.weights import load_weights
 
-__all__ = ["create_model", "create_segmenter", "list_models", "load_weights", "predictor"]
+__all__ = [
+    "create_detector",
+    "create_model",
+    "create_segmenter",
+    "list_models",
+    "load_weights",
+    "predictor",
+]
 
 _HOMES = {
+    "create_detector": "vig_jax.models",
     "create_model": "vig_jax.models",
     "create_segmenter": "vig_jax.models",
     "list_models": "vig_jax.models",

@@ -119,3 +119,47 @@ def test_segmenters_as_papers_count_them(name, channels):
         neck = 32 * 32 * 24 * model.backbone.embed_dim**2
     assert round((count_macs(model, 512, 512).head - neck) / 1e9, 1) == head
     assert round(count_macs(model, 512, 2048).total / 1e9) == whole
+
+
+# GMAC for 800 x 1280 pixels, 1,000 proposals and 100 masks.
+DETECTORS = {
+    "vig_t": 195,
+    "vig_s": 267,
+    "vig_b": 548,
+    "vig_h_t": 264,
+    "vig_h_s": 351,
+    "vig_h_b": 491,
+}
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_detectors_as_papers_count_them(name):
+    assert (
+        round(count_macs(vig_jax.create_detector(name), 800, 1280).total / 1e9) == DETECTORS[name]
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [("vig_t", PLAIN | {"patch_size": 16, "img_size": 96}), ("vig_h_t", HIERARCHICAL)],
+)
+def test_counts_what_a_detector_computes(name, sizes):
+    """Without what is done with boxes: neck, RPN head, box head and mask head by themselves."""
+    model = vig_jax.create_detector(
+        name, 7, channels=10, box_channels=12, proposals=30, detections=5,
+        gla_implementation="reference", **sizes,
+    )  # fmt: skip
+    images = jax.ShapeDtypeStruct((1, 96, 96, 3), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    features = functools.partial(model.apply, method="features")
+    maps = jax.eval_shape(features, variables, images)
+
+    def heads(variables, boxes, masks):
+        roi_head = model.bind(variables).roi_head
+        return roi_head.bbox_head(boxes), roi_head.mask_head(masks)
+
+    boxes = jax.ShapeDtypeStruct((1, 30, 7, 7, 10), jnp.float32)
+    masks = jax.ShapeDtypeStruct((1, 5, 14, 14, 10), jnp.float32)
+    counted = trace(features, variables, images) + trace(heads, variables, boxes, masks)
+    counted += trace(functools.partial(model.apply, method="anchor_predictions"), variables, maps)
+    assert count_macs(model, 96, 96).total == counted

@@ -31,7 +31,7 @@ from vig_jax.sharding.mesh import (
     replicated,
     smallest_batch,
 )
-from vig_jax.tasks.detection.per_image import per_image
+from vig_jax.sharding.per_image import per_image
 from vig_jax.tasks.registry import make_task
 from vig_jax.train.optim.optimizer import make_optimizer
 from vig_jax.train.state import init_state

@@ -4,11 +4,13 @@ import dataclasses
 from collections.abc import Sequence
 
 from kernels_pallas.core.resize import Size
+from vig_jax.heads.roi import DENSE_LAYERS, MASK_CONVS
 from vig_jax.heads.upernet import LEVELS, POOL_SCALES
 from vig_jax.layers.gated_linear_attention import GATE_RANK
 from vig_jax.layers.mlp import swiglu_hidden
 from vig_jax.layers.resize import direct_macs, is_separated, separated_macs
-from vig_jax.models import Segmenter, ViG, ViGH
+from vig_jax.models import Detector, Segmenter, ViG, ViGH
+from vig_jax.models.detector import map_sizes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +24,8 @@ class Macs:
             multiplications for each of the K x V elements of a state: the decay, k v^T, and the
             product with the query. (An implementation by chunks does different work.)
         head: neck and decode head of a segmenter by their definition, in which a convolution of
-            resized maps is one of their concatenation. The auxiliary head is not counted.
+            resized maps is one of their concatenation; its auxiliary head is not counted. Neck
+            and heads of a detector, for all its proposals and detections.
         saved: how much less of `head` is computed, because `resize_conv` multiplies small maps
             before it resizes them.
     """
@@ -43,11 +46,14 @@ class Macs:
         return Macs(*(a + b for a, b in pairs))
 
 
-def count_macs(model: ViG | ViGH | Segmenter, height: int, width: int) -> Macs:
-    """Counts the multiply-accumulates of the logits of one image of `height` x `width` pixels.
+def count_macs(model: ViG | ViGH | Segmenter | Detector, height: int, width: int) -> Macs:
+    """Counts the multiply-accumulates of the outputs for one image of `height` x `width` pixels.
 
-    Not counted: resizing, of the position embedding (once per batch) and of maps, and pooling.
+    Not counted: resizing, of the position embedding (once per batch) and of maps, pooling, and
+    what is done with boxes.
     """
+    if isinstance(model, Detector):
+        return count_macs(model.backbone, height, width) + _detection(model, height, width)
     if isinstance(model, Segmenter):
         return count_macs(model.backbone, height, width) + _segmentation(model, height, width)
     if isinstance(model, ViG):
@@ -91,6 +97,32 @@ def _segmentation(model: Segmenter, height: int, width: int) -> Macs:
     macs += _resize_conv(sizes, [C] * LEVELS, C)
     h, w = sizes[0]
     return macs + Macs(0, 0, 0, head=h * w * C * model.num_classes)
+
+
+def _detection(model: Detector, height: int, width: int) -> Macs:
+    """Counts neck and heads."""
+    C, K, anchors = model.channels, model.num_classes, len(model.anchor_ratios)
+    cells = [h * w for h, w in map_sizes((height, width))]
+    made = cells[:-1]  # the coarsest map is a part of the one before
+    if isinstance(model.backbone, ViG):
+        D = model.backbone.embed_dim
+        widths = [D // 4, D // 2, D, D]
+        h, w = height // model.backbone.patch_size, width // model.backbone.patch_size
+        deconvs = h * w * 4 * (D * D // 2 + 4 * (D // 2) * (D // 4) + D * D // 2)
+    else:
+        widths, deconvs = list(model.backbone.embed_dims), 0
+    neck = sum(n * (D * C + 9 * C * C) for n, D in zip(made, widths, strict=True)) + deconvs
+    rpn = sum(cells) * (9 * C * C + 5 * C * anchors)
+    rows, columns = model.box_align.size
+    dense = model.box_channels
+    regions = rows * columns * C * dense + (DENSE_LAYERS - 1) * dense**2 + dense * (5 * K + 1)
+    head = neck + rpn + model.proposals * regions
+    if model.masks:
+        rows, columns = model.mask_align.size
+        positions = rows * columns
+        mask = positions * (MASK_CONVS * 9 * C * C + 4 * C * C + 4 * C * K)
+        head += model.detections * mask
+    return Macs(0, 0, 0, head=head)
 
 
 def _resize_conv(sources: Sequence[Size], channels: Sequence[int], features: int) -> Macs:

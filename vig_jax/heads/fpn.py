@@ -5,12 +5,14 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from vig_jax.layers.conv import ConvUnit
 from vig_jax.layers.linear import Dtype
+from vig_jax.layers.padding import zero_outside
 
-LEVELS = 4
+STRIDES = (4, 8, 16, 32, 64)  # pixels per position of each map of the pyramid
+LEVELS = 4  # maps of the backbone
 xavier = nn.initializers.xavier_uniform()
 
 
@@ -41,17 +43,24 @@ class FPN(nn.Module):
         self.fpn_convs = convs(3)
 
     def __call__(
-        self, maps: Sequence[Float[Array, "B _ _ _"]]
+        self,
+        maps: Sequence[Float[Array, "B _ _ _"]],
+        sizes: Int[Array, "B 2"] | None = None,
     ) -> tuple[Float[Array, "B _ _ C"], ...]:
         """Returns the pyramid, fine to coarse.
 
         Args:
             maps: four maps, fine to coarse, each half the size of the one before, rounded up.
+            sizes: height and width in pixels of the valid part of each image, in multiples of 32.
+                The result is zero elsewhere, and in the valid part that of the part alone. None:
+                nothing is padded.
         """
         laterals = [conv(x) for conv, x in zip(self.lateral_convs, maps, strict=True)]
         for i in reversed(range(LEVELS - 1)):
             laterals[i] = laterals[i] + doubled(laterals[i + 1], laterals[i].shape[1:3])
-        levels = [conv(x) for conv, x in zip(self.fpn_convs, laterals, strict=True)]
+        levels = []
+        for conv, x, stride in zip(self.fpn_convs, laterals, STRIDES[:LEVELS], strict=True):
+            levels.append(zero_outside(conv(zero_outside(x, sizes, stride)), sizes, stride))
         return *levels, levels[-1][:, ::2, ::2]
 
 

@@ -12,9 +12,12 @@ from vig_jax.heads.pyramid import Deconv
 from vig_jax.layers.conv import ConvUnit
 from vig_jax.layers.conv_module import kaiming_normal
 from vig_jax.layers.linear import Dtype, dense
+from vig_jax.ops.boxes import Stds
 from vig_jax.ops.roi_align import RoIAlign, box_levels
+from vig_jax.sharding.per_image import per_device
 
 STRIDES = (4, 8, 16, 32)  # of the maps that regions are pooled from
+BOX_STDS: Stds = (0.1, 0.1, 0.2, 0.2)  # of the box head's deltas
 DENSE_LAYERS, MASK_CONVS = 2, 4
 
 
@@ -123,25 +126,39 @@ class RoIHead(nn.Module):
         return *self.boxes(maps, rois), self.masks(maps, rois)
 
     def boxes(
-        self, maps: Sequence[Float[Array, "B _ _ C"]], rois: Float[Array, "B R 4"]
+        self,
+        maps: Sequence[Float[Array, "B _ _ C"]],
+        rois: Float[Array, "B R 4"],
+        sizes: Int[Array, "B 2"] | None = None,
     ) -> tuple[Float[Array, "B R classes"], Float[Array, "B R K 4"]]:
         """Returns logits, the background last, and deltas for each class.
 
         Args:
             maps: the pyramid, fine to coarse; maps after the fourth are not used.
             rois: x1, y1, x2, y2 in pixels.
+            sizes: see `RoIAlign`.
         """
-        return self.bbox_head(self._pool(self.box_align, maps, rois))
+        return self.bbox_head(self._pool(self.box_align, maps, rois, sizes))
 
     def masks(
-        self, maps: Sequence[Float[Array, "B _ _ C"]], rois: Float[Array, "B R 4"]
+        self,
+        maps: Sequence[Float[Array, "B _ _ C"]],
+        rois: Float[Array, "B R 4"],
+        sizes: Int[Array, "B 2"] | None = None,
     ) -> Float[Array, "B R h w K"]:
         """Returns a map of mask logits for each region and class; see `boxes`."""
-        return self.mask_head(self._pool(self.mask_align, maps, rois))
+        return self.mask_head(self._pool(self.mask_align, maps, rois, sizes))
 
-    def _pool(self, align: RoIAlign, maps: Sequence[Array], rois: Array) -> Array:
-        levels = box_levels(rois, len(STRIDES), self.level_rule)
-        return align(maps[: len(STRIDES)], rois, levels, STRIDES)
+    def _pool(
+        self, align: RoIAlign, maps: Sequence[Array], rois: Array, sizes: Array | None
+    ) -> Array:
+        @per_device
+        def pool(maps: Sequence[Array], rois: Array, sizes: Array | None) -> Array:
+            levels = box_levels(rois, len(STRIDES), self.level_rule)
+            return align(maps, rois, levels, STRIDES, sizes)
+
+        pooled: Array = pool(tuple(maps[: len(STRIDES)]), rois, sizes)
+        return pooled
 
 
 def class_maps(

@@ -63,6 +63,20 @@ def valid_cells(sizes: Int[Array, "B 2"], grid: Sequence[int]) -> Padding:
     return Padding(inside_rows & (jnp.arange(columns)[None, None, :] < width))
 
 
+def zero_outside(
+    x: Float[Array, "B h w D"], sizes: Int[Array, "B 2"] | None, stride: int
+) -> Float[Array, "B h w D"]:
+    """Returns the map with zeros outside of the valid part of each image.
+
+    Args:
+        x: the map.
+        sizes: height and width in pixels of the valid part, the top-left one. None: everything is
+            valid.
+        stride: pixels per cell; a cell that begins in the valid part belongs to it.
+    """
+    return x if sizes is None else valid_cells(-(-sizes // stride), x.shape[1:3]).zero_pads(x)
+
+
 def valid_tokens(
     sizes: Int[Array, "B 2"], grid: Sequence[int], padded_right: bool = True
 ) -> Padding:

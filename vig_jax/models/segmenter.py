@@ -1,29 +1,24 @@
 """Semantic segmentation: a ViG backbone with UperNet's heads."""
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
 
-import flax.linen as nn
-import jax
 from jaxtyping import Array, Float
 
 from vig_jax.errors import ConfigError
 from vig_jax.heads.fcn import FCNHead
 from vig_jax.heads.pyramid import Feature2Pyramid
 from vig_jax.heads.upernet import LEVELS, UPerHead
-from vig_jax.layers.linear import Dtype
 from vig_jax.models.backbone import FeatureInfo
-from vig_jax.models.variants import create_model, model_settings
+from vig_jax.models.dense import DenseModel, create_dense_model
 from vig_jax.models.vig import ViG
 from vig_jax.models.vig_h import ViGH
-from vig_jax.text import did_you_mean
 
 AUXILIARY_LEVEL = 2  # stride 16
 
 
-class Segmenter(nn.Module):
+class Segmenter(DenseModel):
     """UperNet on ViG: class logits for every position of stride 4.
 
     Hierarchical models supply the four maps of the heads. Plain models supply the residual stream
@@ -41,7 +36,6 @@ class Segmenter(nn.Module):
         norm_last: plain models: apply the backbone's norm to the map of the last block.
     """
 
-    backbone: ViG | ViGH
     num_classes: int = 150
     channels: int = 512
     aux_channels: int = 256
@@ -59,26 +53,11 @@ class Segmenter(nn.Module):
             )
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout={self.dropout} must be at least 0 and below 1")
-        if isinstance(self.backbone, ViG | ViGH) and self.backbone.num_classes:
-            raise ConfigError(
-                f"the backbone has num_classes={self.backbone.num_classes}; it must be 0: a "
-                "segmenter has other heads"
-            )
         if self.norm_last and not plain:
             raise ConfigError(
                 "norm_last=True is for plain models; hierarchical ones have out_norms=True instead"
             )
         super().__post_init__()
-
-    @property
-    def dtype(self) -> Dtype:
-        """Dtype of the computation, the backbone's; logits are float32 or wider."""
-        return self.backbone.dtype
-
-    @property
-    def gla_implementation(self) -> str | None:
-        """The backbone's implementation; see `kernels_pallas.vig_mixer`."""
-        return self.backbone.gla_implementation
 
     @property
     def feature_info(self) -> tuple[FeatureInfo, ...]:
@@ -93,11 +72,6 @@ class Segmenter(nn.Module):
         )
 
     @property
-    def native_size(self) -> int | None:
-        """Image side in pixels that the parameters are made for; None if any size is as good."""
-        return self.backbone.native_size
-
-    @property
     def smallest_size(self) -> int:
         """Smallest image side in pixels: plain models need two tokens for the coarsest map."""
         if isinstance(self.backbone, ViG):
@@ -105,30 +79,9 @@ class Segmenter(nn.Module):
         return self.backbone.smallest_size
 
     @property
-    def pos_embed_grid(self) -> int | None:
-        """Side of the square grid of the position embedding; None if there is none."""
-        return self.backbone.pos_embed_grid
-
-    @property
-    def stage_sizes(self) -> tuple[tuple[int, int], ...]:
-        """Width and number of blocks of each stage of the backbone."""
-        return self.backbone.stage_sizes
-
-    @property
     def head_prefixes(self) -> tuple[str, ...]:
         """First names of the parameter paths that are not the backbone."""
         return ("neck", "decode_head", "auxiliary_head")
-
-    def layer_ids(self, params: Any) -> tuple[Any, int]:
-        """Returns layer numbers; see `vig_jax.models.backbone.ParameterGroups`.
-
-        Neck and heads are in the last layer.
-        """
-        ids, last = self.backbone.layer_ids(params["backbone"])
-        return {
-            name: ids if name == "backbone" else jax.tree.map(lambda _: last, tree)
-            for name, tree in params.items()
-        }, last
 
     def setup(self) -> None:
         dtypes = {"dtype": self.backbone.dtype, "param_dtype": self.backbone.param_dtype}
@@ -199,13 +152,6 @@ class Segmenter(nn.Module):
         return maps if out_indices is None else tuple(maps[i] for i in out_indices)
 
 
-_OWN = tuple(
-    field.name
-    for field in dataclasses.fields(Segmenter)
-    if field.name not in ("backbone", "num_classes", "parent", "name")
-)
-
-
 def create_segmenter(name: str, num_classes: int = 150, **overrides: Any) -> Segmenter:
     """Builds a model for semantic segmentation by the name of its backbone.
 
@@ -222,13 +168,4 @@ def create_segmenter(name: str, num_classes: int = 150, **overrides: Any) -> Seg
     Raises:
         ConfigError: unknown name or field; the message suggests the nearest ones.
     """
-    fields = tuple(field for field in model_settings(name) if field != "num_classes")
-    for key in overrides:
-        if key not in _OWN + fields:
-            hint = did_you_mean(key, _OWN + fields)
-            raise ConfigError(f"a segmenter on {name} has no setting {key!r}; {hint}")
-    own = {key: value for key, value in overrides.items() if key in _OWN}
-    rest = {key: value for key, value in overrides.items() if key not in _OWN}
-    if "out_norms" in fields:
-        rest.setdefault("out_norms", True)
-    return Segmenter(create_model(name, 0, **rest), num_classes, **own)
+    return create_dense_model(Segmenter, name, num_classes, overrides)

@@ -38,12 +38,14 @@ class Maps(NamedTuple):
         height: rows of the map.
         width: columns of the map.
         level: its number, for `backward="dense"`.
+        step: positions of the table from one row of the map to the next; None: `width`.
     """
 
     start: Int[Array, " R"]
     height: Int[Array, " R"]
     width: Int[Array, " R"]
     level: Int[Array, " R"]
+    step: Int[Array, " R"] | None = None
 
 
 class Grid(NamedTuple):
@@ -65,8 +67,9 @@ class Grid(NamedTuple):
 
     def positions(self) -> Int[Array, "R h S w S"]:
         """Returns the rows of the table that are read."""
-        start, width = self.maps.start[:, None, None], self.maps.width[:, None, None]
-        return (start + self.rows * width)[..., None, None] + self.columns[:, None, None]
+        step = self.maps.width if self.maps.step is None else self.maps.step
+        first = self.maps.start[:, None, None] + self.rows * step[:, None, None]
+        return first[..., None, None] + self.columns[:, None, None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +113,7 @@ class RoIAlign:
         rois: Float[Array, "B R 4"],
         levels: Int[Array, "B R"],
         strides: Sequence[int | float],
+        sizes: Int[Array, "B 2"] | None = None,
     ) -> Float[Array, "B R h w C"]:
         """Returns the pooled features, in the dtype of the maps.
 
@@ -118,6 +122,8 @@ class RoIAlign:
             rois: boxes in pixels.
             levels: the map of each RoI; see `box_levels`.
             strides: pixels per position of each map.
+            sizes: height and width in pixels of the valid part of each image, the top-left one;
+                each map ends there. None: nothing is padded.
         """
         shapes = [(x.shape[1], x.shape[2]) for x in maps]
         counts = [height * width for height, width in shapes]
@@ -127,11 +133,20 @@ class RoIAlign:
         rois = wide(rois)
         rois = rois * jnp.asarray([1 / s for s in strides], rois.dtype)[levels][..., None]
 
-        def pool(table: jax.Array, rois: jax.Array, levels: jax.Array) -> jax.Array:
-            start, height, width = facts[levels].T
-            return self.from_table(table, rois, Maps(start, height, width, levels), shapes)
+        if sizes is None:
+            ends = jnp.broadcast_to(facts[:, 1:], (len(rois), len(maps), 2))
+        else:
+            cells = [jnp.ceil(sizes / stride) for stride in strides]
+            ends = jnp.maximum(jnp.stack(cells, 1), 1).astype(jnp.int32)
 
-        return jax.vmap(pool)(table, rois, levels)
+        def pool(
+            table: jax.Array, rois: jax.Array, levels: jax.Array, ends: jax.Array
+        ) -> jax.Array:
+            start, _, step = facts[levels].T
+            height, width = ends[levels].T
+            return self.from_table(table, rois, Maps(start, height, width, levels, step), shapes)
+
+        return jax.vmap(pool)(table, rois, levels, ends)
 
     def from_table(
         self,

@@ -10,11 +10,11 @@ from tests import golden_det
 from tests.golden_seg import last, numbered
 from tests.tasks.detection import given
 from vig_jax.heads.roi import STRIDES, RoIHead, class_maps
+from vig_jax.heads.select import DetectionSelector
 from vig_jax.ops.mask_targets import TARGETS, mask_targets
 from vig_jax.ops.matching import Matcher
 from vig_jax.ops.roi_align import RoIAlign
 from vig_jax.tasks.detection.losses import box_loss, mask_loss
-from vig_jax.tasks.detection.select import DetectionSelector
 from vig_jax.tasks.detection.targets import roi_targets
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests import golden_det
-from vig_jax.tasks.detection.select import DetectionSelector
+from vig_jax.heads.select import DetectionSelector
 
 
 def selector(facts, library, **options):

@@ -11,11 +11,11 @@ from tests import golden_det
 from tests.golden_seg import last, numbered, relative_error
 from tests.tasks.detection import given
 from vig_jax.heads.rpn import RPNHead
+from vig_jax.heads.select import ProposalSelector
 from vig_jax.ops.anchors import AnchorGenerator
 from vig_jax.ops.matching import IGNORED, Matcher
 from vig_jax.ops.sampling import image_keys
 from vig_jax.tasks.detection.losses import rpn_loss
-from vig_jax.tasks.detection.select import ProposalSelector
 from vig_jax.tasks.detection.targets import anchor_targets, sample_anchors
 
 MATCHERS = {"mm": Matcher(), "tv": Matcher(low_quality="own", least_low_quality=0.0)}

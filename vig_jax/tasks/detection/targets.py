@@ -6,11 +6,10 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from vig_jax.heads.roi import BOX_STDS
 from vig_jax.ops import boxes
 from vig_jax.ops.matching import BACKGROUND, Matcher
 from vig_jax.ops.sampling import Samples, draw, sample
-
-BOX_STDS: boxes.Stds = (0.1, 0.1, 0.2, 0.2)  # of the box head's deltas
 
 
 class Truth(NamedTuple):

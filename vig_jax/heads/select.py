@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from vig_jax.heads.roi import BOX_STDS
 from vig_jax.ops import boxes
 from vig_jax.ops.nms import nms, suppress
-from vig_jax.tasks.detection.targets import BOX_STDS
 
 
 class Proposals(NamedTuple):
