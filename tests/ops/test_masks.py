@@ -25,9 +25,9 @@ def targets(precision, samples, aligned=True):
 def test_targets_from_whole_bitmaps(precision):
     arrays = golden_det.load("masks").arrays
     adaptive = targets(precision, samples=0)
-    precision.close(adaptive, arrays["mm_bitmap_soft"], 1e-6, 1e-4)
-    precision.close(targets(precision, samples=2), arrays["sampling2_soft"], 1e-6, 1e-4)
-    precision.close(targets(precision, 0, aligned=False), arrays["tv_targets"], 1e-6, 1e-4)
+    precision.close(adaptive, arrays["mm_bitmap_soft"], 1e-6, 2e-5)
+    precision.close(targets(precision, samples=2), arrays["sampling2_soft"], 1e-6, 2e-5)
+    precision.close(targets(precision, 0, aligned=False), arrays["tv_targets"], 1e-6, 2e-5)
     if precision.dtype is np.float64:
         np.testing.assert_array_equal(adaptive >= 0.5, arrays["mm_bitmap_targets"])
 
@@ -44,7 +44,7 @@ def test_targets_from_cut_bitmaps():
     found = run(jnp.asarray(padded), *inputs, boxes)
     alone = run(jnp.asarray(cut), *inputs, boxes[: len(cut)])
     np.testing.assert_array_equal(found, alone)
-    assert np.mean((found >= 0.5) == arrays["mm_bitmap_targets"]) > 0.985
+    assert np.mean((found >= 0.5) == arrays["mm_bitmap_targets"]) > 0.99
     empty = run(jnp.asarray(padded), *inputs[:1], inputs[1] + len(cut), boxes)
     assert not np.any(empty)
 

@@ -189,11 +189,10 @@ class RoIAlign:
         per_sample = 1 / jnp.maximum(counts, 1)
         offset = (jnp.arange(samples) + 0.5) * per_sample  # [R, 1, S], in cells
         position = low[:, None, None] + (jnp.arange(bins)[:, None] + offset) * cell
-        position, length = _rounded(position), length[:, None, None]
-        used = (jnp.arange(samples) < counts) & (position >= -1) & (position <= length)
-        position = jnp.clip(position, 0, length - 1)
-        first = jnp.floor(position)
-        fraction = position - first
+        rounded, length = _rounded(position), length[:, None, None]
+        used = (jnp.arange(samples) < counts) & (rounded >= -1) & (rounded <= length)
+        first = jnp.floor(jnp.clip(rounded, 0, length - 1))
+        fraction = jnp.clip(jnp.clip(position, 0, length - 1) - first, 0, 1)
         weights = jnp.stack([1 - fraction, fraction], -1) * (used * per_sample)[..., None]
         neighbour = first.astype(jnp.int32)
         neighbours = jnp.stack([neighbour, jnp.minimum(neighbour + 1, length - 1)], -1)
@@ -206,7 +205,7 @@ def _rounded(position: jax.Array) -> jax.Array:
 
     The compiler may compute a position twice, for the index and for the weight, with different
     rounding. At a whole number `floor` would then give two results, and the wrong pixel the whole
-    weight.
+    weight. Fewer bits make both results the same; weights keep the bits of the position itself.
     """
     exponent, mantissa = (11, 49) if position.dtype == jnp.float64 else (8, 21)
     return jax.lax.reduce_precision(position, exponent, mantissa)

@@ -10,6 +10,8 @@ from tests.tasks.detection.mask_rcnn import Case
 from vig_jax.ops.paste import paste
 
 TOLERANCE = {np.float64: 1e-5, np.float32: 1e-4}
+# In float32, an activation near 0 may change its sign: a ReLU then stops or passes its gradient.
+OF_GRADIENTS = {np.float64: 1e-5, np.float32: 1e-3}
 
 
 # The padding of objects, samples, proposals and detections differs between the cases.
@@ -50,12 +52,12 @@ def test_losses_and_gradients(case, name, dtype):
     for loss, kind in zip(losses, ("cls", "box", "mask"), strict=True):
         assert relative_error(loss, arrays[f"{name}_loss_{kind}"]) < tolerance, kind
     for x, expected in zip(by_map, numbered(arrays, f"{name}_grad_map"), strict=True):
-        assert relative_error(x, last(expected), 1e-3) < tolerance
+        assert relative_error(x, last(expected), 1e-3) < OF_GRADIENTS[dtype]
     stored = golden_det.tree(case.golden.below(f"{name}_grad_w."), np.float64)
     if stored:
         assert jax.tree.structure(by_param) == jax.tree.structure(stored)
         for x, expected in zip(jax.tree.leaves(by_param), jax.tree.leaves(stored), strict=True):
-            assert relative_error(x, expected, 1e-3) < tolerance
+            assert relative_error(x, expected, 1e-3) < OF_GRADIENTS[dtype]
 
 
 @pytest.mark.parametrize(("name", "dtype", "padding"), CASES)
