@@ -18,7 +18,6 @@ import pytest
 from tests.data.loading import eval_batches, train_batches
 from vig_jax import data as package
 from vig_jax.data import open_dataset
-from vig_jax.data.dataset import Dataset
 from vig_jax.data.loader import batches as loader
 from vig_jax.data.loader import pipeline, watch
 from vig_jax.data.loader.shared_memory import SHARED_MEMORY, remove_stale
@@ -93,27 +92,22 @@ def test_a_worker_that_takes_too_long_or_is_killed_names_the_image(make_data, fo
     assert not multiprocessing.active_children()
 
 
-@dataclasses.dataclass(frozen=True)
-class HangsBetweenImages:
-    """A data set that does not answer a worker after the first batch."""
+class Arrays(dict):
+    """The arrays of an example, which take a minute to read in a worker after some batches."""
 
-    dataset: Dataset
     asked = itertools.count()
 
-    @property
-    def info(self):
-        return self.dataset.info
-
-    def __len__(self):
+    def __getitem__(self, name):
         if multiprocessing.parent_process() and next(self.asked) > 5:
             time.sleep(60)
-        return len(self.dataset)
+        return super().__getitem__(name)
 
-    def __getitem__(self, index):
-        return self.dataset[index]
 
-    def name_of(self, index):
-        return self.dataset.name_of(index)
+class HangsBetweenImages(Slow):
+    """A preprocess whose arrays cannot be read."""
+
+    def __call__(self, example, rng):
+        return Arrays(super().__call__(example, rng))
 
 
 def hangs_at_its_start(*_):
@@ -124,8 +118,7 @@ def test_workers_that_hang_outside_of_images_are_an_error(make_data, folder, mon
     dataset = open_dataset(make_data(source="image_folder", path=str(folder)), "train")
     settings = {"batch_size": 1, "seed": 0, "workers": 1, "image_seconds": 0.5}
     between = r"nothing came.*0\.5 s \(1 between images\).*config\.data\.image_seconds"
-    hanging = HangsBetweenImages(dataset)
-    with loader.train_batches(hanging, Slow(label=-1), **settings) as batches:
+    with loader.train_batches(dataset, HangsBetweenImages(label=-1), **settings) as batches:
         next(batches)
         time.sleep(1.5)  # nothing is awaited: a worker with full buffers may be silent
         with pytest.raises(DataWorkerError, match=between):
