@@ -79,6 +79,19 @@ def test_masks_of_one_value(fill_with):
     assert rle.bounding_box(encoded) == ((0, 0, 7, 5) if fill_with else (0, 0, 0, 0))
 
 
+@pytest.mark.parametrize("share", [0.0, 0.4, 0.9, 1.0])
+@pytest.mark.parametrize("place", [(0, 0), (2, 3), (5, 9)])
+@pytest.mark.parametrize("shape", [(3, 4), (8, 4), (8, 13), (0, 0)])
+def test_parts_of_masks(share, place, shape):
+    height, width = 8, 13
+    part = np.random.default_rng(1).random(shape) < share
+    part = part[: height - place[0], : width - place[1]]
+    mask = np.zeros((height, width), bool)
+    mask[place[0] : place[0] + part.shape[0], place[1] : place[1] + part.shape[1]] = part
+    encoded = rle.encode_part(part, *place, height, width)
+    np.testing.assert_array_equal(encoded.counts, rle.encode(mask).counts)
+
+
 def test_random_masks_survive():
     rng = np.random.default_rng(0)
     for shape, share in (((40, 30), 0.5), ((300, 200), 0.01), ((1, 90), 0.3)):

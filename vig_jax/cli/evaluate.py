@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     from vig_jax.errors import NonFiniteLossError
     from vig_jax.evaluation.evaluate import evaluate, make_predict_step
     from vig_jax.sharding.mesh import check_batch_size, make_mesh
-    from vig_jax.tasks.protocol import Detailed, HostBatch
+    from vig_jax.tasks.protocol import Detailed, Exporting, HostBatch
     from vig_jax.tasks.registry import get_task, make_task
 
     loaded = weights.restore(args, args.run)
@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
     dataset = open_dataset(data, "eval")
     dataset = entry.match_data(loaded.metadata, dataset, config, class_map)
     metadata = {**dataset.info.metadata, **loaded.metadata}
-    bundle = make_task(dataclasses.replace(config, data=data), metadata)
+    bundle = make_task(dataclasses.replace(config, data=data), metadata).evaluated_on(dataset)
     evaluation, preprocess = bundle.evaluation, bundle.eval_preprocess
     bad_images = BadImages(dataset, preprocess, data.max_bad_images)
     progress = tqdm(total=len(dataset), unit="img", desc="evaluate", disable=None, leave=False)
@@ -136,7 +136,10 @@ def run(args: argparse.Namespace) -> int:
     if args.results:
         args.results.mkdir(parents=True, exist_ok=True)
         evaluation.save(state, args.results, f"{config.model.name}, {loaded.description}")
-        for path in entry.report.draw(args.results):
+        written = entry.report.draw(args.results)
+        if isinstance(evaluation, Exporting):
+            written += evaluation.export(state, args.results)
+        for path in written:
             print(f"wrote {path}")
     return 0
 

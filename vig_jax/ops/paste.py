@@ -1,5 +1,7 @@
 """Masks between a box and its image, on the host. NumPy only."""
 
+from typing import NamedTuple
+
 import numpy as np
 from jaxtyping import Float, Shaped, UInt8
 
@@ -24,18 +26,32 @@ def cut_to_box(
     return np.round(255 * (rows @ mask.astype(np.float64) @ columns.T)).astype(np.uint8)
 
 
-def paste(
+class Part(NamedTuple):
+    """A part of an image.
+
+    Attributes:
+        values: of its pixels.
+        top: row of its first pixel in the image.
+        left: column of its first pixel in the image.
+    """
+
+    values: Float[np.ndarray, "h w"]
+    top: int
+    left: int
+
+
+def paste_part(
     mask: Float[np.ndarray, "m m"],
     box: Float[np.ndarray, "4"],
     height: int,
     width: int,
     library: str = "mm",
-) -> Float[np.ndarray, "h w"]:
-    """Returns a mask of a box as a map of the whole image; compare it with 0.5.
+) -> Part:
+    """Returns a mask of a box at the pixels of the image that the box reaches.
 
     Args:
         mask: probabilities over the box.
-        box: x1, y1, x2, y2 in pixels of the image. Without area, the map is empty.
+        box: x1, y1, x2, y2 in pixels of the image. Without area, the part is empty.
         height: rows of the image.
         width: columns of the image.
         library: "mm": bilinear at the centres of pixels, in a window of one pixel around the box
@@ -43,9 +59,8 @@ def paste(
             pixels, and the mask resized to it (torchvision).
 
     Returns:
-        Probabilities, 0 outside of the box.
+        Probabilities, which are 0 at all other pixels.
     """
-    image = np.zeros((height, width), mask.dtype)
     box = np.asarray(box, np.float64)
     if library == "tv":
         spans = _whole_pixels(box, len(mask), (width, height))
@@ -55,10 +70,22 @@ def paste(
             for low, high, length in zip(box[:2], box[2:], (width, height), strict=True)
         ]
     else:
-        return image
+        return Part(np.zeros((0, 0), mask.dtype), 0, 0)
     (left, columns), (top, rows) = spans
-    part = rows.astype(mask.dtype) @ mask @ columns.astype(mask.dtype).T
-    image[top : top + len(rows), left : left + len(columns)] = part
+    return Part(rows.astype(mask.dtype) @ mask @ columns.astype(mask.dtype).T, top, left)
+
+
+def paste(
+    mask: Float[np.ndarray, "m m"],
+    box: Float[np.ndarray, "4"],
+    height: int,
+    width: int,
+    library: str = "mm",
+) -> Float[np.ndarray, "h w"]:
+    """Returns `paste_part` as a map of the whole image; compare it with 0.5."""
+    image = np.zeros((height, width), mask.dtype)
+    part, top, left = paste_part(mask, box, height, width, library)
+    image[top : top + part.shape[0], left : left + part.shape[1]] = part
     return image
 
 

@@ -14,6 +14,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from vig_jax.data.dataset import Dataset
+
 Params = Any  # nested dictionary of arrays
 Variables = Mapping[str, Any]  # {"params": Params} and mutable collections such as "batch_stats"
 Batch = Mapping[str, jax.Array]  # on the devices, with a leading batch axis
@@ -129,6 +131,37 @@ class Detailed(Protocol):
         Args:
             state: the state of the whole data set.
             name_of: `Dataset.name_of`, from the number of an example to its name.
+        """
+
+
+@runtime_checkable
+class NeedsDataset(Protocol):
+    """An `Evaluation` that reads more of the evaluation data than batches hold.
+
+    An example is the ground truth of detection, which has objects that training leaves out.
+    """
+
+    def with_dataset(self, dataset: Dataset) -> Evaluation[Any]:
+        """Returns the evaluation of a data set.
+
+        Args:
+            dataset: the `index` of a batch has the numbers of its examples.
+
+        Raises:
+            DataSetError: the data set lacks what the evaluation needs.
+        """
+
+
+@runtime_checkable
+class Exporting(Protocol):
+    """An `Evaluation` whose predictions can be written for other programs."""
+
+    def export(self, state: Any, folder: Path) -> list[Path]:
+        """Writes all predictions, for `vig evaluate --results`, and returns the files.
+
+        Args:
+            state: the state of the whole data set.
+            folder: an existing folder.
         """
 
 

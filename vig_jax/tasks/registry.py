@@ -16,7 +16,7 @@ from vig_jax.config.schema import TASK_CONFIGS
 from vig_jax.data.dataset import Dataset
 from vig_jax.data.preprocess.protocol import BucketedPreprocess, DrawnBuckets, Preprocess
 from vig_jax.errors import ConfigError
-from vig_jax.tasks.protocol import Evaluation, Preview, Task, Variables
+from vig_jax.tasks.protocol import Evaluation, NeedsDataset, Preview, Task, Variables
 from vig_jax.text import did_you_mean
 from vig_jax.weights.initial import classifier_variables
 
@@ -42,6 +42,16 @@ class TaskBundle:
     eval_preprocess: Preprocess | BucketedPreprocess
     preview: Preview | None = None
     summary: str = ""
+
+    def evaluated_on(self, dataset: Dataset) -> "TaskBundle":
+        """Returns the bundle with the evaluation of a data set; see `NeedsDataset`.
+
+        Raises:
+            DataSetError: the data set lacks what the evaluation needs.
+        """
+        if not isinstance(self.evaluation, NeedsDataset):
+            return self
+        return dataclasses.replace(self, evaluation=self.evaluation.with_dataset(dataset))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -80,6 +80,7 @@ class Experiment:
         intervals = Intervals.from_config(config.train, epoch)
         config = bundle.config
         eval_data = get_task(config.task.name).match_data(trained_on, eval_data, config, None)
+        bundle = bundle.evaluated_on(eval_data)
         schedule = make_schedule(
             config.optimizer, batch_size=batch_size, steps_per_epoch=epoch, total=intervals.total
         )
