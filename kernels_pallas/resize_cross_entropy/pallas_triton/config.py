@@ -59,9 +59,9 @@ def heuristic(spec: ResizeCrossEntropySpec, device: Device | None = None) -> Con
 
 
 def _kernel(spec: ResizeCrossEntropySpec, part: int) -> KernelConfig:
-    part = min(part, next_power_of_two(spec.classes))
+    num_warps = next_power_of_two(cdiv(spec.classes, 256))  # side by side in a part
+    part = min(part * num_warps, next_power_of_two(spec.classes))
     numbers = cdiv(spec.classes, part) * part
-    num_warps = min(4, next_power_of_two(cdiv(numbers, 256)))
     room = max(1, _NUMBERS * 32 * num_warps // numbers)
     largest = next_power_of_two(room + 1) // 2  # power of two <= room
     return KernelConfig(
@@ -75,7 +75,7 @@ def _kernel(spec: ResizeCrossEntropySpec, part: int) -> KernelConfig:
 def candidates(spec: ResizeCrossEntropySpec, device: Device | None = None) -> Iterator[Config]:
     """Returns the configs that autotuning tries."""
     usual, most = heuristic(spec, device).gradient, next_power_of_two(spec.classes)
-    for part in sorted({min(part, most) for part in (8, 16, 32, 64)}):
+    for part in sorted({min(part * usual.num_warps, most) for part in (16, 32, 64)}):
         for pixels in sorted({max(1, usual.pixels // 2), usual.pixels, 2 * usual.pixels}):
             for cells in sorted({max(1, usual.cells // 4), usual.cells, 4 * usual.cells}):
                 for num_warps in (usual.num_warps, 2 * usual.num_warps):

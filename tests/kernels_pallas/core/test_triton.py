@@ -9,8 +9,8 @@ from kernels_pallas.core import triton
 from kernels_pallas.testing import interpret
 
 
-def copied(start, store_at=0, count=None):
-    """Copies `count` elements, or four without a mask, of 0..4 in a kernel."""
+def copied(start, store_at=0, count=None, dtype="float32"):
+    """Copies `count` elements, or four without a mask, of 0..4 in a kernel, to float32."""
 
     def kernel(x_ref, out_ref):
         index = jnp.arange(4)
@@ -27,7 +27,7 @@ def copied(start, store_at=0, count=None):
             out_shape=[jax.ShapeDtypeStruct((4,), jnp.float32)],
             num_warps=1,
             num_stages=1,
-        )(jnp.arange(5.0))
+        )(jnp.arange(5, dtype=dtype))
         return np.asarray(out)
 
 
@@ -35,6 +35,10 @@ def test_what_is_read_outside_is_nan():
     np.testing.assert_array_equal(copied(1), [1, 2, 3, 4])
     np.testing.assert_array_equal(copied(2), [2, 3, 4, np.nan])
     np.testing.assert_array_equal(copied(-1), [np.nan, 0, 1, 2])
+
+
+def test_integers_that_are_read_outside_are_the_largest():
+    np.testing.assert_array_equal(copied(2, dtype="uint8"), [2, 3, 4, 255])
 
 
 @pytest.mark.parametrize("store_at", [1, -1])
