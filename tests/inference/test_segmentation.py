@@ -16,8 +16,9 @@ from vig_jax import config as configuration
 from vig_jax.cli.main import main
 from vig_jax.config import recipes
 from vig_jax.errors import ConfigError
+from vig_jax.inference.file_predictor import output_names
 from vig_jax.inference.loaded_model import load_for_inference
-from vig_jax.inference.segmentation import SegmentationPredictor, output_names
+from vig_jax.inference.segmentation import SegmentationPredictor
 from vig_jax.layers.pixels import normalise
 from vig_jax.models.from_config import segmenter_from_config
 from vig_jax.tasks.registry import make_task

@@ -42,6 +42,17 @@ def count(text: str) -> int:
     return _at_least(0, text)
 
 
+def probability(text: str) -> float:
+    """Returns a number from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from error
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} must be from 0 to 1")
+    return value
+
+
 def image_size(text: str) -> int | tuple[int, int]:
     """Returns the side of square images, or height and width of "HEIGHTxWIDTH"."""
     height, times, width = text.partition("x")

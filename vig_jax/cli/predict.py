@@ -4,6 +4,7 @@
   vig predict runs/fashion_mnist folder/ --top 3 --json predictions.json --figure predictions.png
   vig predict --weights vig_s.pth --model vig_s photo.jpg
   vig predict runs/ade20k_vig_h_t photo.jpg --output maps
+  vig predict runs/coco_vig_h_t photo.jpg --threshold 0.5
 
 A classifier prints the most likely classes. With --figure, a folder named after a class is the true
 label of its images.
@@ -12,7 +13,13 @@ A segmenter prints the classes with the most pixels, and writes two files for ea
 --output. NAME_labels.png is an indexed image of the same size with the class of every pixel: class
 0, 1, ... or, for a run with config.task.reduce_zero_label as ADE20K's, class + 1 as in the
 annotations, where 0 is unlabelled. NAME_overlay.png is the photograph under the colors of the
-classes, with a legend. Images are not rotated by their EXIF orientation.
+classes, with a legend.
+
+A detector prints the objects with the highest scores. Into --output it writes NAME_objects.png for
+each image, the photograph with boxes, masks, names and scores, and detections.json: all objects
+with a score of at least --threshold as a data set in COCO's format, with masks as runs.
+
+Images are not rotated by their EXIF orientation by a segmenter or a detector.
 """
 
 import argparse
@@ -37,20 +44,30 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     weights.configure(parser)
     parser.add_argument(
-        "--top", type=options.positive, default=5, help="classes to print per image (default 5)"
+        "--top",
+        type=options.positive,
+        default=5,
+        help="classes or objects to print per image (default 5)",
     )
     parser.add_argument(
         "--batch-size",
         type=options.positive,
         default=64,
-        help="of a classifier (default 64); a segmenter takes images one by one",
+        help="of a classifier (default 64); other models take images one by one",
     )
     parser.add_argument(
         "--output",
         type=options.path,
         default=Path("predictions"),
         metavar="FOLDER",
-        help="of the files that a segmenter writes (default: predictions)",
+        help="of the files that a segmenter or a detector writes (default: predictions)",
+    )
+    parser.add_argument(
+        "--threshold",
+        type=options.probability,
+        default=0.3,
+        metavar="SCORE",
+        help="least score of the objects of a detector, 0 to 1 (default 0.3)",
     )
     parser.add_argument(
         "--json", type=options.output_file, metavar="FILE", help="write the predictions here"
@@ -77,7 +94,9 @@ def run(args: argparse.Namespace) -> int:
     print(printable(f"{loaded.config.model.name}: {loaded.description}"), file=sys.stderr)
     predictor = file_predictor(loaded)
     predictions = []
-    settings = PredictOptions(top=args.top, batch_size=args.batch_size, output=args.output)
+    settings = PredictOptions(
+        top=args.top, batch_size=args.batch_size, output=args.output, threshold=args.threshold
+    )
     for prediction in predictor.predict_files(files, settings):
         predictions.append(prediction)
         print(prediction, file=sys.stderr if prediction.error else sys.stdout)

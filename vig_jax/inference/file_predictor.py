@@ -1,7 +1,9 @@
 """Predictions for image files, by the task of a model."""
 
 import dataclasses
+import os
 import pkgutil
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -19,11 +21,13 @@ class PredictOptions:
         top: number of classes to print for an image.
         batch_size: images per call of the model, if all have one size.
         output: folder for files that belong to an image.
+        threshold: least score of a detection.
     """
 
     top: int = 5
     batch_size: int = 64
     output: Path = Path("predictions")
+    threshold: float = 0.3
 
 
 @runtime_checkable
@@ -69,3 +73,19 @@ def file_predictor(loaded: LoadedModel) -> FilePredictor:
         )
     predictor: FilePredictor = pkgutil.resolve_name(maker)(loaded)
     return predictor
+
+
+def output_names(files: Sequence[Path]) -> dict[Path, Path]:
+    """Returns a path without suffix for the outputs of each file, relative to the output folder.
+
+    Files of several folders keep their place below the folder that all are in. Files that differ in
+    their suffix only keep it: a.jpg and a.png become a.jpg and a.png.
+    """
+    places = {file: file.absolute() for file in files}
+    root = os.path.commonpath([place.parent for place in places.values()])
+    counts = Counter(place.with_suffix("") for place in set(places.values()))
+    names = {}
+    for file, place in places.items():
+        stem = place.with_suffix("")
+        names[file] = (place if counts[stem] > 1 else stem).relative_to(root)
+    return names

@@ -3,8 +3,6 @@
 import dataclasses
 import functools
 import math
-import os
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ from vig_jax.data.preprocess.segmentation_views import mask_side
 from vig_jax.errors import ConfigError, NonFiniteLossError, UndecodableImageError
 from vig_jax.figures import drawable, save_figure
 from vig_jax.files import read_regular_file, write_atomically
-from vig_jax.inference.file_predictor import PredictOptions
+from vig_jax.inference.file_predictor import PredictOptions, output_names
 from vig_jax.inference.loaded_model import LoadedModel
 from vig_jax.models.backbone import implementation_refusals
 from vig_jax.sharding.mesh import make_mesh, place_batch
@@ -225,19 +223,3 @@ class SegmentationPredictor:
         mixed = overlay(small, thumbnail_of_labels(labels), self.palette)
         gap = np.full((len(small), 4, 3), 255, np.uint8)
         return np.concatenate([small, gap, mixed], axis=1)
-
-
-def output_names(files: Sequence[Path]) -> dict[Path, Path]:
-    """Returns a path without suffix for the outputs of each file, relative to the output folder.
-
-    Files of several folders keep their place below the folder that all are in. Files that differ in
-    their suffix only keep it: a.jpg and a.png become a.jpg and a.png.
-    """
-    places = {file: file.absolute() for file in files}
-    root = os.path.commonpath([place.parent for place in places.values()])
-    counts = Counter(place.with_suffix("") for place in set(places.values()))
-    names = {}
-    for file, place in places.items():
-        stem = place.with_suffix("")
-        names[file] = (place if counts[stem] > 1 else stem).relative_to(root)
-    return names

@@ -1,12 +1,14 @@
 """Drawings of objects: masks, boxes, names and scores over an image."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Int32, UInt8
+from PIL import Image
 
-from vig_jax.figures import drawable
+from vig_jax.figures import DPI, drawable, save_figure
 from vig_jax.metrics.coco_matching import Found
 from vig_jax.ops import rle
 from vig_jax.tasks.segmentation.drawing import Palette, default_palette, label_name
@@ -16,6 +18,8 @@ _LETTER = 0.62  # width of a letter over the size of the font
 _LINE = 1.45  # height of a line over the size of the font
 _OTHERS = 12  # colours of the objects of a single class
 _LONGEST_NAME = 20
+_SMALLEST, _LARGEST = 512, 2048  # pixels, of the longer side of a drawing
+_PIXELS_PER_POINT = 120  # of the longer side, for the size of the font
 
 
 class Objects(NamedTuple):
@@ -100,7 +104,9 @@ def draw_objects(
     fontsize: float = 7.0,
     scores: bool = True,
 ) -> None:
-    """Draws an image with masks, boxes, and the name and score of each object.
+    """Draws an image with masks, boxes, and the name and score in percent of each object.
+
+    Names are left out where there is no room, and if there is one class only.
 
     Args:
         axes: of Matplotlib.
@@ -124,14 +130,16 @@ def draw_objects(
     for i, (left, top, right, bottom) in enumerate(objects.boxes.tolist()):
         colour = colours[i] / 255
         axes.add_patch(
-            Rectangle((left, top), right - left, bottom - top, fill=False, color=colour, lw=1.2)
+            Rectangle(
+                (left, top), right - left, bottom - top, fill=False, color=colour, lw=fontsize / 6
+            )
         )
-        text = drawable(label_name(class_names, int(objects.labels[i])), _LONGEST_NAME)
-        if scores:
-            text += f" {100 * objects.scores[i]:.0f}"
+        name = drawable(label_name(class_names, int(objects.labels[i])), _LONGEST_NAME)
+        parts = [name] if len(palette) > 1 else []
+        text = " ".join([*parts, *([f"{100 * objects.scores[i]:.0f}"] if scores else [])])
         size = np.array([len(text) * _LETTER, _LINE]) * fontsize * pixels
         place = _free_place(objects.boxes[i], size, (width, height), taken)
-        if place is not None:
+        if text and place is not None:
             taken.append(place)
             axes.text(
                 place[0] + 0.2 * fontsize * pixels,
@@ -142,6 +150,49 @@ def draw_objects(
                 color="black" if colour @ (0.3, 0.59, 0.11) > 0.5 else "white",
                 bbox={"facecolor": colour, "edgecolor": "none", "pad": 0.6, "alpha": 0.85},
             )
+
+
+def draw_found(
+    image: UInt8[np.ndarray, "H W 3"],
+    found: Found,
+    class_names: Sequence[str],
+    palette: Palette,
+    path: Path,
+) -> None:
+    """Writes a PNG of a photograph with masks, boxes, names and scores of its objects.
+
+    The PNG has 512 to 2048 pixels along its longer side: larger photographs are reduced, and the
+    pixels of smaller ones are repeated.
+
+    Args:
+        image: the photograph.
+        found: the objects to draw, those with high scores first.
+        class_names: of the labels.
+        palette: colours of the labels.
+        path: of the PNG.
+    """
+    from matplotlib.figure import Figure
+
+    size = image.shape[0], image.shape[1]
+    longest = max(size)
+    times = max(1, -(-_SMALLEST // longest))
+    height, width = (max(1, times * side * min(longest, _LARGEST) // longest) for side in size)
+    how = Image.Resampling.BOX if longest > _LARGEST else Image.Resampling.NEAREST
+    image = np.asarray(Image.fromarray(image).resize((width, height), how))
+    objects = objects_at(found, np.arange(len(found.labels)), size, (height, width))
+    figure = Figure(figsize=(width / DPI, height / DPI))
+    axes = figure.add_axes((0, 0, 1, 1))
+    draw_objects(
+        axes,
+        image,
+        objects,
+        class_names,
+        palette,
+        pixels=DPI / 72,
+        fontsize=max(7.0, max(height, width) / _PIXELS_PER_POINT),
+    )
+    axes.spines[:].set_visible(False)
+    save_figure(figure, path)
 
 
 def _free_place(

@@ -56,6 +56,23 @@ def _pasted(values: np.ndarray, box: np.ndarray, height: int, width: int) -> Rle
     return encoded._replace(counts=encoded.counts.astype(np.int32))  # many are kept in memory
 
 
+def best_of(found: Found, least_score: float) -> Int[np.ndarray, "m"]:
+    """Returns the numbers of the detections with a score of at least `least_score`, best first."""
+    order = np.argsort(-found.scores, kind="stable")
+    return order[found.scores[order] >= least_score]
+
+
+def kept_above(found: Found, least_score: float) -> Found:
+    """Returns the detections of `best_of`."""
+    kept = best_of(found, least_score)
+    return Found(
+        boxes=found.boxes[kept],
+        scores=found.scores[kept],
+        labels=found.labels[kept],
+        masks=None if found.masks is None else tuple(found.masks[i] for i in kept.tolist()),
+    )
+
+
 def coco_rows(found: Found, image_id: int, category_ids: Sequence[int]) -> Iterator[dict[str, Any]]:
     """Yields the detections of an image in the format of COCO's results.
 

@@ -15,6 +15,7 @@ from vig_jax.files import write_atomically
 from vig_jax.metrics.coco_ap import CocoScores
 from vig_jax.metrics.coco_matching import Found, Kind
 from vig_jax.tasks.detection.drawing import Objects, objects_at
+from vig_jax.tasks.detection.found import best_of
 from vig_jax.tasks.segmentation.thumbnails import thumbnail_of_image
 
 RESULTS_FILE = "detection.npz"
@@ -72,12 +73,6 @@ def worst_of(images: Iterable[WorstImage]) -> tuple[WorstImage, ...]:
     """Returns the 12 with the lowest average precision; of equal ones those with most objects."""
     order = sorted(images, key=lambda image: (image.ap, -image.objects, image.index))
     return tuple(order[:MOST_WORST])
-
-
-def best_of(found: Found, least_score: float) -> np.ndarray:
-    """Returns the numbers of the detections with a score of at least `least_score`, best first."""
-    order = np.argsort(-found.scores, kind="stable")
-    return order[found.scores[order] >= least_score]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
