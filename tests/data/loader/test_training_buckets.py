@@ -171,7 +171,7 @@ def test_the_order_is_pinned():
     assert batch["image"].shape[1:] == (8, 8)
 
 
-def test_a_bad_image_is_replaced_by_one_of_its_bucket():
+def test_a_bad_image_is_replaced_by_one_that_fits_into_the_batch():
     damaged = tuple(range(20, 40))
     source = Rectangles(damaged=damaged)
     batches = take(15, source=source)

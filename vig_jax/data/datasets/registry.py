@@ -26,6 +26,7 @@ from vig_jax.data.datasets.fashion_scenes import FashionScenesDataset
 from vig_jax.data.datasets.scenes import open_ade20k, open_cityscapes, open_voc
 from vig_jax.data.datasets.split import StratifiedDataset
 from vig_jax.data.formats.array_record import open_array_record
+from vig_jax.data.formats.coco import open_coco
 from vig_jax.data.formats.image_folder import open_image_folder
 from vig_jax.data.formats.mask_folder import open_mask_folder
 from vig_jax.data.formats.parquet import open_parquet
@@ -78,10 +79,10 @@ def open_dataset(data: DataConfig, split: Split) -> Dataset:
             f"config.data.source={data.source!r} is not a data set; "
             f"{did_you_mean(data.source, dataset_names())}"
         )
-    if data.split == "random" and data.source != "mask_folder":
+    if data.split == "random" and data.source not in DIVIDED:
         raise DataSetError(
-            f"config.data.split=random is for config.data.source=mask_folder, not {data.source!r}: "
-            "use 'stratified' for files of one class each, or 'given'"
+            f"config.data.split=random is for config.data.source={' or '.join(DIVIDED)}, not "
+            f"{data.source!r}: use 'stratified' for files of one class each, or 'given'"
         )
     if data.split == "stratified":
         return StratifiedDataset(open_whole(data), split, data.val_fraction, data.split_seed)
@@ -184,7 +185,11 @@ MASKS: dict[str, Callable[[DataConfig, Split], SegmentationFolder]] = {
     "voc": open_voc,
 }
 
+# Data sets that config.data.split="random" can divide.
+DIVIDED = ("mask_folder", "coco")
+
 _OPENERS: dict[str, Opener] = {
+    "coco": open_coco,
     "elpv": _open_elpv,
     "fashion_mnist": lambda data, split: FashionMnistDataset(split),
     "fashion_scenes": lambda data, split: FashionScenesDataset(split, data.image_size),

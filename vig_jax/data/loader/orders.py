@@ -160,10 +160,12 @@ class BucketedOrder:
         return _generator(self.seed, _VIEWS, step // self.steps, first)
 
     def following(self, step: int, index: int) -> Iterator[int]:
-        """Yields an example and those that may replace it: the next ones of its bucket."""
-        numbers = _bucketed_epoch(self, step // self.steps).numbers
-        alike = np.flatnonzero(numbers == numbers[index])
-        return iter(np.roll(alike, -int(np.searchsorted(alike, index))).tolist())
+        """Yields an example, and those that may replace it: the next that fit into its batch."""
+        number, position = divmod(step, self.steps)
+        epoch, specs = _bucketed_epoch(self, number), self._specs
+        spec = specs[epoch.buckets[position]]
+        fitting = np.flatnonzero(np.array([_holds(spec, other) for other in specs])[epoch.numbers])
+        return iter(np.roll(fitting, -int(np.searchsorted(fitting, index))).tolist())
 
     def plan(self, epoch: int) -> _Epoch:
         """Draws the buckets and the batches of an epoch."""
@@ -227,17 +229,18 @@ def enlarged(example: Mapping[str, np.ndarray], spec: Spec) -> Mapping[str, np.n
 def _larger_buckets(preprocess: DrawnBuckets) -> list[int | None]:
     """Returns for each bucket the smallest other one that holds its arrays; None: there is none."""
     specs = [preprocess.spec_of(bucket) for bucket in preprocess.buckets]
-
-    def holds(other: Spec, spec: Spec) -> bool:
-        pairs = [(other[name][0], spec[name][0]) for name in spec]
-        return all(a >= b for large, small in pairs for a, b in zip(large, small, strict=True))
-
     found: list[int | None] = []
     for spec in specs:
         size = bytes_per_example(spec)
-        larger = [i for i, s in enumerate(specs) if bytes_per_example(s) > size and holds(s, spec)]
+        larger = [i for i, s in enumerate(specs) if bytes_per_example(s) > size and _holds(s, spec)]
         found.append(min(larger, key=lambda i: bytes_per_example(specs[i]), default=None))
     return found
+
+
+def _holds(large: Spec, small: Spec) -> bool:
+    """Returns whether no array of `small` is longer along an axis."""
+    pairs = [(large[name][0], small[name][0]) for name in small]
+    return all(a >= b for shape, other in pairs for a, b in zip(shape, other, strict=True))
 
 
 def _generator(seed: int, stream: int, number: int, first: int = 0) -> np.random.Generator:
