@@ -150,7 +150,7 @@ class CocoDataset:
         return DatasetInfo(printable(str(self._file)), digest.hexdigest(), metadata)
 
     def faults(self, most_boxes: int) -> dict[str, list[str]]:
-        """Names what is wrong with the annotations and the images of the file.
+        """Lists what is wrong with the annotations and the images of the file.
 
         Args:
             most_boxes: of a training image; see `config.task.max_boxes`.

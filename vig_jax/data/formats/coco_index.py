@@ -95,7 +95,7 @@ class CocoIndex:
 
     @property
     def has_masks(self) -> bool:
-        """Whether any annotation has a segmentation."""
+        """True if an annotation has a segmentation."""
         return bool(self["has_masks"][0])
 
     @property
