@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Shaped, UInt8
 
-Span = tuple[int, np.ndarray]  # first pixel, and a matrix [pixels, positions] of weights
+Span = tuple[int, np.ndarray]  # first pixel, and the positions of the pixels in cells of the mask
 
 
 def cut_to_box(
@@ -72,7 +72,7 @@ def paste_part(
     else:
         return Part(np.zeros((0, 0), mask.dtype), 0, 0)
     (left, columns), (top, rows) = spans
-    return Part(rows.astype(mask.dtype) @ mask @ columns.astype(mask.dtype).T, top, left)
+    return Part(_interpolate(_interpolate(mask.T, columns).T, rows), top, left)
 
 
 def paste(
@@ -98,15 +98,14 @@ def _averages(low: float, high: float, length: int, cells: int) -> np.ndarray:
 
 
 def _centres(low: float, high: float, length: int, cells: int) -> Span:
-    """Returns the bilinear weights of the centres of pixels around `low` to `high`."""
+    """Returns the span of the centres of pixels around `low` to `high`."""
     first = int(np.clip(np.floor(low) - 1, 0, length))
     last = int(np.clip(np.ceil(high) + 1, first, length))
-    position = (np.arange(first, last) + 0.5 - low) / (high - low) * cells - 0.5
-    return first, _hats(position, cells)
+    return first, (np.arange(first, last) + 0.5 - low) / (high - low) * cells - 0.5
 
 
 def _whole_pixels(box: np.ndarray, cells: int, lengths: tuple[int, int]) -> list[Span]:
-    """Returns the weights of torchvision's rule for both axes."""
+    """Returns the spans of torchvision's rule for both axes."""
     middle, half = (box[:2] + box[2:]) / 2, (box[2:] - box[:2]) / 2
     half = half * ((cells + 2) / cells)
     low, high = (middle - half).astype(np.int64), (middle + half).astype(np.int64)
@@ -114,13 +113,17 @@ def _whole_pixels(box: np.ndarray, cells: int, lengths: tuple[int, int]) -> list
     for axis, length in enumerate(lengths):
         pixels = max(int(high[axis] - low[axis]) + 1, 1)
         position = np.maximum((np.arange(pixels) + 0.5) * ((cells + 2) / pixels) - 0.5, 0)
-        weights = _hats(np.minimum(position, cells + 1) - 1, cells)  # without the border
+        position = np.minimum(position, cells + 1) - 1  # the border is at -1 and `cells`
         first, last = max(int(low[axis]), 0), min(int(high[axis]) + 1, length)
-        part = weights[first - low[axis] : max(last, first) - low[axis]]
-        spans.append((first, part))
+        spans.append((first, position[first - low[axis] : max(last, first) - low[axis]]))
     return spans
 
 
-def _hats(position: np.ndarray, cells: int) -> np.ndarray:
-    """Returns the [positions, cells] matrix of bilinear weights; zeros lie around the cells."""
-    return np.maximum(1 - np.abs(position[:, None] - np.arange(cells)), 0)
+def _interpolate(rows: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """Returns rows at fractional positions, linearly; zeros lie around them."""
+    padded = np.zeros((len(rows) + 3, rows.shape[1]), rows.dtype)
+    padded[1:-2] = rows
+    places = np.clip(positions, -1, len(rows)) + 1
+    low = places.astype(np.int64)
+    share = (places - low).astype(rows.dtype)[:, None]
+    return (1 - share) * padded[low] + share * padded[low + 1]

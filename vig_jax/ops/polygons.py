@@ -30,9 +30,15 @@ def fill(
     row = np.minimum(y[moved], y[moved + 1]) - _SCALE * top
     inside = (column % _SCALE == _SCALE // 2) & (column >= 0) & (column < width * _SCALE)
     row = np.ceil(np.clip((row[inside] + 0.5) / _SCALE - 0.5, 0, height)).astype(np.int64)
+    mask = np.zeros((width, height), bool)
     start = column[inside] // _SCALE * height + row
-    crossings = np.bincount(start, minlength=height * width + 1)[: height * width]
-    return (np.cumsum(crossings) % 2 == 1).reshape(width, height).T
+    if len(start):
+        # An even number of crossings lies above the last pixel of these columns.
+        columns = slice(start.min() // height, start.max() // height + 1)
+        part = mask[columns]
+        crossings = np.bincount(start - columns.start * height, minlength=part.size)[: part.size]
+        part[...] = (np.cumsum(crossings) % 2 == 1).reshape(part.shape)
+    return mask.T
 
 
 def _boundary(start: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
