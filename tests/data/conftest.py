@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.data import coco_files
 from tests.data.photographs import encoded, photo
 from vig_jax.config import DataConfig
 from vig_jax.data import open_dataset
@@ -72,3 +73,18 @@ def opened(make_data):
         return open_dataset(make_data(source=kind, path=str(path), **changes), part)
 
     return opened_
+
+
+@pytest.fixture
+def coco_root(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return coco_files.write(tmp_path / "coco")
+
+
+@pytest.fixture
+def open_coco(make_data, coco_root):
+    def open_(part="train", **changes):
+        settings = {"source": "coco", "path": str(coco_root), **changes}
+        return open_dataset(make_data(**settings), part)
+
+    return open_

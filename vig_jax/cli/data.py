@@ -18,7 +18,7 @@ from vig_jax.errors import ConfigError, ConversionError
 from vig_jax.files import to_json
 
 KINDS = ("array_record", "image_folder", "parquet", "tar")
-MASK_KINDS = ("ade20k", "cityscapes", "mask_folder", "voc")
+DENSE_KINDS = ("ade20k", "cityscapes", "coco", "mask_folder", "voc")  # with masks or boxes
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     inspect = commands.add_parser(
         "inspect", help="print counts, sizes and undecodable files, or draw a contact sheet"
     )
-    _describe_source(inspect, (*KINDS, *MASK_KINDS))
+    _describe_source(inspect, (*KINDS, *DENSE_KINDS))
     inspect.add_argument("--sample", type=int, metavar="N", help="decode only N images of a split")
     _describe_limit(inspect)
     inspect.add_argument(
@@ -58,7 +58,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "for ADE20K. With --workers it times the loader; with --device-batch the augmentation of "
         "the ImageNet configs on JAX's device.",
     )
-    _describe_source(benchmark, (*KINDS, *MASK_KINDS))
+    _describe_source(benchmark, (*KINDS, *DENSE_KINDS))
     benchmark.add_argument(
         "--image-size",
         type=int,
@@ -275,7 +275,9 @@ def _convert(args: argparse.Namespace) -> int:
 
 
 def _inspect(args: argparse.Namespace) -> int:
-    from vig_jax.cli.inspection import print_classes, print_masks
+    from vig_jax.cli.inspection import print_boxes, print_classes, print_masks
+    from vig_jax.data.box_inspection import inspect_boxes
+    from vig_jax.data.formats.coco import CocoDataset
     from vig_jax.data.formats.segmentation_folder import SegmentationFolder
     from vig_jax.data.inspection import inspect, save_sheet
     from vig_jax.data.mask_inspection import inspect_masks
@@ -289,6 +291,9 @@ def _inspect(args: argparse.Namespace) -> int:
         if isinstance(source, SegmentationFolder):
             about = inspect_masks(source, reduce_zero_label=args.reduce_zero_label, **options)
             print_masks(split, about)
+        elif isinstance(source, CocoDataset):
+            about = inspect_boxes(source, **options)
+            print_boxes(split, about)
         else:
             about = inspect(source, **options)
             print_classes(split, about)
@@ -302,6 +307,10 @@ def _inspect(args: argparse.Namespace) -> int:
 
             zero = found[split]["reduce_zero_label"]
             save_mask_sheet(source, zero, args.sheet, args.max_image_pixels)
+        elif isinstance(source, CocoDataset):
+            from vig_jax.tasks.detection.sheet import save_box_sheet
+
+            save_box_sheet(source, args.sheet, args.max_image_pixels)
         else:
             save_sheet(source, args.sheet, args.max_image_pixels)
         print(f"contact sheet of {split}: {args.sheet}")

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from vig_jax.errors import ConfigError, DataSetError
-from vig_jax.text import printable
+from vig_jax.text import preview_names, printable
 
 _SHOWN = 20  # classes; of more, the first and the last half of them
 _BAR = 40  # characters
+_NAMED = 3  # annotations with a problem
 
 
 def open_source(args: argparse.Namespace) -> dict[Any, Any]:
@@ -26,9 +27,9 @@ def open_source(args: argparse.Namespace) -> dict[Any, Any]:
 
     if args.source == "fashion_mnist" and not Path(args.source).exists():
         return {split: FashionMnistDataset(split) for split in ("train", "eval")}
-    kind = args.kind or _kind_of_masks(Path(args.source).expanduser()) or find_kind(args.source)
-    if kind in MASKS:
-        return _open_masks(args, kind)
+    kind = args.kind or _kind_of_dense(Path(args.source).expanduser()) or find_kind(args.source)
+    if kind == "coco" or kind in MASKS:
+        return _open_dense(args, kind)
     if args.val_fraction is None:
         return dict(open_splits(args.source, kind))
     whole = FILES[kind](args.source, "all")
@@ -38,8 +39,10 @@ def open_source(args: argparse.Namespace) -> dict[Any, Any]:
     }
 
 
-def _kind_of_masks(root: Path) -> str | None:
-    """Returns the name of `MASKS` for the layout of a folder; None for another layout."""
+def _kind_of_dense(root: Path) -> str | None:
+    """Returns the source of masks or boxes for the layout of a folder; None for another layout."""
+    if root.suffix == ".json" or any(root.glob("annotations/instances_*.json")):
+        return "coco"
     layouts: dict[str, list[tuple[str, ...]]] = {
         "voc": [("JPEGImages", "SegmentationClass")],
         "cityscapes": [("leftImg8bit", "gtFine")],
@@ -53,12 +56,13 @@ def _kind_of_masks(root: Path) -> str | None:
     return None
 
 
-def _open_masks(args: argparse.Namespace, kind: str) -> dict[str, Any]:
-    """Opens the splits of images and masks, without looking at masks."""
+def _open_dense(args: argparse.Namespace, kind: str) -> dict[str, Any]:
+    """Opens the splits of images with masks or boxes, without looking at masks."""
     from vig_jax.config import parse, recipes
-    from vig_jax.data.datasets.registry import MASKS
+    from vig_jax.data.datasets.registry import DIVIDED, MASKS
+    from vig_jax.data.formats.coco import open_coco
 
-    if args.val_fraction is not None and kind != "mask_folder":
+    if args.val_fraction is not None and kind not in DIVIDED:
         raise ConfigError(f"--val-fraction: {kind} has a validation split already")
     data = dataclasses.replace(
         parse(recipes.imagenet()).data,
@@ -71,7 +75,7 @@ def _open_masks(args: argparse.Namespace, kind: str) -> dict[str, Any]:
     reasons: dict[str, DataSetError] = {}
     for split in ("train", "eval"):
         try:
-            found[split] = MASKS[kind](data, split)
+            found[split] = open_coco(data, split) if kind == "coco" else MASKS[kind](data, split)
         except DataSetError as error:
             reasons[split] = error
     if not found:
@@ -112,6 +116,26 @@ def print_masks(split: str, about: dict[str, Any]) -> None:
     _print_bad(about, ("faulty", "damaged"))
 
 
+def print_boxes(split: str, about: dict[str, Any]) -> None:
+    """Prints what `vig_jax.data.box_inspection.inspect_boxes` has found."""
+    classes = about["classes"]
+    _print_files(split, len(classes), about)
+    total = sum(found["boxes"] for found in classes.values())
+    print(f"  {total:,} boxes that can be used for training:")
+    most = max(found["boxes"] for found in classes.values())
+    shown = _ends(sorted(classes.items(), key=lambda item: -item[1]["boxes"]))
+    for name, found in shown:
+        if found is None:
+            print(f"  {name}")
+            continue
+        bar = "#" * round(_BAR * found["boxes"] / most) if most else ""
+        numbers = f"{found['boxes']:>9,} in {found['images']:>7,} images"
+        print(f"  {printable(name)[:30]:<31}{numbers}  {bar}".rstrip())
+    for problem, names in about["annotations"].items():
+        print(f"  {problem}: {len(names):,} ({preview_names(names, _NAMED)})")
+    _print_bad(about, ("faulty", "damaged"))
+
+
 def _ends(ordered: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
     """Returns the first and the last items, with dots in place of the others."""
     half = _SHOWN // 2
@@ -123,8 +147,8 @@ def _ends(ordered: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
 def _print_files(split: str, classes: int, about: dict[str, Any]) -> None:
     looked = "" if about["inspected"] == about["images"] else f", {about['inspected']:,} inspected"
     print(f"{split}: {about['images']:,} images, {classes} classes{looked}")
-    for key in ("width", "height", "bytes"):
-        if summary := about[key]:
+    for key in ("width", "height", "bytes", "boxes"):
+        if summary := about.get(key):
             low, middle, high = (summary[name] for name in ("min", "median", "max"))
             print(f"  {key:<7}{low:,.0f} to {high:,.0f}, median {middle:,.0f}")
     formats = ", ".join(f"{kind}: {count:,}" for kind, count in about["formats"].items())

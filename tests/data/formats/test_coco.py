@@ -5,100 +5,23 @@ import numpy as np
 import pytest
 
 from tests import golden_det
+from tests.data.coco_files import MASK, SIZES, SQUARE, annotation, content
 from tests.data.photographs import encoded, photo
 from vig_jax.config import DetectionConfig
-from vig_jax.data import eval_batches, open_dataset, train_batches
+from vig_jax.data import eval_batches, train_batches
 from vig_jax.data.dataset import DetectionDataset
 from vig_jax.data.formats import coco_index, json_stream
 from vig_jax.data.preprocess.detection import DetectionPreprocess
 from vig_jax.errors import DataSetError
 from vig_jax.ops import rle
 
-MASK = np.zeros((40, 60), bool)
-MASK[10:20, 5:30] = True
-SQUARE = [5.13, 10, 30, 10, 30, 20.5, 5, 20.5]
 SMALL = DetectionConfig(
     resize_scale=(96, 64), buckets=((64, 96), (96, 64)), max_boxes=3, mask_side=8
 )
 
 
-def annotation(number, image=1, **changes):
-    return {
-        "id": number,
-        "image_id": image,
-        "category_id": 7,
-        "bbox": [5, 10, 25, 10.5],
-        "area": 262.5,
-        "iscrowd": 0,
-        "segmentation": [SQUARE],
-    } | changes
-
-
-def compressed(mask):
-    return {"size": list(mask.shape), "counts": rle.to_string(rle.encode(mask))}
-
-
-SIZES = {9: (60, 40), 1: (60, 40), 4: (40, 60), 3: (30, 50), 8: (60, 40)}
-FAULTY = (
-    annotation(20, bbox=[1, 2, 3]),
-    annotation(21, category_id=12),
-    annotation(22, area=0),
-    annotation(23, bbox=[3, 4, 0.5, 9]),
-    annotation(24, bbox=[60, 4, 9, 9]),
-    annotation(25, segmentation=[]),
-    annotation(26, segmentation=[[1, 2, 3, 4], [1, 2, 3, 4, 5, 6, 7], [1, 2, "x", 4, 5, 6]]),
-    annotation(27, segmentation=compressed(MASK.T)),
-    annotation(28, segmentation={"size": [40, 60], "counts": [7]}),
-)
-GOOD = (
-    annotation(10, 9),
-    annotation(11, segmentation=[[0, 0, 9, 0], SQUARE]),
-    annotation(12, category_id=1, segmentation=compressed(MASK)),
-    annotation(13, iscrowd=1, segmentation={"size": [40, 60], "counts": [0, 400, 2000]}),
-    annotation(14, 4, bbox=[-3, 5, 10, 70]),
-    annotation(15, 3),
-    annotation(16, 8, iscrowd=1),
-)
-
-
-def content(annotations=GOOD + FAULTY):
-    images = [
-        {"id": number, "width": w, "height": h, "file_name": f"{number:04}.jpg"}
-        for number, (w, h) in SIZES.items()
-    ]
-    categories = [{"id": 7, "name": "seal"}, {"id": 1, "name": "crab"}]
-    return {
-        "info": {"year": 2017, "categories": [1]},
-        "annotations": [*annotations, annotation(99, image=1000)],
-        "images": images,
-        "categories": categories,
-    }
-
-
-@pytest.fixture
-def root(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    root = tmp_path / "coco"
-    for split in ("train2017", "val2017"):
-        (root / split).mkdir(parents=True)
-        for number, (width, height) in SIZES.items():
-            (root / split / f"{number:04}.jpg").write_bytes(encoded(photo(width, height, number)))
-    (root / "annotations").mkdir()
-    for split in ("train2017", "val2017"):
-        (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content()))
-    return root
-
-
-@pytest.fixture
-def open_split(make_data, root):
-    def open_(part="train", **changes):
-        return open_dataset(make_data(**{"source": "coco", "path": str(root), **changes}), part)
-
-    return open_
-
-
-def test_training_has_usable_boxes_alone(open_split):
-    source = open_split()
+def test_training_has_usable_boxes_alone(open_coco):
+    source = open_coco()
     assert isinstance(source, DetectionDataset)
     assert [source.name_of(i) for i in range(len(source))] == [
         f"train2017/{number:04}.jpg" for number in (9, 1, 4)
@@ -119,8 +42,8 @@ def test_training_has_usable_boxes_alone(open_split):
         source[3]
 
 
-def test_evaluation_has_all_images_and_annotations(open_split):
-    source = open_split("eval")
+def test_evaluation_has_all_images_and_annotations(open_coco):
+    source = open_coco("eval")
     assert len(source) == 5
     truth = source.ground_truth(1)
     assert (truth.image_id, truth.size) == (1, (60, 40))
@@ -135,8 +58,8 @@ def test_evaluation_has_all_images_and_annotations(open_split):
     assert rle.area(truth.masks[2]) == 400
 
 
-def test_faults_are_counted_and_named(open_split):
-    found = open_split().faults(most_boxes=1)
+def test_faults_are_counted_and_named(open_coco):
+    found = open_coco().faults(most_boxes=1)
     texts = coco_index.FAULTS
     numbers = {texts[i]: 19 + i for i in range(1, 7)}
     expected = {text: [f"image 1, annotation {number}"] for text, number in numbers.items()}
@@ -150,13 +73,13 @@ def test_faults_are_counted_and_named(open_split):
         "annotation of an image that is not listed": ["1 of the file"],
     }
     assert found == expected
-    assert open_split().counts() == ([1, 3], [1, 3])
+    assert open_coco().counts() == ([1, 3], [1, 3])
 
 
-def test_a_file_without_masks_is_no_fault(open_split, root):
+def test_a_file_without_masks_is_no_fault(open_coco, coco_root):
     plain = [annotation(1, segmentation=[]), annotation(2, 9, segmentation=None)]
-    (root / "annotations" / "instances_train2017.json").write_text(json.dumps(content(plain)))
-    source = open_split()
+    (coco_root / "annotations" / "instances_train2017.json").write_text(json.dumps(content(plain)))
+    source = open_coco()
     assert not source.info.metadata["has_masks"]
     assert len(source) == 2
     assert "segmentations" not in source[0]
@@ -164,25 +87,25 @@ def test_a_file_without_masks_is_no_fault(open_split, root):
     assert coco_index.FAULTS[6] not in source.faults(100)
 
 
-def test_the_index_is_made_once_and_shared(open_split, monkeypatch):
-    first = open_split()
+def test_the_index_is_made_once_and_shared(open_coco, monkeypatch):
+    first = open_coco()
     pickled = pickle.dumps(first)
     assert len(pickled) < 1500
     made = []
     monkeypatch.setattr(coco_index, "build", lambda file: made.append(file))
-    again = open_split()
+    again = open_coco()
     assert not made
     for source in (again, pickle.loads(pickled)):
         assert source.info == first.info
         for name, array in first[1].items():
             if name != "segmentations":
                 np.testing.assert_array_equal(source[1][name], array)
-    assert first.info.fingerprint != open_split("eval").info.fingerprint
+    assert first.info.fingerprint != open_coco("eval").info.fingerprint
 
 
 @pytest.mark.parametrize("damage", ["truncated", "unwritable"])
-def test_a_cache_that_cannot_be_used(open_split, damage, tmp_path, caplog, monkeypatch):
-    first = open_split()
+def test_a_cache_that_cannot_be_used(open_coco, damage, tmp_path, caplog, monkeypatch):
+    first = open_coco()
     info, image = first.info, first[1]["image"]
     del first
     if damage == "truncated":
@@ -191,13 +114,13 @@ def test_a_cache_that_cannot_be_used(open_split, damage, tmp_path, caplog, monke
     else:
         (tmp_path / "file").touch()
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    source = pickle.loads(pickle.dumps(open_split()))
+    source = pickle.loads(pickle.dumps(open_coco()))
     assert ("is damaged" if damage == "truncated" else "cannot be written") in caplog.text
     assert source.info == info
     assert source[1]["image"] == image
 
 
-def test_numbers_with_many_digits_are_kept(open_split, root):
+def test_numbers_with_many_digits_are_kept(open_coco, coco_root):
     golden = golden_det.load("masks")
     height, width = golden.facts["image"]
     entries = [annotation(i, segmentation=p) for i, p in enumerate(golden.facts["polygons"])]
@@ -206,18 +129,18 @@ def test_numbers_with_many_digits_are_kept(open_split, root):
     ]
     values = content(entries)
     values["images"] = [{"id": 1, "width": width, "height": height, "file_name": "a.jpg"}]
-    (root / "annotations" / "instances_val2017.json").write_text(json.dumps(values))
-    (root / "val2017" / "a.jpg").touch()
-    truth = open_split("eval").ground_truth(0)
+    (coco_root / "annotations" / "instances_val2017.json").write_text(json.dumps(values))
+    (coco_root / "val2017" / "a.jpg").touch()
+    truth = open_coco("eval").ground_truth(0)
     expected = golden_det.unpack(golden.arrays["bitmaps"], width)
     for mask, bitmap in zip(truth.masks, [*expected, *expected], strict=True):
         np.testing.assert_array_equal(rle.decode(mask), bitmap)
 
 
-def test_batches(open_split, make_data, root):
-    (root / "train2017" / "0001.jpg").write_bytes(encoded(photo(61, 40)))
+def test_batches(open_coco, make_data, coco_root):
+    (coco_root / "train2017" / "0001.jpg").write_bytes(encoded(photo(61, 40)))
     data = make_data(resize="pillow")
-    source = open_split()
+    source = open_coco()
     preprocess = DetectionPreprocess(data, SMALL, train=True)
     with train_batches(source, preprocess, batch_size=1, seed=0) as batches:
         found = [next(batches) for _ in range(9)]
@@ -228,53 +151,53 @@ def test_batches(open_split, make_data, root):
         assert batch["valid"].sum() == 1
     assert any(batch["bad"] == 1 for batch in found)
     held_out = DetectionPreprocess(data, SMALL, train=False)
-    with eval_batches(open_split("eval"), held_out, batch_size=2) as batches:
+    with eval_batches(open_coco("eval"), held_out, batch_size=2) as batches:
         ids = {int(i) for batch in batches for i in batch["image_id"][batch["weight"] > 0]}
     assert ids == set(SIZES)
 
 
-def test_one_file_is_divided_here(open_split, root):
-    file = root / "val2017" / "all.json"
+def test_one_file_is_divided_here(open_coco, coco_root):
+    file = coco_root / "val2017" / "all.json"
     file.write_text(json.dumps(content()))
     settings = {"path": str(file), "split": "random", "val_fraction": 0.4}
-    train, held_out = (open_split(split, **settings) for split in ("train", "eval"))
+    train, held_out = (open_coco(split, **settings) for split in ("train", "eval"))
     names = [{source.name_of(i) for i in range(len(source))} for source in (train, held_out)]
     assert not names[0] & names[1]
     assert len(held_out) == 2
-    assert train.info.fingerprint != open_split(**settings | {"val_fraction": 0.2}).info.fingerprint
+    assert train.info.fingerprint != open_coco(**settings | {"val_fraction": 0.2}).info.fingerprint
     assert held_out[0]["image"]
     with pytest.raises(DataSetError, match=r"without splits: set config\.data\.split=random"):
-        open_split(path=str(file))
+        open_coco(path=str(file))
 
 
-def test_other_names_of_folders(open_split, root):
-    (root / "images").mkdir()
-    (root / "train2017").rename(root / "images" / "train")
-    file = root / "annotations" / "instances_train2017.json"
+def test_other_names_of_folders(open_coco, coco_root):
+    (coco_root / "images").mkdir()
+    (coco_root / "train2017").rename(coco_root / "images" / "train")
+    file = coco_root / "annotations" / "instances_train2017.json"
     file.rename(file.with_name("instances_train.json"))
-    assert len(open_split()) == 3
-    (root / "images" / "train").rename(root / "elsewhere")
+    assert len(open_coco()) == 3
+    (coco_root / "images" / "train").rename(coco_root / "elsewhere")
     with pytest.raises(DataSetError, match="is there, but no folder"):
-        open_split()
+        open_coco()
     file.with_name("instances_train.json").unlink()
     with pytest.raises(DataSetError, match=r"no file instances_train2017\.json or instances_train"):
-        open_split()
+        open_coco()
 
 
-def test_files_that_are_missing(open_split, root):
-    for image in (root / "train2017").iterdir():
+def test_files_that_are_missing(open_coco, coco_root):
+    for image in (coco_root / "train2017").iterdir():
         image.unlink()
     with pytest.raises(DataSetError, match=r"none of 3 images of .* is in"):
-        open_split()
+        open_coco()
 
 
-def test_names_of_files_stay_in_the_folder(open_split, root):
+def test_names_of_files_stay_in_the_folder(open_coco, coco_root):
     values = content()
     for image in values["images"]:
         image["file_name"] = "../val2017/" + image["file_name"]
-    (root / "annotations" / "instances_train2017.json").write_text(json.dumps(values))
+    (coco_root / "annotations" / "instances_train2017.json").write_text(json.dumps(values))
     with pytest.raises(OSError, match="outside of the folder"):
-        open_split()[0]
+        open_coco()[0]
 
 
 @pytest.mark.parametrize(
@@ -291,10 +214,10 @@ def test_names_of_files_stay_in_the_folder(open_split, root):
         ('{"annotations": [[1]]}', "has an element of `annotations`"),
     ],
 )  # fmt: skip
-def test_malformed_files(open_split, root, text, message):
-    (root / "annotations" / "instances_train2017.json").write_text(text)
+def test_malformed_files(open_coco, coco_root, text, message):
+    (coco_root / "annotations" / "instances_train2017.json").write_text(text)
     with pytest.raises(DataSetError, match=message):
-        open_split()
+        open_coco()
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 1000])

@@ -117,11 +117,7 @@ class DetectionPreprocess:
         """
         image, damage = load_checked(example["image"], self.data)
         width, height = image_size(image)
-        if tuple(example["size"]) != (width, height):
-            raise UndecodableImageError(
-                f"the image has {width} x {height} pixels, but the annotations are for "
-                f"{example['size'][0]} x {example['size'][1]}"
-            )
+        check_annotated_size((width, height), example["size"])
         sizes = np.array([[width, height]])
         if self.train:
             draws = np.full(DRAWS, 0.5) if rng is None else rng.random(DRAWS)
@@ -163,6 +159,19 @@ class DetectionPreprocess:
                 cut[row] = cut_mask(masks[index], view, boxes[index], side)
             arrays["masks"] = cut
         return arrays
+
+
+def check_annotated_size(size: tuple[int, int], annotated: tuple[int, int]) -> None:
+    """Checks that annotations are for an image of this width and height.
+
+    Raises:
+        UndecodableImageError: they are not.
+    """
+    if tuple(annotated) != size:
+        raise UndecodableImageError(
+            f"the image has {size[0]} x {size[1]} pixels, but the annotations are for "
+            f"{annotated[0]} x {annotated[1]}: was it replaced, resized or rotated?"
+        )
 
 
 def _largest(boxes: Float32[np.ndarray, "n 4"], count: int) -> Int64[np.ndarray, "m"]:
