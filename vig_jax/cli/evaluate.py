@@ -14,6 +14,11 @@ fractions, the loss in nats and, for two classes, F1 of the second.
 A segmenter needs the classes of its training in the same order. The metrics are mIoU, mAcc and aAcc
 as fractions, at the original size of every image. --json has those of each class as well, and the
 names of the images with the lowest mIoU.
+
+A detector needs the classes of its training in the same order. The metrics are COCO's AP of boxes
+and of masks as fractions: box_ap, box_ap50, mask_ap and so on. --json also has the AP of each
+class, recalls, and the names of the images with the lowest AP. --results also has all detections in
+the format of COCO's results.
 """
 
 import argparse
@@ -65,7 +70,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="also write detailed results: the confusion matrix as .npz and .png and a table of "
         "the most frequent mistakes; for a segmenter also the scores of each class and the worst "
-        "images; in a run's folder `vig report` draws them again",
+        "images; for a detector AP of each class, precision and recall, the worst images, and all "
+        "detections; in a run's folder `vig report` draws them again",
     )
 
 

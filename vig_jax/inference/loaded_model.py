@@ -21,6 +21,9 @@ from vig_jax.weights.fit_segmenter import completed, fit_segmenter
 from vig_jax.weights.load import origin, read_weight_file
 from vig_jax.weights.published import published_config, segmenter_config
 
+# Besides those whose names begin with "eval_".
+_OF_EVALUATION = ("resize_scale", "buckets", "proposals", "score_threshold", "nms", "detections")
+
 
 @dataclasses.dataclass(frozen=True)
 class LoadedModel:
@@ -60,7 +63,8 @@ def load_for_inference(
         image_size: side of the evaluation images in pixels, or height and width; None means that
             of the run.
         settings: keys of config.task that decide how images are evaluated and differ from those of
-            the run: `resize_scale` and those whose names begin with `eval_`.
+            the run: those whose names begin with `eval_`, `resize_scale`, and for detection
+            `buckets`, `proposals`, `score_threshold`, `nms` and `detections`.
 
     Raises:
         ConfigError: the run's task decides the size of its images, or a setting is wrong.
@@ -96,7 +100,7 @@ def load_for_inference(
 def _with_settings(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
     """Returns the config of a run with other settings of its evaluation."""
     values = to_dict(config)
-    known = [key for key in values["task"] if key == "resize_scale" or key.startswith("eval_")]
+    known = [k for k in values["task"] if k in _OF_EVALUATION or k.startswith("eval_")]
     for key in settings:
         if key not in known:
             rule = did_you_mean(key, known) if known else f"the task {config.task.name!r} has none"

@@ -237,8 +237,10 @@ def test_data_sets_that_cannot_be_evaluated(batches, table):
 def test_a_bundle_hands_over_the_data_set():
     bundle = toy.make(parse(toy.page()), {"sides": [3]})
     assert bundle.evaluated_on(DATASET) is bundle  # its evaluation needs batches alone
-    bundle = dataclasses.replace(bundle, evaluation=evaluation(dataset=None))
-    assert bundle.evaluated_on(DATASET).evaluation.dataset is DATASET
+    task = dataclasses.replace(evaluation(dataset=None), category_ids=())
+    task = dataclasses.replace(bundle, evaluation=task).evaluated_on(DATASET).evaluation
+    assert task.dataset is DATASET
+    assert list(task.category_ids) == DATASET.info.metadata["category_ids"]
 
 
 def test_masks_of_detections_are_pasted():

@@ -83,7 +83,7 @@ class DetectionEvaluation:
     per_example = True
 
     def with_dataset(self, dataset: Dataset) -> "DetectionEvaluation":
-        """Returns the evaluation of a data set.
+        """Returns the evaluation of a data set, with its numbers of categories.
 
         Raises:
             DataSetError: the data set has no boxes.
@@ -93,7 +93,8 @@ class DetectionEvaluation:
                 f"{dataset.info.name} has no boxes of objects to evaluate with: name a data set "
                 "for detection with config.data.source"
             )
-        return dataclasses.replace(self, dataset=dataset)
+        ids = tuple(dataset.info.metadata.get("category_ids", self.category_ids))
+        return dataclasses.replace(self, dataset=dataset, category_ids=ids)
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
