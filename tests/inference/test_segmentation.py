@@ -128,7 +128,7 @@ def test_evaluate_writes_the_scores_of_each_class(trained, photographs, tmp_path
     for name, (width, height) in SIZES.items():
         shutil.copy(photographs / name, images / Path(name).name)
         mask = np.arange(width * height).reshape(height, width) % (len(NAMES) + 1)
-        Image.fromarray(mask.astype(np.uint8)).save(masks / Path(name).name)
+        Image.fromarray(mask.astype(np.uint8)).save(masks / f"{Path(name).stem}.png")
     results, file = tmp_path / "results", tmp_path / "metrics.json"
     arguments = ["evaluate", str(trained), "--data-path", str(tmp_path), "--batch-size", "2"]
     arguments += ["--workers", "0", "--json", str(file), "--results", str(results)]
