@@ -16,6 +16,7 @@ import kernels_pallas
 import vig_jax
 from configs import common
 from kernels_pallas.testing import TOLERANCES, interpret, rms_relative_error
+from tests.tasks.detection import scenes
 from tests.tasks.segmentation.golden_net import Batches
 from vig_jax.config import parse, recipes
 from vig_jax.errors import ConfigError
@@ -324,6 +325,35 @@ def check_per_image():
     assert COLLECTIVE.findall(other.as_text())
 
 
+def check_detection():
+    """Losses, gradients and detections of a detector are those of one device.
+
+    Sums are exchanged, and no rows: each device draws and pools for its images alone.
+    """
+    task = scenes.make_task()
+    batch, key = scenes.batch(8, 3), jax.random.key(1)
+    params = scenes.random_params(task, np.float32)
+
+    def gradient(params, batch):
+        def loss(params):
+            total, aux = task.loss({"params": params}, batch, key)
+            return total, aux.metrics
+
+        images = task.training_inputs(batch)
+        found = task.model.apply({"params": params}, images, batch["size"])
+        return jax.value_and_grad(loss, has_aux=True)(params), found
+
+    results = []
+    for devices in (jax.devices()[:1], jax.devices()):
+        mesh = make_mesh(devices)
+        with jax.set_mesh(mesh):
+            placed = jax.device_put(params, replicated(mesh)), place_batch(batch, mesh)
+            run = jax.jit(gradient).lower(*placed).compile()
+            results.append(jax.device_get(run(*placed)))
+    chex.assert_trees_all_close(*results, rtol=1e-3, atol=1e-4)
+    assert not re.findall(r"\b(?:all-gather|all-to-all)[.\w-]*\(", run.as_text())
+
+
 if sys.argv[1:] == ["slow"]:
     check_steps(rand_augment_layers=1)
     check_accumulation()
@@ -338,4 +368,5 @@ else:
     check_segmentation()
     check_label_maps()
     check_per_image()
+    check_detection()
 print("all equal")

@@ -264,12 +264,11 @@ class Detector(DenseModel):
         per_level = self.level_proposals if level_proposals is None else level_proposals
         selector = ProposalSelector(per_level, self.proposals, self.rpn_nms)
         grids = map_sizes(canvas)
-        places = self.anchors.boxes(grids)
 
         def of_image(logits: Any, deltas: Any, size: jax.Array) -> Proposals:
             inside = self.anchors.valid(grids, whole_cells(size))
             scores = [jnp.where(x, y, -jnp.inf) for x, y in zip(inside, logits, strict=True)]
-            return selector(scores, deltas, places, size)
+            return selector(scores, deltas, self.anchors.boxes(grids), size)
 
         levels = jax.lax.stop_gradient(tuple(predictions))
         found: Proposals = per_image(of_image, IMAGES_AT_ONCE)(

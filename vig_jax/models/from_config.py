@@ -6,8 +6,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from vig_jax.config import ModelConfig, RunConfig, SegmentationConfig
+from vig_jax.config import DetectionConfig, ModelConfig, RunConfig, SegmentationConfig
 from vig_jax.errors import ConfigError
+from vig_jax.models.detector import Detector, create_detector
 from vig_jax.models.segmenter import Segmenter, create_segmenter
 from vig_jax.models.variants import create_model
 from vig_jax.models.vig import ViG
@@ -39,6 +40,33 @@ def segmenter_from_config(config: RunConfig) -> Segmenter:
         aux_channels=task.aux_channels,
         dropout=task.dropout,
         norm_last=task.norm_last,
+        **given,
+    )
+
+
+def detector_from_config(config: RunConfig) -> Detector:
+    """Returns the detector of `config.model` and `config.task`.
+
+    Raises:
+        ConfigError: an unknown model, or a setting that it does not have.
+    """
+    task = config.task
+    assert isinstance(task, DetectionConfig)
+    given = _given(config.model)
+    return create_detector(
+        given.pop("name"),
+        masks=task.masks,
+        channels=task.channels,
+        box_channels=task.box_channels,
+        anchor_scale=task.anchor_scale,
+        anchor_ratios=task.anchor_ratios,
+        sampling_ratio=task.sampling_ratio,
+        proposals=task.proposals,
+        level_proposals=task.eval_level_proposals,
+        rpn_nms=task.rpn_nms,
+        score_threshold=task.score_threshold,
+        nms=task.nms,
+        detections=task.detections,
         **given,
     )
 
