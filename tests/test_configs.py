@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vig_jax.config import parse, to_dict
+from vig_jax.config import DetectionConfig, parse, recipes, to_dict
 from vig_jax.sharding.mesh import check_batch_size, make_mesh
 from vig_jax.tasks.registry import make_task
 from vig_jax.train.intervals import Intervals
@@ -104,6 +104,7 @@ def test_nothing_else_in_the_paper_recipe(name):
         "warmup_examples": 0,
         "schedule": "cosine",
         "power": 1.0,
+        "milestones": (),
         "weight_decay": decay,
         "b1": 0.9,
         "b2": 0.999,
@@ -157,6 +158,40 @@ def test_ade20k_recipe(name):
     assert (task.avg_non_ignore, task.norm_last, task.eval_flip) == (False, False, False)
     pixels = 255 * np.array([config.data.mean, config.data.std])  # as mmsegmentation has them
     np.testing.assert_allclose(pixels, [[123.675, 116.28, 103.53], [58.395, 57.12, 57.375]])
+
+
+# Rate and weight decay for 16 images, layer decay, warm-up, drop path (Vision-RWKV; Swin, VMamba).
+COCO = {
+    "vig_t": (2e-4, 0.01, 0.85, 500, 0.1),
+    "vig_s": (1e-4, 0.05, 0.85, 500, 0.2),
+    "vig_b": (1e-4, 0.05, 0.85, 500, 0.3),
+    "vig_h_t": (1e-4, 0.05, 1.0, 1000, 0.2),
+    "vig_h_s": (1e-4, 0.05, 1.0, 1000, 0.3),
+    "vig_h_b": (1e-4, 0.05, 1.0, 1000, 0.6),
+}
+
+
+@pytest.mark.parametrize("name", COCO)
+def test_coco_recipe(name):
+    config = parse(load(f"coco_{name}").get_config())
+    optimizer, train, task = config.optimizer, config.train, config.task
+    rate, decay, layer_decay, warmup, drop_path = COCO[name]
+    assert (config.model.name, config.model.drop_path_rate) == (name, drop_path)
+    assert optimizer.base_lr * train.batch_size / optimizer.lr_batch == pytest.approx(rate)
+    assert optimizer.warmup_lr == pytest.approx(1e-3 * optimizer.base_lr)
+    assert (optimizer.weight_decay, optimizer.layer_decay) == (decay, layer_decay)
+    assert (optimizer.schedule, optimizer.milestones) == ("step", (8, 11))
+    assert (optimizer.warmup_steps, optimizer.warmup_epochs) == (warmup, 0)
+    assert (optimizer.clip_norm, optimizer.b1, optimizer.b2) == (0, 0.9, 0.999)
+    assert (train.batch_size, train.epochs, train.steps, train.ema_decay) == (16, 12, 0, 0)
+    assert (config.data.source, config.data.hflip) == ("coco", 0.5)
+    assert task == DetectionConfig(name="detection")  # whose defaults are mmdetection's
+
+
+def test_coco_with_many_sizes():
+    config = parse(recipes.coco("vig_h_t", multi_scale=True))
+    assert (config.train.epochs, config.optimizer.milestones) == (36, (27, 33))
+    assert config.task == DetectionConfig(name="detection", multi_scale="resize_crop")
 
 
 @pytest.mark.parametrize("name", PAPER)

@@ -89,8 +89,9 @@ def imagenet(name: str = "vig_t") -> ConfigDict:
     config.optimizer.warmup_epochs = 20.0  # set one of the three, the others to 0
     config.optimizer.warmup_steps = 0
     config.optimizer.warmup_examples = 0
-    config.optimizer.schedule = "cosine"  # or "poly", "poly_from_start"
+    config.optimizer.schedule = "cosine"  # or "poly", "poly_from_start", "step"
     config.optimizer.power = 1.0  # of the polynomial
+    config.optimizer.milestones = ()  # of "step": epochs after which the rate falls to a tenth
     config.optimizer.weight_decay = 0.05
     config.optimizer.b1 = 0.9
     config.optimizer.b2 = 0.999
@@ -190,5 +191,84 @@ def ade20k(name: str = "vig_h_t") -> ConfigDict:
     config.train.ema_decay = 0.0
     config.train.eval_every_epochs = 0
     config.train.eval_every_steps = 16_000
+    config.train.checkpoint_every_steps = 4_000
+    return config
+
+
+def coco(name: str = "vig_h_t", *, multi_scale: bool = False) -> ConfigDict:
+    """Returns the settings of Mask R-CNN on COCO: 12 epochs of batches of 16 images ("1x").
+
+    The recipe starts from ImageNet weights: set `config.init_weights`. ViG's authors published
+    neither code nor settings for detection. The recipe is that of Swin and VMamba for ViG-H, and
+    that of Vision-RWKV for the plain models, whose neck differs: see docs/detection.md.
+
+    Args:
+        name: of the backbone, one of `vig_jax.list_models()`.
+        multi_scale: 36 epochs with images of many sizes and random crops ("3x").
+
+    Sources: mmdetection 2.28.2 (`configs/_base_`), OpenGVLab/Vision-RWKV (`detection/configs`),
+    MzeroMiko/VMamba (`detection/configs`).
+    """
+    config = imagenet(name)
+    plain = not name.startswith("vig_h")
+    config.model.drop_path_rate = _DROP_PATH.get(name, 0.2)
+
+    config.task = ConfigDict()
+    config.task.name = "detection"
+    config.task.masks = True  # instance segmentation; False: boxes alone
+    config.task.resize_scale = (1333, 800)  # long and short side, pixels
+    config.task.multi_scale = "resize_crop" if multi_scale else "none"  # or "resize"
+    config.task.short_sides = tuple(range(480, 801, 32))  # of "resize" and "resize_crop", pixels
+    config.task.crop_short_sides = (400, 500, 600)  # of "resize_crop" before the crop, pixels
+    config.task.crop_sides = (384, 600)  # of the crop, pixels
+    config.task.buckets = (  # height and width of padded images; each compiles a program
+        *((800, 1088), (800, 1216), (800, 1344)),
+        *((1088, 800), (1216, 800), (1344, 800)),
+    )
+    config.task.max_boxes = 100  # of a training image
+    config.task.mask_side = 112  # of an object's mask in its box, pixels
+    config.task.channels = 256  # of the pyramid, the RPN head and the mask head
+    config.task.box_channels = 1024  # of the box head
+    config.task.anchor_scale = 8.0  # side of a square anchor over the stride
+    config.task.anchor_ratios = (0.5, 1.0, 2.0)  # height over width
+    config.task.rpn_positive = 0.7  # least IoU of a positive anchor
+    config.task.rpn_negative = 0.3  # highest IoU of the background
+    config.task.rpn_samples = 256  # anchors of an image in the loss
+    config.task.rpn_positive_share = 0.5  # of them that may be positive
+    config.task.rpn_nms = 0.7
+    config.task.proposals = 1000  # of an image
+    config.task.train_level_proposals = 2000  # best anchors of a level before their suppression
+    config.task.eval_level_proposals = 1000
+    config.task.roi_positive = 0.5  # least IoU of a positive region
+    config.task.roi_samples = 512  # regions of an image in the loss
+    config.task.roi_positive_share = 0.25  # of them that may be positive
+    config.task.sampling_ratio = 2  # samples of RoIAlign along a side of a bin
+    config.task.score_threshold = 0.05  # a detection has more
+    config.task.nms = 0.5  # of the detections of a class
+    config.task.detections = 100  # of an image
+    config.task.rpn_class_weight = 1.0
+    config.task.rpn_box_weight = 1.0
+    config.task.class_weight = 1.0
+    config.task.box_weight = 1.0
+    config.task.mask_weight = 1.0
+
+    config.data.source = "coco"  # or fashion_scenes, nuclei
+
+    config.optimizer.base_lr = 2e-4 if name == "vig_t" else 1e-4
+    config.optimizer.warmup_lr = 1e-3 * config.optimizer.base_lr
+    config.optimizer.min_lr = 0.0
+    config.optimizer.lr_batch = 16
+    config.optimizer.warmup_epochs = 0.0
+    config.optimizer.warmup_steps = 500 if plain else 1000
+    config.optimizer.schedule = "step"
+    config.optimizer.milestones = (27, 33) if multi_scale else (8, 11)
+    config.optimizer.weight_decay = 0.01 if name == "vig_t" else 0.05
+    config.optimizer.clip_norm = 0.0
+    config.optimizer.layer_decay = 0.85 if plain else 1.0
+
+    config.train.batch_size = 16
+    config.train.epochs = 36 if multi_scale else 12
+    config.train.label_smoothing = 0.0
+    config.train.ema_decay = 0.0
     config.train.checkpoint_every_steps = 4_000
     return config

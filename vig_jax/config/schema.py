@@ -136,8 +136,10 @@ class OptimizerConfig:
     clip_norm: NonNegative  # of the global gradient; 0: no clipping
     warmup_steps: Count = 0
     warmup_examples: Count = 0
-    schedule: Literal["cosine", "poly", "poly_from_start"] = "cosine"  # after the warm-up
+    # After the warm-up.
+    schedule: Literal["cosine", "poly", "poly_from_start", "step"] = "cosine"
     power: Positive = 1.0  # of the polynomial
+    milestones: tuple[PositiveInt, ...] = ()  # of "step": epochs after which the rate falls
     layer_decay: Share = 1.0  # learning rate of a layer relative to the layer above it
     freeze: str = ""  # untrained parameters: paths or globs; "backbone": all but the head
 

@@ -118,6 +118,7 @@ class TaskEntry:
 
 # Modules with an `ENTRY`, imported on first use.
 _BUILT_IN = {
+    "detection": "vig_jax.tasks.detection",
     "classification": "vig_jax.tasks.classification",
     "segmentation": "vig_jax.tasks.segmentation",
 }

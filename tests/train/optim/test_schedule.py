@@ -10,6 +10,7 @@ import pytest
 from configs import common
 from tests import golden_seg
 from vig_jax.config import parse
+from vig_jax.errors import ConfigError
 from vig_jax.train.optim.schedule import make_schedule
 
 CASES = json.loads((Path(__file__).parent / "golden" / "lr_schedule.json").read_text())
@@ -135,3 +136,21 @@ def test_a_run_within_its_warmup_logs_a_warning(caplog):
     assert not caplog.records
     make_schedule(config, batch_size=64, steps_per_epoch=10, total=19)
     assert "the run, 19 updates, is shorter than its warm-up, 20" in caplog.text
+
+
+def test_steps():
+    """mmdetection's 1x: a warm-up that ends with its last update, a tenth from epochs 8 and 11."""
+    config = dataclasses.replace(
+        CONFIG, base_lr=1.0, warmup_lr=1e-3, min_lr=0.0, lr_batch=16, warmup_epochs=0.0,
+        warmup_steps=1000, schedule="step", milestones=(8, 11),
+    )  # fmt: skip
+    schedule = make_schedule(config, batch_size=16, steps_per_epoch=500, total=6000)
+    updates = [0, 1, 999, 1000, 3999, 4000, 5499, 5500, 5999]
+    expected = [1e-3, 1e-3 + 0.999 / 999, 1, 1, 1, 0.1, 0.1, 0.01, 0.01]
+    np.testing.assert_allclose([schedule(t) for t in updates], expected, rtol=1e-6)
+    np.testing.assert_allclose(jax.vmap(schedule)(jnp.array(updates)), expected, rtol=1e-6)
+    for wrong in ({"milestones": ()}, {"schedule": "cosine"}):
+        with pytest.raises(ConfigError, match=r"milestones=.* set the milestones for 'step'"):
+            make_schedule(
+                dataclasses.replace(config, **wrong), batch_size=16, steps_per_epoch=5, total=60
+            )

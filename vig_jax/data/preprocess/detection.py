@@ -6,7 +6,7 @@ device.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import numpy as np
@@ -82,8 +82,9 @@ class DetectionPreprocess:
         """Returns the numbers of the buckets of training images; see `DrawnBuckets`."""
         return self._views.buckets(self._views.training(sizes, draws))
 
-    def spec_of(self, bucket: Bucket) -> Spec:
+    def spec_of(self, bucket: Hashable) -> Spec:
         """Returns the shape and dtype of the arrays of an example."""
+        assert isinstance(bucket, tuple)
         spec: dict[str, tuple[tuple[int, ...], np.dtype]] = {
             "image": ((*bucket, 3), _UINT8),
             "size": ((2,), _INT32),

@@ -1,7 +1,6 @@
 """A contact sheet of the first training batch: images with their boxes and masks."""
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,16 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float32, Int32, UInt8
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
-from vig_jax.figures import drawable, save_figure
+from vig_jax.figures import save_figure
 from vig_jax.ops.paste import paste
+from vig_jax.tasks.detection.drawing import Objects, draw_objects
 from vig_jax.tasks.detection.task import Detection
 from vig_jax.tasks.protocol import Batch
+from vig_jax.tasks.segmentation.drawing import Palette
 
 _COLUMNS = 4
 _MOST = 8
-_OPACITY = 0.45  # of masks
+_INCHES = 3.0  # of an image
+_POINTS = 72  # of an inch
 
 
 class PreviewArrays(NamedTuple):
@@ -38,13 +39,13 @@ class DetectionPreview:
 
     Attributes:
         task: of the run.
-        class_names: one per label; labels beyond them are shown as numbers.
+        class_names: one per label.
         palette: colour of each class, [K, 3] uint8 values.
     """
 
     task: Detection
-    class_names: Sequence[str]
-    palette: tuple[tuple[int, int, int], ...]
+    class_names: tuple[str, ...]
+    palette: Palette
 
     def inputs(self, batch: Batch, key: jax.Array, rows: np.ndarray) -> PreviewArrays:
         """Returns the pixels and the objects of the given rows."""
@@ -57,48 +58,32 @@ class DetectionPreview:
         return PreviewArrays(pixels, boxes, labels, valid, masks)
 
     def draw(self, arrays: PreviewArrays, path: Path) -> None:
-        """Writes the images with boxes, class names and masks."""
+        """Writes the images with masks, boxes and class names."""
         count = len(arrays.pixels)
         columns = min(_COLUMNS, count)
         rows = -(-count // columns)
-        figure = Figure(figsize=(3.0 * columns, 3.0 * rows + 0.5), layout="constrained")
+        figure = Figure(figsize=(_INCHES * columns, _INCHES * rows + 0.5), layout="constrained")
         figure.suptitle("First batch as the model sees it, with its objects", fontsize=10)
-        for number in range(count):
+        for number, image in enumerate(arrays.pixels):
             axes = figure.add_subplot(rows, columns, number + 1)
-            axes.imshow(self._with_masks(arrays, number), interpolation="nearest")
-            axes.set_axis_off()
-            for box, label in self._objects(arrays, number):
-                left, top, right, bottom = box
-                color = np.array(self._color(label)) / 255
-                size = right - left, bottom - top
-                outline = Rectangle((left - 0.5, top - 0.5), *size, fill=False, edgecolor=color)
-                axes.add_patch(outline)
-                axes.text(
-                    left, top - 1.5, self._name(label), fontsize=6, color="white", parse_math=False,
-                    bbox={"facecolor": color, "edgecolor": "none", "pad": 0.8},
-                )  # fmt: skip
+            pixels = np.asarray(image)
+            draw_objects(
+                axes, pixels, objects_of(arrays, number), self.class_names, self.palette,
+                pixels=max(pixels.shape) / (_INCHES * _POINTS), scores=False,
+            )  # fmt: skip
         save_figure(figure, path)
 
-    def _objects(self, arrays: PreviewArrays, number: int) -> list[tuple[list[float], int]]:
-        valid = np.asarray(arrays.valid[number])
-        boxes, labels = (np.asarray(x[number])[valid] for x in (arrays.boxes, arrays.labels))
-        return list(zip(boxes.tolist(), labels.tolist(), strict=True))
 
-    def _with_masks(self, arrays: PreviewArrays, number: int) -> np.ndarray:
-        """Returns an image with the masks of its objects in their colours."""
-        pixels = np.array(arrays.pixels[number])
-        if arrays.masks is None:
-            return pixels
-        masks = np.asarray(arrays.masks[number])[np.asarray(arrays.valid[number])]
-        for (box, label), mask in zip(self._objects(arrays, number), masks, strict=True):
-            inside = paste(mask / 255, np.array(box), *pixels.shape[:2]) >= 0.5
-            color = np.array(self._color(label))
-            pixels[inside] = (1 - _OPACITY) * pixels[inside] + _OPACITY * color
-        return pixels
-
-    def _color(self, label: int) -> tuple[int, int, int]:
-        return self.palette[label % len(self.palette)]
-
-    def _name(self, label: int) -> str:
-        names = self.class_names
-        return drawable(names[label], 14) if label < len(names) else f"class {label}"
+def objects_of(arrays: PreviewArrays, number: int) -> Objects:
+    """Returns the objects of one of the images."""
+    valid = np.asarray(arrays.valid[number])
+    boxes = np.asarray(arrays.boxes[number], np.float64)[valid]
+    masks = None
+    if arrays.masks is not None:
+        shape = arrays.pixels.shape[1:3]
+        cut = np.asarray(arrays.masks[number])[valid] / 255
+        masks = np.zeros((len(boxes), *shape), bool)
+        for i, (mask, box) in enumerate(zip(cut, boxes, strict=True)):
+            masks[i] = paste(mask, box, *shape) >= 0.5
+    labels = np.asarray(arrays.labels[number])[valid]
+    return Objects(boxes, np.ones(len(boxes)), labels, masks)

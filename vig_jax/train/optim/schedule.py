@@ -9,9 +9,13 @@ import jax.numpy as jnp
 import optax
 
 from vig_jax.config import OptimizerConfig
+from vig_jax.errors import ConfigError
 from vig_jax.train.intervals import in_steps
 
 logger = logging.getLogger(__name__)
+
+FALL = 0.1
+"""The factor on the rate at each milestone of the schedule "step"."""
 
 
 def make_schedule(
@@ -32,7 +36,8 @@ def make_schedule(
         A function from the 0-based update number, an int or an integer array, to the rate.
 
     Raises:
-        ConfigError: the warm-up is negative or given in two units.
+        ConfigError: the warm-up is negative or given in two units, or the milestones do not go
+            with the schedule.
     """
     scale = batch_size / config.lr_batch
     base, start, end = (r * scale for r in (config.base_lr, config.warmup_lr, config.min_lr))
@@ -44,8 +49,21 @@ def make_schedule(
             total,
             warmup,
         )
-    kinds = {"cosine": _cosine, "poly": _poly, "poly_from_start": _poly_from_start}
-    return kinds[config.schedule](_Rates(base, start, end, config.power, warmup, total))
+    if (config.schedule == "step") != bool(config.milestones):
+        raise ConfigError(
+            f"config.optimizer.milestones={config.milestones}, and the schedule is "
+            f"{config.schedule!r}: set the milestones for 'step', for example (8, 11), and leave "
+            "them empty for others"
+        )
+    milestones = tuple(epoch * steps_per_epoch for epoch in config.milestones)
+    kinds = {
+        "cosine": _cosine,
+        "poly": _poly,
+        "poly_from_start": _poly_from_start,
+        "step": _step,
+    }
+    rates = _Rates(base, start, end, config.power, warmup, total, milestones)
+    return kinds[config.schedule](rates)
 
 
 class _Rates(NamedTuple):
@@ -58,6 +76,7 @@ class _Rates(NamedTuple):
         power: of the polynomial.
         warmup: updates.
         total: updates.
+        milestones: updates at which the rate falls.
     """
 
     base: float
@@ -66,6 +85,7 @@ class _Rates(NamedTuple):
     power: float
     warmup: int
     total: int
+    milestones: tuple[int, ...]
 
 
 def _cosine(rates: _Rates) -> optax.Schedule:
@@ -75,7 +95,7 @@ def _cosine(rates: _Rates) -> optax.Schedule:
     update, from the index of that update (hustvl/ViG `classification/main.py`, timm's
     CosineLRScheduler).
     """
-    base, start, end, _, warmup, total = rates
+    base, start, end, _, warmup, total, _ = rates
 
     def schedule(step: jax.typing.ArrayLike) -> jax.Array:
         t = jnp.maximum(jnp.asarray(step) - 1, 0).astype(float)
@@ -94,7 +114,7 @@ def _poly(rates: _Rates) -> optax.Schedule:
     The polynomial begins after the warm-up and is `end` at the last update (mmengine's LinearLR and
     PolyLR, as mmsegmentation 1.x combines them).
     """
-    base, start, end, power, warmup, total = rates
+    base, start, end, power, warmup, total, _ = rates
 
     def schedule(step: jax.typing.ArrayLike) -> jax.Array:
         t = jnp.asarray(step).astype(float)
@@ -105,12 +125,29 @@ def _poly(rates: _Rates) -> optax.Schedule:
     return schedule
 
 
+def _step(rates: _Rates) -> optax.Schedule:
+    """Returns a linear warm-up as in `_poly`, and a tenth of the rate from each milestone on.
+
+    `end` is not used (mmengine's LinearLR and MultiStepLR, as mmdetection 3.x combines them).
+    """
+
+    def schedule(step: jax.typing.ArrayLike) -> jax.Array:
+        t = jnp.asarray(step)
+        rising = (t / max(rates.warmup - 1, 1)).astype(float)
+        rising = rates.start + jnp.minimum(rising, 1) * (rates.base - rates.start)
+        peak = jnp.where(t < rates.warmup, rising, rates.base)
+        falls = sum((t >= milestone for milestone in rates.milestones), jnp.zeros_like(t))
+        return peak * FALL ** falls.astype(float)
+
+    return schedule
+
+
 def _poly_from_start(rates: _Rates) -> optax.Schedule:
     """Returns a polynomial over the whole run, scaled down linearly during the warm-up.
 
     The last update has the rate of one update before the end (mmcv 1.x, as in Vim and Vision-RWKV).
     """
-    base, start, end, power, warmup, total = rates
+    base, start, end, power, warmup, total, _ = rates
 
     def schedule(step: jax.typing.ArrayLike) -> jax.Array:
         t = jnp.asarray(step).astype(float)

@@ -1,0 +1,16 @@
+"""Detection and instance segmentation: Mask R-CNN on ViG-T on COCO, 12 epochs of batches of 16.
+
+    python train.py --config=configs/coco_vig_t.py --config.init_weights=vig_t.pth \\
+        --config.data.path=/data/coco --workdir=runs/coco_vig_t
+
+`recipes.coco("vig_t", multi_scale=True)` has the settings of 36 epochs with images of many sizes.
+docs/detection.md has the layout of the data, evaluation and prediction.
+"""
+
+from ml_collections import ConfigDict
+
+from vig_jax.config import recipes
+
+
+def get_config() -> ConfigDict:
+    return recipes.coco("vig_t")

@@ -1,0 +1,95 @@
+"""A run of detection on composed scenes: train, resume, evaluate, report."""
+
+import json
+import shutil
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vig_jax.cli.main import main
+from vig_jax.config import parse, recipes
+from vig_jax.data import register_dataset
+from vig_jax.data.datasets.fashion_scenes import FashionScenesDataset
+from vig_jax.inference.loaded_model import load_for_inference
+from vig_jax.tasks.registry import make_task
+from vig_jax.train.loop import run
+
+LENGTHS = {"train": 12, "eval": 5}
+register_dataset(
+    "few_scenes", lambda data, split: FashionScenesDataset(split, data.image_size, LENGTHS[split])
+)
+
+
+def config():
+    values = recipes.coco("vig_h_t")
+    values.model.update(embed_dims=(8, 8, 16, 16), depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1))
+    values.model.update(dtype="float32", gla_implementation="reference")
+    values.task.update(resize_scale=(64, 64), buckets=((64, 64),), max_boxes=6, mask_side=14)
+    values.task.update(channels=8, box_channels=16, anchor_scale=3.0, rpn_samples=32)
+    values.task.update(proposals=12, train_level_proposals=12, eval_level_proposals=12)
+    values.task.update(roi_samples=16, detections=8, score_threshold=0.0)
+    values.data.update(source="few_scenes", image_size=64, workers=0)
+    values.optimizer.update(base_lr=3e-3, warmup_steps=2, lr_batch=4, milestones=(1,))
+    values.train.update(batch_size=4, epochs=2, eval_every_epochs=0, checkpoint_every_steps=3)
+    values.train.update(log_every_steps=1, ema_decay=0.5, compilation_cache="")
+    return parse(values)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("whole")
+    run(config(), workdir)
+    return workdir
+
+
+def records(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_trains(whole):
+    found = records(whole)
+    losses = [record["train/loss"] for record in found if "train/loss" in record]
+    assert len(losses) == 6
+    assert losses[-1] < losses[0]
+    parts = ("rpn_cls", "rpn_bbox", "cls", "bbox", "mask")
+    assert losses[0] == pytest.approx(sum(found[0][f"train/loss_{part}"] for part in parts))
+    assert 0 <= found[-1]["eval/ema_mask_ap"] <= found[-1]["eval/ema_mask_ap50"] <= 1
+    assert (whole / "first_batch.png").exists()
+
+
+def test_resumes_to_the_bit(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "6")
+    run(config(), tmp_path / "run")
+    for ema in (False, True):
+        again, first = (
+            load_for_inference(workdir / "checkpoints" / "6", ema=ema).variables
+            for workdir in (tmp_path / "run", whole)
+        )
+        chex.assert_trees_all_equal(again, first)
+
+
+def test_evaluates_and_reports(whole, tmp_path, capsys):
+    assert main(["evaluate", str(whole), "--json", str(tmp_path / "metrics.json")]) == 0
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    for name in ("box_ap", "box_ap50", "mask_ap"):
+        assert metrics[name] == pytest.approx(records(whole)[-1][f"eval/ema_{name}"])
+    assert main(["report", str(whole)]) == 0
+    assert {"class_ap.png", "precision_recall.png"} <= {path.name for path in whole.iterdir()}
+    assert "box_ap" in capsys.readouterr().out
+
+
+def test_the_preview_has_the_objects_of_the_batch():
+    bundle = make_task(config(), FashionScenesDataset("train", 64, 4).info.metadata)
+    example = FashionScenesDataset("train", 64, 4)[2]
+    arrays = bundle.train_preprocess(example, None)
+    batch = {name: jnp.stack([jnp.asarray(arrays[name])] * 2) for name in bundle.task.batch_spec}
+    shown = bundle.preview.inputs(batch, jax.random.key(0), np.array([1]))
+    assert shown.pixels.shape == (1, 64, 64, 3)
+    flipped = bool((arrays["boxes"][0] != example["boxes"][0]).any())
+    expected = example["image"][:, ::-1] if flipped else example["image"]
+    np.testing.assert_array_equal(shown.pixels[0], expected)
+    assert shown.valid.sum() == len(example["boxes"])
