@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Int32, UInt8
 from PIL import Image
 
+from vig_jax.data.dataset import GroundTruth
 from vig_jax.figures import DPI, drawable, save_figure
 from vig_jax.metrics.coco_matching import Found
 from vig_jax.ops import rle
@@ -65,6 +66,14 @@ def objects_at(
         labels=found.labels[chosen],
         masks=masks,
     )
+
+
+def true_objects(
+    truth: GroundTruth, chosen: Int[np.ndarray, "m"], shape: tuple[int, int]
+) -> Objects:
+    """Returns some annotated objects at the size of the drawn image; see `objects_at`."""
+    every = Found(truth.boxes, np.ones(len(truth.boxes)), truth.labels, truth.masks)
+    return objects_at(every, chosen, truth.size[::-1], shape)
 
 
 def colours_of(objects: Objects, palette: Palette) -> UInt8[np.ndarray, "n 3"]:

@@ -14,7 +14,7 @@ from vig_jax.errors import ReportError
 from vig_jax.files import write_atomically
 from vig_jax.metrics.coco_ap import CocoScores
 from vig_jax.metrics.coco_matching import Found, Kind
-from vig_jax.tasks.detection.drawing import Objects, objects_at
+from vig_jax.tasks.detection.drawing import Objects, objects_at, true_objects
 from vig_jax.tasks.detection.found import best_of
 from vig_jax.tasks.segmentation.thumbnails import thumbnail_of_image
 
@@ -59,12 +59,11 @@ class WorstImage:
         size = truth.size[::-1]
         image = thumbnail_of_image(pixels, size)
         shape = image.shape[0], image.shape[1]
-        objects = Found(truth.boxes, np.ones(len(truth.ids)), truth.labels, truth.masks)
         largest = np.argsort(-truth.areas, kind="stable")[:_MOST_DRAWN]
         return dataclasses.replace(
             self,
             image=image,
-            truth=objects_at(objects, largest, size, shape),
+            truth=true_objects(truth, largest, shape),
             found=objects_at(found, best_of(found, LEAST_SCORE)[:_MOST_DRAWN], size, shape),
         )
 

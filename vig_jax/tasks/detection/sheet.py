@@ -11,8 +11,7 @@ from vig_jax.data.preprocess.decode import decode
 from vig_jax.data.preprocess.limits import MAX_PIXELS
 from vig_jax.errors import UndecodableImageError
 from vig_jax.figures import save_figure
-from vig_jax.metrics.coco_matching import Found
-from vig_jax.tasks.detection.drawing import draw_objects, objects_at
+from vig_jax.tasks.detection.drawing import draw_objects, true_objects
 from vig_jax.tasks.segmentation.thumbnails import thumbnail_of_image
 
 _COLUMNS, _ROWS, _INCHES = 5, 5, 2.6
@@ -40,10 +39,9 @@ def save_box_sheet(dataset: DetectionDataset, path: Path, max_pixels: int = MAX_
         except (UndecodableImageError, OSError):
             continue
         truth = dataset.ground_truth(index)
-        every = Found(truth.boxes, np.ones(len(truth.boxes)), truth.labels, truth.masks)
         small = thumbnail_of_image(image, image.shape[:2])
         shown = np.flatnonzero(~truth.crowd)
-        objects = objects_at(every, shown, truth.size[::-1], small.shape[:2])
+        objects = true_objects(truth, shown, (small.shape[0], small.shape[1]))
         names, palette = metadata["instance_names"], metadata["instance_palette"]
         draw_objects(axes, small, objects, names, palette, fontsize=5.0, scores=False)
     for axes in figure.axes[len(picks) :]:
