@@ -16,7 +16,7 @@ from vig_jax.errors import WeightsError
 from vig_jax.layers.linear import normal_002
 from vig_jax.layers.pos_embed import resize_pos_embed
 from vig_jax.models import Backbone, create_model, list_models
-from vig_jax.weights import mmseg, upstream
+from vig_jax.weights import mmdet, mmseg, upstream
 from vig_jax.weights.finite import check_finite
 
 StateDict = dict[str, np.ndarray]
@@ -118,6 +118,11 @@ def fit(
         raise WeightsError(
             "the weights are those of a segmenter (decode_head.*), not of a classifier: use "
             "vig_jax.create_segmenter, or config.task.name='segmentation' in a run"
+        )
+    if mmdet.is_detector(state_dict):
+        raise WeightsError(
+            "the weights are those of a detector (roi_head.*), not of a classifier: use "
+            "vig_jax.create_detector, or config.task.name='detection' in a run"
         )
     tensors = with_present_names(state_dict)
     check_values(tensors)

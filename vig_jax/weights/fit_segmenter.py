@@ -8,7 +8,7 @@ import numpy as np
 from flax import traverse_util
 
 from vig_jax.errors import WeightsError
-from vig_jax.models import Segmenter, ViG
+from vig_jax.models import Detector, Segmenter, ViG
 from vig_jax.weights import mmseg, upstream
 from vig_jax.weights.fit import (
     StateDict,
@@ -62,12 +62,12 @@ def fit_segmenter(
     return copies, notes
 
 
-def completed(variables: Variables, model: Segmenter, *, seed: int) -> Variables:
+def completed(variables: Variables, model: Segmenter | Detector, *, seed: int) -> Variables:
     """Returns the variables with random ones, drawn from the seed, for those that are left out.
 
     Leaves are NumPy arrays.
     """
-    side = model.native_size or model.smallest_size
+    side = upstream.traced_side(model)
     given = traverse_util.flatten_dict(variables, sep="/")
     missing = [path for path in upstream.variable_shapes(model) if path not in given]
 
@@ -124,7 +124,7 @@ def _of_segmenter(
     file: WeightFile, model: Segmenter, class_names: Sequence[str]
 ) -> tuple[StateDict, tuple[str, ...], tuple[str, ...]]:
     """Returns the tensors to take, prefixes of the names that are left out, and notes."""
-    tensors = _with_present_backbone(file.state_dict)
+    tensors = with_present_backbone(file.state_dict)
     notes = []
     if not model.aux_channels and any(key.startswith(mmseg.AUXILIARY) for key in tensors):
         tensors = {k: v for k, v in tensors.items() if not k.startswith(mmseg.AUXILIARY)}
@@ -155,8 +155,26 @@ def _of_classifier(
     file: WeightFile, model: Segmenter
 ) -> tuple[StateDict, tuple[str, ...], tuple[str, ...]]:
     """Returns the tensors of the backbone; see `_of_segmenter`."""
-    given = with_present_names(file.state_dict)
     keeps_norm = isinstance(model.backbone, ViG) and model.norm_last
+    tensors, notes = backbone_tensors(file, model, keeps_norm=keeps_norm)
+    new = "neck and heads are" if isinstance(model.backbone, ViG) else "the heads are"
+    return tensors, _NEW_WITH_CLASSIFIER, (*notes, f"{new} new: they must be trained")
+
+
+def backbone_tensors(
+    file: WeightFile, model: Segmenter | Detector, *, keeps_norm: bool = False
+) -> tuple[StateDict, tuple[str, ...]]:
+    """Returns the tensors of a classifier's backbone for a model on it, and notes for the user.
+
+    Args:
+        file: of a classifier.
+        model: with a backbone of the classifier's sizes.
+        keeps_norm: whether the model has the last norm of a plain classifier.
+
+    Raises:
+        WeightsError: values are not finite.
+    """
+    given = with_present_names(file.state_dict)
     unused = _CLASSIFIER if keeps_norm else (*_CLASSIFIER, *_FINAL_NORM)
     tensors = {key: value for key, value in given.items() if not key.startswith(unused)}
     check_values(tensors)
@@ -166,12 +184,10 @@ def _of_classifier(
     notes += resize_table(tensors, "pos_embed", model.pos_embed_grid)
     shapes = upstream.variable_shapes(model)
     tensors |= upstream.new_out_norms(tensors, shapes, "params/backbone/")
-    renamed = {mmseg.BACKBONE + key: value for key, value in tensors.items()}
-    new = "neck and heads are" if isinstance(model.backbone, ViG) else "the heads are"
-    return renamed, _NEW_WITH_CLASSIFIER, (*notes, f"{new} new: they must be trained")
+    return {mmseg.BACKBONE + key: value for key, value in tensors.items()}, tuple(notes)
 
 
-def _with_present_backbone(state_dict: Mapping[str, np.ndarray]) -> StateDict:
+def with_present_backbone(state_dict: Mapping[str, np.ndarray]) -> StateDict:
     """Returns the state dict with the backbone under upstream's present names."""
     start = mmseg.BACKBONE
     backbone = {k.removeprefix(start): v for k, v in state_dict.items() if k.startswith(start)}

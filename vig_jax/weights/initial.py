@@ -11,9 +11,10 @@ import numpy as np
 
 from vig_jax.config import RunConfig
 from vig_jax.errors import CheckpointError, WeightsError
-from vig_jax.models import Segmenter
+from vig_jax.models import Detector, Segmenter
 from vig_jax.weights import run_folder
 from vig_jax.weights.fit import WeightFile, fit_to_config
+from vig_jax.weights.fit_detector import fit_detector
 from vig_jax.weights.fit_segmenter import fit_segmenter
 from vig_jax.weights.load import origin, read_weight_file
 from vig_jax.weights.mmseg import Variables
@@ -70,6 +71,34 @@ def segmenter_variables(
     try:
         class_names = metadata.get("class_names", ())
         variables, notes = fit_segmenter(file, config.model.name, model, class_names=class_names)
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from error
+    return float32(variables), _line(file, path, (*file.notes, *notes))
+
+
+def detector_variables(
+    config: RunConfig, model: nn.Module, metadata: Mapping[str, Any]
+) -> tuple[Variables, str]:
+    """Reads the weights that `config.init_weights` names, for a detector.
+
+    Of a classifier only the backbone is taken. What the file does not have is left out.
+
+    Args:
+        config: of the run.
+        model: a `vig_jax.models.Detector`.
+        metadata: of the training data; its `instance_names` are matched to those of the file.
+
+    Returns:
+        {"params": parameters in float32}, and a line about them for the log.
+
+    Raises:
+        WeightsError: the file is missing, cannot be read or does not fit the model.
+    """
+    assert isinstance(model, Detector)
+    file, path = _read_start(config)
+    try:
+        names = metadata.get("instance_names", ())
+        variables, notes = fit_detector(file, config.model.name, model, class_names=names)
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error
     return float32(variables), _line(file, path, (*file.notes, *notes))

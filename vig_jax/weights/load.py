@@ -12,8 +12,8 @@ import safetensors
 from safetensors.numpy import save
 
 from vig_jax.errors import CheckpointError, WeightsError
-from vig_jax.models import create_segmenter
-from vig_jax.weights import mmseg, run_folder, upstream
+from vig_jax.models import create_detector, create_segmenter
+from vig_jax.weights import fit_detector, mmdet, mmseg, run_folder, upstream
 from vig_jax.weights.fit import WeightFile, check_model_name, fit
 from vig_jax.weights.fit_segmenter import completed, fit_segmenter, sizes_of
 from vig_jax.weights.sections import choose_section
@@ -37,29 +37,30 @@ def load_weights(
     num_classes: int | None = None,
     **overrides: Any,
 ) -> dict[str, Any]:
-    """Reads a weight file for a model: a classifier or, if it holds one, a segmenter.
+    """Reads a weight file for a model: a classifier or, if it holds one, a segmenter or detector.
 
     A new head, a resized position embedding or missing EMA weights are logged as warnings.
 
     Args:
         path: a `.pth` file as upstream (hustvl/ViG) writes it (a training checkpoint, a best_*
-            file or a bare state dict), a `.pth` file of mmsegmentation, a `.safetensors` file with
-            the names of either, or the workdir or a checkpoint of one of our runs. Nothing in a
-            `.pth` file is executed.
+            file or a bare state dict), a `.pth` file of mmsegmentation or mmdetection, a
+            `.safetensors` file with the names of one of them, or the workdir or a checkpoint of one
+            of our runs. Nothing in a `.pth` file is executed.
         model_name: one of `vig_jax.list_models()`.
         ema: True takes the EMA weights (`model_ema`), or the only ones in the file; False takes
             `model`; None takes the EMA weights if there are any.
         num_classes: width of the head; None means that of the file, 0 means no head. If the width
             differs from the file's or the file has no head, the head is new: kernel normal with
             standard deviation 0.02 (drawn from key 0), bias 0. Of a segmenter, the layers
-            `conv_seg` are then new, with standard deviation 0.01.
-        **overrides: as for `vig_jax.create_model`, or `vig_jax.create_segmenter` for a segmenter.
-            If `img_size` differs from the file's, the position embedding is resized as upstream
-            does (bicubic).
+            `conv_seg` are then new, with standard deviation 0.01; of a detector, the last layers
+            of its heads.
+        **overrides: as for `vig_jax.create_model`, or `vig_jax.create_segmenter` for a segmenter
+            and `vig_jax.create_detector` for a detector. If `img_size` differs from the file's, the
+            position embedding is resized as upstream does (bicubic).
 
     Returns:
         Variables for `create_model(model_name, num_classes, **overrides).apply`, or those of
-        `create_segmenter`; leaves are NumPy arrays of the file's dtype.
+        `create_segmenter` or `create_detector`; leaves are NumPy arrays of the file's dtype.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -75,6 +76,8 @@ def load_weights(
             model = create_segmenter(model_name, classes, **overrides)
             variables, notes = fit_segmenter(file, model_name, model)
             variables = completed(variables, model, seed=0)
+        elif mmdet.is_detector(file.state_dict):
+            variables, notes = _detector_weights(file, model_name, num_classes, overrides)
         else:
             weights = fit(file.state_dict, model_name, num_classes=num_classes, overrides=overrides)
             variables, notes = {"params": weights.params}, weights.notes
@@ -83,6 +86,18 @@ def load_weights(
     for note in file.notes + notes:
         _log.warning("%s: %s", path, note)
     return variables
+
+
+def _detector_weights(
+    file: WeightFile, model_name: str, num_classes: int | None, overrides: dict[str, Any]
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Returns the variables of a file for a detector, and notes."""
+    classes = int(fit_detector.sizes_of(file.state_dict).get("num_classes", 1))
+    detector = create_detector(
+        model_name, classes if num_classes is None else num_classes, **overrides
+    )
+    variables, notes = fit_detector.fit_detector(file, model_name, detector)
+    return completed(variables, detector, seed=0), notes
 
 
 def read_weight_file(path: str | Path, *, ema: bool | None = None) -> WeightFile:
@@ -154,7 +169,13 @@ def save_safetensors(
 
 
 def foreign_state_dict(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Returns the state dict of a model: mmsegmentation's of a segmenter, else upstream's."""
+    """Returns the state dict of a model under the names of others.
+
+    They are those of mmsegmentation for a segmenter, of mmdetection for a detector, and else those
+    of upstream.
+    """
+    if mmdet.is_detector([f"{name}." for name in variables["params"]]):
+        return mmdet.from_variables(variables)
     if any(f"{name}." in mmseg.HEADS for name in variables["params"]):
         return mmseg.from_variables(variables)
     return upstream.from_params(variables["params"])

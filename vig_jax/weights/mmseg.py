@@ -14,7 +14,7 @@ from flax import traverse_util
 from vig_jax.errors import WeightsError
 from vig_jax.models import Segmenter
 from vig_jax.weights import upstream
-from vig_jax.weights.table import CONV, SAME, Layout, Rules, their_name, to_ours, to_theirs
+from vig_jax.weights.table import CONV, DECONV, POINT, SAME, Rules, their_name, to_ours, to_theirs
 
 Variables = dict[str, Any]
 
@@ -23,19 +23,6 @@ AUXILIARY = "auxiliary_head."
 HEADS = ("decode_head.", AUXILIARY)
 _COUNTER = ".num_batches_tracked"  # of each batch normalisation; only a momentum of None reads it
 _MEAN = ".running_mean"
-
-# [in, out, kh, kw] <-> [in, kh, kw, out]
-DECONV = Layout(lambda x: x.transpose(0, 2, 3, 1), lambda x: x.transpose(0, 3, 1, 2))
-
-
-def _to_dense(x: np.ndarray) -> np.ndarray:
-    """Returns a 1x1 convolution [out, in, 1, 1] as a matrix [in, out]."""
-    if x.shape[2:] != (1, 1):
-        raise ValueError(f"{x.shape} is not a 1x1 convolution")
-    return x[:, :, 0, 0].T
-
-
-POINT = Layout(_to_dense, lambda x: x.T[:, :, None, None])
 
 
 def _batch_norm(theirs: str, ours: str) -> Rules:
@@ -61,7 +48,8 @@ def _logits(head: str) -> Rules:
     )
 
 
-def _deconv(theirs: str, ours: str) -> Rules:
+def deconv(theirs: str, ours: str) -> Rules:
+    """Returns the rules of a transposed 2x2 convolution."""
     return (
         (f"{theirs}.weight", f"params/{ours}/kernel", DECONV),
         (f"{theirs}.bias", f"params/{ours}/bias", SAME),
@@ -69,10 +57,10 @@ def _deconv(theirs: str, ours: str) -> Rules:
 
 
 _HEADS: Rules = (
-    *_deconv("neck.upsample_4x.0", "neck/upsample_4x_0"),
+    *deconv("neck.upsample_4x.0", "neck/upsample_4x_0"),
     *_batch_norm("neck.upsample_4x.1", "neck/upsample_4x_1"),
-    *_deconv("neck.upsample_4x.3", "neck/upsample_4x_3"),
-    *_deconv("neck.upsample_2x.0", "neck/upsample_2x_0"),
+    *deconv("neck.upsample_4x.3", "neck/upsample_4x_3"),
+    *deconv("neck.upsample_2x.0", "neck/upsample_2x_0"),
     *_conv_module("decode_head.psp_modules.{i}.1", "decode_head/psp_modules_{i}"),
     *_conv_module("decode_head.bottleneck", "decode_head/bottleneck"),
     *_conv_module("decode_head.lateral_convs.{i}", "decode_head/lateral_convs_{i}"),
@@ -84,16 +72,16 @@ _HEADS: Rules = (
 )
 
 
-def _with_backbone(rules: Rules) -> Rules:
-    """Returns the table of a segmenter from that of its backbone."""
+def with_backbone(rules: Rules, heads: Rules) -> Rules:
+    """Returns the table of a model from those of its backbone and of its neck and heads."""
     backbone = tuple(
         (BACKBONE + theirs, f"params/backbone/{ours}", layout) for theirs, ours, layout in rules
     )
-    return backbone + _HEADS
+    return backbone + heads
 
 
-PLAIN = _with_backbone(upstream.PLAIN)
-HIERARCHICAL = _with_backbone(upstream.HIERARCHICAL)
+PLAIN = with_backbone(upstream.PLAIN, _HEADS)
+HIERARCHICAL = with_backbone(upstream.HIERARCHICAL, _HEADS)
 
 
 def is_segmenter(names: Collection[str]) -> bool:

@@ -28,6 +28,19 @@ SAME = Layout(lambda x: x, lambda x: x)
 LINEAR = Layout(np.transpose, np.transpose)  # [out, in] <-> [in, out]
 CONV = Layout(lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1))  # OIHW <-> HWIO
 
+# [in, out, kh, kw] <-> [in, kh, kw, out]
+DECONV = Layout(lambda x: x.transpose(0, 2, 3, 1), lambda x: x.transpose(0, 3, 1, 2))
+
+
+def _to_dense(x: np.ndarray) -> np.ndarray:
+    """Returns a 1x1 convolution [out, in, 1, 1] as a matrix [in, out]."""
+    if x.shape[2:] != (1, 1):
+        raise ValueError(f"{x.shape} is not a 1x1 convolution")
+    return x[:, :, 0, 0].T
+
+
+POINT = Layout(_to_dense, lambda x: x.T[:, :, None, None])
+
 # Their key, our path, layout. In the templates {i}, and {j}, stands for a number.
 Rule = tuple[str, str, Layout]
 Rules = tuple[Rule, ...]

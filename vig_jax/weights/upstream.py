@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from vig_jax.models import Backbone
+from vig_jax.models import Backbone, Detector, Segmenter
 from vig_jax.weights.table import CONV, LINEAR, SAME, Rules, to_ours, to_theirs
 
 Params = dict[str, Any]
@@ -154,8 +154,14 @@ def new_out_norms(
 @functools.lru_cache  # tracing a model takes a second
 def variable_shapes(model: Backbone) -> dict[str, tuple[int, ...]]:
     """Returns the shapes of a model's variables by their paths, e.g. "params/norm/scale"."""
-    side = model.native_size or model.smallest_size
+    side = traced_side(model)
     images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
     flat = traverse_util.flatten_dict(dict(variables), sep="/")
     return {path: leaf.shape for path, leaf in flat.items()}
+
+
+def traced_side(model: Backbone | Segmenter | Detector) -> int:
+    """Returns a side of images, in pixels, with which a model makes its parameters."""
+    side = model.native_size or model.smallest_size
+    return -(-side // model.smallest_size) * model.smallest_size

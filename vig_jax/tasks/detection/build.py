@@ -16,6 +16,7 @@ from vig_jax.tasks.detection.task import Detection
 from vig_jax.tasks.registry import TaskBundle, TaskEntry
 from vig_jax.tasks.segmentation.drawing import default_palette
 from vig_jax.text import preview_names
+from vig_jax.weights.initial import detector_variables
 
 
 def make_detection(config: RunConfig, metadata: Mapping[str, Any]) -> TaskBundle:
@@ -99,4 +100,9 @@ def match_data(
     return dataset
 
 
-ENTRY = TaskEntry(make=make_detection, match_data=match_data, report=REPORT)
+ENTRY = TaskEntry(
+    make=make_detection,
+    match_data=match_data,
+    initial_variables=detector_variables,
+    report=REPORT,
+)
