@@ -4,6 +4,7 @@ The files are the user's. Names and colours of the classes are part of this pack
 file `classes.txt` beside the data names them; `vig_jax.data.formats.mask_folder` describes it.
 """
 
+import dataclasses
 from importlib import resources
 from pathlib import Path
 
@@ -93,8 +94,9 @@ def open_ade20k(data: DataConfig, split: Split) -> SegmentationFolder:
             f"{root} is the full ADE20K, with thousands of classes in files *_seg.png: the "
             f"benchmark of 150 classes is ADEChallengeData2016. {_ADE20K.format(path=root)}"
         )
-    table = read_table(root) or ade20k_classes()
-    table = LabelTable(table.class_names, table.palette, largest_label=_ADE20K_LABELS)
+    table = read_table(root)
+    if table is None:
+        table = dataclasses.replace(ade20k_classes(), largest_label=_ADE20K_LABELS)
     return _opened(root, layout, table, _ADE20K)
 
 
