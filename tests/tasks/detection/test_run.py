@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from vig_jax.cli.main import main
 from vig_jax.config import parse, recipes
@@ -73,13 +74,36 @@ def test_resumes_to_the_bit(whole, tmp_path):
 
 
 def test_evaluates_and_reports(whole, tmp_path, capsys):
-    assert main(["evaluate", str(whole), "--json", str(tmp_path / "metrics.json")]) == 0
+    arguments = ["evaluate", str(whole), "--results", str(tmp_path)]
+    assert main([*arguments, "--json", str(tmp_path / "metrics.json")]) == 0
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     for name in ("box_ap", "box_ap50", "mask_ap"):
         assert metrics[name] == pytest.approx(records(whole)[-1][f"eval/ema_{name}"])
+    scores = [row["score"] for row in json.loads((tmp_path / "detections.bbox.json").read_text())]
+    assert scores
+    threshold = ["--set", f"score_threshold={np.median(scores)}"]
+    assert main([*arguments, *threshold]) == 0
+    fewer = [row["score"] for row in json.loads((tmp_path / "detections.bbox.json").read_text())]
+    assert 0 < len(fewer) < len(scores)
     assert main(["report", str(whole)]) == 0
     assert {"class_ap.png", "precision_recall.png"} <= {path.name for path in whole.iterdir()}
     assert "box_ap" in capsys.readouterr().out
+
+
+def test_predicts(whole, tmp_path, capsys):
+    for index in range(2):
+        image = FashionScenesDataset("eval", 64, 2)[index]["image"]
+        Image.fromarray(image[: 64 - 20 * index]).save(tmp_path / f"{index}.png")
+    found = tmp_path / "found"
+    arguments = ["predict", str(whole), str(tmp_path), "--threshold", "0", "--output", str(found)]
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.count("%") >= 2
+    stored = json.loads((found / "detections.json").read_text())
+    assert [image["height"] for image in stored["images"]] == [64, 44]
+    rows = stored["annotations"]
+    assert {row["image_id"] for row in rows} == {1, 2}
+    assert {row["segmentation"]["size"][0] for row in rows} == {64, 44}
+    assert max(row["category_id"] for row in rows) <= len(stored["categories"])
 
 
 def test_the_preview_has_the_objects_of_the_batch():

@@ -105,4 +105,5 @@ ENTRY = TaskEntry(
     match_data=match_data,
     initial_variables=detector_variables,
     report=REPORT,
+    file_predictor="vig_jax.inference.detection:DetectionPredictor",
 )

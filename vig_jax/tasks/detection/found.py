@@ -87,13 +87,13 @@ def coco_rows(found: Found, image_id: int, category_ids: Sequence[int]) -> Itera
     """
     boxes = found.boxes.astype(np.float64)
     boxes[:, 2:] -= boxes[:, :2]
-    columns = np.round(boxes, 3).tolist(), found.scores.tolist(), found.labels.tolist()
+    columns = np.round(boxes, 4).tolist(), found.scores.tolist(), found.labels.tolist()
     for i, (box, score, label) in enumerate(zip(*columns, strict=True)):
         row = {
             "image_id": image_id,
             "category_id": category_ids[label],
             "bbox": box,
-            "score": round(score, 6),
+            "score": round(score, 9),  # all digits of float32: equal scores stay rare
         }
         if found.masks is not None:
             mask = found.masks[i]
