@@ -3,6 +3,7 @@ import json
 from PIL import Image
 
 from tests.data.photographs import encoded, photo
+from vig_jax.bench.data import host_stages
 from vig_jax.cli.main import main
 from vig_jax.data.box_inspection import inspect_boxes
 from vig_jax.data.formats.coco_index import FAULTS
@@ -48,3 +49,9 @@ def test_the_command(coco_root, tmp_path, capsys):
     assert "eval: 2 images, 2 classes" in capsys.readouterr().out
     assert main(["data", "inspect", str(coco_root), "--val-fraction", "0.4"]) == 1
     assert "divides one annotation file" in capsys.readouterr().err
+
+
+def test_stages_are_timed(open_coco, make_data):
+    found = host_stages(open_coco(), make_data(resize="pillow"), 1)
+    assert list(found) == ["read", "decode", "resize and flip", "boxes and masks", "all"]
+    assert found["all"]["best"] > found["boxes and masks"]["best"] > 0

@@ -57,6 +57,27 @@ def test_cutting_averages():
     half = cut_to_box(mask, np.array([1.5, 0.0, 2.5, 2.0]), side=1)
     np.testing.assert_array_equal(half, [[64]])  # a quarter
     assert cut_to_box(mask, np.array([2.0, 2.0, 2.5, 2.25])).min() == 255
+    thin = cut_to_box(np.ones((6, 1), bool), np.array([0.25, 0, 0.75, 8]), side=4)
+    np.testing.assert_array_equal(thin, np.tile([[255], [255], [255], [0]], 4))
+
+
+def test_cutting_weighs_pixels_by_the_part_in_a_cell():
+    def weights(low, high, length):
+        edges = np.linspace(low, high, 8)[:, None]
+        overlap = np.minimum(edges[1:], np.arange(length) + 1)
+        overlap -= np.maximum(edges[:-1], np.arange(length))
+        return np.maximum(overlap, 0) * 7 / (high - low)
+
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        height, width = rng.integers(1, 60, 2)
+        mask = rng.random((height, width)) < 0.5
+        left, right = np.sort(rng.uniform(-3, 1.1 * width, 2))
+        top, bottom = np.sort(rng.uniform(-3, 1.1 * height, 2))
+        exact = 255 * (weights(top, bottom, height) @ mask @ weights(left, right, width).T)
+        for stored in (mask, np.asfortranarray(mask)):
+            cut = cut_to_box(stored, np.array([left, top, right, bottom]), side=7)
+            np.testing.assert_allclose(cut, exact, atol=0.5 + 1e-9)
 
 
 @pytest.mark.parametrize("library", ["mm", "tv"])

@@ -8,15 +8,17 @@ import numpy as np
 from tqdm import tqdm
 
 from vig_jax.config import DataConfig
-from vig_jax.config.tasks import SegmentationConfig
+from vig_jax.config.tasks import DetectionConfig, SegmentationConfig
 from vig_jax.data.dataset import Dataset
 from vig_jax.data.inspection import spread
 from vig_jax.data.loader.batches import train_batches
 from vig_jax.data.preprocess.classification import ClassificationPreprocess
 from vig_jax.data.preprocess.decode import load
+from vig_jax.data.preprocess.detection import DetectionPreprocess
+from vig_jax.data.preprocess.detection_views import DRAWS, DetectionViews
 from vig_jax.data.preprocess.geometry import draw_view, image_size
 from vig_jax.data.preprocess.masks import decode_mask, label_lookup, zero_is_no_class
-from vig_jax.data.preprocess.protocol import Preprocess
+from vig_jax.data.preprocess.protocol import DrawnBuckets, Preprocess
 from vig_jax.data.preprocess.segmentation import SegmentationPreprocess
 from vig_jax.data.preprocess.segmentation_views import TrainingViews
 
@@ -28,14 +30,19 @@ _ADE20K = SegmentationConfig(resize_ratio=(0.5, 2.0), crop_max_share=0.75)
 Stages = Mapping[str, Callable[[int], Any]]
 
 
-def training_preprocess(dataset: Dataset, data: DataConfig) -> Preprocess:
-    """Returns the preprocess of training for a data set of classes or of masks.
+def training_preprocess(dataset: Dataset, data: DataConfig) -> Preprocess | DrawnBuckets:
+    """Returns the preprocess of training for a data set of classes, of masks, or of boxes.
 
     Args:
-        dataset: the training split. Whether it has masks is read from its first example.
+        dataset: the training split. What it has is read from its first example.
         data: crop and size. Masks get mmsegmentation's views for ADE20K, with crops of this size.
+            Boxes get mmdetection's views for COCO, of 1333 x 800 pixels.
     """
-    if "mask" not in dataset[0]:
+    first = dataset[0]
+    if "boxes" in first and "mask" not in first:
+        masks = dataset.info.metadata["has_masks"]
+        return DetectionPreprocess(data, DetectionConfig(masks=masks), train=True)
+    if "mask" not in first:
         return ClassificationPreprocess(data, train=True)
     metadata = dataset.info.metadata
     lookup = label_lookup(metadata, zero_is_no_class(metadata))
@@ -46,7 +53,7 @@ def host_stages(dataset: Dataset, data: DataConfig, images: int) -> dict[str, di
     """Times the stages of the training path in this process, interleaved.
 
     Args:
-        dataset: the training split, of classes or of masks.
+        dataset: the training split, of classes, masks or boxes.
         data: crop and size.
         images: number of images, spread evenly over the data set, shuffled.
 
@@ -59,6 +66,8 @@ def host_stages(dataset: Dataset, data: DataConfig, images: int) -> dict[str, di
     examples = [dataset[index] for index in indices]
     if isinstance(preprocess, SegmentationPreprocess):
         parts = _mask_stages(examples, preprocess)
+    elif isinstance(preprocess, DetectionPreprocess):
+        parts = _box_stages(examples, preprocess)
     else:
         parts = _class_stages(examples, data)
     stages: Stages = {
@@ -100,6 +109,19 @@ def _mask_stages(examples: list[Any], preprocess: SegmentationPreprocess) -> Sta
     }
 
 
+def _box_stages(examples: list[Any], preprocess: DetectionPreprocess) -> Stages:
+    data = preprocess.data
+    images = [load(example["image"], data) for example in examples]
+    sizes = np.array([image_size(image) for image in images])
+    views = DetectionViews.of(data, preprocess.task)
+    plans = views.training(sizes, np.random.default_rng(0).random((len(sizes), DRAWS)))
+    return {
+        "decode": lambda i: load(examples[i]["image"], data),
+        "resize and flip": lambda i: plans.view(i).image(images[i]),
+        "boxes and masks": lambda i: preprocess.objects(examples[i], plans.view(i)),
+    }
+
+
 def _timed(stages: Stages, count: int) -> dict[str, dict[str, float]]:
     # As in a worker, where batches are freed: from then on, glibc keeps freed memory of that size
     # for the next image. It would return the memory of single images to the system each time.
@@ -120,7 +142,7 @@ def loader_speed(dataset: Dataset, data: DataConfig, batch_size: int, seconds: f
     """Returns images per second of wall time through the whole loader, after its first batches.
 
     Args:
-        dataset: the training split, of classes or of masks.
+        dataset: the training split, of classes, masks or boxes.
         data: workers, prefetch, crop, size.
         batch_size: images.
         seconds: minimum duration.

@@ -36,8 +36,10 @@ def fill(
         # An even number of crossings lies above the last pixel of these columns.
         columns = slice(start.min() // height, start.max() // height + 1)
         part = mask[columns]
-        crossings = np.bincount(start - columns.start * height, minlength=part.size)[: part.size]
-        part[...] = (np.cumsum(crossings) % 2 == 1).reshape(part.shape)
+        crossings = np.sort(start) - columns.start * height
+        inside = np.arange(len(crossings) + 1) % 2 == 1  # between one crossing and the next
+        runs = np.diff(crossings, prepend=0, append=part.size)
+        part[...] = np.repeat(inside, runs).reshape(part.shape)
     return mask.T
 
 

@@ -135,15 +135,19 @@ class DetectionPreprocess:
             "image_id": np.array(example["image_id"] % _IDS, np.int32),
         }
         if self.train:
-            arrays |= self._objects(example, view)
+            arrays |= self.objects(example, view)
         return arrays | ({DAMAGED: np.array(damage)} if damage else {})
 
-    @property
-    def _views(self) -> DetectionViews:
-        return DetectionViews.of(self.data, self.task)
+    def objects(self, example: Example, view: View) -> dict[str, np.ndarray]:
+        """Returns the boxes, labels and masks of the objects in a view.
 
-    def _objects(self, example: Example, view: View) -> dict[str, np.ndarray]:
-        """Returns the boxes, labels and masks of the objects in a view."""
+        Args:
+            example: as for `__call__`.
+            view: of the image.
+
+        Raises:
+            DataSetError: masks are needed, but the data set has none.
+        """
         boxes: Float32[np.ndarray, "n 4"] = view.boxes(example["boxes"])
         kept = _largest(boxes, self.task.max_boxes)
         count = self.task.max_boxes
@@ -160,6 +164,10 @@ class DetectionPreprocess:
                 cut[row] = cut_mask(masks[index], view, boxes[index], side)
             arrays["masks"] = cut
         return arrays
+
+    @property
+    def _views(self) -> DetectionViews:
+        return DetectionViews.of(self.data, self.task)
 
 
 def check_annotated_size(size: tuple[int, int], annotated: tuple[int, int]) -> None:

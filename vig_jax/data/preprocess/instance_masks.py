@@ -1,6 +1,7 @@
 """Masks of objects, cut to their boxes."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -56,7 +57,6 @@ def _part(mask: Any, view: View, window: tuple[int, int, int, int]) -> Bool[np.n
         columns = straight.nearest(axis=0)[0][left:right]
         rows = straight.nearest(axis=1)[0][top:bottom]
         return bitmap[rows[:, None], columns]
-    filled = np.zeros((bottom - top, right - left), bool)
-    for polygon in mask:
-        filled |= fill(straight.points(polygon), *filled.shape, (left, top))
-    return filled
+    height, width = bottom - top, right - left
+    parts = [fill(straight.points(polygon), height, width, (left, top)) for polygon in mask]
+    return functools.reduce(np.logical_or, parts)
