@@ -20,6 +20,7 @@ _LINE = 1.45  # height of a line over the size of the font
 _OTHERS = 12  # colours of the objects of a single class
 _LONGEST_NAME = 20
 _SMALLEST, _LARGEST = 512, 2048  # pixels, of the longer side of a drawing
+_FINE = 320  # pixels, of the longer side of a small image under masks
 _PIXELS_PER_POINT = 120  # of the longer side, for the size of the font
 
 
@@ -129,10 +130,13 @@ def draw_objects(
     """
     from matplotlib.patches import Rectangle
 
+    height, width = image.shape[:2]
     colours = colours_of(objects, palette)
     if objects.masks is not None:
-        image = mask_overlay(image, objects.masks, colours)
-    height, width = image.shape[:2]
+        times = max(1, _FINE // max(height, width))  # repeated pixels make borders thin
+        image, masks = _repeated(image, times), objects.masks
+        masks = _repeated(masks.transpose(1, 2, 0), times).transpose(2, 0, 1)
+        image = mask_overlay(image, masks, colours)
     axes.imshow(image, interpolation="nearest", extent=(0, width, height, 0))
     axes.set(xticks=(), yticks=(), xlim=(0, width), ylim=(height, 0))
     taken: list[np.ndarray] = []
@@ -202,6 +206,11 @@ def draw_found(
     )
     axes.spines[:].set_visible(False)
     save_figure(figure, path)
+
+
+def _repeated(image: np.ndarray, times: int) -> np.ndarray:
+    """Returns an image [h, w, channels] with repeated rows and columns."""
+    return image if times == 1 else image.repeat(times, axis=0).repeat(times, axis=1)
 
 
 def _free_place(
