@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
     config.task.buckets = ((64, 64),)
     config.task.max_boxes = 6
     config.task.mask_side = 28
-    config.task.channels = 48
+    config.task.channels = 32
     config.task.box_channels = 128
     config.task.anchor_scale = 3.0  # squares of 12, 24 and 48 pixels at the first three levels
     config.task.rpn_samples = 64
