@@ -7,15 +7,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/fashion_mnist
 SCENES := runs/fashion_scenes
+OBJECTS := runs/fashion_detection
 # Each worker runs neighbouring tests, which share compiled functions.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo demo-segmentation test test-all tests-with-default-flags lint gpu-test sanitize api clean
+.PHONY: help demo demo-segmentation demo-detection test test-all tests-with-default-flags lint gpu-test sanitize api clean
 help:
 	@echo "make demo      train a small ViG on embedded photographs, evaluate it, predict (CPU: minutes)"
 	@echo "make demo-segmentation"
 	@echo "               train a small segmenter on composed scenes, evaluate, predict (CPU: minutes)"
+	@echo "make demo-detection"
+	@echo "               train a small detector of boxes and masks on composed scenes, evaluate (CPU: minutes)"
 	@echo "make test      lint, types and the fast tests; needs no GPU"
 	@echo "make test-all  also the slow tests, with XLA's default flags; PYTHON312=python3.12 runs the tests"
 	@echo "               a second time in .venv312, with the newest JAX"
@@ -53,6 +56,13 @@ demo-segmentation: $(VENV)/runtime
 	@echo "== evaluating on the 500 held-out scenes; $(SCENES)/worst_images.png has the worst of them"
 	@$(BIN)/vig evaluate $(SCENES)
 	@$(BIN)/vig report $(SCENES)
+
+demo-detection: $(VENV)/runtime
+	@echo "== training on 4,000 composed scenes (an interrupted run resumes)"
+	@$(BIN)/python train.py --config=configs/fashion_detection.py --workdir=$(OBJECTS)
+	@echo "== evaluating on the 500 held-out scenes; $(OBJECTS)/worst_images.png has the worst of them"
+	@$(BIN)/vig evaluate $(OBJECTS)
+	@$(BIN)/vig report $(OBJECTS)
 
 test: lint
 	@echo "== fast tests (make test-all runs the slow ones too)"
@@ -92,4 +102,4 @@ api: $(VENV)/runtime
 	@$(BIN)/python tools/api_page.py
 
 clean:
-	rm -rf $(RUN) $(SCENES) .venv .venv312
+	rm -rf $(RUN) $(SCENES) $(OBJECTS) .venv .venv312

@@ -322,6 +322,33 @@ def test_benchmark_of_segmentation(mode, tmp_path, capsys, monkeypatch):
         assert 0 < row["rms_error"] < 5e-2
 
 
+def test_benchmark_counts_detectors(tmp_path, capsys):
+    file = tmp_path / "rows.json"
+    arguments = ["benchmark", "--task", "detection", "--model", "vig_h_t", "--flops"]
+    assert main([*arguments, "--json", str(file)]) == 0
+    assert capsys.readouterr().out.endswith("total 263,583.2\n")
+    (row,) = json.loads(file.read_text())["rows"]
+    assert (row["image_size"], row["parameters"]) == ("800x1280", 48_106_928)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", [[], ["--train"]])
+def test_benchmark_of_detection(mode, tmp_path, monkeypatch):
+    sizes = {"embed_dims": (8,) * 4, "depths": (1,) * 4, "num_heads": (1,) * 4}
+    sizes |= {"channels": 8, "box_channels": 8, "proposals": 20, "level_proposals": 20}
+
+    def small(name, **settings):
+        return vig_jax.create_detector(name, **(settings | sizes))
+
+    monkeypatch.setattr(from_config, "create_detector", small)
+    file = tmp_path / "rows.json"
+    arguments = ["benchmark", "--task", "detection", "--model", "vig_h_t", "--repeats", "1"]
+    arguments += ["--gla", "reference", "--image-size", "32x64", "--batch-size", "2"]
+    assert main([*arguments, "--json", str(file), *mode]) == 0
+    (row,) = json.loads(file.read_text())["rows"]
+    assert row["img_per_s"] == pytest.approx(2e3 / row["ms"])
+
+
 def test_benchmark_of_an_unknown_model(capsys):
     assert main(["benchmark", "--model", "vig_z"]) == 1
     printed = capsys.readouterr()

@@ -1,6 +1,6 @@
 """The programs that benchmarks time: a model on random pixels, compiled for one device.
 
-Classification and segmentation differ in what inference returns and in the labels of training.
+The tasks differ in what inference returns and in the arrays of training.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ import optax
 from kernels_pallas.core.accuracy import rms_relative_error
 from vig_jax.bench.macs import count_macs
 from vig_jax.bench.throughput import Program
-from vig_jax.config import RunConfig, SegmentationConfig
+from vig_jax.config import DetectionConfig, RunConfig, SegmentationConfig, TaskConfig
 from vig_jax.errors import ConfigError
 from vig_jax.inference.predictor import narrow_kernels, predictor
 from vig_jax.layers.pixels import normalise
@@ -25,6 +25,7 @@ from vig_jax.layers.resize import resize_bilinear
 from vig_jax.models import model_settings
 from vig_jax.models.backbone import implementation_refusals
 from vig_jax.sharding.mesh import batch_sharded, make_mesh, replicated
+from vig_jax.tasks.protocol import BatchSpec
 from vig_jax.tasks.registry import make_task
 from vig_jax.train.optim.optimizer import make_optimizer
 from vig_jax.train.state import init_state
@@ -32,9 +33,10 @@ from vig_jax.train.step import make_train_step
 from vig_jax.weights.published import published_config
 
 DROP_PATH = 0.2  # rate in training; its cost does not depend on the rate
-CLASSES = {"classification": 1000, "segmentation": 150}
+CLASSES = {"classification": 1000, "segmentation": 150, "detection": 80}
 Size = TypeVar("Size")
 INPUTS = 4  # distinct batches, used in rotation
+_OBJECTS = 7  # of a training image, about the mean of COCO
 TRAIN_MACS = 3  # forward passes' worth: forward, gradients by inputs, gradients by parameters
 
 
@@ -57,7 +59,8 @@ def benchmark_config(
         batch_size: images per step.
         dtype: of the computation.
         gla_implementation: see `kernels_pallas.vig_mixer`.
-        task: "classification", or "segmentation": UperNet with 150 classes, without EMA.
+        task: "classification"; "segmentation": UperNet with 150 classes, without EMA;
+            "detection": Mask R-CNN with 80 classes, without EMA, on padded images of this size.
 
     Raises:
         ConfigError: an unknown model, or a setting that does not fit it.
@@ -73,9 +76,18 @@ def benchmark_config(
         settings["img_size"] = image_size
     config = published_config(name, settings=settings, image_size=image_size)
     train = dataclasses.replace(config.train, batch_size=batch_size)
-    if task == "segmentation":
+    if task != "classification":
         train = dataclasses.replace(train, ema_decay=0.0)
-        config = dataclasses.replace(config, task=SegmentationConfig(name=task))
+        height, width = size_of(config)
+        tasks: dict[str, TaskConfig] = {
+            "segmentation": SegmentationConfig(name=task),
+            "detection": DetectionConfig(
+                name=task,
+                buckets=((height, width), (width, height)),
+                resize_scale=(max(height, width), min(height, width)),
+            ),
+        }
+        config = dataclasses.replace(config, task=tasks[task])
     return dataclasses.replace(
         config,
         data=dataclasses.replace(
@@ -95,7 +107,10 @@ def inference_program(config: RunConfig) -> Program:
 
     Classification is `vig_jax.predictor`, with logits as results. Segmentation ends with a label
     map of the images' size for each of them; full-size logits exist for one image at a time.
+    Detection returns `vig_jax.models.Detections`.
     """
+    if isinstance(config.task, DetectionConfig):
+        return _detections_program(config)
     if not isinstance(config.task, SegmentationConfig):
         return _logits_program(config)
     model, size = model_of(config), size_of(config)
@@ -113,6 +128,21 @@ def inference_program(config: RunConfig) -> Program:
         return Program(jax.jit(label_maps).lower(*inputs[0]).compile(), inputs)
 
 
+def _detections_program(config: RunConfig) -> Program:
+    """Compiles the inference of a new detector: `compiled(variables, pixels) -> Detections`."""
+    model, batch = model_of(config), config.train.batch_size
+    variables = narrow_kernels(jax.jit(make_task(config, {}).task.init)(jax.random.key(0)), model)
+    sizes = jnp.tile(jnp.array(size_of(config), jnp.int32), (batch, 1))
+
+    def detect(variables: Any, images: jax.Array) -> Any:
+        pixels = normalise(images, config.data.mean, config.data.std)
+        return model.apply(variables, pixels, sizes)
+
+    inputs = [(variables, _pixels(config, seed)) for seed in range(INPUTS)]
+    with implementation_refusals(config.model.gla_implementation):
+        return Program(jax.jit(detect).lower(*inputs[0]).compile(), inputs)
+
+
 def _logits_program(config: RunConfig) -> Program:
     """Compiles `vig_jax.predictor` of a new model: `compiled(variables, pixels) -> logits`."""
     task = make_task(config, {}).task
@@ -125,9 +155,9 @@ def training_program(config: RunConfig) -> Program:
     """Compiles the training step of a new model: `compiled(state, batch) -> (state, metrics)`.
 
     Raises:
-        ConfigError: the images are not square, as those of training are.
+        ConfigError: the images are not square, as those of training are, except for detection.
     """
-    if config.data.eval_size is not None:
+    if config.data.eval_size is not None and not isinstance(config.task, DetectionConfig):
         height, width = config.data.eval_size
         raise ConfigError(
             f"--image-size is {height}x{width}; images of training are square: give their side"
@@ -138,20 +168,7 @@ def training_program(config: RunConfig) -> Program:
     optimizer = make_optimizer(config.optimizer, schedule)
 
     def batch(seed: int) -> dict[str, jax.Array]:
-        labels = functools.partial(
-            jax.random.randint, jax.random.key(seed), minval=0, maxval=config.model.num_classes or 1
-        )
-        made = {"image": lambda spec: _pixels(config, seed), "size": lambda spec: whole(spec.shape)}
-
-        def whole(shape: tuple[int, ...]) -> jax.Array:
-            return jnp.full((train.batch_size, *shape), config.data.image_size)
-
-        arrays = {
-            name: made[name](spec) if name in made else labels((train.batch_size, *spec.shape))
-            for name, spec in task.batch_spec.items()
-        }
-        typed = {name: x.astype(task.batch_spec[name].dtype) for name, x in arrays.items()}
-        return jax.device_put(typed, batch_sharded(mesh))
+        return jax.device_put(_training_arrays(config, task.batch_spec, seed), batch_sharded(mesh))
 
     with jax.set_mesh(mesh):
         new_state = jax.jit(
@@ -163,6 +180,31 @@ def training_program(config: RunConfig) -> Program:
         with implementation_refusals(config.model.gla_implementation):
             state = new_state()
             return Program(step.lower(state, *inputs[0]).compile(), inputs, state)
+
+
+def _training_arrays(config: RunConfig, spec: BatchSpec, seed: int) -> dict[str, jax.Array]:
+    """Returns random arrays of a training batch; images of detection have seven objects."""
+    count, key = config.train.batch_size, jax.random.key(seed)
+    height, width = size_of(config)
+    classes = functools.partial(
+        jax.random.randint, key, minval=0, maxval=config.model.num_classes or 1
+    )
+
+    def boxes(shape: tuple[int, ...]) -> jax.Array:
+        low, side = jax.random.uniform(key, (2, *shape[:-1], 2), minval=0.1, maxval=0.4)
+        return jnp.concatenate([low, low + side], -1) * jnp.array([width, height] * 2)
+
+    made = {
+        "image": lambda shape: _pixels(config, seed),
+        "size": lambda shape: jnp.broadcast_to(jnp.array([height, width]), shape),
+        "image_id": lambda shape: jnp.arange(count),
+        "boxes": boxes,
+        "valid": lambda shape: jnp.broadcast_to(jnp.arange(shape[1]) < _OBJECTS, shape),
+        "masks": lambda shape: 255 * jax.random.randint(key, shape, 0, 2),
+    }
+    shapes = {name: (count, *array.shape) for name, array in spec.items()}
+    arrays = {name: made.get(name, classes)(shape) for name, shape in shapes.items()}
+    return {name: x.astype(spec[name].dtype) for name, x in arrays.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,6 +230,8 @@ def agreement(config: RunConfig, program: Program, *, images: int) -> Agreement:
         images: number of images to compare.
     """
     batch_size = config.train.batch_size
+    if isinstance(config.task, DetectionConfig):
+        raise ConfigError("--check compares logits, and a detector returns boxes: leave it out")
     if isinstance(config.task, SegmentationConfig):
         program = _logits_program(config)
     wide_config = dataclasses.replace(

@@ -100,7 +100,8 @@ def counted(config: RunConfig) -> tuple[Row, str]:
     parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
     macs = count_macs(model, *size_of(config))
     parts = {"linear": macs.linear, "conv": macs.conv, "GLA": macs.gla}
-    parts |= {"head": macs.head, "of these saved": macs.saved} if macs.head else {}
+    parts |= {"head": macs.head} if macs.head else {}
+    parts |= {"of these saved": macs.saved} if macs.saved else {}
     parts |= {"total": macs.total}
     millions = ", ".join(f"{part} {count / 1e6:,.1f}" for part, count in parts.items())
     row = {"model": name, "image_size": side, "parameters": parameters, "macs": macs.total}

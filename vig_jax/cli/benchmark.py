@@ -6,11 +6,14 @@
   vig benchmark --model vig_t --check 256
   vig benchmark --model vig_h_t --flops
   vig benchmark --task segmentation --model vig_h_t --image-size 512x2048 --batch-size 1
+  vig benchmark --task detection --model vig_h_t --train --batch-size 2
 
 One row per model and image size. Inference is `vig_jax.predictor`, uint8 pixels to logits; --train
 is the update of `train.py` on one device (forward, backward, AdamW, EMA weights), with drop path
 and without augmentation. --task segmentation is UperNet with 150 classes: inference ends with a
-label map of the images' size, and the update has an auxiliary head and no EMA weights.
+label map of the images' size, and the update has an auxiliary head and no EMA weights. --task
+detection is Mask R-CNN with 80 classes: inference ends with 100 boxes and masks, and the update has
+seven objects in an image and no EMA weights.
 
   img/s, ms    calls back to back, without waiting in between: the median of the samples
   +-           half the distance between the 16th and 84th percentile of these samples, in ms
@@ -37,18 +40,23 @@ if TYPE_CHECKING:
     from vig_jax.config import RunConfig
 
 
+_SIZES: dict[str, int | tuple[int, int]] = {
+    "classification": 224,
+    "segmentation": 512,
+    "detection": (800, 1280),
+}
+
+
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
     parser.add_argument("--model", nargs="+", default=["vig_s"], help=", ".join(options.MODELS))
-    parser.add_argument(
-        "--task", choices=["classification", "segmentation"], default="classification"
-    )
+    parser.add_argument("--task", choices=list(_SIZES), default="classification")
     parser.add_argument(
         "--image-size",
         type=options.image_size,
         nargs="+",
         metavar="PIXELS",
-        help="side, or HEIGHTxWIDTH (default 224, or 512 for segmentation)",
+        help="side, or HEIGHTxWIDTH (default 224, 512 or 800x1280)",
     )
     parser.add_argument(
         "--batch-size",
@@ -89,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
             raise ConfigError(f"{option} is {value}; it must be at least 1")
     if args.train and args.check:
         raise ConfigError("--check compares logits, and --train has none: leave one out")
-    args.image_size = args.image_size or [{"classification": 224, "segmentation": 512}[args.task]]
+    args.image_size = args.image_size or [_SIZES[args.task]]
     if args.plot and any(isinstance(size, tuple) for size in args.image_size):
         raise ConfigError("--plot draws over the side of square images: leave HEIGHTxWIDTH out")
     facts, rows = _count(args) if args.flops else _measure(args)
