@@ -18,7 +18,8 @@ from vig_jax.errors import ConfigError, ConversionError
 from vig_jax.files import to_json
 
 KINDS = ("array_record", "image_folder", "parquet", "tar")
-DENSE_KINDS = ("ade20k", "cityscapes", "coco", "mask_folder", "voc")  # with masks or boxes
+# With masks or boxes.
+DENSE_KINDS = ("ade20k", "cityscapes", "coco", "mask_folder", "voc", "voc_detection")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -22,13 +22,13 @@ def open_source(args: argparse.Namespace) -> dict[Any, Any]:
     """
     from vig_jax.data.convert import find_kind, open_splits
     from vig_jax.data.datasets.fashion_mnist import FashionMnistDataset
-    from vig_jax.data.datasets.registry import FILES, MASKS
+    from vig_jax.data.datasets.registry import BOXES, FILES, MASKS
     from vig_jax.data.datasets.split import StratifiedDataset
 
     if args.source == "fashion_mnist" and not Path(args.source).exists():
         return {split: FashionMnistDataset(split) for split in ("train", "eval")}
     kind = args.kind or _kind_of_dense(Path(args.source).expanduser()) or find_kind(args.source)
-    if kind == "coco" or kind in MASKS:
+    if kind in BOXES or kind in MASKS:
         return _open_dense(args, kind)
     if args.val_fraction is None:
         return dict(open_splits(args.source, kind))
@@ -45,6 +45,7 @@ def _kind_of_dense(root: Path) -> str | None:
         return "coco"
     layouts: dict[str, list[tuple[str, ...]]] = {
         "voc": [("JPEGImages", "SegmentationClass")],
+        "voc_detection": [("JPEGImages", "Annotations")],
         "cityscapes": [("leftImg8bit", "gtFine")],
         "ade20k": [("ADEChallengeData2016",), ("images", "annotations", "objectInfo150.txt")],
         "mask_folder": [("images", "annotations"), ("images", "masks")],
@@ -59,8 +60,7 @@ def _kind_of_dense(root: Path) -> str | None:
 def _open_dense(args: argparse.Namespace, kind: str) -> dict[str, Any]:
     """Opens the splits of images with masks or boxes, without looking at masks."""
     from vig_jax.config import parse, recipes
-    from vig_jax.data.datasets.registry import DIVIDED, MASKS
-    from vig_jax.data.formats.coco import open_coco
+    from vig_jax.data.datasets.registry import BOXES, DIVIDED, MASKS
 
     if args.val_fraction is not None and kind not in DIVIDED:
         raise ConfigError(f"--val-fraction: {kind} has a validation split already")
@@ -75,7 +75,7 @@ def _open_dense(args: argparse.Namespace, kind: str) -> dict[str, Any]:
     reasons: dict[str, DataSetError] = {}
     for split in ("train", "eval"):
         try:
-            found[split] = open_coco(data, split) if kind == "coco" else MASKS[kind](data, split)
+            found[split] = {**BOXES, **MASKS}[kind](data, split)
         except DataSetError as error:
             reasons[split] = error
     if not found:

@@ -6,7 +6,7 @@ of its files. `register_dataset` adds one. A file that cannot be decoded does no
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from jaxtyping import Int
@@ -25,8 +25,9 @@ from vig_jax.data.datasets.fashion_mnist import FashionMnistDataset
 from vig_jax.data.datasets.fashion_scenes import FashionScenesDataset
 from vig_jax.data.datasets.scenes import open_ade20k, open_cityscapes, open_voc
 from vig_jax.data.datasets.split import StratifiedDataset
+from vig_jax.data.datasets.voc_boxes import open_voc_detection
 from vig_jax.data.formats.array_record import open_array_record
-from vig_jax.data.formats.coco import open_coco
+from vig_jax.data.formats.coco import CocoDataset, open_coco
 from vig_jax.data.formats.image_folder import open_image_folder
 from vig_jax.data.formats.mask_folder import open_mask_folder
 from vig_jax.data.formats.parquet import open_parquet
@@ -56,7 +57,7 @@ def register_dataset(name: str, open: Opener) -> None:
 
 def dataset_names() -> tuple[str, ...]:
     """Returns the values that `config.data.source` may have."""
-    return (*FILES, *MASKS, *_OPENERS)
+    return (*FILES, *MASKS, *BOXES, *_OPENERS)
 
 
 def open_dataset(data: DataConfig, split: Split) -> Dataset:
@@ -92,7 +93,8 @@ def open_dataset(data: DataConfig, split: Split) -> Dataset:
         masks = MASKS[data.source](data, split)
         masks.check()
         return masks
-    return _OPENERS[data.source](data, split)
+    openers: Mapping[str, Opener] = {**BOXES, **_OPENERS}
+    return openers[data.source](data, split)
 
 
 def open_whole(data: DataConfig) -> ClassificationDataset:
@@ -188,8 +190,13 @@ MASKS: dict[str, Callable[[DataConfig, Split], SegmentationFolder]] = {
 # Data sets that config.data.split="random" can divide.
 DIVIDED = ("mask_folder", "coco")
 
-_OPENERS: dict[str, Opener] = {
+# Data sets that are images and boxes.
+BOXES: dict[str, Callable[[DataConfig, Split], CocoDataset]] = {
     "coco": open_coco,
+    "voc_detection": open_voc_detection,
+}
+
+_OPENERS: dict[str, Opener] = {
     "elpv": _open_elpv,
     "fashion_mnist": lambda data, split: FashionMnistDataset(split),
     "fashion_scenes": lambda data, split: FashionScenesDataset(split, data.image_size),

@@ -35,7 +35,7 @@ The expected layout is that of VOC2012, {path}/
 
     JPEGImages/  SegmentationClass/  ImageSets/Segmentation/train.txt and val.txt"""
 _VOC_SPLITS: dict[Split, str] = {"train": "train", "eval": "val"}
-_VOC_NAMES = (
+VOC_NAMES = (
     *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat"),
     *("chair", "cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant"),
     *("sheep", "sofa", "train", "tvmonitor"),
@@ -120,7 +120,7 @@ def open_voc(data: DataConfig, split: Split) -> SegmentationFolder:
     if not file.is_file():
         raise DataSetError(f"{file} is missing. {_VOC.format(path=data.path)}")
     stems = [line.strip() for line in read_lines(file) if line.strip()]
-    table = read_table(root) or LabelTable(_VOC_NAMES, colours(len(_VOC_NAMES)))
+    table = read_table(root) or LabelTable(VOC_NAMES, colours(len(VOC_NAMES)))
     return _opened(root, Layout("JPEGImages", "SegmentationClass"), table, _VOC, stems)
 
 

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -176,8 +176,21 @@ def build(file: Path) -> dict[str, np.ndarray]:
         DataSetError: the file is not in COCO's format.
         OSError: it cannot be read.
     """
+    return arrays_of(file, elements(file, ("images", "annotations", "categories")))
+
+
+def arrays_of(file: Path, items: Iterable[tuple[str, Any]]) -> dict[str, np.ndarray]:
+    """Returns the arrays of `CocoIndex`.
+
+    Args:
+        file: the origin, for messages.
+        items: elements of COCO's `images`, `annotations` and `categories`, each with its key.
+
+    Raises:
+        DataSetError: they are not in COCO's format.
+    """
     images, categories, annotations = _Images(), {}, _Annotations()
-    for key, item in elements(file, ("images", "annotations", "categories")):
+    for key, item in items:
         try:
             if key == "images":
                 images.add(item)
