@@ -104,7 +104,7 @@ def import_peers(module: str, *, without: str = "") -> ModuleType:
     try:
         return importlib.import_module(f"benchmarks.{module}")
     except ImportError as error:
-        if (error.name or "").partition(".")[0] not in ("torch", "timm"):
+        if (error.name or "").partition(".")[0] not in ("torch", "torchvision", "timm"):
             raise
         raise ConfigError(
             f"{error.name} is not installed, and the peers need PyTorch and timm: pip install "

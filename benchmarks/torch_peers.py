@@ -200,9 +200,13 @@ def _attention(name: str, choice: str) -> Fused:
 
 def count_flops(model: torch.nn.Module, height: int, width: int) -> int:
     """Counts the operations of one image's logits: products, convolutions and attention."""
-    image = torch.zeros(1, 3, height, width, device=DEVICE)
+    return flops_of(model.eval(), torch.zeros(1, 3, height, width, device=DEVICE))
+
+
+def flops_of(forward: Callable[[torch.Tensor], Any], image: torch.Tensor) -> int:
+    """Counts the operations of a function of one image: products, convolutions and attention."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model.eval()(image)
+        forward(image)
     return counter.get_total_flops()
 
 
@@ -241,9 +245,7 @@ def _training(model: torch.nn.Module, batch_size: int) -> tuple[Start, Any]:
     return training_start(list(model.parameters()), labels, ema=True), loss_fn
 
 
-def training_start(
-    parameters: Sequence[torch.nn.Parameter], targets: torch.Tensor, *, ema: bool
-) -> Start:
+def training_start(parameters: Sequence[torch.nn.Parameter], targets: Any, *, ema: bool) -> Start:
     """Returns what starts a training step: loss, gradients, AdamW and, if `ema`, EMA weights.
 
     Args:

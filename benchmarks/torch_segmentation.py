@@ -1,8 +1,7 @@
 """Semantic segmentation in PyTorch: timm's backbones with mmsegmentation's UPerHead and FCNHead.
 
 The heads are transcribed from mmsegmentation 1.2.2 (models/decode_heads/uper_head.py, psp_head.py,
-fcn_head.py) and have the names of its parameters. As in its configs of Swin and ConvNeXt, each map
-of the backbone has a LayerNorm. Weights are random.
+fcn_head.py) and have the names of its parameters. Weights are random.
 """
 
 import functools
@@ -10,24 +9,16 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import timm
 import torch
 from torch import nn
 from torch.nn import functional
 
 from benchmarks import torch_peers
 from benchmarks.candidates import Candidate
-from vig_jax.bench.programs import DROP_PATH, TRAIN_MACS
+from benchmarks.torch_backbone import BACKBONES, Backbone
+from vig_jax.bench.programs import TRAIN_MACS
 
-BACKBONES = {
-    "swin_tiny": "swin_tiny_patch4_window7_224",
-    "swin_small": "swin_small_patch4_window7_224",
-    "swin_base": "swin_base_patch4_window7_224",
-    "convnext_tiny": "convnext_tiny",
-    "convnext_small": "convnext_small",
-    "convnext_base": "convnext_base",
-}
-"""timm's name of each backbone."""
+__all__ = ["BACKBONES", "candidates", "check", "free", "versions"]
 
 CHANNELS, AUX_CHANNELS = 512, 256
 AUX_LEVEL, AUX_WEIGHT = 2, 0.4
@@ -78,29 +69,23 @@ def candidates(
 
 def segmentor(name: str, image_size: tuple[int, int], *, train: bool) -> "Segmentor":
     """Makes a model with random weights on the device, in channels-last layout."""
-    sizes = {"img_size": image_size, "strict_img_size": False} if "swin" in name else {}
     torch.manual_seed(0)
-    backbone = timm.create_model(
-        BACKBONES[name], features_only=True, drop_path_rate=DROP_PATH, **sizes
-    )
-    model = Segmentor(backbone, with_aux=train)
+    model = Segmentor(Backbone(name, image_size), with_aux=train)
     return model.to(torch_peers.DEVICE, memory_format=torch.channels_last)
 
 
 class Segmentor(nn.Module):
-    """A backbone, a LayerNorm for each of its maps, and the heads.
+    """A backbone and the heads.
 
     Args:
-        backbone: from `timm.create_model(..., features_only=True)`, with four maps.
+        backbone: has four maps.
         with_aux: has the auxiliary head, which only training needs.
     """
 
-    def __init__(self, backbone: Any, *, with_aux: bool):
+    def __init__(self, backbone: Backbone, *, with_aux: bool):
         super().__init__()
-        widths = backbone.feature_info.channels()
         self.backbone = backbone
-        self.channels_last_maps = str(backbone.output_fmt).endswith("NHWC")
-        self.norms = nn.ModuleList([nn.LayerNorm(width) for width in widths])
+        widths = backbone.widths
         self.decode_head = UPerHead(widths, CHANNELS, CLASSES)
         self.auxiliary_head = (
             FCNHead(widths[AUX_LEVEL], AUX_CHANNELS, CLASSES) if with_aux else None
@@ -108,10 +93,7 @@ class Segmentor(nn.Module):
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Returns the logits of both heads, [B, classes, H / 4, W / 4] and at the other stride."""
-        maps = []
-        for norm, features in zip(self.norms, self.backbone(images), strict=True):
-            last = features if self.channels_last_maps else features.permute(0, 2, 3, 1)
-            maps.append(norm(last).permute(0, 3, 1, 2))
+        maps = self.backbone(images)
         aux = None if self.auxiliary_head is None else self.auxiliary_head(maps[AUX_LEVEL])
         return self.decode_head(maps), aux
 

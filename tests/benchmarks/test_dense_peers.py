@@ -68,6 +68,24 @@ def test_ours_comes_first(peers, monkeypatch, capsys):
     assert first.endswith(" 1.000")
     assert second.startswith("quick ")
     assert dense_peers.main([*options, "--train", "--image-size", "64", "128"]) == 1
+    assert len(made) == 1
+
+
+def test_training_images_of_detection_need_not_be_square(peers, monkeypatch, tmp_path):
+    made = []
+
+    def ours(name, **settings):
+        made.append(settings)
+        return candidates.Candidate(name, "vig_jax", 7, 11, 13, lambda calls: None)
+
+    monkeypatch.setattr(candidates, "ours", ours)
+    file = tmp_path / "rows.json"
+    options = ["--task", "detection", "--train", "--peers", "quick", "--batch-size", "2"]
+    assert dense_peers.main([*options, *QUICK[1:], "--ours", "vig_h_t", "--json", str(file)]) == 0
+    settings = {"batch_size": 2, "train": True, "task": "detection"}
+    assert made == [{"image_size": (800, 1344), **settings}]
+    assert peers.asked == [("quick", (800, 1344), 2, True, ["default"])]
+    assert json.loads(file.read_text())["task"] == "detection"
 
 
 def test_a_row_for_each_model(peers, tmp_path, capsys):
@@ -125,10 +143,12 @@ def test_what_cannot_be_run(peers, tmp_path, capsys, monkeypatch):
 def test_without_torch_the_command_to_install_it(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)  # importing it fails
     monkeypatch.setitem(sys.modules, "timm", None)
-    for module in ("benchmarks.torch_segmentation", "benchmarks.torch_peers"):
+    names = ("segmentation", "detection", "backbone", "peers")
+    for module in [f"benchmarks.torch_{name}" for name in names]:
         monkeypatch.delitem(sys.modules, module, raising=False)
-    assert dense_peers.main([]) == 1
-    assert "pip install torch timm" in capsys.readouterr().err
+    for task in ("segmentation", "detection"):
+        assert dense_peers.main(["--task", task]) == 1
+        assert "pip install torch timm" in capsys.readouterr().err
 
 
 def test_help_needs_nothing():

@@ -322,18 +322,9 @@ def test_benchmark_of_segmentation(mode, tmp_path, capsys, monkeypatch):
         assert 0 < row["rms_error"] < 5e-2
 
 
-def test_benchmark_counts_detectors(tmp_path, capsys):
-    file = tmp_path / "rows.json"
-    arguments = ["benchmark", "--task", "detection", "--model", "vig_h_t", "--flops"]
-    assert main([*arguments, "--json", str(file)]) == 0
-    assert capsys.readouterr().out.endswith("total 263,583.2\n")
-    (row,) = json.loads(file.read_text())["rows"]
-    assert (row["image_size"], row["parameters"]) == ("800x1280", 48_106_928)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", [[], ["--train"]])
-def test_benchmark_of_detection(mode, tmp_path, monkeypatch):
+@pytest.mark.parametrize("mode", [["--check", "2"], ["--train"]])
+def test_benchmark_of_detection(mode, tmp_path, capsys, monkeypatch):
     sizes = {"embed_dims": (8,) * 4, "depths": (1,) * 4, "num_heads": (1,) * 4}
     sizes |= {"channels": 8, "box_channels": 8, "proposals": 20, "level_proposals": 20}
 
@@ -346,7 +337,19 @@ def test_benchmark_of_detection(mode, tmp_path, monkeypatch):
     arguments += ["--gla", "reference", "--image-size", "32x64", "--batch-size", "2"]
     assert main([*arguments, "--json", str(file), *mode]) == 0
     (row,) = json.loads(file.read_text())["rows"]
+    assert row["image_size"] == "32x64"
     assert row["img_per_s"] == pytest.approx(2e3 / row["ms"])
+    if "--check" in mode:
+        assert 0 < row["rms_error"] < 5e-2
+
+
+def test_benchmark_counts_detectors(tmp_path, capsys):
+    file = tmp_path / "rows.json"
+    arguments = ["benchmark", "--task", "detection", "--model", "vig_h_t", "--flops"]
+    assert main([*arguments, "--json", str(file)]) == 0
+    assert capsys.readouterr().out.endswith("total 263,583.2\n")
+    (row,) = json.loads(file.read_text())["rows"]
+    assert (row["image_size"], row["parameters"]) == ("800x1280", 48_106_928)
 
 
 def test_benchmark_of_an_unknown_model(capsys):

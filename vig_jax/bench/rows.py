@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 
 from kernels_pallas.core.timing import Kernel, candidate, kernels
+from vig_jax.bench.batches import size_of
 from vig_jax.bench.macs import count_macs
 from vig_jax.bench.programs import (
     agreement,
     flops_per_image,
     inference_program,
     model_of,
-    size_of,
     size_text,
     training_program,
 )

@@ -6,14 +6,15 @@
   vig benchmark --model vig_t --check 256
   vig benchmark --model vig_h_t --flops
   vig benchmark --task segmentation --model vig_h_t --image-size 512x2048 --batch-size 1
-  vig benchmark --task detection --model vig_h_t --train --batch-size 2
+  vig benchmark --task detection --model vig_h_t --batch-size 2 --train
 
 One row per model and image size. Inference is `vig_jax.predictor`, uint8 pixels to logits; --train
 is the update of `train.py` on one device (forward, backward, AdamW, EMA weights), with drop path
 and without augmentation. --task segmentation is UperNet with 150 classes: inference ends with a
 label map of the images' size, and the update has an auxiliary head and no EMA weights. --task
-detection is Mask R-CNN with 80 classes: inference ends with 100 boxes and masks, and the update has
-seven objects in an image and no EMA weights.
+detection is Mask R-CNN with 80 classes: inference ends with 100 boxes and masks of each image, and
+every pair of a region and a class is a candidate; the update has 8 objects in an image and no EMA
+weights.
 
   img/s, ms    calls back to back, without waiting in between: the median of the samples
   +-           half the distance between the 16th and 84th percentile of these samples, in ms
@@ -24,10 +25,11 @@ seven objects in an image and no EMA weights.
   peak MB      the largest amount that this process ever held on the device, in any row so far
 
 --check compares the logits of random images with those of the same model in float32: the relative
-RMS error, and the share of images with the same first guess. --profile lists the GPU's kernels.
---flops measures nothing: it counts the parameters and the multiply-accumulates of one image. Those
-of a segmenter leave out the auxiliary head, as papers do. "saved" are those of the decode head's
-3x3 convolutions that are not computed, since small maps are multiplied before they are enlarged.
+RMS error, and the share of images with the same first guess. Those of a detector are its anchors'.
+--profile lists the GPU's kernels. --flops measures nothing: it counts the parameters and the
+multiply-accumulates of one image. Those of a segmenter leave out the auxiliary head, as papers do.
+"saved" are those of the decode head's 3x3 convolutions that are not computed, since small maps are
+multiplied before they are enlarged. A detector has 1000 regions and 100 masks.
 """
 
 import argparse
@@ -38,7 +40,6 @@ from vig_jax.errors import ConfigError
 
 if TYPE_CHECKING:
     from vig_jax.config import RunConfig
-
 
 _SIZES: dict[str, int | tuple[int, int]] = {
     "classification": 224,
@@ -56,7 +57,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=options.image_size,
         nargs="+",
         metavar="PIXELS",
-        help="side, or HEIGHTxWIDTH (default 224, 512 or 800x1280)",
+        help="side, or HEIGHTxWIDTH (default 224; segmentation: 512; detection: 800x1280)",
     )
     parser.add_argument(
         "--batch-size",
