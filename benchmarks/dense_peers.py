@@ -18,16 +18,15 @@ to the image's size and takes the largest: a label map. The loss is the cross en
 at full size, with ignored pixels.
 
 Models of detection are Mask R-CNN for the 80 classes of COCO, the peers torchvision's. Inference
-ends with up to 100 boxes of an image and their masks of 28 pixels a side. 5000 pairs of a region
-and a class of an image are compared in ours, and about 1000 in the peers. The peers compute masks
-of drawn objects for the loss, ours for 128 regions of an image. In training each image has 8
-objects. Operations of a training step count as three times those of inference.
+ends with 100 boxes of an image and their masks of 28 pixels a side. Ours compares 5000 pairs of a
+region and a class of an image, a peer about 1000. In training each image has 8 objects. The mask
+head of ours gets 128 regions of an image, that of a peer the positive ones alone, and a new model
+has few besides the objects. Operations of a training step count as three times those of inference.
 
 Peers run eager and compiled (of detectors, backbone and pyramid), with channels-last convolutions,
-and the table has the faster variant
-of each. "to 1st" is the speed relative to the first model. By default inference is compiled with
-CUDA graphs (reduce-overhead) and training without. --compile-mode takes several modes to try; max-
-autotune takes minutes.
+and the table has the faster variant of each. "to 1st" is the speed relative to the first model. By
+default inference is compiled with CUDA graphs (reduce-overhead) and training without.
+--compile-mode takes several modes to try; max-autotune takes minutes.
 
 The samples of all models alternate. A sample is a series of calls, queued back to back, that fills
 --sample-seconds, with one wait at the end. The table has the median, half the distance between the
