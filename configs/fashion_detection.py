@@ -25,13 +25,14 @@ def get_config() -> ConfigDict:
     config.task.max_boxes = 6
     config.task.mask_side = 28
     config.task.channels = 32
-    config.task.box_channels = 128
+    config.task.box_channels = 256
     config.task.anchor_scale = 3.0  # squares of 12, 24 and 48 pixels at the first three levels
     config.task.rpn_samples = 64
     config.task.proposals = 48
     config.task.train_level_proposals = 48
     config.task.eval_level_proposals = 48
     config.task.roi_samples = 24
+    config.task.sampling_ratio = 1
     config.task.detections = 20
 
     config.data.source = "fashion_scenes"
@@ -45,9 +46,9 @@ def get_config() -> ConfigDict:
     config.optimizer.milestones = ()
 
     config.train.batch_size = 16
-    config.train.epochs = 8
+    config.train.epochs = 10
     config.train.ema_decay = 0.99
     config.train.log_every_steps = 125
-    config.train.eval_every_epochs = 2
+    config.train.eval_every_epochs = 5
     config.train.checkpoint_every_steps = 0  # every evaluation saves
     return config

@@ -1,22 +1,30 @@
 """Converts weights between files and checkpoints; the target is written whole or not at all."""
 
 import dataclasses
+import functools
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from vig_jax.config import RunConfig, SegmentationConfig
+from vig_jax.config import DetectionConfig, RunConfig, SegmentationConfig
 from vig_jax.errors import ConfigError, WeightsError
 from vig_jax.files import write_atomically
 from vig_jax.inference.loaded_model import LoadedModel, load_for_inference, restore_file
-from vig_jax.models.from_config import model_from_config, segmenter_from_config
+from vig_jax.models import Detector
+from vig_jax.models.from_config import (
+    detector_from_config,
+    model_from_config,
+    segmenter_from_config,
+)
 from vig_jax.tasks.registry import get_task
 from vig_jax.train.checkpoint import RunInfo
 from vig_jax.weights.fit import fit_to_config
+from vig_jax.weights.fit_detector import fit_detector
 from vig_jax.weights.fit_segmenter import fit_segmenter
 from vig_jax.weights.initial import float32
 from vig_jax.weights.load import (
@@ -31,6 +39,7 @@ from vig_jax.weights.run_folder import CHECKPOINTS, mutable_item, save_weights
 Format = Literal["checkpoint", "safetensors"]
 _VERIFY_IMAGES = 2
 _SEGMENTER_SIDE = 128  # pixels, of these images; any side shows a difference
+_DETECTOR_SIDE = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,8 +117,8 @@ def convert(
     Args:
         source: a weight file, or a run's workdir or checkpoint.
         target: a `.safetensors` file, which gets the names of upstream, or for a segmenter those of
-            mmsegmentation; or a folder, which becomes a workdir with one checkpoint, for inference
-            or to start from.
+            mmsegmentation and for a detector those of mmdetection; or a folder, which becomes a
+            workdir with one checkpoint, for inference or to start from.
         to: the format of the target.
         model_name: model of a file; runs store theirs.
         settings: settings of a file's model, as for `restore_weights`.
@@ -151,10 +160,10 @@ def convert(
 
 
 def _save_file(loaded: LoadedModel, path: Path) -> None:
-    """Writes a .safetensors file; that of a segmenter also names its classes and settings."""
+    """Writes a .safetensors file; that of a dense model also names its classes and settings."""
     mutable = {key: tree for key, tree in loaded.variables.items() if key != "params"}
     facts, task, data = {}, loaded.config.task, loaded.config.data
-    if isinstance(task, SegmentationConfig):
+    if isinstance(task, SegmentationConfig | DetectionConfig):
         pixels = {"image_size": data.image_size, "mean": data.mean, "std": data.std}
         config = {"task": dataclasses.asdict(task), "data": pixels}
         facts = {"metadata": dict(loaded.metadata), "config": config}
@@ -242,8 +251,8 @@ def _read(
 def _run_item(sources: Mapping[str, _Source]) -> dict[str, Any]:
     """Returns the `run` item of a checkpoint with these weights."""
     first = sources["params"].loaded
-    metadata = dict(first.metadata)
-    if not metadata.get("class_names") and not isinstance(first.config.task, SegmentationConfig):
+    metadata, dense = dict(first.metadata), SegmentationConfig | DetectionConfig
+    if not metadata.get("class_names") and not isinstance(first.config.task, dense):
         classes = range(first.config.model.num_classes or 0)
         metadata["class_names"] = tuple(f"class {label}" for label in classes)
     info = RunInfo(
@@ -263,6 +272,8 @@ def _read_back(draft: Path, to: Format, item: str, before: LoadedModel) -> Varia
     file, config = read_weight_file(draft), before.config
     if isinstance(config.task, SegmentationConfig):
         return fit_segmenter(file, config.model.name, segmenter_from_config(config))[0]
+    if isinstance(config.task, DetectionConfig):
+        return fit_detector(file, config.model.name, detector_from_config(config))[0]
     return {"params": fit_to_config(file, draft, config.model).params}
 
 
@@ -273,6 +284,9 @@ def _compare(before: LoadedModel, after: Variables) -> float:
         segmenter = segmenter_from_config(config)
         apply = jax.jit(segmenter.apply)
         side = max(_SEGMENTER_SIDE, segmenter.smallest_size)
+    elif isinstance(config.task, DetectionConfig):
+        apply = jax.jit(functools.partial(_head_outputs, detector_from_config(config)))
+        side = _DETECTOR_SIDE
     else:
         apply, side = jax.jit(model_from_config(config.model).apply), config.data.image_size
     images = np.random.default_rng(0).standard_normal((_VERIFY_IMAGES, side, side, 3))
@@ -288,6 +302,19 @@ def _compare(before: LoadedModel, after: Variables) -> float:
             f"the logits of random images differ by {difference}: nothing is written"
         )
     return difference
+
+
+def _head_outputs(model: Detector, variables: Variables, images: jax.Array) -> jax.Array:
+    """Returns all that the heads of a detector give for the anchors and for whole images."""
+    size = images.shape[1:3]
+    sizes = jnp.full((len(images), 2), jnp.array(size))
+    regions = jnp.tile(jnp.array([0.0, 0.0, size[1], size[0]]), (len(images), 1, 1))
+    maps = model.apply(variables, images, method="features")
+    found = [model.apply(variables, maps, method="anchor_predictions")]
+    found.append(model.apply(variables, maps, regions, sizes, method="region_predictions"))
+    if model.masks:
+        found.append(model.apply(variables, maps, regions, sizes, method="region_masks"))
+    return jnp.concatenate([x.ravel() for x in jax.tree.leaves(found)])
 
 
 def _report(source: _Source, variables: Variables, difference: float | None) -> Report:

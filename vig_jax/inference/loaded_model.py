@@ -11,15 +11,16 @@ from vig_jax.config import RunConfig, parse, to_dict
 from vig_jax.data.datasets.imagenet import class_names
 from vig_jax.data.datasets.scenes import ade20k_classes
 from vig_jax.errors import ConfigError, WeightsError
-from vig_jax.models.from_config import segmenter_from_config
+from vig_jax.models.from_config import detector_from_config, segmenter_from_config
 from vig_jax.tasks.registry import make_task
 from vig_jax.text import did_you_mean
-from vig_jax.weights import mmseg, run_folder
+from vig_jax.weights import mmdet, mmseg, run_folder
 from vig_jax.weights.finite import check_finite
 from vig_jax.weights.fit import WeightFile, fit_to_config
+from vig_jax.weights.fit_detector import fit_detector
 from vig_jax.weights.fit_segmenter import completed, fit_segmenter
 from vig_jax.weights.load import origin, read_weight_file
-from vig_jax.weights.published import published_config, segmenter_config
+from vig_jax.weights.published import detector_config, published_config, segmenter_config
 
 # Besides those whose names begin with "eval_".
 _OF_EVALUATION = ("resize_scale", "buckets", "proposals", "score_threshold", "nms", "detections")
@@ -133,20 +134,22 @@ def restore_weights(
     image_size: int | tuple[int, int] | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> LoadedModel:
-    """Reads a weight file for inference: of a classifier, or of a segmenter if it holds one.
+    """Reads a weight file for inference: of a classifier, a segmenter or a detector.
 
     Classifiers get upstream's evaluation settings. The plain models among them get the
     `merge_scale` of upstream's evaluation, so that published numbers are reproduced to the last
-    digit. Segmenters get the settings that the file has, or those of ADE20K's recipe.
+    digit. Segmenters and detectors get the settings that the file has, or those of the recipe of
+    ADE20K or COCO.
 
     Args:
         path: as for `vig_jax.load_weights`.
         model_name: one of `vig_jax.list_models()`.
         ema: as for `vig_jax.load_weights`.
         image_size: side of the images in pixels, or height and width; None means the size that the
-            model is made for. Of a segmenter it is the side of the sliding windows.
-        settings: keys of config.model that differ from the published model; for a segmenter also
-            keys of config.task.
+            model is made for. Of a segmenter it is the side of the sliding windows; a detector has
+            none.
+        settings: keys of config.model that differ from the published model; for a segmenter and a
+            detector also keys of config.task.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -168,6 +171,13 @@ def restore_file(
     """Returns what `restore_weights` does, for a file that is already read."""
     if mmseg.is_segmenter(file.state_dict):
         return _restore_segmenter(file, path, model_name, settings, image_size)
+    if mmdet.is_detector(file.state_dict):
+        if image_size is not None:
+            raise ConfigError(
+                f"the image size {image_size} is not used by a detector: it resizes images to fit "
+                'into config.task.resize_scale, e.g. --set "resize_scale=(1333,800)"'
+            )
+        return _restore_detector(file, path, model_name, settings)
     config = published_config(model_name, settings=settings, image_size=image_size)
     weights = fit_to_config(file, path, config.model)
     model = dataclasses.replace(config.model, num_classes=weights.num_classes)
@@ -203,6 +213,25 @@ def _restore_segmenter(
         variables=completed(variables, model, seed=config.seed),
         step=0,
         metadata=metadata,
+        ema=file.averaged,
+        description="; ".join((f"weights from {origin(file, path)}", *file.notes, *notes)),
+    )
+
+
+def _restore_detector(
+    file: WeightFile, path: str | Path, model_name: str, settings: Mapping[str, Any] | None
+) -> LoadedModel:
+    config = detector_config(file, model_name, settings=settings)
+    try:
+        model = detector_from_config(config)
+        variables, notes = fit_detector(file, model_name, model)
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from error
+    return LoadedModel(
+        config=config,
+        variables=completed(variables, model, seed=config.seed),
+        step=0,
+        metadata=dict(file.metadata),
         ema=file.averaged,
         description="; ".join((f"weights from {origin(file, path)}", *file.notes, *notes)),
     )

@@ -5,12 +5,20 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from vig_jax.config import ModelConfig, RunConfig, SegmentationConfig, parse, recipes
+from vig_jax.config import (
+    DetectionConfig,
+    ModelConfig,
+    RunConfig,
+    SegmentationConfig,
+    parse,
+    recipes,
+)
 from vig_jax.errors import ConfigError
 from vig_jax.models import ViG, create_model
 from vig_jax.text import did_you_mean
 from vig_jax.weights import mmseg
 from vig_jax.weights.fit import WeightFile
+from vig_jax.weights.fit_detector import sizes_of as detector_sizes
 from vig_jax.weights.fit_segmenter import sizes_of
 
 # Upstream's evaluation of the plain models halves the merged scan twice.
@@ -80,11 +88,8 @@ def segmenter_config(
             f"the image size {image_size[0]}x{image_size[1]} is not square; a segmenter slides "
             "square windows over images of any size: give one side"
         )
-    settings, of_model = dict(settings or {}), _names(ModelConfig)
-    of_task = _names(SegmentationConfig) - of_model
-    for key in settings.keys() - of_model - of_task:
-        hint = did_you_mean(key, sorted(of_model | of_task))
-        raise ConfigError(f"neither config.model nor config.task has a setting {key!r}; {hint}")
+    settings = dict(settings or {})
+    of_task = _settings_of_task(settings, SegmentationConfig)
     sizes = sizes_of(file.state_dict)
     classes = sizes.pop("num_classes", None)
     recipe = recipes.ade20k(model_name).to_dict()
@@ -107,6 +112,53 @@ def segmenter_config(
     recipe["data"] = data | {"image_size": side}
     recipe["train"]["compilation_cache"] = ""
     return parse(recipe | {"model": model, "task": task})
+
+
+def detector_config(
+    file: WeightFile, model_name: str, *, settings: Mapping[str, Any] | None = None
+) -> RunConfig:
+    """Returns the config that the weights of a detector are evaluated with.
+
+    The sizes of the heads are those of the file, and so are the settings of the task if the file
+    has them. Else they are those of COCO's recipe.
+
+    Args:
+        file: with the state dict of a detector.
+        model_name: the backbone, one of `vig_jax.list_models()`.
+        settings: keys of config.model or config.task that differ.
+
+    Raises:
+        ConfigError: an unknown model, or a setting that neither section has.
+    """
+    settings = dict(settings or {})
+    of_task = _settings_of_task(settings, DetectionConfig)
+    sizes = detector_sizes(file.state_dict)
+    recipe = recipes.coco(model_name).to_dict()
+    model = _model_values(model_name) | {"num_classes": sizes.pop("num_classes", None)}
+    model |= {key: value for key, value in settings.items() if key not in of_task}
+    if isinstance(create_model(model_name), ViG) and model["img_size"] is None:
+        model["img_size"] = _window(file, model)
+    stored = file.config.get("task", {})
+    task = recipe["task"] | {key: value for key, value in stored.items() if key in of_task} | sizes
+    task |= {key: value for key, value in settings.items() if key in of_task}
+    pixels = {key: x for key, x in file.config.get("data", {}).items() if key in _PIXELS}
+    recipe["data"] |= pixels
+    recipe["train"]["compilation_cache"] = ""
+    return parse(recipe | {"model": model, "task": task})
+
+
+def _settings_of_task(settings: Mapping[str, Any], section: type) -> set[str]:
+    """Returns the names of the settings of a task that config.model does not have.
+
+    Raises:
+        ConfigError: a setting is in neither section.
+    """
+    of_model = _names(ModelConfig)
+    of_task = _names(section) - of_model
+    for key in settings.keys() - of_model - of_task:
+        hint = did_you_mean(key, sorted(of_model | of_task))
+        raise ConfigError(f"neither config.model nor config.task has a setting {key!r}; {hint}")
+    return of_task
 
 
 def _window(file: WeightFile, model: Mapping[str, Any]) -> int | None:

@@ -1,4 +1,4 @@
-"""A run of detection on composed scenes: train, resume, evaluate, report."""
+"""A run of detection on composed scenes: train, resume, evaluate, report, predict, convert."""
 
 import json
 import shutil
@@ -104,6 +104,28 @@ def test_predicts(whole, tmp_path, capsys):
     assert {row["image_id"] for row in rows} == {1, 2}
     assert {row["segmentation"]["size"][0] for row in rows} == {64, 44}
     assert max(row["category_id"] for row in rows) <= len(stored["categories"])
+
+
+def test_predicts_and_converts(whole, tmp_path):
+    """A file of the run finds the same objects as the run."""
+    photo = tmp_path / "photo.png"
+    Image.fromarray(FashionScenesDataset("eval", 80, 1)[0]["image"]).save(photo)
+    file = tmp_path / "detector.safetensors"
+    assert main(["convert", str(whole), str(file), "--verify"]) == 0
+    from_file = ["--weights", str(file), "--model", "vig_h_t", "--set", "embed_dims=(8,8,16,16)"]
+    from_file += ["--set", "depths=(1,1,1,1)", "--set", "num_heads=(1,1,1,1)"]
+    found = []
+    for number, source in enumerate(([str(whole)], from_file)):
+        out = tmp_path / str(number)
+        options = [str(photo), "--output", str(out), "--threshold", "0.0"]
+        words = [*options, *source] if number else [*source, *options]
+        assert main(["predict", *words]) == 0
+        found.append(json.loads((out / "detections.json").read_text()))
+        assert (out / "photo_objects.png").exists()
+    ours, theirs = ([row["bbox"] for row in x["annotations"]] for x in found)
+    assert len(ours) == 8
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+    assert found[0]["categories"] == found[1]["categories"]
 
 
 def test_the_preview_has_the_objects_of_the_batch():
