@@ -80,3 +80,22 @@ def unchecked():
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(scope="session")
+def compilation_cache(tmp_path_factory):
+    """Compiles a small model once for all runs, those in other processes included."""
+    import jax
+
+    folder = tmp_path_factory.mktemp("compilation_cache")
+    names = {
+        "jax_compilation_cache_dir": str(folder),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": 0,
+    }
+    before = {name: getattr(jax.config, name) for name in names}
+    for name, value in names.items():
+        jax.config.update(name, value)
+    yield {name.upper(): str(value) for name, value in names.items()}
+    for name, value in before.items():
+        jax.config.update(name, value)

@@ -12,23 +12,6 @@ from vig_jax.weights.load import save_safetensors
 
 
 @pytest.fixture(scope="session")
-def compilation_cache(tmp_path_factory):
-    """Compiles the small model once for all runs, those in other processes included."""
-    folder = tmp_path_factory.mktemp("compilation_cache")
-    names = {
-        "jax_compilation_cache_dir": str(folder),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": 0,
-    }
-    before = {name: getattr(jax.config, name) for name in names}
-    for name, value in names.items():
-        jax.config.update(name, value)
-    yield {name.upper(): str(value) for name, value in names.items()}
-    for name, value in before.items():
-        jax.config.update(name, value)
-
-
-@pytest.fixture(scope="session")
 def image_folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("images")
     generator = np.random.default_rng(0)

@@ -18,6 +18,8 @@ from vig_jax.inference.loaded_model import load_for_inference
 from vig_jax.tasks.registry import make_task
 from vig_jax.train.loop import run
 
+pytestmark = pytest.mark.usefixtures("compilation_cache")
+
 LENGTHS = {"train": 12, "eval": 5}
 register_dataset(
     "few_scenes", lambda data, split: FashionScenesDataset(split, data.image_size, LENGTHS[split])
