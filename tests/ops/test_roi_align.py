@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kernels_pallas.testing import TOLERANCES, rms_relative_error
 from tests import golden_det
 from tests.golden_seg import last, numbered
 from vig_jax.ops.roi_align import RoIAlign, box_levels
@@ -166,6 +167,29 @@ def test_features_of_16_bits():
     assert narrow.dtype == jnp.bfloat16
     np.testing.assert_array_equal(narrow, exact.astype(jnp.bfloat16))
     assert jax.eval_shape(jax.grad(lambda x: jnp.sum(pool(x))), maps[0]).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("backward", ["dense", "scatter"])
+def test_gradient_of_16_bits(backward):
+    """It is as exact as the operands of its products."""
+    generator = np.random.default_rng(1)
+    maps = [generator.normal(size=(1, 16 >> i, 16 >> i, 8)).astype(np.float32) for i in range(2)]
+    weights = generator.normal(size=(1, 20, 3, 3, 8)).astype(np.float32)
+    levels = jnp.asarray(generator.integers(0, 2, (1, 20)))
+
+    def gradient(backward, dtype):
+        align = RoIAlign((3, 3), rois_at_once=8, backward=backward)
+
+        def total(maps):
+            pooled = align(maps, some_rois(20, 16), levels, (1, 0.5))
+            return jnp.sum(pooled.astype(jnp.float32) * weights)
+
+        return jax.jit(jax.grad(total))([jnp.asarray(x, dtype) for x in maps])
+
+    exact = gradient("scatter", jnp.float32)
+    for narrow, wide in zip(gradient(backward, jnp.bfloat16), exact, strict=True):
+        assert narrow.dtype == jnp.bfloat16
+        assert rms_relative_error(narrow, wide) < TOLERANCES["bfloat16"].gradient
 
 
 def test_edges_on_whole_positions():

@@ -266,11 +266,17 @@ def _scatter(parts: tuple[Grid, jax.Array], shapes: Any) -> jax.Array:
 
 
 def _dense(parts: tuple[Grid, jax.Array], shapes: Any) -> jax.Array:
-    """Adds the gradients by products with the sampling matrices; returns [positions, C]."""
+    """Adds the gradients by products with the sampling matrices; returns [positions, C].
+
+    The products have operands of the gradients' dtype, and sums in float32 or wider.
+    """
+    operand, dtype = parts[1].dtype, wide(parts[1]).dtype
+    precision = "highest" if operand == dtype else None
 
     def matrix(index: jax.Array, weights: jax.Array, length: int) -> jax.Array:
         hits = index[..., None] == jnp.arange(length)
-        return jnp.sum(jnp.where(hits, weights[..., None], 0), -2)  # [R, bins, length]
+        values = jnp.sum(jnp.where(hits, weights[..., None], 0), -2)  # [R, bins, length]
+        return values.astype(operand)
 
     @jax.named_scope("roi_align_dense")
     def add(total: list[jax.Array], part: tuple[Grid, jax.Array]) -> tuple[list[jax.Array], None]:
@@ -279,11 +285,13 @@ def _dense(parts: tuple[Grid, jax.Array], shapes: Any) -> jax.Array:
             here = (grid.maps.level == level)[:, None, None]
             rows = matrix(grid.rows, grid.row_weights * here, height)
             columns = matrix(grid.columns, grid.column_weights * here, width)
-            spread = jnp.einsum("rpw,ropc->rowc", columns, wide(cotangent), precision="highest")
-            total[level] += jnp.einsum("roh,rowc->hwc", rows, spread, precision="highest")
+            spread = jnp.einsum("rpw,ropc->rowc", columns, cotangent, precision=precision)
+            total[level] += jnp.einsum(
+                "roh,rowc->hwc", rows, spread, precision=precision, preferred_element_type=dtype
+            )
         return total, None
 
-    channels, dtype = parts[1].shape[-1], wide(parts[1]).dtype
+    channels = parts[1].shape[-1]
     zeros = [jnp.zeros((*shape, channels), dtype) for shape in shapes]
     total, _ = jax.lax.scan(add, zeros, parts)
     return jnp.concatenate([x.reshape(-1, channels) for x in total])
