@@ -33,7 +33,8 @@ def get_config() -> ConfigDict:
     config.task.eval_level_proposals = 48
     config.task.roi_samples = 24
     config.task.sampling_ratio = 1
-    config.task.detections = 20
+    config.task.score_threshold = 0.01
+    config.task.detections = 50
 
     config.data.source = "fashion_scenes"
     config.data.image_size = 64  # of the scenes
