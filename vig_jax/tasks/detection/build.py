@@ -1,6 +1,5 @@
 """Builds detection from a config and the metadata of the data set."""
 
-import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,8 +13,8 @@ from vig_jax.tasks.detection.preview import DetectionPreview
 from vig_jax.tasks.detection.report import REPORT
 from vig_jax.tasks.detection.task import Detection
 from vig_jax.tasks.registry import TaskBundle, TaskEntry
+from vig_jax.tasks.same_classes import check_same_classes
 from vig_jax.tasks.segmentation.drawing import default_palette
-from vig_jax.text import preview_names
 from vig_jax.weights.initial import detector_variables
 
 
@@ -81,22 +80,14 @@ def match_data(
             f"{dataset.info.name} has no boxes of objects: name a data set for detection with "
             "config.data.source"
         )
-    names = tuple(trained.get("instance_names", ()))
-    own = dataset.info.metadata.get("instance_names", ())
-    found = tuple((class_map or {}).get(name, name) for name in own)
-    if not names and len(found) != config.model.num_classes:
-        raise DataSetError(
-            f"{dataset.info.name} has {len(found)} classes; the model has "
-            f"{config.model.num_classes}, which its weights do not name"
-        )
-    if names and found != names:
-        pairs = itertools.zip_longest(found, names, fillvalue="none")
-        differing = [f"class {i} is {a}, not {b}" for i, (a, b) in enumerate(pairs) if a != b]
-        raise DataSetError(
-            f"{dataset.info.name} has other classes than the model: "
-            f"{preview_names(differing, 4)}. Objects are compared by class number: order the "
-            "categories as in training, or map their names with --class-map FILE"
-        )
+    check_same_classes(
+        dataset.info.name,
+        dataset.info.metadata.get("instance_names", ()),
+        trained.get("instance_names", ()),
+        config,
+        class_map,
+        cure="Objects are compared by class number: order the categories as in training",
+    )
     return dataset
 
 

@@ -1,6 +1,5 @@
 """Builds semantic segmentation from a config and the metadata of the data set."""
 
-import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,12 +10,12 @@ from vig_jax.data.preprocess.segmentation import SegmentationPreprocess
 from vig_jax.errors import DataSetError
 from vig_jax.models.from_config import segmenter_from_config, with_image_size, with_num_classes
 from vig_jax.tasks.registry import TaskBundle, TaskEntry
+from vig_jax.tasks.same_classes import check_same_classes
 from vig_jax.tasks.segmentation.drawing import default_palette
 from vig_jax.tasks.segmentation.evaluation import SegmentationEvaluation
 from vig_jax.tasks.segmentation.preview import SegmentationPreview
 from vig_jax.tasks.segmentation.report import REPORT
 from vig_jax.tasks.segmentation.task import Segmentation
-from vig_jax.text import preview_names
 from vig_jax.weights.initial import segmenter_variables
 
 
@@ -71,27 +70,20 @@ def match_data(
         DataSetError: the data set has other classes, the same in another order, or other label
             numbers in its masks. Of a model without class names only their number is compared.
     """
-    names = tuple(trained.get("class_names", ()))
     metadata = dataset.info.metadata
-    found = tuple((class_map or {}).get(name, name) for name in metadata.get("class_names", ()))
-    if not names and len(found) != config.model.num_classes:
-        raise DataSetError(
-            f"{dataset.info.name} has {len(found)} classes; the model has "
-            f"{config.model.num_classes}, which its weights do not name"
-        )
     if trained.get("raw_labels") not in (None, metadata.get("raw_labels")):
         raise DataSetError(
             f"{dataset.info.name} has other label numbers in its masks than the data set that the "
             "model was trained on: evaluate on masks with those of training"
         )
-    if names and found != names:
-        pairs = itertools.zip_longest(found, names, fillvalue="none")
-        differing = [f"class {i} is {a}, not {b}" for i, (a, b) in enumerate(pairs) if a != b]
-        raise DataSetError(
-            f"{dataset.info.name} has other classes than the model: "
-            f"{preview_names(differing, 4)}. Masks are compared by class number: name the classes "
-            "in classes.txt as in training, or map their names with --class-map FILE"
-        )
+    check_same_classes(
+        dataset.info.name,
+        metadata.get("class_names", ()),
+        trained.get("class_names", ()),
+        config,
+        class_map,
+        cure="Masks are compared by class number: name the classes in classes.txt as in training",
+    )
     return dataset
 
 
