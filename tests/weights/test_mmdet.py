@@ -55,7 +55,9 @@ def test_names_and_layouts_are_those_of_the_golden_values():
     expected = {f"params/roi_head/{k}": v for k, v in flat(golden_det.tree(theirs, np.float32))}
     given = {f"roi_head.{key}": value.astype(np.float32) for key, value in theirs.items()}
     shapes = {path: x.shape for path, x in expected.items()}
-    chex.assert_trees_all_equal(to_ours(mmdet.HIERARCHICAL, given, shapes, cure=""), expected)
+    chex.assert_trees_all_equal(
+        to_ours(mmdet.TABLES.hierarchical, given, shapes, cure=""), expected
+    )
 
 
 def flat(tree, prefix=""):

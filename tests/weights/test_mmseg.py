@@ -72,7 +72,7 @@ def converted(theirs, *modules):
             for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
                 inner = jax.tree_util.keystr(path, simple=True, separator="/")
                 shapes[f"{collection}/{name}/{inner}"] = leaf.shape
-    flat = to_ours(mmseg.PLAIN, theirs, shapes, cure="")
+    flat = to_ours(mmseg.TABLES.plain, theirs, shapes, cure="")
     result = {name: {} for name, _ in modules}
     for path, value in flat.items():
         collection, name, *inner = path.split("/")

@@ -23,6 +23,7 @@ from vig_jax.models.from_config import (
 )
 from vig_jax.tasks.registry import get_task
 from vig_jax.train.checkpoint import RunInfo
+from vig_jax.weights.dense import Variables
 from vig_jax.weights.fit import fit_to_config
 from vig_jax.weights.fit_detector import fit_detector
 from vig_jax.weights.fit_segmenter import fit_segmenter
@@ -33,7 +34,6 @@ from vig_jax.weights.load import (
     read_weight_file,
     save_safetensors,
 )
-from vig_jax.weights.mmseg import Variables
 from vig_jax.weights.run_folder import CHECKPOINTS, mutable_item, save_weights
 
 Format = Literal["checkpoint", "safetensors"]

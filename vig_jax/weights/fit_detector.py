@@ -8,6 +8,7 @@ import numpy as np
 from vig_jax.errors import WeightsError
 from vig_jax.models import Detector
 from vig_jax.weights import mmdet, mmseg
+from vig_jax.weights.dense import BACKBONE, Variables
 from vig_jax.weights.fit import (
     StateDict,
     WeightFile,
@@ -18,7 +19,6 @@ from vig_jax.weights.fit import (
     size_hint,
 )
 from vig_jax.weights.fit_segmenter import backbone_tensors, with_present_backbone
-from vig_jax.weights.mmseg import Variables
 
 _BOX_OUTPUTS = (mmdet.LOGITS, mmdet.DELTAS)
 _NEW_WITH_CLASSIFIER = ("neck.", *mmdet.HEADS)
@@ -117,7 +117,7 @@ def _of_detector(
             f"new last layers of the heads for {model.num_classes} classes, {why}: they must be "
             "trained"
         )
-    notes += resize_table(tensors, f"{mmseg.BACKBONE}pos_embed", model.pos_embed_grid)
+    notes += resize_table(tensors, f"{BACKBONE}pos_embed", model.pos_embed_grid)
     return tensors, new, tuple(notes)
 
 
@@ -138,9 +138,10 @@ def _hint(state_dict: Mapping[str, np.ndarray], model_name: str, model: Detector
     """Returns the sizes of the state dict that differ from the model's, as far as it shows them."""
     sizes = sizes_of(state_dict).items() if mmdet.is_detector(state_dict) else ()
     heads = [f"{name}={value}" for name, value in sizes if getattr(model, name) != value]
-    start = mmseg.BACKBONE
     backbone = {
-        key.removeprefix(start): value for key, value in state_dict.items() if key.startswith(start)
+        key.removeprefix(BACKBONE): value
+        for key, value in state_dict.items()
+        if key.startswith(BACKBONE)
     }
     about_heads = f". The file's heads have {', '.join(heads)}" if heads else ""
     return about_heads + size_hint(backbone, model_name)

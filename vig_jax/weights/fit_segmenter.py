@@ -10,6 +10,7 @@ from flax import traverse_util
 from vig_jax.errors import WeightsError
 from vig_jax.models import Detector, Segmenter, ViG
 from vig_jax.weights import mmseg, upstream
+from vig_jax.weights.dense import BACKBONE, Variables
 from vig_jax.weights.fit import (
     StateDict,
     WeightFile,
@@ -20,7 +21,6 @@ from vig_jax.weights.fit import (
     size_hint,
     with_present_names,
 )
-from vig_jax.weights.mmseg import Variables
 
 _CLASSIFIER = ("head.", "classifier.head.")
 _FINAL_NORM = ("norm.", "classifier.norm.")
@@ -110,9 +110,8 @@ def _hint(state_dict: Mapping[str, np.ndarray], model_name: str, model: Segmente
         for name, value in sizes
         if name != "num_classes" and getattr(model, name) != value
     ]
-    start = mmseg.BACKBONE
     backbone = {
-        key.removeprefix(start): value
+        key.removeprefix(BACKBONE): value
         for key, value in state_dict.items()
         if not key.startswith(mmseg.HEADS)
     }
@@ -147,7 +146,7 @@ def _of_segmenter(
             else "as the data set has other classes"
         )
         notes.append(f"a new conv_seg for {model.num_classes} classes, {why}: it must be trained")
-    notes += resize_table(tensors, f"{mmseg.BACKBONE}pos_embed", model.pos_embed_grid)
+    notes += resize_table(tensors, f"{BACKBONE}pos_embed", model.pos_embed_grid)
     return tensors, tuple(new), tuple(notes)
 
 
@@ -184,12 +183,13 @@ def backbone_tensors(
     notes += resize_table(tensors, "pos_embed", model.pos_embed_grid)
     shapes = upstream.variable_shapes(model)
     tensors |= upstream.new_out_norms(tensors, shapes, "params/backbone/")
-    return {mmseg.BACKBONE + key: value for key, value in tensors.items()}, tuple(notes)
+    return {BACKBONE + key: value for key, value in tensors.items()}, tuple(notes)
 
 
 def with_present_backbone(state_dict: Mapping[str, np.ndarray]) -> StateDict:
     """Returns the state dict with the backbone under upstream's present names."""
-    start = mmseg.BACKBONE
-    backbone = {k.removeprefix(start): v for k, v in state_dict.items() if k.startswith(start)}
-    rest = {key: value for key, value in state_dict.items() if not key.startswith(start)}
-    return {start + key: value for key, value in with_present_names(backbone).items()} | rest
+    backbone = {
+        k.removeprefix(BACKBONE): v for k, v in state_dict.items() if k.startswith(BACKBONE)
+    }
+    rest = {key: value for key, value in state_dict.items() if not key.startswith(BACKBONE)}
+    return {BACKBONE + key: value for key, value in with_present_names(backbone).items()} | rest

@@ -13,11 +13,11 @@ from vig_jax.config import RunConfig
 from vig_jax.errors import CheckpointError, WeightsError
 from vig_jax.models import Detector, Segmenter
 from vig_jax.weights import run_folder
+from vig_jax.weights.dense import Variables
 from vig_jax.weights.fit import WeightFile, fit_to_config
 from vig_jax.weights.fit_detector import fit_detector
 from vig_jax.weights.fit_segmenter import fit_segmenter
 from vig_jax.weights.load import origin, read_weight_file
-from vig_jax.weights.mmseg import Variables
 
 _SIZES = ("patch_size", "embed_dim", "depth", "num_heads", "embed_dims", "depths")
 

@@ -8,22 +8,10 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
-from flax import traverse_util
 
 from vig_jax.models import Detector
-from vig_jax.weights import upstream
-from vig_jax.weights.mmseg import Variables, deconv, with_backbone
-from vig_jax.weights.table import (
-    CONV,
-    LINEAR,
-    POINT,
-    SAME,
-    Layout,
-    Rules,
-    their_name,
-    to_ours,
-    to_theirs,
-)
+from vig_jax.weights.dense import DenseTables, Variables, deconv
+from vig_jax.weights.table import CONV, LINEAR, POINT, SAME, Layout, Rules
 
 HEADS = ("rpn_head.", "roi_head.")
 LOGITS = "roi_head.bbox_head.fc_cls."
@@ -82,8 +70,7 @@ _NECK_AND_HEADS: Rules = (
     *deconv("roi_head.mask_head.upsample", f"{_MASK}/upsample"),
     *_layer(MASK_LOGITS.rstrip("."), f"{_MASK}/conv_logits", POINT),
 )
-PLAIN = with_backbone(upstream.PLAIN, _NECK_AND_HEADS)
-HIERARCHICAL = with_backbone(upstream.HIERARCHICAL, _NECK_AND_HEADS)
+TABLES = DenseTables.of(_NECK_AND_HEADS, "mmdetection")
 
 
 def is_detector(names: Collection[str]) -> bool:
@@ -107,16 +94,8 @@ def to_variables(
     Raises:
         WeightsError: lists the missing and unexpected names and the shapes that differ.
     """
-    shapes = upstream.variable_shapes(model)
-    rules = _rules(shapes)
-    expected = {
-        path: shape
-        for path, shape in shapes.items()
-        if not their_name(rules, path).startswith(tuple(new))
-    }
     cure = "check the model name, num_classes, channels, box_channels, masks and img_size"
-    flat = to_ours(rules, state_dict, expected, cure=cure)
-    return traverse_util.unflatten_dict(flat, sep="/")
+    return TABLES.to_variables(state_dict, model, new, cure=cure)
 
 
 def from_variables(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -125,10 +104,4 @@ def from_variables(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     Raises:
         WeightsError: names the variables that mmdetection does not have.
     """
-    flat = traverse_util.flatten_dict(dict(variables), sep="/")
-    return to_theirs(_rules(flat), flat, whose="mmdetection")
-
-
-def _rules(paths: Collection[str]) -> Rules:
-    """Returns the table of the family that has these variables."""
-    return HIERARCHICAL if any("/stages_" in path for path in paths) else PLAIN
+    return TABLES.from_variables(variables)

@@ -9,16 +9,12 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
-from flax import traverse_util
 
 from vig_jax.errors import WeightsError
 from vig_jax.models import Segmenter
-from vig_jax.weights import upstream
-from vig_jax.weights.table import CONV, DECONV, POINT, SAME, Rules, their_name, to_ours, to_theirs
+from vig_jax.weights.dense import DenseTables, Variables, deconv
+from vig_jax.weights.table import CONV, POINT, SAME, Rules
 
-Variables = dict[str, Any]
-
-BACKBONE = "backbone."
 AUXILIARY = "auxiliary_head."
 HEADS = ("decode_head.", AUXILIARY)
 _COUNTER = ".num_batches_tracked"  # of each batch normalisation; only a momentum of None reads it
@@ -48,14 +44,6 @@ def _logits(head: str) -> Rules:
     )
 
 
-def deconv(theirs: str, ours: str) -> Rules:
-    """Returns the rules of a transposed 2x2 convolution."""
-    return (
-        (f"{theirs}.weight", f"params/{ours}/kernel", DECONV),
-        (f"{theirs}.bias", f"params/{ours}/bias", SAME),
-    )
-
-
 _HEADS: Rules = (
     *deconv("neck.upsample_4x.0", "neck/upsample_4x_0"),
     *_batch_norm("neck.upsample_4x.1", "neck/upsample_4x_1"),
@@ -70,18 +58,7 @@ _HEADS: Rules = (
     *_conv_module("auxiliary_head.convs.{i}", "auxiliary_head/convs_{i}"),
     *_logits("auxiliary_head"),
 )
-
-
-def with_backbone(rules: Rules, heads: Rules) -> Rules:
-    """Returns the table of a model from those of its backbone and of its neck and heads."""
-    backbone = tuple(
-        (BACKBONE + theirs, f"params/backbone/{ours}", layout) for theirs, ours, layout in rules
-    )
-    return backbone + heads
-
-
-PLAIN = with_backbone(upstream.PLAIN, _HEADS)
-HIERARCHICAL = with_backbone(upstream.HIERARCHICAL, _HEADS)
+TABLES = DenseTables.of(_HEADS, "mmsegmentation")
 
 
 def is_segmenter(names: Collection[str]) -> bool:
@@ -105,19 +82,11 @@ def to_variables(
     Raises:
         WeightsError: lists the missing and unexpected names and the shapes that differ.
     """
-    shapes = upstream.variable_shapes(model)
-    rules = _rules(shapes)
-    expected = {
-        path: shape
-        for path, shape in shapes.items()
-        if not their_name(rules, path).startswith(tuple(new))
-    }
     cure = (
         "check the model name, num_classes, channels, aux_channels (0: no auxiliary head), "
         "norm_last and img_size"
     )
-    flat = to_ours(rules, _without_counters(state_dict), expected, cure=cure)
-    return traverse_util.unflatten_dict(flat, sep="/")
+    return TABLES.to_variables(_without_counters(state_dict), model, new, cure=cure)
 
 
 def from_variables(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -129,8 +98,7 @@ def from_variables(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     Raises:
         WeightsError: names the variables that mmsegmentation does not have.
     """
-    flat = traverse_util.flatten_dict(dict(variables), sep="/")
-    state_dict = to_theirs(_rules(flat), flat, whose="mmsegmentation")
+    state_dict = TABLES.from_variables(variables)
     counters = [key.replace(_MEAN, _COUNTER) for key in state_dict if key.endswith(_MEAN)]
     return state_dict | {key: np.zeros((), np.int64) for key in counters}
 
@@ -154,8 +122,3 @@ def _without_counters(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndar
         else:
             result[key] = value
     return result
-
-
-def _rules(paths: Collection[str]) -> Rules:
-    """Returns the table of the family that has these variables."""
-    return HIERARCHICAL if any("/stages_" in path for path in paths) else PLAIN

@@ -16,7 +16,6 @@ from vig_jax.config import (
 from vig_jax.errors import ConfigError
 from vig_jax.models import ViG, create_model
 from vig_jax.text import did_you_mean
-from vig_jax.weights import mmseg
 from vig_jax.weights.fit import WeightFile
 from vig_jax.weights.fit_detector import sizes_of as detector_sizes
 from vig_jax.weights.fit_segmenter import sizes_of
@@ -163,7 +162,7 @@ def _settings_of_task(settings: Mapping[str, Any], section: type) -> set[str]:
 
 def _window(file: WeightFile, model: Mapping[str, Any]) -> int | None:
     """Returns the image side that the position embedding of a file is made for, if it has one."""
-    table = file.state_dict.get(f"{mmseg.BACKBONE}pos_embed")
+    table = file.state_dict.get(f"{BACKBONE}pos_embed")
     if table is None or table.ndim != 3:
         return None
     patch: int = model["patch_size"] or ViG.patch_size
