@@ -15,7 +15,7 @@ from vig_jax.config import RunConfig, parse, recipes
 from vig_jax.errors import WeightsError
 from vig_jax.weights import mmdet, upstream
 from vig_jax.weights.fit import WeightFile, fit
-from vig_jax.weights.fit_detector import fit_detector
+from vig_jax.weights.fit_dense import fit_dense
 from vig_jax.weights.initial import detector_variables
 from vig_jax.weights.table import to_ours
 
@@ -80,7 +80,7 @@ def test_files(tmp_path, caplog):
     assert found["roi_head"]["bbox_head"]["fc_cls"]["kernel"].shape == (4, 6)
     chex.assert_trees_all_equal(found["neck"], variables["params"]["neck"])
     with pytest.raises(WeightsError, match=r"box_channels.*shared_fcs.*file's heads have box_ch"):
-        fit_detector(WeightFile(state_dict), "vig_h_t", model.clone(box_channels=8))
+        fit_dense(WeightFile(state_dict), "vig_h_t", model.clone(box_channels=8))
     with pytest.raises(WeightsError, match="those of a detector"):
         fit(state_dict, "vig_h_t", num_classes=3)
 
@@ -90,7 +90,7 @@ def test_classes_are_matched_by_name():
     file = WeightFile(
         mmdet.from_variables(variables), metadata={"instance_names": ("cat", "dog", "cow")}
     )
-    fitted, notes = fit_detector(file, "vig_h_t", model, class_names=("cow", "cat", "dog"))
+    fitted, notes = fit_dense(file, "vig_h_t", model, class_names=("cow", "cat", "dog"))
     assert "matched to the data set's classes by name" in notes[0]
     ours, theirs = fitted["params"]["roi_head"], variables["params"]["roi_head"]
     order = np.array([2, 0, 1])
@@ -100,7 +100,7 @@ def test_classes_are_matched_by_name():
     np.testing.assert_array_equal(ours["bbox_head"]["fc_reg"]["bias"], deltas)
     masks = theirs["mask_head"]["conv_logits"]["kernel"][:, order]
     np.testing.assert_array_equal(ours["mask_head"]["conv_logits"]["kernel"], masks)
-    boxes, notes = fit_detector(
+    boxes, notes = fit_dense(
         file, "vig_h_t", model.clone(masks=False), class_names=("cat", "dog", "hen")
     )
     assert "the mask head is not used" in notes

@@ -14,7 +14,7 @@ from tests.weights.test_mmseg import MODELS, variables_of
 from vig_jax.errors import WeightsError
 from vig_jax.weights import mmseg, upstream
 from vig_jax.weights.fit import WeightFile, fit
-from vig_jax.weights.fit_segmenter import fit_segmenter
+from vig_jax.weights.fit_dense import fit_dense
 from vig_jax.weights.load import read_weight_file, save_safetensors
 
 META = {
@@ -115,8 +115,8 @@ def test_a_model_with_an_auxiliary_head_needs_one_in_the_file():
     state_dict = mmseg.from_variables(variables)
     without = {k: v for k, v in state_dict.items() if not k.startswith("auxiliary_head.")}
     with pytest.raises(WeightsError, match=r"aux_channels \(0: .*missing \(7\): auxiliary_head"):
-        fit_segmenter(WeightFile(without), "vig_h_t", model)
-    found, notes = fit_segmenter(WeightFile(without), "vig_h_t", model.clone(aux_channels=0))
+        fit_dense(WeightFile(without), "vig_h_t", model)
+    found, notes = fit_dense(WeightFile(without), "vig_h_t", model.clone(aux_channels=0))
     assert notes == ()
     assert found["params"].keys() == {"backbone", "decode_head"}
 
@@ -125,7 +125,7 @@ def test_classes_are_matched_by_name():
     model, variables = variables_of("vig_h_t")
     file = WeightFile(mmseg.from_variables(variables), class_names=("sky", "road", "tree"))
     bias = variables["params"]["auxiliary_head"]["conv_seg"]["bias"]
-    found, notes = fit_segmenter(file, "vig_h_t", model, class_names=("tree", "sky", "road"))
+    found, notes = fit_dense(file, "vig_h_t", model, class_names=("tree", "sky", "road"))
     assert notes == ("the outputs of conv_seg are matched to the data set's classes by name",)
     np.testing.assert_array_equal(
         found["params"]["auxiliary_head"]["conv_seg"]["bias"], bias[[2, 0, 1]]
@@ -134,11 +134,11 @@ def test_classes_are_matched_by_name():
     np.testing.assert_array_equal(
         found["params"]["decode_head"]["conv_seg"]["kernel"], kernel[:, [2, 0, 1]]
     )
-    found, notes = fit_segmenter(file, "vig_h_t", model, class_names=("tree", "sky", "car"))
+    found, notes = fit_dense(file, "vig_h_t", model, class_names=("tree", "sky", "car"))
     assert "a new conv_seg for 3 classes, as the data set has other classes" in notes[0]
     for head in ("decode_head", "auxiliary_head"):
         assert "conv_seg" not in found["params"][head]
-    found, notes = fit_segmenter(file, "vig_h_t", model, class_names=("sky", "road", "tree"))
+    found, notes = fit_dense(file, "vig_h_t", model, class_names=("sky", "road", "tree"))
     assert notes == ()
     chex.assert_trees_all_equal(found, variables)
 
@@ -153,7 +153,7 @@ def test_classifiers_give_the_backbone(name):
         del norm["bias"]
     head = {"kernel": np.ones((width, 10), np.float32), "bias": np.ones(10, np.float32)}
     file = WeightFile(upstream.from_params(backbone | {"norm": norm, "head": head}))
-    found, notes = fit_segmenter(file, name, model)
+    found, notes = fit_dense(file, name, model)
     assert notes[0] == "the backbone is taken, the classifier's head and last norm are not"
     assert "new: they must be trained" in notes[1]
     assert found.keys() == {"params"}
@@ -164,20 +164,18 @@ def test_classifiers_give_the_backbone(name):
         np.testing.assert_array_equal(out_norm["bias"], np.zeros(model.stage_sizes[i][0]))
     chex.assert_trees_all_equal(found["params"]["backbone"], backbone)
     if name == "vig_t":
-        found, _ = fit_segmenter(file, name, model.clone(norm_last=True))
+        found, _ = fit_dense(file, name, model.clone(norm_last=True))
         chex.assert_trees_all_equal(found["params"]["backbone"]["norm"], norm)
 
 
 def test_position_embedding_is_resized_with_a_note():
     _, variables = variables_of("vig_t")
     larger = vig_jax.create_segmenter("vig_t", **(MODELS["vig_t"] | {"img_size": 64}))
-    found, notes = fit_segmenter(WeightFile(mmseg.from_variables(variables)), "vig_t", larger)
+    found, notes = fit_dense(WeightFile(mmseg.from_variables(variables)), "vig_t", larger)
     assert notes == ("position embedding resized from 2x2 to 4x4",)
     assert found["params"]["backbone"]["pos_embed"].shape == (1, 16, 16)
     backbone = WeightFile(upstream.from_params(variables["params"]["backbone"]))
-    assert (
-        "position embedding resized from 2x2 to 4x4" in fit_segmenter(backbone, "vig_t", larger)[1]
-    )
+    assert "position embedding resized from 2x2 to 4x4" in fit_dense(backbone, "vig_t", larger)[1]
 
 
 def test_a_classifier_does_not_take_a_segmenter_and_damage_is_refused(tmp_path):
@@ -192,7 +190,7 @@ def test_a_classifier_does_not_take_a_segmenter_and_damage_is_refused(tmp_path):
         fit(state_dict, "vig_h_t")
     integers = {k: v.astype(np.int32) if k.endswith("bias") else v for k, v in state_dict.items()}
     with pytest.raises(WeightsError, match="is int32; weights must be floating-point"):
-        fit_segmenter(WeightFile(integers), "vig_h_t", model)
+        fit_dense(WeightFile(integers), "vig_h_t", model)
 
 
 def test_sizes_that_differ_are_named():
@@ -200,7 +198,7 @@ def test_sizes_that_differ_are_named():
     file = WeightFile(mmseg.from_variables(variables))
     sizes = MODELS["vig_h_t"] | {"channels": 16, "aux_channels": 8, "embed_dims": (32,) * 4}
     with pytest.raises(WeightsError, match="shapes differ") as error:
-        fit_segmenter(file, "vig_h_t", vig_jax.create_segmenter("vig_h_t", **sizes))
+        fit_dense(file, "vig_h_t", vig_jax.create_segmenter("vig_h_t", **sizes))
     assert (
         "The file's heads have aux_channels=4, channels=8. Their sizes are embed_dims=(16"
         in str(error.value)
@@ -210,10 +208,10 @@ def test_sizes_that_differ_are_named():
     shapes = jax.eval_shape(small.init, jax.random.key(0), images)
     zeros = jax.tree.map(lambda x: np.broadcast_to(np.float32(0), x.shape), dict(shapes))
     with pytest.raises(WeightsError, match=r"Their sizes are those of vig_h_t$"):
-        fit_segmenter(
+        fit_dense(
             WeightFile(mmseg.from_variables(zeros)),
             "vig_h_s",
             vig_jax.create_segmenter("vig_h_s", num_classes=3, gla_implementation="reference"),
         )
     with pytest.raises(WeightsError, match="are those of vig_t, not of vig_h_t"):
-        fit_segmenter(WeightFile({}, model_name="vig_t"), "vig_h_t", small)
+        fit_dense(WeightFile({}, model_name="vig_t"), "vig_h_t", small)

@@ -25,8 +25,7 @@ from vig_jax.tasks.registry import get_task
 from vig_jax.train.checkpoint import RunInfo
 from vig_jax.weights.dense import Variables
 from vig_jax.weights.fit import fit_to_config
-from vig_jax.weights.fit_detector import fit_detector
-from vig_jax.weights.fit_segmenter import fit_segmenter
+from vig_jax.weights.fit_dense import fit_dense
 from vig_jax.weights.initial import float32
 from vig_jax.weights.load import (
     checksum,
@@ -271,9 +270,9 @@ def _read_back(draft: Path, to: Format, item: str, before: LoadedModel) -> Varia
         return load_for_inference(draft, ema=item == "ema_params").variables
     file, config = read_weight_file(draft), before.config
     if isinstance(config.task, SegmentationConfig):
-        return fit_segmenter(file, config.model.name, segmenter_from_config(config))[0]
+        return fit_dense(file, config.model.name, segmenter_from_config(config))[0]
     if isinstance(config.task, DetectionConfig):
-        return fit_detector(file, config.model.name, detector_from_config(config))[0]
+        return fit_dense(file, config.model.name, detector_from_config(config))[0]
     return {"params": fit_to_config(file, draft, config.model).params}
 
 

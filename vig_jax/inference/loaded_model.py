@@ -17,8 +17,7 @@ from vig_jax.text import did_you_mean
 from vig_jax.weights import mmdet, mmseg, run_folder
 from vig_jax.weights.finite import check_finite
 from vig_jax.weights.fit import WeightFile, fit_to_config
-from vig_jax.weights.fit_detector import fit_detector
-from vig_jax.weights.fit_segmenter import completed, fit_segmenter
+from vig_jax.weights.fit_dense import completed, fit_dense
 from vig_jax.weights.load import origin, read_weight_file
 from vig_jax.weights.published import detector_config, published_config, segmenter_config
 
@@ -202,7 +201,7 @@ def _restore_segmenter(
     config = segmenter_config(file, model_name, settings=settings, image_size=image_size)
     try:
         model = segmenter_from_config(config)
-        variables, notes = fit_segmenter(file, model_name, model)
+        variables, notes = fit_dense(file, model_name, model)
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error
     metadata, table = dict(file.metadata), ade20k_classes()
@@ -224,7 +223,7 @@ def _restore_detector(
     config = detector_config(file, model_name, settings=settings)
     try:
         model = detector_from_config(config)
-        variables, notes = fit_detector(file, model_name, model)
+        variables, notes = fit_dense(file, model_name, model)
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error
     return LoadedModel(

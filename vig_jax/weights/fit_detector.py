@@ -1,68 +1,48 @@
-"""Fits the tensors of a weight file to a detector: those of a detector, or of a classifier."""
+"""The tensors that a detector takes from a weight file of a detector, or of a classifier."""
 
 from collections.abc import Mapping, Sequence
 
-import jax
 import numpy as np
 
 from vig_jax.errors import WeightsError
 from vig_jax.models import Detector
 from vig_jax.weights import mmdet, mmseg
-from vig_jax.weights.dense import BACKBONE, Variables
+from vig_jax.weights.dense import BACKBONE
 from vig_jax.weights.fit import (
     StateDict,
     WeightFile,
-    check_model_name,
     check_values,
     matched_outputs,
     resize_table,
-    size_hint,
 )
-from vig_jax.weights.fit_segmenter import backbone_tensors, with_present_backbone
+from vig_jax.weights.fit_backbone import backbone_tensors, hint_of_sizes, with_present_backbone
 
 _BOX_OUTPUTS = (mmdet.LOGITS, mmdet.DELTAS)
 _NEW_WITH_CLASSIFIER = ("neck.", *mmdet.HEADS)
 
 
-def fit_detector(
-    file: WeightFile, model_name: str, model: Detector, *, class_names: Sequence[str] = ()
-) -> tuple[Variables, tuple[str, ...]]:
-    """Returns the variables of a file for a detector, and how they differ from the file's.
-
-    Of a classifier the backbone is taken. Of a detector everything is taken; the last layers are
-    new if the classes are others. If the file and the data set name their classes, these layers are
-    matched by name. The position embedding is resized if its grid differs.
+def tensors_for(
+    file: WeightFile, model: Detector, class_names: Sequence[str]
+) -> tuple[StateDict, tuple[str, ...], tuple[str, ...]]:
+    """Returns the tensors of a file to take, prefixes of the names that are new, and notes.
 
     Args:
-        file: from `vig_jax.weights.load.read_weight_file`.
-        model_name: the backbone, one of `vig_jax.list_models()`.
+        file: of a detector or a classifier.
         model: the detector.
         class_names: of the data set, by class; empty if it names none.
 
-    Returns:
-        Variables for `model.apply` without those that are new, and notes for the user.
-
     Raises:
-        WeightsError: names or shapes do not fit the model, or values are not finite.
+        WeightsError: the file is that of a segmenter, or values are not finite.
     """
-    check_model_name(file, model_name)
     if mmseg.is_segmenter(file.state_dict):
         raise WeightsError(
             "the weights are those of a segmenter (decode_head.*): start a detector from a "
             "classifier or a detector"
         )
-    new: tuple[str, ...]
     if mmdet.is_detector(file.state_dict):
-        tensors, new, notes = _of_detector(file, model, class_names)
-    else:
-        tensors, notes = backbone_tensors(file, model)
-        new, notes = _NEW_WITH_CLASSIFIER, (*notes, "neck and heads are new: they must be trained")
-    try:
-        variables = mmdet.to_variables(tensors, model, new)
-    except WeightsError as error:
-        raise WeightsError(f"{error}{_hint(tensors, model_name, model)}") from error
-    copies = jax.tree.map(lambda x: np.array(x, order="C"), variables)  # no views of the whole file
-    return copies, notes
+        return _of_detector(file, model, class_names)
+    tensors, notes = backbone_tensors(file, model)
+    return tensors, _NEW_WITH_CLASSIFIER, (*notes, "neck and heads are new: they must be trained")
 
 
 def sizes_of(state_dict: Mapping[str, np.ndarray]) -> dict[str, int | bool]:
@@ -84,10 +64,21 @@ def sizes_of(state_dict: Mapping[str, np.ndarray]) -> dict[str, int | bool]:
     return {"masks": any(key.startswith(mmdet.MASKS) for key in state_dict)} | found
 
 
+def hint(tensors: Mapping[str, np.ndarray], model_name: str, model: Detector) -> str:
+    """Returns the sizes of the tensors that differ from the model's, as far as they show them."""
+    sizes = sizes_of(tensors) if mmdet.is_detector(tensors) else {}
+    backbone = {
+        key.removeprefix(BACKBONE): value
+        for key, value in tensors.items()
+        if key.startswith(BACKBONE)
+    }
+    return hint_of_sizes(sizes, backbone, model_name, model)
+
+
 def _of_detector(
     file: WeightFile, model: Detector, class_names: Sequence[str]
 ) -> tuple[StateDict, tuple[str, ...], tuple[str, ...]]:
-    """Returns the tensors to take, prefixes of the names that are left out, and notes."""
+    """Returns the tensors of a detector; see `tensors_for`."""
     tensors = with_present_backbone(file.state_dict)
     notes = []
     if not model.masks and any(key.startswith(mmdet.MASKS) for key in tensors):
@@ -132,16 +123,3 @@ def _take_outputs(tensors: StateDict, outputs: Sequence[int]) -> None:
             tensors[key] = by_class.reshape(-1, *rows.shape[1:])
         elif key.startswith(mmdet.MASK_LOGITS):
             tensors[key] = rows[list(outputs)]
-
-
-def _hint(state_dict: Mapping[str, np.ndarray], model_name: str, model: Detector) -> str:
-    """Returns the sizes of the state dict that differ from the model's, as far as it shows them."""
-    sizes = sizes_of(state_dict).items() if mmdet.is_detector(state_dict) else ()
-    heads = [f"{name}={value}" for name, value in sizes if getattr(model, name) != value]
-    backbone = {
-        key.removeprefix(BACKBONE): value
-        for key, value in state_dict.items()
-        if key.startswith(BACKBONE)
-    }
-    about_heads = f". The file's heads have {', '.join(heads)}" if heads else ""
-    return about_heads + size_hint(backbone, model_name)

@@ -15,8 +15,7 @@ from vig_jax.models import Detector, Segmenter
 from vig_jax.weights import run_folder
 from vig_jax.weights.dense import Variables
 from vig_jax.weights.fit import WeightFile, fit_to_config
-from vig_jax.weights.fit_detector import fit_detector
-from vig_jax.weights.fit_segmenter import fit_segmenter
+from vig_jax.weights.fit_dense import fit_dense
 from vig_jax.weights.load import origin, read_weight_file
 
 _SIZES = ("patch_size", "embed_dim", "depth", "num_heads", "embed_dims", "depths")
@@ -70,7 +69,7 @@ def segmenter_variables(
     file, path = _read_start(config)
     try:
         class_names = metadata.get("class_names", ())
-        variables, notes = fit_segmenter(file, config.model.name, model, class_names=class_names)
+        variables, notes = fit_dense(file, config.model.name, model, class_names=class_names)
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error
     return float32(variables), _line(file, path, (*file.notes, *notes))
@@ -98,7 +97,7 @@ def detector_variables(
     file, path = _read_start(config)
     try:
         names = metadata.get("instance_names", ())
-        variables, notes = fit_detector(file, config.model.name, model, class_names=names)
+        variables, notes = fit_dense(file, config.model.name, model, class_names=names)
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error
     return float32(variables), _line(file, path, (*file.notes, *notes))

@@ -13,9 +13,9 @@ from safetensors.numpy import save
 
 from vig_jax.errors import CheckpointError, WeightsError
 from vig_jax.models import create_detector, create_segmenter
-from vig_jax.weights import fit_detector, mmdet, mmseg, run_folder, upstream
+from vig_jax.weights import fit_detector, fit_segmenter, mmdet, mmseg, run_folder, upstream
 from vig_jax.weights.fit import WeightFile, check_model_name, fit
-from vig_jax.weights.fit_segmenter import completed, fit_segmenter, sizes_of
+from vig_jax.weights.fit_dense import completed, fit_dense
 from vig_jax.weights.sections import choose_section
 from vig_jax.weights.torch_file import TorchFile
 
@@ -71,10 +71,10 @@ def load_weights(
     try:
         check_model_name(file, model_name)
         if mmseg.is_segmenter(file.state_dict):
-            classes = sizes_of(file.state_dict).get("num_classes", 1)
+            classes = fit_segmenter.sizes_of(file.state_dict).get("num_classes", 1)
             classes = classes if num_classes is None else num_classes
             model = create_segmenter(model_name, classes, **overrides)
-            variables, notes = fit_segmenter(file, model_name, model)
+            variables, notes = fit_dense(file, model_name, model)
             variables = completed(variables, model, seed=0)
         elif mmdet.is_detector(file.state_dict):
             variables, notes = _detector_weights(file, model_name, num_classes, overrides)
@@ -96,7 +96,7 @@ def _detector_weights(
     detector = create_detector(
         model_name, classes if num_classes is None else num_classes, **overrides
     )
-    variables, notes = fit_detector.fit_detector(file, model_name, detector)
+    variables, notes = fit_dense(file, model_name, detector)
     return completed(variables, detector, seed=0), notes
 
 
