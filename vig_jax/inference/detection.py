@@ -1,7 +1,6 @@
 """Finds objects in image files: drawings, and a file in COCO's format."""
 
 import dataclasses
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,14 @@ import jax
 import numpy as np
 from jaxtyping import UInt8
 
-from vig_jax.data.preprocess.decode import load_checked
 from vig_jax.data.preprocess.detection import DetectionPreprocess
 from vig_jax.errors import ConfigError, NonFiniteLossError, UndecodableImageError
 from vig_jax.evaluation.evaluate import make_predict_step
-from vig_jax.figures import drawable, save_figure
-from vig_jax.files import read_regular_file, to_json, write_text
+from vig_jax.figures import drawable
+from vig_jax.files import to_json, write_text
+from vig_jax.inference.dense import DensePrediction, read_image
 from vig_jax.inference.file_predictor import PredictOptions, output_names
+from vig_jax.inference.grid import draw_grid
 from vig_jax.inference.loaded_model import LoadedModel
 from vig_jax.metrics.coco_matching import Found
 from vig_jax.models.backbone import implementation_refusals
@@ -31,64 +31,46 @@ from vig_jax.tasks.segmentation.thumbnails import thumbnail_of_image
 from vig_jax.text import printable
 
 DETECTIONS_FILE = "detections.json"
-MAX_DRAWN = 40
 _CELL = 2.6  # inches, of an image in the figure
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class DetectionPrediction:
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class DetectionPrediction(DensePrediction):
     """The objects in one file.
 
     Attributes:
-        path: the file.
         size: width and height of the image, pixels.
         found: the objects, those with high scores first; None if there is an error.
         names: of the objects' classes.
         rows: the objects in COCO's format.
         drawing: the drawing that was written, or None.
-        damage: why the file is damaged, although it could be read, or None.
-        error: the reason why the file could not be read, or None.
-        top: number of objects for the console.
     """
 
-    path: Path
+    nothing = "no objects"
+
     size: tuple[int, int] = (0, 0)
     found: Found | None = None
     names: tuple[str, ...] = ()
     rows: tuple[dict[str, Any], ...] = ()
     drawing: Path | None = None
-    damage: str | None = None
-    error: str | None = None
-    top: int = 5
 
-    def to_json(self) -> dict[str, Any]:
-        """Returns a dictionary of JSON values."""
-        if self.error:
-            return {"image": str(self.path), "error": self.error}
+    def facts(self) -> dict[str, Any]:
+        """Returns the size of the image, the file of the drawing and the objects."""
         width, height = self.size
         detections = [
             {"class": name, **row} for name, row in zip(self.names, self.rows, strict=True)
         ]
-        values: dict[str, Any] = {
-            "image": str(self.path),
+        return {
             "width": width,
             "height": height,
             "drawing": str(self.drawing),
             "detections": detections,
         }
-        return values | ({"damage": self.damage} if self.damage else {})
 
-    def __str__(self) -> str:
-        """Returns a line for the console."""
-        if self.error:
-            return printable(f"{self.path}: skipped, {self.error}")
+    def phrases(self) -> list[str]:
+        """Returns the classes of the objects with their scores."""
         scores = [row["score"] for row in self.rows]
-        found = [f"{name} {score:.0%}" for name, score in zip(self.names, scores, strict=True)]
-        text = "  ".join(found[: self.top]) or "no objects"
-        rest = len(found) - self.top
-        more = f"  and {rest} more" if rest > 0 else ""
-        note = f" ({self.damage})" if self.damage else ""
-        return printable(f"{self.path}: {text}{more}{note}")
+        return [f"{name} {score:.0%}" for name, score in zip(self.names, scores, strict=True)]
 
 
 class DetectionPredictor:
@@ -169,11 +151,10 @@ class DetectionPredictor:
         done: list[DetectionPrediction] = []
         for file in files:
             try:
-                image, damage = load_checked(read_regular_file(file), self._data)
+                pixels, damage = read_image(file, self._data)
             except (UndecodableImageError, OSError) as error:
-                yield DetectionPrediction(file, error=str(error))
+                yield DetectionPrediction(path=file, error=str(error))
                 continue
-            pixels = np.asarray(image)
             found = self.predict(pixels, options.threshold)
             drawing = options.output / f"{targets[file]}_objects.png"
             draw_found(pixels, found, self.class_names, self.palette, drawing)
@@ -218,29 +199,23 @@ class DetectionPredictor:
         Returns:
             The number of images drawn.
         """
-        from matplotlib.figure import Figure
+        return draw_grid(predictions, path, self._draw_cell, columns=5, cell=(_CELL, _CELL + 0.2))
 
-        shown = [prediction for prediction in predictions if not prediction.error][:MAX_DRAWN]
-        columns = min(5, max(1, len(shown)))
-        rows = max(1, math.ceil(len(shown) / columns))
-        figure = Figure(figsize=(_CELL * columns, (_CELL + 0.2) * rows), layout="constrained")
-        for number, prediction in enumerate(shown, start=1):
-            assert prediction.found is not None
-            image, _ = load_checked(read_regular_file(prediction.path), self._data)
-            size = prediction.size[::-1]
-            small = thumbnail_of_image(np.asarray(image), size)
-            shape = small.shape[0], small.shape[1]
-            chosen = np.arange(len(prediction.names))
-            axes = figure.add_subplot(rows, columns, number)
-            axes.set_title(drawable(prediction.path.name, 30), fontsize=8)
-            draw_objects(
-                axes,
-                small,
-                objects_at(prediction.found, chosen, size, shape),
-                self.class_names,
-                self.palette,
-                pixels=max(shape) / (0.95 * _CELL * 72),
-                fontsize=6.0,
-            )
-        save_figure(figure, path)
-        return len(shown)
+    def _draw_cell(self, axes: Any, prediction: DetectionPrediction) -> None:
+        """Draws a small copy of a file with its objects."""
+        assert prediction.found is not None
+        image, _ = read_image(prediction.path, self._data)
+        size = prediction.size[::-1]
+        small = thumbnail_of_image(image, size)
+        shape = small.shape[0], small.shape[1]
+        chosen = np.arange(len(prediction.names))
+        axes.set_title(drawable(prediction.path.name, 30), fontsize=8)
+        draw_objects(
+            axes,
+            small,
+            objects_at(prediction.found, chosen, size, shape),
+            self.class_names,
+            self.palette,
+            pixels=max(shape) / (0.95 * _CELL * 72),
+            fontsize=6.0,
+        )

@@ -1,7 +1,6 @@
 """Classifies image files."""
 
 import dataclasses
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,16 +15,15 @@ from vig_jax.data.preprocess.decode import decode, load_checked
 from vig_jax.data.preprocess.geometry import draw_view, image_size
 from vig_jax.data.preprocess.limits import MAX_PIXELS
 from vig_jax.errors import ConfigError, NonFiniteLossError, UndecodableImageError
-from vig_jax.figures import drawable, save_figure
+from vig_jax.figures import drawable
 from vig_jax.files import read_regular_file
 from vig_jax.inference.file_predictor import PredictOptions
+from vig_jax.inference.grid import draw_grid
 from vig_jax.inference.loaded_model import LoadedModel
 from vig_jax.inference.predictor import Predictor, predictor
 from vig_jax.models import Backbone
 from vig_jax.models.from_config import model_from_config
 from vig_jax.text import printable
-
-MAX_DRAWN = 40
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,15 +191,9 @@ def draw(
     Returns:
         The number of images drawn.
     """
-    from matplotlib.figure import Figure
-
     by_folder = {folder_name(name): name for name in class_names}
-    shown = [prediction for prediction in predictions if not prediction.error][:MAX_DRAWN]
-    columns = min(8, max(1, len(shown)))
-    rows = max(1, math.ceil(len(shown) / columns))
-    figure = Figure(figsize=(1.5 * columns, 1.75 * rows), layout="constrained")
-    for i, prediction in enumerate(shown, start=1):
-        axes = figure.add_subplot(rows, columns, i)
+
+    def draw_cell(axes: Any, prediction: Prediction) -> None:
         axes.set_axis_off()
         axes.imshow(np.asarray(decode(read_regular_file(prediction.path), max_pixels)))
         (guess, probability), folder = prediction.top[0], prediction.path.parent.name
@@ -210,5 +202,5 @@ def draw(
             color = "tab:green" if guess == label else "tab:red"
             text += "" if guess == label else f"\n(true: {drawable(label, 22)})"
         axes.set_title(text, fontsize=8, color=color)
-    save_figure(figure, path)
-    return len(shown)
+
+    return draw_grid(predictions, path, draw_cell, columns=8, cell=(1.5, 1.75))

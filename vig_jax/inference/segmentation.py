@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,15 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from vig_jax.config import SegmentationConfig
-from vig_jax.data.preprocess.decode import load_checked
 from vig_jax.data.preprocess.masks import IGNORED
 from vig_jax.data.preprocess.segmentation import SegmentationPreprocess
 from vig_jax.data.preprocess.segmentation_views import mask_side
 from vig_jax.errors import ConfigError, NonFiniteLossError, UndecodableImageError
-from vig_jax.figures import drawable, save_figure
-from vig_jax.files import read_regular_file, write_atomically
+from vig_jax.figures import drawable
+from vig_jax.files import write_atomically
+from vig_jax.inference.dense import DensePrediction, read_image
 from vig_jax.inference.file_predictor import PredictOptions, output_names
+from vig_jax.inference.grid import draw_grid
 from vig_jax.inference.loaded_model import LoadedModel
 from vig_jax.models.backbone import implementation_refusals
 from vig_jax.sharding.mesh import make_mesh, place_batch
@@ -36,54 +36,33 @@ from vig_jax.tasks.segmentation.drawing import (
 from vig_jax.tasks.segmentation.evaluation import SegmentationEvaluation, window_logits
 from vig_jax.tasks.segmentation.label_maps import LabelMaps
 from vig_jax.tasks.segmentation.thumbnails import thumbnail_of_image, thumbnail_of_labels
-from vig_jax.text import printable
-
-MAX_DRAWN = 40
 
 
-@dataclasses.dataclass(frozen=True)
-class SegmentationPrediction:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SegmentationPrediction(DensePrediction):
     """The classes in one file.
 
     Attributes:
-        path: the file.
         shares: class names with their shares of the pixels, largest first.
         labels: the label map that was written, or None.
         overlay: the overlay that was written, or None.
-        damage: why the file is damaged, although it could be read, or None.
-        error: the reason why the file could not be read, or None.
-        top: number of classes for the console.
     """
 
-    path: Path
     shares: tuple[tuple[str, float], ...] = ()
     labels: Path | None = None
     overlay: Path | None = None
-    damage: str | None = None
-    error: str | None = None
-    top: int = 5
 
-    def to_json(self) -> dict[str, Any]:
-        """Returns a dictionary of JSON values."""
-        if self.error:
-            return {"image": str(self.path), "error": self.error}
-        values: dict[str, Any] = {
-            "image": str(self.path),
+    def facts(self) -> dict[str, Any]:
+        """Returns the files that were written, and the classes."""
+        return {
             "labels": str(self.labels),
             "overlay": str(self.overlay),
             "classes": [{"class": name, "share": round(share, 6)} for name, share in self.shares],
         }
-        return values | ({"damage": self.damage} if self.damage else {})
 
-    def __str__(self) -> str:
-        """Returns a line for the console."""
-        if self.error:
-            return printable(f"{self.path}: skipped, {self.error}")
-        found = "  ".join(f"{name} {percent(share)}" for name, share in self.shares[: self.top])
-        rest = len(self.shares) - self.top
-        more = f"  and {rest} more" if rest > 0 else ""
-        note = f" ({self.damage})" if self.damage else ""
-        return printable(f"{self.path}: {found}{more}{note}")
+    def phrases(self) -> list[str]:
+        """Returns the classes with their shares."""
+        return [f"{name} {percent(share)}" for name, share in self.shares]
 
 
 class SegmentationPredictor:
@@ -164,11 +143,10 @@ class SegmentationPredictor:
         targets = output_names(files)
         for file in files:
             try:
-                image, damage = load_checked(read_regular_file(file), self._data)
+                pixels, damage = read_image(file, self._data)
             except (UndecodableImageError, OSError) as error:
-                yield SegmentationPrediction(file, error=str(error))
+                yield SegmentationPrediction(path=file, error=str(error))
                 continue
-            pixels = np.asarray(image)
             labels = self.predict(pixels)
             target = options.output / targets[file]
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -178,7 +156,12 @@ class SegmentationPredictor:
             draw_overlay(pixels, labels, self.class_names, self.palette, overlay_file)
             names = tuple((label_name(self.class_names, i), share) for i, share in shares(labels))
             yield SegmentationPrediction(
-                file, names, map_file, overlay_file, damage, top=options.top
+                path=file,
+                shares=names,
+                labels=map_file,
+                overlay=overlay_file,
+                damage=damage,
+                top=options.top,
             )
 
     def _write_labels(self, labels: UInt8[np.ndarray, "H W"], path: Path) -> None:
@@ -195,28 +178,20 @@ class SegmentationPredictor:
         Returns:
             The number of images drawn.
         """
-        from matplotlib.figure import Figure
+        return draw_grid(predictions, path, self._draw_cell, columns=4, cell=(4.2, 2.0))
 
-        shown = [prediction for prediction in predictions if not prediction.error][:MAX_DRAWN]
-        columns = min(4, max(1, len(shown)))
-        rows = max(1, math.ceil(len(shown) / columns))
-        figure = Figure(figsize=(4.2 * columns, 2.0 * rows), layout="constrained")
-        for number, prediction in enumerate(shown, start=1):
-            axes = figure.add_subplot(rows, columns, number)
-            axes.set_axis_off()
-            axes.imshow(self._pair(prediction))
-            found = ", ".join(
-                f"{drawable(name, 16)} {share:.0%}" for name, share in prediction.shares[:3]
-            )
-            axes.set_title(found, fontsize=8)
-        save_figure(figure, path)
-        return len(shown)
+    def _draw_cell(self, axes: Any, prediction: SegmentationPrediction) -> None:
+        axes.set_axis_off()
+        axes.imshow(self._pair(prediction))
+        found = ", ".join(
+            f"{drawable(name, 16)} {share:.0%}" for name, share in prediction.shares[:3]
+        )
+        axes.set_title(found, fontsize=8)
 
     def _pair(self, prediction: SegmentationPrediction) -> UInt8[np.ndarray, "h w 3"]:
         """Returns a small copy of a file beside its overlay."""
         assert prediction.labels is not None
-        image, _ = load_checked(read_regular_file(prediction.path), self._data)
-        pixels = np.asarray(image)
+        pixels, _ = read_image(prediction.path, self._data)
         with Image.open(prediction.labels) as stored:
             labels = np.asarray(stored) - np.uint8(self._stored_offset)
         small = thumbnail_of_image(pixels, labels.shape[:2])
