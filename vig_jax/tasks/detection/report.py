@@ -1,15 +1,20 @@
 """Figures and tables of detection: AP of each class, precision and recall, the worst images."""
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vig_jax.figures import drawable, save_figure
+from vig_jax.figures import save_figure
 from vig_jax.metrics.coco_ap import RECALLS, CocoScores
 from vig_jax.metrics.coco_matching import IOU_THRESHOLDS, Kind
+from vig_jax.tasks.class_bars import (
+    class_columns,
+    label_classes,
+    number_bars,
+    write_class_table,
+)
 from vig_jax.tasks.detection.drawing import draw_objects
 from vig_jax.tasks.detection.evaluation import PRIMARY_METRIC
 from vig_jax.tasks.detection.results import (
@@ -20,7 +25,6 @@ from vig_jax.tasks.detection.results import (
 )
 from vig_jax.tasks.registry import Panel, ReportSpec
 
-_CLASSES_PER_COLUMN = 40  # of bars
 _COLOURS: Mapping[Kind, str] = {"box": "#4477aa", "mask": "#228833"}
 _CURVES = ((0, "#4477aa"), (5, "#cc3311"), (8, "#999933"))  # IoU 0.5, 0.75 and 0.9
 
@@ -37,7 +41,7 @@ def draw_results(folder: Path) -> list[Path]:
     if not (folder / RESULTS_FILE).exists():
         return []
     results = DetectionResults.load(folder)
-    write_class_table(results, folder / "class_ap.csv")
+    write_class_table(results.rows(), folder / "class_ap.csv")
     draw_class_ap(results, folder / "class_ap.png")
     draw_curves(results, folder / "precision_recall.png")
     names = ["class_ap.csv", "class_ap.png", "precision_recall.png"]
@@ -45,16 +49,6 @@ def draw_results(folder: Path) -> list[Path]:
         draw_worst(results, folder / "worst_images.png")
         names.append("worst_images.png")
     return [folder / name for name in names]
-
-
-def write_class_table(results: DetectionResults, path: Path) -> None:
-    """Writes `DetectionResults.rows` as CSV, empty where there is no value."""
-    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        rows = results.rows()
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({key: "" if value != value else value for key, value in row.items()})
 
 
 def _title(results: DetectionResults) -> str:
@@ -73,24 +67,18 @@ def draw_class_ap(results: DetectionResults, path: Path) -> None:
 
     Classes without an object are left out and counted.
     """
-    from matplotlib.figure import Figure
-
     kinds = tuple(results.scores)
     ap = {kind: results.scores[kind].class_ap() for kind in kinds}
     known = np.flatnonzero(ap["box"] >= 0)
     order = known[np.argsort(-ap[kinds[-1]][known], kind="stable")]
-    columns = max(1, -(-len(order) // _CLASSES_PER_COLUMN))
-    length = max(1, -(-len(order) // columns))
     line = 0.19 if len(kinds) == 1 else 0.28  # inches
-    figure = Figure(figsize=(4.6 * columns + 0.4, line * length + 2.1), layout="constrained")
+    figure, columns, length = class_columns(order, width=4.6, line=line, margin=2.1)
     title = _title(results)
     absent = len(results.class_names) - len(order)
     if absent:
         title += f"\nclasses without an object: {absent}"
     figure.suptitle(title, fontsize=10)
-    for number in range(columns):
-        part = order[number * length : (number + 1) * length]
-        axes = figure.add_subplot(1, columns, number + 1)
+    for axes, part in columns:
         _draw_bars(axes, results, part, length)
     figure.legend(
         *axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=7
@@ -116,23 +104,9 @@ def _draw_bars(axes: Any, results: DetectionResults, part: np.ndarray, length: i
             markeredgewidth=1.4,
             label=f"{kind} AP50",
         )
-        for place, value in zip(shifted.tolist(), values.tolist(), strict=True):
-            inside = value > 12  # percent
-            axes.text(
-                value - 0.8 if inside else value + 0.8,
-                place,
-                f"{value:.1f}",
-                va="center",
-                ha="right" if inside else "left",
-                fontsize=6.5,
-                color="white" if inside else "#222222",
-            )
-    axes.set_yticks(places, [drawable(results.class_names[i], 24) for i in part], fontsize=8)
-    axes.set_xlim(0, 100)
-    axes.set_ylim(length - 0.4, -0.6)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(axis="x", labelsize=8)
-    axes.set_xlabel("AP and AP50, %", fontsize=8)
+        number_bars(axes, shifted, values, values - 0.8, values + 0.8)
+    names = [results.class_names[label] for label in part]
+    label_classes(axes, names, length, "AP and AP50, %")
 
 
 def draw_curves(results: DetectionResults, path: Path) -> None:

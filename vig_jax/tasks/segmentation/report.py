@@ -1,6 +1,5 @@
 """Figures and tables of segmentation: IoU of each class, confused classes, the worst images."""
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,17 @@ import numpy as np
 from vig_jax.figures import drawable, save_figure
 from vig_jax.metrics.confusion import Confusion
 from vig_jax.metrics.mean_iou import ClassScores, summary
+from vig_jax.tasks.class_bars import (
+    class_columns,
+    label_classes,
+    number_bars,
+    write_class_table,
+)
 from vig_jax.tasks.registry import Panel, ReportSpec
 from vig_jax.tasks.segmentation.drawing import colour_table, draw_legend, shares
 from vig_jax.tasks.segmentation.evaluation import PRIMARY_METRIC
 from vig_jax.tasks.segmentation.results import RESULTS_FILE, SegmentationResults, WorstImage
 
-_CLASSES_PER_COLUMN = 40  # of bars
 _LEGEND_LINES = 9
 
 
@@ -34,7 +38,7 @@ def draw_results(folder: Path) -> list[Path]:
     confusion = Confusion(
         results.confusion, results.class_names, results.description, unit="pixels"
     )
-    write_class_table(results, folder / "class_iou.csv")
+    write_class_table(results.rows(), folder / "class_iou.csv")
     draw_class_iou(results, folder / "class_iou.png")
     confusion.draw(folder / "confusion.png")
     confusion.write_top(folder / "top_confusions.csv")
@@ -45,29 +49,15 @@ def draw_results(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def write_class_table(results: SegmentationResults, path: Path) -> None:
-    """Writes `SegmentationResults.rows` as CSV, empty where there is no value."""
-    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        rows = results.rows()
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({key: "" if value != value else value for key, value in row.items()})
-
-
 def draw_class_iou(results: SegmentationResults, path: Path) -> None:
     """Writes a PNG of the IoU and the accuracy of each class, highest IoU first.
 
     Classes that neither occur nor are predicted are left out and counted.
     """
-    from matplotlib.figure import Figure
-
     scores = ClassScores.of(results.confusion)
     known = np.flatnonzero(~np.isnan(scores.iou))
     order = known[np.argsort(-scores.iou[known], kind="stable")]
-    columns = max(1, -(-len(order) // _CLASSES_PER_COLUMN))
-    length = -(-len(order) // columns) if len(order) else 1
-    figure = Figure(figsize=(4.4 * columns + 0.4, 0.19 * length + 1.6), layout="constrained")
+    figure, columns, length = class_columns(order, width=4.4, line=0.19, margin=1.6)
     means = {name: f"{value:.2%}" for name, value in summary(results.confusion).items()}
     title = (
         f"{results.description}\nmIoU {means['miou']}, mean accuracy {means['macc']}, "
@@ -77,9 +67,7 @@ def draw_class_iou(results: SegmentationResults, path: Path) -> None:
     if absent:
         title += f"; classes that neither occur nor are predicted: {absent}"
     figure.suptitle(title, fontsize=10)
-    for number in range(columns):
-        part = order[number * length : (number + 1) * length]
-        axes = figure.add_subplot(1, columns, number + 1)
+    for axes, part in columns:
         names = [results.class_names[label] for label in part]
         _draw_bars(axes, names, 100 * scores.iou[part], 100 * scores.accuracy[part], length)
     save_figure(figure, path)
@@ -89,27 +77,12 @@ def _draw_bars(
     axes: Any, names: Sequence[str], iou: np.ndarray, accuracy: np.ndarray, length: int
 ) -> None:
     """Draws bars of the IoU and marks of the accuracy in percent; `length` bars have room."""
-    places = range(len(names))
+    places = np.arange(len(names))
     axes.barh(places, iou, height=0.72, color="#4477aa")
     axes.plot(accuracy, places, "|", color="#cc3311", markersize=7, markeredgewidth=1.6)
-    axes.set_yticks(places, [drawable(name, 24) for name in names], fontsize=8)
-    ends = np.fmax(iou, accuracy).tolist()  # of a class that never occurs: its IoU
-    for place, value, end in zip(places, iou.tolist(), ends, strict=True):
-        inside = value > 12  # percent
-        axes.text(
-            value - 1 if inside else end + 1.5,
-            place,
-            f"{value:.1f}",
-            va="center",
-            ha="right" if inside else "left",
-            fontsize=6.5,
-            color="white" if inside else "#222222",
-        )
-    axes.set_xlim(0, 100)
-    axes.set_ylim(length - 0.4, -0.6)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(axis="x", labelsize=8)
-    axes.set_xlabel("IoU (bar) and accuracy (red), %", fontsize=8)
+    ends = np.fmax(iou, accuracy)  # of a class that never occurs: its IoU
+    number_bars(axes, places, iou, iou - 1, ends + 1.5)
+    label_classes(axes, names, length, "IoU (bar) and accuracy (red), %")
 
 
 def draw_worst(results: SegmentationResults, path: Path) -> None:
