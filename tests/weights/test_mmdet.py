@@ -1,7 +1,5 @@
 """Detectors under mmdetection's names: both ways to the bit, golden values, other heads, files."""
 
-import functools
-
 import chex
 import jax
 import numpy as np
@@ -11,6 +9,7 @@ import safetensors.numpy
 import vig_jax
 from tests import golden_det
 from tests.weights import torch_writer
+from tests.weights.dense_case import DETECTORS, FOUR, PLAIN, detector
 from vig_jax.config import RunConfig, parse, recipes
 from vig_jax.errors import WeightsError
 from vig_jax.weights import mmdet, upstream
@@ -19,27 +18,10 @@ from vig_jax.weights.fit_dense import fit_dense
 from vig_jax.weights.initial import detector_variables
 from vig_jax.weights.table import to_ours
 
-SMALL = {"channels": 8, "box_channels": 4, "num_classes": 3, "gla_implementation": "reference"}
-PLAIN = {"img_size": 32, "embed_dim": 16, "depth": 2, "num_heads": 1}
-FOUR = {"embed_dims": (16,) * 4, "depths": (1,) * 4, "num_heads": (1,) * 4}
-MODELS = {"vig_t": SMALL | PLAIN, "vig_h_t": SMALL | FOUR}
-BOX = ("roi_head", "bbox_head")
 
-
-@functools.cache
-def variables_of(name):
-    """A small detector, and variables in which no two arrays are alike."""
-    model = vig_jax.create_detector(name, **MODELS[name])
-    images = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
-    generator = np.random.default_rng(0)
-    values = jax.tree.map(lambda x: generator.uniform(0.5, 1, x.shape).astype(x.dtype), shapes)
-    return model, dict(values)
-
-
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", DETECTORS)
 def test_round_trip_to_the_bit(name):
-    model, variables = variables_of(name)
+    model, variables = detector(name)
     state_dict = mmdet.from_variables(variables)
     chex.assert_trees_all_equal(mmdet.to_variables(state_dict, model), variables)
     parts = {k.partition(".")[0] for k in state_dict}
@@ -69,11 +51,12 @@ def flat(tree, prefix=""):
 
 
 def test_files(tmp_path, caplog):
-    model, variables = variables_of("vig_h_t")
+    model, variables = detector("vig_h_t")
     file = tmp_path / "detector.pth"
     state_dict = mmdet.from_variables(variables)
     torch_writer.save({"state_dict": torch_writer.state_dict(state_dict), "meta": {}}, file)
-    sizes = {k: v for k, v in MODELS["vig_h_t"].items() if k != "num_classes"}  # that of the file
+    # The number of classes is that of the file.
+    sizes = {k: v for k, v in DETECTORS["vig_h_t"].items() if k != "num_classes"}
     chex.assert_trees_all_equal(vig_jax.load_weights(file, "vig_h_t", **sizes), variables)
     found = vig_jax.load_weights(file, "vig_h_t", num_classes=5, **sizes)["params"]
     assert "for 5 classes, as the file's are for 3: they must be trained" in caplog.text
@@ -86,7 +69,7 @@ def test_files(tmp_path, caplog):
 
 
 def test_classes_are_matched_by_name():
-    model, variables = variables_of("vig_h_t")
+    model, variables = detector("vig_h_t")
     file = WeightFile(
         mmdet.from_variables(variables), metadata={"instance_names": ("cat", "dog", "cow")}
     )
@@ -108,10 +91,10 @@ def test_classes_are_matched_by_name():
     assert boxes["params"]["roi_head"]["bbox_head"].keys() == {"shared_fcs_0", "shared_fcs_1"}
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", DETECTORS)
 def test_a_run_starts_from_a_classifier(tmp_path, name):
-    model, variables = variables_of(name)
-    sizes = {k: v for k, v in MODELS[name].items() if k in PLAIN | FOUR}
+    model, variables = detector(name)
+    sizes = {k: v for k, v in DETECTORS[name].items() if k in PLAIN | FOUR}
     classifier = vig_jax.create_model(name, 7, **sizes)
     shapes = jax.eval_shape(
         classifier.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)

@@ -1,14 +1,12 @@
 """Segmenters under mmsegmentation's names: both ways to the bit, strictness, golden outputs."""
 
-import functools
-
 import chex
 import jax
 import numpy as np
 import pytest
 
-import vig_jax
 from tests import golden_seg
+from tests.weights.dense_case import SEGMENTERS, segmenter
 from vig_jax.errors import WeightsError
 from vig_jax.heads.fcn import FCNHead
 from vig_jax.heads.pyramid import Feature2Pyramid
@@ -16,26 +14,10 @@ from vig_jax.heads.upernet import UPerHead
 from vig_jax.weights import mmseg
 from vig_jax.weights.table import to_ours
 
-SMALL = {"channels": 8, "aux_channels": 4, "num_classes": 3, "gla_implementation": "reference"}
-PLAIN = {"img_size": 32, "embed_dim": 16, "depth": 2, "num_heads": 1}
-FOUR = {"embed_dims": (16,) * 4, "depths": (1,) * 4, "num_heads": (1,) * 4}
-MODELS = {"vig_t": SMALL | PLAIN, "vig_h_t": SMALL | FOUR}
 
-
-@functools.cache
-def variables_of(name):
-    """A small segmenter, and variables in which no two arrays are alike."""
-    model = vig_jax.create_segmenter(name, **MODELS[name])
-    images = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
-    generator = np.random.default_rng(0)
-    values = jax.tree.map(lambda x: generator.uniform(0.5, 1, x.shape).astype(x.dtype), shapes)
-    return model, dict(values)
-
-
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", SEGMENTERS)
 def test_round_trip_to_the_bit(name):
-    model, variables = variables_of(name)
+    model, variables = segmenter(name)
     state_dict = mmseg.from_variables(variables)
     chex.assert_trees_all_equal(mmseg.to_variables(state_dict, model), variables)
     chex.assert_trees_all_equal(
@@ -56,7 +38,7 @@ def test_names_and_shapes_of_parameters_are_those_of_mmsegmentation():
     """All names and layouts of the heads and the neck occur in the golden training step."""
     arrays = golden_seg.load("plain_segmentor_train")
     theirs = arrays.below("param/") | arrays.below("buffer/")
-    _, variables = variables_of("vig_t")
+    _, variables = segmenter("vig_t")
     ours = mmseg.from_variables(variables)
     names = {k for k in ours if not k.startswith("backbone.") and "num_batches" not in k}
     assert names == theirs.keys()
@@ -123,7 +105,7 @@ def test_golden_neck_through_the_table():
 
 
 def test_everything_that_does_not_fit_is_listed():
-    model, variables = variables_of("vig_h_t")
+    model, variables = segmenter("vig_h_t")
     state_dict = mmseg.from_variables(variables)
     state_dict["decode_head.fpn_convs.3.conv.weight"] = np.zeros((8, 8, 3, 3))  # no such level
     state_dict["decode_head.fpn_bottleneck.bn.running_men"] = state_dict.pop(

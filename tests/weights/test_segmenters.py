@@ -10,7 +10,7 @@ import safetensors.numpy
 
 import vig_jax
 from tests.weights import torch_writer
-from tests.weights.test_mmseg import MODELS, variables_of
+from tests.weights.dense_case import SEGMENTERS, segmenter
 from vig_jax.errors import WeightsError
 from vig_jax.weights import mmseg, upstream
 from vig_jax.weights.fit import WeightFile, fit
@@ -31,10 +31,10 @@ def scaled(variables, factor):
     return jax.tree.map(lambda x: (x * factor).astype(x.dtype), variables)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", SEGMENTERS)
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_files_load_to_the_bit(tmp_path, name, suffix):
-    _, variables = variables_of(name)
+    _, variables = segmenter(name)
     file = tmp_path / f"segmenter{suffix}"
     if suffix == ".pth":
         saved = {"state_dict": tensors(mmseg.from_variables(variables)), "meta": META}
@@ -43,12 +43,12 @@ def test_files_load_to_the_bit(tmp_path, name, suffix):
         params, stats = variables["params"], variables["batch_stats"]
         mutable = {"batch_stats": stats}
         save_safetensors(params, file, model_name=name, averaged=None, mutable=mutable)
-    sizes = {k: v for k, v in MODELS[name].items() if k != "num_classes"}  # that of the file
+    sizes = {k: v for k, v in SEGMENTERS[name].items() if k != "num_classes"}  # that of the file
     chex.assert_trees_all_equal(vig_jax.load_weights(file, name, **sizes), variables)
 
 
 def test_mmengine_keeps_ema_weights_under_state_dict(tmp_path):
-    _, averaged = variables_of("vig_t")
+    _, averaged = segmenter("vig_t")
     raw = scaled(averaged, 0.5)
     file = tmp_path / "iter_160000.pth"
     steps = {"steps": torch_writer.tensor(np.array(7))}
@@ -63,12 +63,12 @@ def test_mmengine_keeps_ema_weights_under_state_dict(tmp_path):
         assert read.averaged is (ema is not False)
         assert read.class_names == ("sky", "road", "tree")
         assert read.metadata["palette"] == ((0, 0, 255),) * 3
-        found = vig_jax.load_weights(file, "vig_t", ema=ema, **MODELS["vig_t"])
+        found = vig_jax.load_weights(file, "vig_t", ema=ema, **SEGMENTERS["vig_t"])
         chex.assert_trees_all_equal(found, expected)
 
 
 def test_wrapped_models_and_old_copies(tmp_path, caplog):
-    _, variables = variables_of("vig_t")
+    _, variables = segmenter("vig_t")
     state_dict = mmseg.from_variables(variables)
     copies = {"ema_" + key.replace(".", "_"): value for key, value in state_dict.items()}
     file = tmp_path / "old.pth"
@@ -78,7 +78,7 @@ def test_wrapped_models_and_old_copies(tmp_path, caplog):
     }
     torch_writer.save(saved, file)
     with caplog.at_level(logging.WARNING):
-        found = vig_jax.load_weights(file, "vig_t", ema=True, **MODELS["vig_t"])
+        found = vig_jax.load_weights(file, "vig_t", ema=True, **SEGMENTERS["vig_t"])
     chex.assert_trees_all_equal(found, variables)
     assert f"{len(copies)} arrays called ema_* are not used" in caplog.text
     assert "has no 'ema_state_dict'" in caplog.text
@@ -87,11 +87,11 @@ def test_wrapped_models_and_old_copies(tmp_path, caplog):
 
 
 def test_other_classes_and_no_auxiliary_head(tmp_path, caplog):
-    _, variables = variables_of("vig_h_t")
+    _, variables = segmenter("vig_h_t")
     file = tmp_path / "segmenter.safetensors"
     safetensors.numpy.save_file(mmseg.from_variables(variables), file)
     with caplog.at_level(logging.WARNING):
-        sizes = MODELS["vig_h_t"] | {"num_classes": 5, "aux_channels": 0}
+        sizes = SEGMENTERS["vig_h_t"] | {"num_classes": 5, "aux_channels": 0}
         found = vig_jax.load_weights(file, "vig_h_t", **sizes)
         again = vig_jax.load_weights(file, "vig_h_t", **sizes)
     assert "the auxiliary head is not used" in caplog.text
@@ -111,7 +111,7 @@ def test_other_classes_and_no_auxiliary_head(tmp_path, caplog):
 
 
 def test_a_model_with_an_auxiliary_head_needs_one_in_the_file():
-    model, variables = variables_of("vig_h_t")
+    model, variables = segmenter("vig_h_t")
     state_dict = mmseg.from_variables(variables)
     without = {k: v for k, v in state_dict.items() if not k.startswith("auxiliary_head.")}
     with pytest.raises(WeightsError, match=r"aux_channels \(0: .*missing \(7\): auxiliary_head"):
@@ -122,7 +122,7 @@ def test_a_model_with_an_auxiliary_head_needs_one_in_the_file():
 
 
 def test_classes_are_matched_by_name():
-    model, variables = variables_of("vig_h_t")
+    model, variables = segmenter("vig_h_t")
     file = WeightFile(mmseg.from_variables(variables), class_names=("sky", "road", "tree"))
     bias = variables["params"]["auxiliary_head"]["conv_seg"]["bias"]
     found, notes = fit_dense(file, "vig_h_t", model, class_names=("tree", "sky", "road"))
@@ -143,9 +143,9 @@ def test_classes_are_matched_by_name():
     chex.assert_trees_all_equal(found, variables)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", SEGMENTERS)
 def test_classifiers_give_the_backbone(name):
-    model, variables = variables_of(name)
+    model, variables = segmenter(name)
     backbone = {k: v for k, v in variables["params"]["backbone"].items() if "out_norm" not in k}
     width = model.stage_sizes[-1][0]
     norm = {"scale": np.full(width, 2, np.float32), "bias": np.ones(width, np.float32)}
@@ -169,8 +169,8 @@ def test_classifiers_give_the_backbone(name):
 
 
 def test_position_embedding_is_resized_with_a_note():
-    _, variables = variables_of("vig_t")
-    larger = vig_jax.create_segmenter("vig_t", **(MODELS["vig_t"] | {"img_size": 64}))
+    _, variables = segmenter("vig_t")
+    larger = vig_jax.create_segmenter("vig_t", **(SEGMENTERS["vig_t"] | {"img_size": 64}))
     found, notes = fit_dense(WeightFile(mmseg.from_variables(variables)), "vig_t", larger)
     assert notes == ("position embedding resized from 2x2 to 4x4",)
     assert found["params"]["backbone"]["pos_embed"].shape == (1, 16, 16)
@@ -179,13 +179,13 @@ def test_position_embedding_is_resized_with_a_note():
 
 
 def test_a_classifier_does_not_take_a_segmenter_and_damage_is_refused(tmp_path):
-    model, variables = variables_of("vig_h_t")
+    model, variables = segmenter("vig_h_t")
     state_dict = mmseg.from_variables(variables)
     file = tmp_path / "segmenter.safetensors"
     state_dict["decode_head.bottleneck.bn.running_var"] = np.full(8, np.nan, np.float32)
     safetensors.numpy.save_file(state_dict, file)
     with pytest.raises(WeightsError, match=r"NaN or infinite: decode_head\.bottleneck\.bn\.run"):
-        vig_jax.load_weights(file, "vig_h_t", **MODELS["vig_h_t"])
+        vig_jax.load_weights(file, "vig_h_t", **SEGMENTERS["vig_h_t"])
     with pytest.raises(WeightsError, match="those of a segmenter"):
         fit(state_dict, "vig_h_t")
     integers = {k: v.astype(np.int32) if k.endswith("bias") else v for k, v in state_dict.items()}
@@ -194,9 +194,9 @@ def test_a_classifier_does_not_take_a_segmenter_and_damage_is_refused(tmp_path):
 
 
 def test_sizes_that_differ_are_named():
-    _, variables = variables_of("vig_h_t")
+    _, variables = segmenter("vig_h_t")
     file = WeightFile(mmseg.from_variables(variables))
-    sizes = MODELS["vig_h_t"] | {"channels": 16, "aux_channels": 8, "embed_dims": (32,) * 4}
+    sizes = SEGMENTERS["vig_h_t"] | {"channels": 16, "aux_channels": 8, "embed_dims": (32,) * 4}
     with pytest.raises(WeightsError, match="shapes differ") as error:
         fit_dense(file, "vig_h_t", vig_jax.create_segmenter("vig_h_t", **sizes))
     assert (
