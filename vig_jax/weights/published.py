@@ -16,6 +16,7 @@ from vig_jax.config import (
 from vig_jax.errors import ConfigError
 from vig_jax.models import ViG, create_model
 from vig_jax.text import did_you_mean
+from vig_jax.weights.dense import BACKBONE
 from vig_jax.weights.fit import WeightFile
 from vig_jax.weights.fit_detector import sizes_of as detector_sizes
 from vig_jax.weights.fit_segmenter import sizes_of
