@@ -350,7 +350,10 @@ def check_detection():
             placed = jax.device_put(params, replicated(mesh)), place_batch(batch, mesh)
             run = jax.jit(gradient).lower(*placed).compile()
             results.append(jax.device_get(run(*placed)))
-    chex.assert_trees_all_close(*results, rtol=1e-3, atol=1e-4)
+    # Relative to the largest of each array: small logits are differences of large products.
+    for one, eight in zip(*map(jax.tree.leaves, results), strict=True):
+        difference = np.abs(one.astype(np.float64) - eight).max(initial=0)
+        assert difference <= 1e-3 * np.abs(one).max(initial=0)
     assert not re.findall(r"\b(?:all-gather|all-to-all)[.\w-]*\(", run.as_text())
 
 
