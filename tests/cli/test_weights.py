@@ -11,7 +11,6 @@ from PIL import Image
 
 import vig_jax
 from tests.data.loading import eval_image
-from tests.train.conftest import compilation_cache  # noqa: F401 - a fixture
 from vig_jax.cli.main import main
 from vig_jax.data.datasets.imagenet import class_ids, class_names
 from vig_jax.inference.loaded_model import load_for_inference, restore_weights
