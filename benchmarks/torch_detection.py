@@ -206,7 +206,7 @@ def _training(
 
 
 def training_targets(batch_size: int, image_size: tuple[int, int]) -> list[Target]:
-    """Returns the objects of our first batch as torchvision wants them, with masks of the image.
+    """Returns the objects of our first batch in torchvision's format, with masks of whole images.
 
     Args:
         batch_size: number of images.

@@ -12,11 +12,10 @@ from vig_jax.augment.photometric import (
     distort,
     draw_distortion,
     hsv_from_rgb,
-    normalise_parts,
     photometric_distortion,
     rgb_from_hsv,
 )
-from vig_jax.layers.pixels import IMAGENET_MEAN, IMAGENET_STD
+from vig_jax.layers.pixels import IMAGENET_MEAN, IMAGENET_STD, normalise_parts
 
 
 def draws(case):

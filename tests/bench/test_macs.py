@@ -111,7 +111,7 @@ PUBLISHED = {
 
 @pytest.mark.parametrize(("name", "channels"), PUBLISHED)
 def test_segmenters_as_papers_count_them(name, channels):
-    """As Swin's and VMamba's are counted: without the auxiliary head."""
+    """Compares with the counts of whole models, which leave out the auxiliary head."""
     model = vig_jax.create_segmenter(name, channels=channels)
     head, whole = PUBLISHED[name, channels]
     neck = 0

@@ -101,7 +101,7 @@ def test_training_and_evaluation(name):
 
 
 def test_no_parameter_is_unused():
-    """Of the loss with the auxiliary head. `norm` of the backbone is made only if it is used."""
+    """Checks the gradients of both heads' losses; the backbone has a `norm` only if it is used."""
     assert "norm" not in shapes(small("vig_t"))["params"]["backbone"]
     assert "norm" in shapes(small("vig_t", norm_last=True))["params"]["backbone"]
     assert "norm" not in shapes(small("vig_h_t"))["params"]["backbone"]

@@ -15,7 +15,6 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int32, PRNGKeyArray, UInt8
 
 from vig_jax.augment.keys import row_keys
-from vig_jax.layers.pixels import Channels, normalise
 from vig_jax.sharding.kernels import ROWS, shard_kernel
 
 _BRIGHTNESS = 32.0  # largest change
@@ -169,23 +168,3 @@ def rgb_from_hsv(
 def _choose(sector: Int32[Array, "..."], cases: tuple[Array, ...]) -> Array:
     """Returns the case of each pixel's sector."""
     return jnp.select([sector == i for i in range(len(cases) - 1)], cases[:-1], cases[-1])
-
-
-def normalise_parts(
-    images: UInt8[Array, "B H W 3"],
-    sizes: Int32[Array, "B 2"],
-    mean: Channels,
-    std: Channels,
-) -> Float[Array, "B H W 3"]:
-    """Normalises images that are padded at the right and below; the padding is then 0.
-
-    Args:
-        images: RGB pixels.
-        sizes: height and width of the image part of each.
-        mean: per channel, in units of [0, 1].
-        std: likewise.
-    """
-    _, H, W, _ = images.shape
-    rows, columns = jnp.arange(H)[:, None] < sizes[:, 0, None, None], jnp.arange(W)
-    inside = rows & (columns < sizes[:, 1, None, None])
-    return jnp.where(inside[..., None], normalise(images, mean, std), 0)

@@ -124,7 +124,7 @@ def imagenet(name: str = "vig_t") -> ConfigDict:
     return config
 
 
-# Of the paper's classification runs; dense tasks keep the rate of the model's size.
+# Of dense tasks: Vision-RWKV's for the plain models, Swin's and VMamba's for the others.
 _DROP_PATH = {
     "vig_t": 0.1,
     "vig_s": 0.2,

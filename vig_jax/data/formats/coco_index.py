@@ -41,7 +41,7 @@ FAULTS = (
     "no polygon of at least six numbers, an even count, and no valid RLE",
     "has a polygon of fewer than six numbers or an odd count; the others are used",
 )
-"""What can be wrong with an annotation, by its code. Only the last one is used in training."""
+"""Faults of annotations, by code. Training leaves out annotations with any fault but the last."""
 MALFORMED, _CATEGORY, _AREA, _SIDE, _OUTSIDE, _MISSING, _INVALID, USED = range(1, len(FAULTS))
 
 Arrays = Mapping[str, np.ndarray]

@@ -9,11 +9,11 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from vig_jax.augment.photometric import normalise_parts
 from vig_jax.config import DataConfig, DetectionConfig
 from vig_jax.data.dataset import Dataset, DetectionDataset
 from vig_jax.errors import DataSetError
 from vig_jax.files import to_json, write_text
+from vig_jax.layers.pixels import normalise_parts
 from vig_jax.metrics.coco_ap import CocoScores, average_precision
 from vig_jax.metrics.coco_matching import Found, Kind, Matches, match
 from vig_jax.tasks.detection.found import coco_rows, found_in_image

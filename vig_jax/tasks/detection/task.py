@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
-from vig_jax.augment.photometric import normalise_parts
 from vig_jax.config import DataConfig, DetectionConfig
 from vig_jax.heads.rpn import AnchorPredictions
 from vig_jax.heads.select import Proposals
+from vig_jax.layers.pixels import normalise_parts
 from vig_jax.models.detector import IMAGES_AT_ONCE, Detector, map_sizes, whole_cells
 from vig_jax.ops.mask_targets import mask_targets
 from vig_jax.ops.matching import Matcher

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from vig_jax.augment.photometric import normalise_parts, photometric_distortion
+from vig_jax.augment.photometric import photometric_distortion
 from vig_jax.config import DataConfig, SegmentationConfig
+from vig_jax.layers.pixels import normalise_parts
 from vig_jax.models.segmenter import Segmenter
 from vig_jax.sharding.mesh import smallest_batch
 from vig_jax.tasks.protocol import Aux, Batch, BatchSpec, Variables
