@@ -182,6 +182,12 @@ def test_only_core_knows_the_backends_of_pallas():
                 assert name.startswith("kernels_pallas.core."), f"{file} imports {imported}"
 
 
+def test_one_module_calls_orbax():
+    for file in python_files("vig_jax"):
+        if any(name.split(".")[0] == "orbax" for name in imports(file)):
+            assert file == ROOT / "vig_jax" / "weights" / "orbax_store.py", f"{file} imports Orbax"
+
+
 def test_no_tests_or_benchmarks_of_kernels_at_run_time():
     for file in python_files("vig_jax"):
         for name in imports(file):

@@ -16,6 +16,7 @@ weights and that of the raw ones.
 """
 
 import dataclasses
+import functools
 import logging
 import math
 import shutil
@@ -26,20 +27,18 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 import jax
-import orbax.checkpoint as ocp
 from jax.sharding import Mesh
-from orbax.checkpoint import checkpoint_managers
 
 from vig_jax.config import RunConfig, to_dict
 from vig_jax.errors import CheckpointError, ConfigError, DamagedCheckpointError
 from vig_jax.sharding.mesh import replicated
 from vig_jax.train.state import TrainState
+from vig_jax.weights.orbax_store import DELETED, CheckpointFolder, is_complete
 from vig_jax.weights.run_folder import (
     CHECKPOINTS,
     check_digests,
     check_same_tree,
     digests,
-    is_complete,
     read_config,
     read_run,
     reading,
@@ -47,7 +46,6 @@ from vig_jax.weights.run_folder import (
     with_sharding,
 )
 
-_DELETED = ".deleted"  # subfolder of `checkpoints` for those that are about to be deleted
 DAMAGED = "damaged_checkpoints"  # folder of a workdir
 _LOG = logging.getLogger("vig_jax")
 
@@ -108,30 +106,6 @@ class RunInfo:
         }
 
 
-class _NewestAndBest(checkpoint_managers.PreservationPolicy):
-    """Keeps the `keep` newest checkpoints, and the best of the EMA and of the raw weights."""
-
-    def __init__(self, directory: Path, keep: int) -> None:
-        self._directory, self._keep = directory, keep
-
-    def should_preserve(
-        self,
-        checkpoints: Sequence[Any],  # with a `step`
-        *,
-        context: checkpoint_managers.PreservationContext,
-    ) -> list[bool]:
-        """Returns one decision per checkpoint, oldest first."""
-        directories = [self._directory / str(c.step) for c in checkpoints]
-        # The newest is still being written; it is kept in any case.
-        runs = [read_run(d) if is_complete(d) else None for d in directories]
-        kept = set(range(len(checkpoints))[-self._keep :])
-        for ema in (None, False):
-            scores = [(score(run, ema) if run else -math.inf, i) for i, run in enumerate(runs)]
-            if scores:
-                kept.add(max(scores)[1])
-        return [i in kept for i in range(len(checkpoints))]
-
-
 class Restored(NamedTuple):
     """A checkpoint read back to resume a run.
 
@@ -168,14 +142,8 @@ class Checkpoints:
         self._directory = (workdir / CHECKPOINTS).absolute()
         if jax.process_index() == 0:
             _remove_incomplete(self._directory)
-        self._manager = ocp.CheckpointManager(
-            self._directory,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=_NewestAndBest(self._directory, keep),
-                cleanup_tmp_directories=True,
-                # Renaming is atomic. A process killed while deleting leaves a part of a folder.
-                todelete_subdir=_DELETED,
-            ),
+        self._folder = CheckpointFolder(
+            self._directory, keep=functools.partial(_newest_and_best, self._directory, keep)
         )
 
     def __enter__(self) -> "Checkpoints":
@@ -187,16 +155,16 @@ class Checkpoints:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._manager.close()
+        self._folder.close()
         self._empty_deleted()
 
     def latest(self) -> int | None:
         """Returns the newest complete step, or None."""
-        return self._manager.latest_step()
+        return max(self._folder.steps(), default=None)
 
     def wait(self) -> None:
         """Returns when everything is on disk."""
-        self._manager.wait_until_finished()
+        self._folder.wait()
 
     def save(
         self,
@@ -220,12 +188,7 @@ class Checkpoints:
             "unlogged": dict(unlogged or {}),
             "digests": {name: digests(tree) for name, tree in trees.items()},
         }
-        items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(run=ocp.args.JsonSave(run), **items),
-            force=True,  # the loop decides when
-        )
+        self._folder.save(step, trees, run)
         self._empty_deleted()
 
     def restore_newest(self, like: TrainState, info: RunInfo, mesh: Mesh) -> Restored | None:
@@ -245,7 +208,7 @@ class Checkpoints:
             CheckpointError: all checkpoints are damaged, or they are of another config, data set or
                 model.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True)
+        steps = self._folder.steps()[::-1]
         for step in steps:
             directory = self._directory / str(step)
             try:
@@ -259,7 +222,7 @@ class Checkpoints:
                 continue
             if step != steps[0]:
                 _LOG.warning("resuming from the checkpoint of step %d instead", step)
-                self._manager.reload()
+                self._folder.reload()
             run = read_run(directory)
             return Restored(step, state, dict(run["metrics"]), run.get("unlogged", {}))
         if steps:
@@ -294,11 +257,9 @@ class Checkpoints:
         for name in expected.keys() - {"training"}:
             check_same_tree(expected[name], directory / name)
         everywhere = replicated(mesh)
-        args = {
-            k: ocp.args.StandardRestore(with_sharding(v, everywhere)) for k, v in expected.items()
-        }
+        shapes = {name: with_sharding(tree, everywhere) for name, tree in expected.items()}
         with reading(directory):
-            items = self._manager.restore(step, args=ocp.args.Composite(**args))
+            items = self._folder.restore(step, shapes)
         for name in expected:
             check_digests(items[name], run, directory / name)
         return TrainState(
@@ -312,12 +273,25 @@ class Checkpoints:
     def _empty_deleted(self) -> None:
         """Removes the checkpoints that Orbax has put aside for deletion."""
         if jax.process_index() == 0:
-            shutil.rmtree(self._directory / _DELETED, ignore_errors=True)
+            shutil.rmtree(self._directory / DELETED, ignore_errors=True)
+
+
+def _newest_and_best(folder: Path, newest: int, steps: Sequence[int]) -> list[bool]:
+    """Returns which checkpoints to keep: the newest, and the best of the EMA and raw weights."""
+    directories = [folder / str(step) for step in steps]
+    # The newest is still being written; it is kept in any case.
+    runs = [read_run(d) if is_complete(d) else None for d in directories]
+    kept = set(range(len(steps))[-newest:])
+    for ema in (None, False):
+        scores = [(score(run, ema) if run else -math.inf, i) for i, run in enumerate(runs)]
+        if scores:
+            kept.add(max(scores)[1])
+    return [i in kept for i in range(len(steps))]
 
 
 def _remove_incomplete(folder: Path) -> None:
     """Removes checkpoints that were not completely written or not completely deleted."""
-    shutil.rmtree(folder / _DELETED, ignore_errors=True)
+    shutil.rmtree(folder / DELETED, ignore_errors=True)
     for directory in folder.iterdir() if folder.is_dir() else ():
         if directory.name.isdigit() and not is_complete(directory):
             _LOG.warning("removing the incomplete checkpoint %s", directory)

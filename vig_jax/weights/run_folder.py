@@ -15,16 +15,15 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from jax.sharding import Sharding, SingleDeviceSharding
 
 from vig_jax.config import RunConfig, parse, unknown_settings
 from vig_jax.errors import CheckpointError, ConfigError, DamagedCheckpointError, UserError
 from vig_jax.files import check_utf8
 from vig_jax.text import preview_names
+from vig_jax.weights.orbax_store import CheckpointFolder, is_complete, read_shapes, read_tree
 
 CHECKPOINTS = "checkpoints"
-_ITEMS_FILE = "_CHECKPOINT_METADATA"  # written by Orbax when a checkpoint is complete
 
 _LOG = logging.getLogger("vig_jax")
 
@@ -65,15 +64,6 @@ def finished(folder: Path) -> list[Path]:
     """Returns the complete checkpoints in a folder, oldest first."""
     steps = [d for d in folder.iterdir() if d.name.isdigit()] if folder.is_dir() else []
     return sorted((d for d in steps if is_complete(d)), key=lambda d: int(d.name))
-
-
-def is_complete(directory: Path) -> bool:
-    """Returns whether a checkpoint has all its items; a process that is killed may leave a part."""
-    try:
-        items = json.loads((directory / _ITEMS_FILE).read_text(encoding="utf-8"))["item_handlers"]
-    except (OSError, ValueError, KeyError):
-        return False
-    return all((directory / name).is_dir() for name in items)
 
 
 @contextlib.contextmanager
@@ -164,7 +154,7 @@ def read_variables(directory: Path, item: str) -> dict[str, Any]:
     for name in (item, mutable_item(item)):
         if (directory / name).is_dir():
             with reading(directory):
-                shapes = ocp.StandardCheckpointHandler().metadata(directory / name).tree
+                shapes = read_shapes(directory / name)
             stored[name] = _read_tree(directory / name, shapes)
     return {"params": stored[item], **stored.get(mutable_item(item), {})}
 
@@ -201,10 +191,10 @@ def save_weights(workdir: Path, weights: Mapping[str, Any], run: Mapping[str, An
         ConfigError: the path is not UTF-8.
     """
     check_utf8(workdir, "Orbax")
-    items = {name: ocp.args.StandardSave(tree) for name, tree in weights.items()}
     run = dict(run) | {"digests": {name: digests(tree) for name, tree in weights.items()}}
-    with ocp.CheckpointManager((workdir / CHECKPOINTS).absolute()) as manager:
-        manager.save(0, args=ocp.args.Composite(run=ocp.args.JsonSave(run), **items))
+    folder = CheckpointFolder(workdir / CHECKPOINTS)
+    folder.save(0, weights, run)
+    folder.close()
 
 
 def check_same_tree(expected: Any, where: Path) -> None:
@@ -214,7 +204,7 @@ def check_same_tree(expected: Any, where: Path) -> None:
         CheckpointError: names the first differences.
     """
     with reading(where.parent):
-        stored = ocp.StandardCheckpointHandler().metadata(where).tree
+        stored = read_shapes(where)
     new, old = _shapes(expected), _shapes(stored)
     wrong = [
         f"{name}: {old.get(name, 'absent')} stored, {new.get(name, 'absent')} in the model"
@@ -236,9 +226,7 @@ def with_sharding(tree: Any, sharding: Sharding) -> Any:
 def _read_tree(where: Path, shapes: Any) -> Any:
     here = SingleDeviceSharding(jax.local_devices()[0])
     with reading(where.parent):
-        tree = ocp.StandardCheckpointHandler().restore(
-            where, args=ocp.args.StandardRestore(with_sharding(shapes, here))
-        )
+        tree = read_tree(where, with_sharding(shapes, here))
     check_digests(tree, read_run(where.parent), where)
     return tree
 
