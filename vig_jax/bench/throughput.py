@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from kernels_pallas.core.timing import candidate, interleaved
+from vig_jax.bench.latency import HostCall
 from vig_jax.figures import save_figure
 from vig_jax.files import to_json
 
@@ -56,6 +57,22 @@ class Program:
             return state, rest
 
         return call
+
+    def host_call(self) -> HostCall | None:
+        """Returns the steps of a call `compiled(variables, pixels)` with pixels on the host.
+
+        Programs with a state have none.
+        """
+        if self.state is not None:
+            return None
+        variables, pixels = self.inputs[0]
+        on_host = jax.device_get(pixels)
+        return HostCall(
+            put=lambda: jax.device_put(on_host, pixels.sharding),
+            start=lambda images: self.compiled(variables, images),
+            wait=jax.block_until_ready,
+            fetch=jax.device_get,
+        )
 
     @property
     def bytes(self) -> int:
