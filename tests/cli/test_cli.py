@@ -1,6 +1,7 @@
 """The commands on a tiny run: what they print and write, and what they say to bad input."""
 
 import csv
+import dataclasses
 import functools
 import io
 import json
@@ -73,6 +74,18 @@ def test_help_does_not_import_jax():
 def test_names_in_help():
     assert vig_jax.list_models() == options.MODELS
     assert options.IMPLEMENTATIONS == kernels_pallas.IMPLEMENTATIONS
+    assert (
+        tuple(field.name for field in dataclasses.fields(configuration.MeshConfig))
+        == options.MESH_AXES
+    )
+
+
+def test_mesh_option(capsys):
+    assert options.mesh("fsdp=2,sequence=4") == {"fsdp": 2, "sequence": 4}
+    for bad in ("rows=2", "fsdp", "fsdp=2,"):
+        with pytest.raises(SystemExit):
+            main(["evaluate", "nowhere", "--mesh", bad])
+        assert "AXIS=DEVICES" in capsys.readouterr().err
 
 
 def test_the_module_is_the_command():

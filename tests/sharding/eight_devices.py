@@ -18,12 +18,13 @@ from configs import common
 from kernels_pallas.testing import TOLERANCES, interpret, rms_relative_error
 from tests.tasks.detection import scenes
 from tests.tasks.segmentation.golden_net import Batches
-from vig_jax.config import parse, recipes
+from vig_jax.config import MeshConfig, parse, recipes
 from vig_jax.errors import ConfigError
 from vig_jax.layers import gated_linear_attention
 from vig_jax.layers.gated_linear_attention import GatedLinearAttention
 from vig_jax.sharding.kernels import ROWS, WHOLE, shard_kernel
 from vig_jax.sharding.mesh import (
+    BATCH_AXES,
     DATA_AXIS,
     batch_sharded,
     check_batch_size,
@@ -89,9 +90,7 @@ def losses(mesh, parts=1, updates=3, **data):
 
 
 def check_steps(rand_augment_layers=0):
-    one_device = jax.make_mesh(
-        (1,), (DATA_AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:1]
-    )
+    one_device = make_mesh(jax.devices()[:1])
     options = {"rand_augment_layers": rand_augment_layers}  # compiles long
     one, one_params = losses(one_device, **options)
     eight, eight_params = losses(make_mesh(), **options)
@@ -110,9 +109,7 @@ def check_init():
 
 
 def check_accumulation():
-    one_device = jax.make_mesh(
-        (1,), (DATA_AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:1]
-    )
+    one_device = make_mesh(jax.devices()[:1])
     options = {"parts": 2, "updates": 1, "rand_augment_layers": 0, "erase_probability": 0.0}
     one, _ = losses(one_device, **options)
     eight, _ = losses(make_mesh(), **options)
@@ -122,10 +119,25 @@ def check_accumulation():
 def check_placement():
     mesh = make_mesh()
     rows = place_batch({"x": np.arange(16)}, mesh)["x"]
-    assert rows.sharding.spec == PartitionSpec(DATA_AXIS)
+    assert rows.sharding.spec == PartitionSpec(BATCH_AXES)
     assert [s.data.tolist() for s in rows.addressable_shards][3] == [6, 7]
     with pytest.raises(ValueError, match=r"20 cannot be split over 8 devices.*example 16 or 24"):
         check_batch_size(20, mesh)
+    mesh = make_mesh(shape=MeshConfig(fsdp=2, sequence=2))
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "sequence": 2}
+    blocks = place_batch({"x": np.arange(8)}, mesh)["x"].addressable_shards
+    assert [s.data.tolist() for s in blocks] == [[i, i + 1] for i in (0, 0, 2, 2, 4, 4, 6, 6)]
+    check_batch_size(20, mesh)
+    with pytest.raises(ConfigError, match=r"fsdp=3 x .*sequence=1 is 3, .* 8 .*one of 1, 2, 4, 8"):
+        make_mesh(shape=MeshConfig(fsdp=3))
+    with pytest.raises(
+        ConfigError, match=r"data=2 x fsdp=2 x sequence=1 is 4, .*config.mesh.data=4, or 0"
+    ):
+        make_mesh(shape=MeshConfig(data=2, fsdp=2))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "process_count", lambda: 4)
+        with pytest.raises(ConfigError, match=r"in 2, which 4 processes cannot share"):
+            make_mesh(shape=MeshConfig(sequence=4))
 
 
 def check_shard_kernel():
@@ -143,10 +155,12 @@ def check_shard_kernel():
     with jax.set_mesh(mesh):
         assert smallest_batch() == 8
         gradient = jax.jit(jax.grad(lambda x, y: jnp.sum(kernel(x, y))))(batch["x"], batch["y"])
-        with pytest.raises(ConfigError, match=r"\[20, 3\].* 8 devices of mesh axis 'data'.* 16"):
+        with pytest.raises(
+            ConfigError, match=r"\[20, 3\].* 8 devices of mesh axis 'data x fsdp'.* 16"
+        ):
             jax.eval_shape(kernel, jnp.zeros((20, 3)), jnp.zeros((20, 3)))
     np.testing.assert_array_equal(gradient, x + 1)
-    assert gradient.sharding.spec[0] == DATA_AXIS
+    assert gradient.sharding.spec[0] == BATCH_AXES
     assert set(seen) == {(2, 3)}
     columns = jax.make_mesh((2, 4), ("rows", "columns"), axis_types=(AxisType.Auto,) * 2)
     grid = shard_kernel(product, (PartitionSpec("rows", "columns"), WHOLE), PartitionSpec("rows"))

@@ -59,6 +59,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-size", type=options.positive, help="default: that of training; with --weights 64"
     )
+    parser.add_argument(
+        "--mesh",
+        type=options.mesh,
+        default={},
+        metavar="AXIS=DEVICES,...",
+        help="devices per axis, e.g. sequence=2 for images that are too large for one device; "
+        "default: all on data, which splits the batch",
+    )
     parser.add_argument("--workers", type=options.count, help="decoding processes; 0: in this one")
     parser.add_argument(
         "--json", type=options.output_file, metavar="FILE", help="also write the metrics here"
@@ -77,6 +85,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluates and prints."""
+    from vig_jax.config import MeshConfig
     from vig_jax.data import BadImages, eval_batches, open_dataset
     from vig_jax.errors import NonFiniteLossError
     from vig_jax.evaluation.evaluate import evaluate, make_predict_step
@@ -94,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
     if args.workers is not None:
         data = dataclasses.replace(data, workers=args.workers)
     batch_size = args.batch_size or (64 if args.weights else config.train.batch_size)
-    mesh = make_mesh()
+    mesh = make_mesh(shape=MeshConfig(**args.mesh))
     check_batch_size(batch_size, mesh)
     entry = get_task(config.task.name)
     class_map = _class_map(args.class_map) if args.class_map else None

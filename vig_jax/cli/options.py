@@ -10,6 +10,8 @@ MODELS = ("vig_t", "vig_s", "vig_b", "vig_h_t", "vig_h_s", "vig_h_b")
 """`vig_jax.list_models()`."""
 IMPLEMENTATIONS = ("pallas_triton", "xla_chunked", "reference")
 """`kernels_pallas.IMPLEMENTATIONS`."""
+MESH_AXES = ("data", "fsdp", "sequence")
+"""The fields of `vig_jax.config.MeshConfig`."""
 
 
 def path(text: str) -> Path:
@@ -40,6 +42,19 @@ def positive(text: str) -> int:
 def count(text: str) -> int:
     """Returns an integer that is at least 0."""
     return _at_least(0, text)
+
+
+def mesh(text: str) -> dict[str, int]:
+    """Returns the devices per axis of "data=2,fsdp=1,sequence=4"; axes may be left out."""
+    axes = {}
+    for part in text.split(","):
+        axis, equals, devices = part.partition("=")
+        if axis not in MESH_AXES or not equals:
+            raise argparse.ArgumentTypeError(
+                f"{part!r} is not AXIS=DEVICES with one of the axes {', '.join(MESH_AXES)}"
+            )
+        axes[axis] = positive(devices)
+    return axes
 
 
 def probability(text: str) -> float:

@@ -3,6 +3,7 @@
 from vig_jax.config.parse import parse, to_dict, unknown_settings
 from vig_jax.config.schema import (
     DataConfig,
+    MeshConfig,
     ModelConfig,
     OptimizerConfig,
     RunConfig,
@@ -14,6 +15,7 @@ from vig_jax.config.tasks import DetectionConfig, SegmentationConfig
 __all__ = [
     "DataConfig",
     "DetectionConfig",
+    "MeshConfig",
     "ModelConfig",
     "OptimizerConfig",
     "RunConfig",

@@ -171,6 +171,18 @@ class TrainConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """The devices of a run as a grid of three axes; their product is the number of devices.
+
+    `vig_jax.sharding.mesh` makes the mesh.
+    """
+
+    data: Count = 0  # the batch is split over it; 0: all devices that the other axes leave
+    fsdp: PositiveInt = 1  # the batch is split over it, and the state as well
+    sequence: PositiveInt = 1  # the rows of each image are split over it
+
+
+@dataclasses.dataclass(frozen=True)
 class TaskConfig:
     """The task that a run trains. Tasks with settings derive a class from this one."""
 
@@ -192,3 +204,4 @@ class RunConfig:
     train: TrainConfig
     init_weights: str | None = None  # weight file or run to start from; None: random parameters
     task: TaskConfig = TaskConfig()
+    mesh: MeshConfig = MeshConfig()

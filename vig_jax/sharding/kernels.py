@@ -14,10 +14,10 @@ import numpy as np
 from jax.sharding import AbstractMesh, PartitionSpec
 
 from vig_jax.errors import ConfigError
-from vig_jax.sharding.mesh import DATA_AXIS
+from vig_jax.sharding.mesh import BATCH_AXES, axis_names, present
 
-ROWS = PartitionSpec(DATA_AXIS)
-"""The leading axis is split over the devices of the data axis."""
+ROWS = PartitionSpec(BATCH_AXES)
+"""The leading axis is split over the devices that share the batch."""
 WHOLE = PartitionSpec()
 """Every device has the whole array."""
 
@@ -29,8 +29,8 @@ def shard_kernel(
 
     The mesh is the ambient one (`jax.set_mesh`). Without a mesh, or if every axis named in the
     specs has one device, the kernel is called directly. If the first argument is split over
-    explicit axes of a mesh, as `jax.make_mesh` makes them, that mesh is used, and the data axis is
-    replaced by the axes that split the argument's leading axis.
+    explicit axes of a mesh, as `jax.make_mesh` makes them, that mesh is used, and the batch's axes
+    are replaced by the axes that split the argument's leading axis.
 
     Args:
         kernel: takes arrays, returns arrays; must not depend on what other shards hold.
@@ -50,13 +50,13 @@ def shard_kernel(
     def sharded(*arguments: jax.Array | np.ndarray) -> Any:
         arrays = [jnp.asarray(x) for x in arguments]
         mesh, rows = _mesh_of(arrays[0])
-        specs = [_present(spec, mesh, rows) for spec in in_specs]
+        specs = [present(spec, mesh, rows) for spec in in_specs]
         for number, (array, spec) in enumerate(zip(arrays, specs, strict=True)):
             _check_divides(array.shape, spec, mesh, number)
         if all(_devices(names, mesh) == 1 for spec in specs for names in spec):
             return kernel(*arrays)
         results = jax.tree.map(
-            lambda spec: _present(spec, mesh, rows),
+            lambda spec: present(spec, mesh, rows),
             out_specs,
             is_leaf=lambda x: isinstance(x, PartitionSpec),
         )
@@ -72,37 +72,22 @@ def shard_kernel(
 def _mesh_of(array: jax.Array) -> tuple[AbstractMesh, tuple[str, ...]]:
     """Returns the mesh to run on, and the names of its axes that split rows."""
     sharding = jax.typeof(array).sharding
-    explicit = [name for entry in sharding.spec for name in _names(entry)]
+    explicit = [name for entry in sharding.spec for name in axis_names(entry)]
     if not explicit:
-        return jax.sharding.get_abstract_mesh(), (DATA_AXIS,)
+        return jax.sharding.get_abstract_mesh(), BATCH_AXES
     rows, *others = sharding.spec
     if any(others):
         raise ConfigError(
             f"an array of shape {list(array.shape)} is split as {sharding.spec}; models can split "
             "the batch only: shard the images with PartitionSpec(NAME)"
         )
-    return sharding.mesh, _names(rows)
-
-
-def _present(spec: PartitionSpec, mesh: AbstractMesh, rows: tuple[str, ...]) -> PartitionSpec:
-    """Returns the spec with `rows` for the data axis, and without axes that the mesh lacks."""
-
-    def present(entry: str | tuple[str, ...] | None) -> tuple[str, ...] | None:
-        names = [rows if name == DATA_AXIS else (name,) for name in _names(entry)]
-        return tuple(name for part in names for name in part if name in mesh.shape) or None
-
-    return PartitionSpec(*map(present, spec))
-
-
-def _names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
-    """Returns the mesh axes of one entry of a spec."""
-    return () if entry is None else (entry,) if isinstance(entry, str) else entry
+    return sharding.mesh, axis_names(rows)
 
 
 def _devices(entry: str | tuple[str, ...] | None, mesh: AbstractMesh) -> int:
     """Returns the number of devices that one entry of a spec splits an axis over."""
     count = 1
-    for name in _names(entry):
+    for name in axis_names(entry):
         count *= mesh.shape[name]
     return count
 
@@ -116,6 +101,6 @@ def _check_divides(
             near = max(1, round(shape[axis] / devices)) * devices
             raise ConfigError(
                 f"argument {number} of a kernel has shape {list(shape)}; the {devices} devices of "
-                f"mesh axis {' x '.join(_names(entry))!r} need a multiple of {devices} along axis "
-                f"{axis}: use for example {near}, or call it without a mesh"
+                f"mesh axis {' x '.join(axis_names(entry))!r} need a multiple of {devices} along "
+                f"axis {axis}: use for example {near}, or call it without a mesh"
             )

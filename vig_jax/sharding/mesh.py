@@ -1,56 +1,136 @@
-"""The mesh of devices, and the placement of batches and parameters on it."""
+"""The mesh of devices, and the placement of batches and parameters on it.
 
+A mesh is a grid of devices with named axes. Each example is on the devices of one place of the
+axes `data` and `fsdp`, which split the batch. The axis `fsdp` splits the state of a run as well
+(`vig_jax.sharding.rules`), and the axis `sequence` splits the rows of each image.
+"""
+
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
+from vig_jax.config import MeshConfig
 from vig_jax.errors import ConfigError
 
 DATA_AXIS = "data"
+FSDP_AXIS = "fsdp"
+SEQUENCE_AXIS = "sequence"
+BATCH_AXES = (DATA_AXIS, FSDP_AXIS)
+"""The axes that split the batch."""
 
 
-def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Returns a mesh with one axis over `devices`, by default over all devices of all processes."""
+def make_mesh(devices: Sequence[jax.Device] | None = None, shape: MeshConfig | None = None) -> Mesh:
+    """Returns the mesh of a run, with the axes `data`, `fsdp` and `sequence`.
+
+    The axis `sequence` is the innermost: its devices have consecutive numbers.
+
+    Args:
+        devices: by default all devices of all processes.
+        shape: devices per axis; by default all are on the axis `data`.
+
+    Raises:
+        ConfigError: the product of the axes is not the number of devices, or the processes
+            cannot share the batch equally.
+    """
+    shape = shape or MeshConfig()
     count = jax.device_count() if devices is None else len(devices)
-    return jax.make_mesh((count,), (DATA_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+    data = _data_devices(shape, count)
+    processes = jax.process_count() if devices is None else 1
+    if data * shape.fsdp % processes:
+        raise ConfigError(
+            f"{_product(shape, data)} splits the batch in {data * shape.fsdp}, which "
+            f"{processes} processes cannot share equally: lower config.mesh.sequence"
+        )
+    return jax.make_mesh(
+        (data, shape.fsdp, shape.sequence),
+        (*BATCH_AXES, SEQUENCE_AXIS),
+        axis_types=(AxisType.Auto,) * 3,
+        devices=devices,
+    )
+
+
+def _data_devices(shape: MeshConfig, count: int) -> int:
+    """Returns the number of devices of the axis `data`."""
+    others = shape.fsdp * shape.sequence
+    if count % others:
+        raise ConfigError(
+            f"config.mesh.fsdp={shape.fsdp} x config.mesh.sequence={shape.sequence} is {others}, "
+            f"which does not divide the {count} devices: set both so that their product is one "
+            f"of {', '.join(str(n) for n in range(1, count + 1) if count % n == 0)}"
+        )
+    if shape.data not in (0, count // others):
+        raise ConfigError(
+            f"{_product(shape, shape.data)} is {shape.data * others}, and there are {count} "
+            f"devices: set config.mesh.data={count // others}, or 0 for all that are left"
+        )
+    return count // others
+
+
+def _product(shape: MeshConfig, data: int) -> str:
+    return f"config.mesh of data={data} x fsdp={shape.fsdp} x sequence={shape.sequence}"
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of parameters: a full copy on every device."""
+    """Returns the sharding of a full copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharded(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of batches: the leading axis in equal blocks, one per device."""
-    return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+    """Returns the sharding of batches: equal blocks of the leading axis over `BATCH_AXES`."""
+    return NamedSharding(mesh, present(PartitionSpec(BATCH_AXES), mesh))
 
 
 def parts_sharded(mesh: Mesh) -> NamedSharding:
     """Returns the sharding of a batch in parts [parts, rows, ...]: the rows of each are split."""
-    return NamedSharding(mesh, PartitionSpec(None, DATA_AXIS))
+    return NamedSharding(mesh, present(PartitionSpec(None, BATCH_AXES), mesh))
+
+
+def batch_devices(mesh: Mesh | AbstractMesh) -> int:
+    """Returns the number of blocks that a mesh splits the batch into."""
+    return math.prod(mesh.shape.get(name, 1) for name in BATCH_AXES)
+
+
+def present(
+    spec: PartitionSpec, mesh: Mesh | AbstractMesh, rows: tuple[str, ...] = BATCH_AXES
+) -> PartitionSpec:
+    """Returns a spec without the axes that a mesh lacks, and with `rows` for the batch's axes."""
+
+    def entry(given: str | tuple[str, ...] | None) -> tuple[str, ...] | None:
+        names = axis_names(given)
+        if names == BATCH_AXES:
+            names = rows
+        return tuple(name for name in names if name in mesh.shape) or None
+
+    return PartitionSpec(*map(entry, spec))
+
+
+def axis_names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """Returns the mesh axes of one entry of a spec."""
+    return () if entry is None else (entry,) if isinstance(entry, str) else entry
 
 
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:
     """Checks that the devices can share a global batch equally.
 
     Raises:
-        ConfigError: `batch_size` is not a positive multiple of the number of devices.
+        ConfigError: `batch_size` is not a positive multiple of the batch's devices.
     """
-    if batch_size < 1 or batch_size % mesh.size:
-        below = batch_size // mesh.size * mesh.size
-        near = f"{below} or {below + mesh.size}" if below else f"{mesh.size}"
+    devices = batch_devices(mesh)
+    if batch_size < 1 or batch_size % devices:
+        below = batch_size // devices * devices
+        near = f"{below} or {below + devices}" if below else f"{devices}"
         raise ConfigError(
-            f"a batch of {batch_size} cannot be split over {mesh.size} devices: "
-            f"set config.train.batch_size to a multiple of {mesh.size}, for example {near}"
+            f"a batch of {batch_size} cannot be split over {devices} devices: "
+            f"set config.train.batch_size to a multiple of {devices}, for example {near}"
         )
 
 
 def smallest_batch() -> int:
     """Returns the smallest number of rows that the ambient mesh can split; 1 without a mesh."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else mesh.shape.get(DATA_AXIS, 1)
+    return batch_devices(jax.sharding.get_abstract_mesh())
 
 
 def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

@@ -50,7 +50,8 @@ DAMAGED = "damaged_checkpoints"  # folder of a workdir
 _LOG = logging.getLogger("vig_jax")
 
 # Settings that may change when a run is resumed: they affect where and how fast, not the result.
-# Another GLA implementation, or remat, may round differently; then the run is not bit-identical.
+# Another GLA implementation, another mesh, or remat may round differently; then the run is not
+# bit-identical.
 MUTABLE_KEYS = (
     "model.gla_implementation",
     "model.remat",
@@ -71,6 +72,9 @@ MUTABLE_KEYS = (
     "train.checkpoint_every_examples",
     "train.keep_checkpoints",
     "train.compilation_cache",
+    "mesh.data",
+    "mesh.fsdp",
+    "mesh.sequence",
 )
 
 

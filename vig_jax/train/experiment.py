@@ -71,7 +71,7 @@ class Experiment:
         eval_data = open_dataset(config.data, "eval")
         _check_fine_tuning(config)
         trained_on = train_data.info.metadata
-        mesh = make_mesh()
+        mesh = make_mesh(shape=config.mesh)
         batch_size, parts = config.train.batch_size, config.train.accumulation_steps
         check_batch_size(batch_size, mesh)
         check_accumulation(batch_size, parts, mesh)

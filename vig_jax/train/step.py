@@ -9,7 +9,7 @@ import optax
 from jax.sharding import Mesh
 
 from vig_jax.errors import ConfigError
-from vig_jax.sharding.mesh import batch_sharded, parts_sharded, replicated
+from vig_jax.sharding.mesh import batch_devices, batch_sharded, parts_sharded, replicated
 from vig_jax.tasks.protocol import Aux, Batch, Params, Task
 from vig_jax.train.optim.freeze import frozen_mask
 from vig_jax.train.optim.optimizer import global_norm
@@ -151,10 +151,10 @@ def check_accumulation(batch_size: int, accumulation_steps: int, mesh: Mesh) -> 
         raise ConfigError(
             f"config.train.accumulation_steps={accumulation_steps} must be at least 1"
         )
-    parts = accumulation_steps * mesh.size
+    parts = accumulation_steps * batch_devices(mesh)
     if batch_size % parts:
         raise ConfigError(
             f"a batch of {batch_size} cannot be computed in {accumulation_steps} parts on "
-            f"{mesh.size} devices: set config.train.batch_size to a multiple of {parts}, or "
-            "change config.train.accumulation_steps"
+            f"{batch_devices(mesh)} devices: set config.train.batch_size to a multiple of {parts}, "
+            "or change config.train.accumulation_steps"
         )

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int, Shaped, UInt8
 from vig_jax.data.preprocess.masks import IGNORED, MAX_CLASSES
 from vig_jax.errors import ConfigError
 from vig_jax.sharding.kernels import ROWS, WHOLE
-from vig_jax.sharding.mesh import batch_sharded, replicated
+from vig_jax.sharding.mesh import batch_sharded, present, replicated
 from vig_jax.tasks.protocol import Batch, Variables
 from vig_jax.tasks.segmentation.windows import Axis, Grid, resample, sampling, take_window
 
@@ -282,6 +282,7 @@ def _on_each_device(
     @functools.cache
     def program(**static: Any) -> Callable[..., Any]:
         run = functools.partial(function, **static)
-        return jax.jit(jax.shard_map(run, mesh=mesh, in_specs=in_specs, out_specs=ROWS))
+        specs = tuple(present(spec, mesh) for spec in in_specs)
+        return jax.jit(jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=present(ROWS, mesh)))
 
     return lambda *arrays, **static: program(**static)(*arrays)
