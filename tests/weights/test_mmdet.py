@@ -22,8 +22,8 @@ from vig_jax.weights.table import to_ours
 @pytest.mark.parametrize("name", DETECTORS)
 def test_round_trip_to_the_bit(name):
     model, variables = detector(name)
-    state_dict = mmdet.from_variables(variables)
-    chex.assert_trees_all_equal(mmdet.to_variables(state_dict, model), variables)
+    state_dict = mmdet.NAMES.from_variables(variables)
+    chex.assert_trees_all_equal(mmdet.NAMES.to_variables(state_dict, model), variables)
     parts = {k.partition(".")[0] for k in state_dict}
     assert parts == {"backbone", "neck", "rpn_head", "roi_head"}
     assert state_dict["roi_head.bbox_head.shared_fcs.0.weight"].shape == (4, 8 * 49)
@@ -38,7 +38,7 @@ def test_names_and_layouts_are_those_of_the_golden_values():
     given = {f"roi_head.{key}": value.astype(np.float32) for key, value in theirs.items()}
     shapes = {path: x.shape for path, x in expected.items()}
     chex.assert_trees_all_equal(
-        to_ours(mmdet.TABLES.hierarchical, given, shapes, cure=""), expected
+        to_ours(mmdet.NAMES.tables.hierarchical, given, shapes, cure=""), expected
     )
 
 
@@ -53,7 +53,7 @@ def flat(tree, prefix=""):
 def test_files(tmp_path, caplog):
     model, variables = detector("vig_h_t")
     file = tmp_path / "detector.pth"
-    state_dict = mmdet.from_variables(variables)
+    state_dict = mmdet.NAMES.from_variables(variables)
     torch_writer.save({"state_dict": torch_writer.state_dict(state_dict), "meta": {}}, file)
     # The number of classes is that of the file.
     sizes = {k: v for k, v in DETECTORS["vig_h_t"].items() if k != "num_classes"}
@@ -71,7 +71,7 @@ def test_files(tmp_path, caplog):
 def test_classes_are_matched_by_name():
     model, variables = detector("vig_h_t")
     file = WeightFile(
-        mmdet.from_variables(variables), metadata={"instance_names": ("cat", "dog", "cow")}
+        mmdet.NAMES.from_variables(variables), metadata={"instance_names": ("cat", "dog", "cow")}
     )
     fitted, notes = fit_dense(file, "vig_h_t", model, class_names=("cow", "cat", "dog"))
     assert "matched to the data set's classes by name" in notes[0]

@@ -5,9 +5,9 @@
   vig convert runs/vig_s vig_s.safetensors                     # a run, under upstream's names
   vig convert iter_160000.pth runs/upernet --model vig_h_t     # of mmsegmentation; and back
 
-IN is a run, or a .pth or .safetensors file with the names of hustvl/ViG, or for a segmenter with
-those of mmsegmentation. Every name and shape must fit the model. Nothing in a .pth file is
-executed. OUT is written whole or not at all.
+IN is a run, or a .pth or .safetensors file with the names of hustvl/ViG, for a segmenter with those
+of mmsegmentation, for a detector with those of mmdetection or torchvision. Every name and shape
+must fit the model. Nothing in a .pth file is executed. OUT is written whole or not at all.
 """
 
 import argparse

@@ -14,7 +14,8 @@ from vig_jax.errors import ConfigError, WeightsError
 from vig_jax.models.from_config import detector_from_config, segmenter_from_config
 from vig_jax.tasks.registry import make_task
 from vig_jax.text import did_you_mean
-from vig_jax.weights import mmdet, mmseg, run_folder
+from vig_jax.weights import mmseg, run_folder
+from vig_jax.weights.detectors import is_detector
 from vig_jax.weights.finite import check_finite
 from vig_jax.weights.fit import WeightFile, fit_to_config
 from vig_jax.weights.fit_dense import completed, fit_dense
@@ -170,7 +171,7 @@ def restore_file(
     """Returns what `restore_weights` does, for a file that is already read."""
     if mmseg.is_segmenter(file.state_dict):
         return _restore_segmenter(file, path, model_name, settings, image_size)
-    if mmdet.is_detector(file.state_dict):
+    if is_detector(file.state_dict):
         if image_size is not None:
             raise ConfigError(
                 f"the image size {image_size} is not used by a detector: it resizes images to fit "

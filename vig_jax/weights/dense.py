@@ -34,12 +34,12 @@ class DenseTables:
     whose: str
 
     @classmethod
-    def of(cls, neck_and_heads: Rules, whose: str) -> "DenseTables":
-        """Returns the tables with those of upstream for the backbone."""
+    def of(cls, neck_and_heads: Rules, whose: str, prefix: str = BACKBONE) -> "DenseTables":
+        """Returns the tables with those of upstream for the backbone, whose names have a prefix."""
 
         def table(backbone: Rules) -> Rules:
             below = (
-                (BACKBONE + theirs, f"params/backbone/{ours}", layout)
+                (prefix + theirs, f"params/backbone/{ours}", layout)
                 for theirs, ours, layout in backbone
             )
             return (*below, *neck_and_heads)

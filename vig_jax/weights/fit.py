@@ -16,7 +16,8 @@ from vig_jax.errors import WeightsError
 from vig_jax.layers.linear import normal_002
 from vig_jax.layers.pos_embed import resize_pos_embed
 from vig_jax.models import Backbone, create_model, list_models
-from vig_jax.weights import mmdet, mmseg, upstream
+from vig_jax.weights import mmseg, upstream
+from vig_jax.weights.detectors import is_detector
 from vig_jax.weights.finite import check_finite
 
 StateDict = dict[str, np.ndarray]
@@ -119,9 +120,9 @@ def fit(
             "the weights are those of a segmenter (decode_head.*), not of a classifier: use "
             "vig_jax.create_segmenter, or config.task.name='segmentation' in a run"
         )
-    if mmdet.is_detector(state_dict):
+    if is_detector(state_dict):
         raise WeightsError(
-            "the weights are those of a detector (roi_head.*), not of a classifier: use "
+            "the weights are those of a detector (roi_head*), not of a classifier: use "
             "vig_jax.create_detector, or config.task.name='detection' in a run"
         )
     tensors = with_present_names(state_dict)

@@ -46,13 +46,18 @@ def backbone_tensors(
     return {BACKBONE + key: value for key, value in tensors.items()}, tuple(notes)
 
 
-def with_present_backbone(state_dict: Mapping[str, np.ndarray]) -> StateDict:
-    """Returns the state dict with the backbone under upstream's present names."""
-    backbone = {
-        k.removeprefix(BACKBONE): v for k, v in state_dict.items() if k.startswith(BACKBONE)
-    }
-    rest = {key: value for key, value in state_dict.items() if not key.startswith(BACKBONE)}
-    return {BACKBONE + key: value for key, value in with_present_names(backbone).items()} | rest
+def with_present_backbone(
+    state_dict: Mapping[str, np.ndarray], prefix: str = BACKBONE
+) -> StateDict:
+    """Returns the state dict with the backbone under upstream's present names.
+
+    Args:
+        state_dict: of a segmenter or detector.
+        prefix: of the backbone's names.
+    """
+    backbone = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
+    rest = {key: value for key, value in state_dict.items() if not key.startswith(prefix)}
+    return {prefix + key: value for key, value in with_present_names(backbone).items()} | rest
 
 
 def hint_of_sizes(

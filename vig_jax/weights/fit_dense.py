@@ -12,6 +12,7 @@ from vig_jax.errors import WeightsError
 from vig_jax.models import Detector, Segmenter
 from vig_jax.weights import fit_detector, fit_segmenter, mmdet, mmseg, upstream
 from vig_jax.weights.dense import Variables
+from vig_jax.weights.detectors import names_of
 from vig_jax.weights.fit import WeightFile, check_model_name
 
 
@@ -44,7 +45,8 @@ def fit_dense(
     check_model_name(file, model_name)
     if isinstance(model, Detector):
         tensors, new, notes = fit_detector.tensors_for(file, model, class_names)
-        translate = functools.partial(mmdet.to_variables, tensors, model, new)
+        names = names_of(file.state_dict) or mmdet.NAMES
+        translate = functools.partial(names.to_variables, tensors, model, new)
         hint = functools.partial(fit_detector.hint, tensors, model_name, model)
     else:
         tensors, new, notes = fit_segmenter.tensors_for(file, model, class_names)

@@ -5,9 +5,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from vig_jax.errors import WeightsError
-from vig_jax.models import Detector
+from vig_jax.models import Detector, ViG
+from vig_jax.text import preview_names
 from vig_jax.weights import mmdet, mmseg
 from vig_jax.weights.dense import BACKBONE
+from vig_jax.weights.detector_names import DetectorNames
+from vig_jax.weights.detectors import names_of
 from vig_jax.weights.fit import (
     StateDict,
     WeightFile,
@@ -16,9 +19,9 @@ from vig_jax.weights.fit import (
     resize_table,
 )
 from vig_jax.weights.fit_backbone import backbone_tensors, hint_of_sizes, with_present_backbone
+from vig_jax.weights.table import translate
 
-_BOX_OUTPUTS = (mmdet.LOGITS, mmdet.DELTAS)
-_NEW_WITH_CLASSIFIER = ("neck.", *mmdet.HEADS)
+_NEW_WITH_CLASSIFIER = ("neck.", *mmdet.NAMES.heads)
 
 
 def tensors_for(
@@ -32,15 +35,16 @@ def tensors_for(
         class_names: of the data set, by class; empty if it names none.
 
     Raises:
-        WeightsError: the file is that of a segmenter, or values are not finite.
+        WeightsError: the file is that of a segmenter or of a detector on another backbone, or
+            values are not finite.
     """
     if mmseg.is_segmenter(file.state_dict):
         raise WeightsError(
             "the weights are those of a segmenter (decode_head.*): start a detector from a "
             "classifier or a detector"
         )
-    if mmdet.is_detector(file.state_dict):
-        return _of_detector(file, model, class_names)
+    if names := names_of(file.state_dict):
+        return _of_detector(file, names, model, class_names)
     tensors, notes = backbone_tensors(file, model)
     return tensors, _NEW_WITH_CLASSIFIER, (*notes, "neck and heads are new: they must be trained")
 
@@ -52,51 +56,52 @@ def sizes_of(state_dict: Mapping[str, np.ndarray]) -> dict[str, int | bool]:
         `num_classes`, `channels`, `box_channels` and `masks`, see `vig_jax.models.Detector`; those
         whose arrays are missing are left out.
     """
-    rows = {
-        "channels": "rpn_head.rpn_conv.weight",
-        "box_channels": "roi_head.bbox_head.shared_fcs.0.weight",
-    }
+    names = names_of(state_dict)
+    if names is None:
+        return {}
+    rows = {"channels": names.rpn_conv, "box_channels": names.first_layer}
     found: dict[str, int | bool] = {
         name: len(state_dict[key]) for name, key in rows.items() if key in state_dict
     }
-    if (key := f"{mmdet.LOGITS}weight") in state_dict:
+    if (key := f"{names.logits}weight") in state_dict:
         found["num_classes"] = len(state_dict[key]) - 1
-    return {"masks": any(key.startswith(mmdet.MASKS) for key in state_dict)} | found
+    return {"masks": any(key.startswith(names.masks) for key in state_dict)} | found
 
 
 def hint(tensors: Mapping[str, np.ndarray], model_name: str, model: Detector) -> str:
     """Returns the sizes of the tensors that differ from the model's, as far as they show them."""
-    sizes = sizes_of(tensors) if mmdet.is_detector(tensors) else {}
+    names = names_of(tensors)
+    prefix = BACKBONE if names is None else names.backbone
     backbone = {
-        key.removeprefix(BACKBONE): value
-        for key, value in tensors.items()
-        if key.startswith(BACKBONE)
+        key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)
     }
-    return hint_of_sizes(sizes, backbone, model_name, model)
+    return hint_of_sizes(sizes_of(tensors), backbone, model_name, model)
 
 
 def _of_detector(
-    file: WeightFile, model: Detector, class_names: Sequence[str]
+    file: WeightFile, names: DetectorNames, model: Detector, class_names: Sequence[str]
 ) -> tuple[StateDict, tuple[str, ...], tuple[str, ...]]:
     """Returns the tensors of a detector; see `tensors_for`."""
-    tensors = with_present_backbone(file.state_dict)
+    tensors = with_present_backbone(file.state_dict, names.backbone)
     notes = []
-    if not model.masks and any(key.startswith(mmdet.MASKS) for key in tensors):
-        tensors = {k: v for k, v in tensors.items() if not k.startswith(mmdet.MASKS)}
+    new = _without_backbone(tensors, names, model)
+    if new:
+        notes.append("the file has heads alone: the backbone is new and must be trained")
+    if not model.masks and any(key.startswith(names.masks) for key in tensors):
+        tensors = {k: v for k, v in tensors.items() if not k.startswith(names.masks)}
         notes.append("the mask head is not used")
-    new: tuple[str, ...] = ()
-    if model.masks and not any(key.startswith(mmdet.MASKS) for key in tensors):
-        new = (mmdet.MASKS,)
+    if model.masks and not any(key.startswith(names.masks) for key in tensors):
+        new = (*new, names.masks)
         notes.append("the file has no mask head: a new one must be trained")
     check_values(tensors)
     in_file = sizes_of(tensors).get("num_classes", model.num_classes)
-    named = tuple(file.metadata.get("instance_names", file.class_names))
-    outputs = matched_outputs(named, class_names, model.num_classes)
+    in_file_names = tuple(file.metadata.get("instance_names", file.class_names))
+    outputs = matched_outputs(in_file_names, class_names, model.num_classes)
     if outputs:
-        _take_outputs(tensors, outputs)
+        _take_outputs(tensors, names, len(in_file_names), outputs)
         notes.append("the outputs of the heads are matched to the data set's classes by name")
     elif outputs is not None or in_file != model.num_classes:
-        prefixes = (*_BOX_OUTPUTS, mmdet.MASK_LOGITS)
+        prefixes = (names.logits, names.deltas, names.mask_logits)
         new = (*new, *prefixes)
         tensors = {k: v for k, v in tensors.items() if not k.startswith(prefixes)}
         why = (
@@ -108,18 +113,55 @@ def _of_detector(
             f"new last layers of the heads for {model.num_classes} classes, {why}: they must be "
             "trained"
         )
-    notes += resize_table(tensors, f"{BACKBONE}pos_embed", model.pos_embed_grid)
+    notes += resize_table(tensors, f"{names.backbone}pos_embed", model.pos_embed_grid)
     return tensors, new, tuple(notes)
 
 
-def _take_outputs(tensors: StateDict, outputs: Sequence[int]) -> None:
-    """Orders the outputs of the heads; the background stays the last one."""
-    for key in list(tensors):
-        rows = tensors[key]
-        if key.startswith(mmdet.LOGITS):
-            tensors[key] = rows[[*outputs, len(rows) - 1]]
-        elif key.startswith(mmdet.DELTAS):
-            by_class = rows.reshape(-1, 4, *rows.shape[1:])[list(outputs)]
-            tensors[key] = by_class.reshape(-1, *rows.shape[1:])
-        elif key.startswith(mmdet.MASK_LOGITS):
-            tensors[key] = rows[list(outputs)]
+def _without_backbone(tensors: StateDict, names: DetectorNames, model: Detector) -> tuple[str, ...]:
+    """Returns the prefix of the backbone if a file of torchvision has none, else nothing.
+
+    Raises:
+        WeightsError: torchvision's file has another backbone, or the model is plain.
+    """
+    if names.simple_pyramid:
+        return ()
+    if isinstance(model.backbone, ViG):
+        raise WeightsError(
+            "the weights have torchvision's names (roi_heads.*), and its FPN is not the neck of a "
+            "plain model: take a hierarchical model, such as vig_h_t"
+        )
+    body = [key for key in tensors if key.startswith(names.backbone)]
+    known = [key for key in body if translate(names.tables.hierarchical, key, forward=True)]
+    if body and not known:
+        raise WeightsError(
+            f"the weights are those of a detector on another backbone ({preview_names(body)}): "
+            f"remove the arrays {names.backbone}* from the file to begin with its heads alone"
+        )
+    return () if body else (names.backbone,)
+
+
+def _take_outputs(
+    tensors: StateDict, names: DetectorNames, classes: int, outputs: Sequence[int]
+) -> None:
+    """Orders the outputs of the heads; those of the background stay at their place.
+
+    Arrays of another length stay as they are, so that the comparison of shapes reports them.
+
+    Args:
+        tensors: of a detector.
+        names: of the tensors.
+        classes: number of classes of the heads.
+        outputs: the class to take for each class of the model.
+    """
+    first = int(names.background_first)
+    objects = [*range(first), *(first + i for i in outputs)]
+    for prefix, order, count, rows in (
+        (names.logits, objects if first else [*objects, classes], classes + 1, 1),
+        (names.deltas, objects, classes + first, 4),
+        (names.mask_logits, objects, classes + first, 1),
+    ):
+        for key in (f"{prefix}weight", f"{prefix}bias"):
+            x = tensors.get(key)
+            if x is not None and x.shape[:1] == (count * rows,):
+                by_class = x.reshape(count, rows, *x.shape[1:])[order]
+                tensors[key] = by_class.reshape(len(order) * rows, *x.shape[1:])

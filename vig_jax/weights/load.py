@@ -14,6 +14,7 @@ from safetensors.numpy import save
 from vig_jax.errors import CheckpointError, WeightsError
 from vig_jax.models import create_detector, create_segmenter
 from vig_jax.weights import fit_detector, fit_segmenter, mmdet, mmseg, run_folder, upstream
+from vig_jax.weights.detectors import is_detector
 from vig_jax.weights.fit import WeightFile, check_model_name, fit
 from vig_jax.weights.fit_dense import completed, fit_dense
 from vig_jax.weights.sections import choose_section
@@ -43,9 +44,9 @@ def load_weights(
 
     Args:
         path: a `.pth` file as upstream (hustvl/ViG) writes it (a training checkpoint, a best_*
-            file or a bare state dict), a `.pth` file of mmsegmentation or mmdetection, a
-            `.safetensors` file with the names of one of them, or the workdir or a checkpoint of one
-            of our runs. Nothing in a `.pth` file is executed.
+            file or a bare state dict), a `.pth` file of mmsegmentation, mmdetection or
+            torchvision (Mask R-CNN), a `.safetensors` file with the names of one of them, or the
+            workdir or a checkpoint of one of our runs. Nothing in a `.pth` file is executed.
         model_name: one of `vig_jax.list_models()`.
         ema: True takes the EMA weights (`model_ema`), or the only ones in the file; False takes
             `model`; None takes the EMA weights if there are any.
@@ -76,7 +77,7 @@ def load_weights(
             model = create_segmenter(model_name, classes, **overrides)
             variables, notes = fit_dense(file, model_name, model)
             variables = completed(variables, model, seed=0)
-        elif mmdet.is_detector(file.state_dict):
+        elif is_detector(file.state_dict):
             variables, notes = _detector_weights(file, model_name, num_classes, overrides)
         else:
             weights = fit(file.state_dict, model_name, num_classes=num_classes, overrides=overrides)
@@ -174,8 +175,8 @@ def foreign_state_dict(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     They are those of mmsegmentation for a segmenter, of mmdetection for a detector, and else those
     of upstream.
     """
-    if mmdet.is_detector([f"{name}." for name in variables["params"]]):
-        return mmdet.from_variables(variables)
+    if is_detector([f"{name}." for name in variables["params"]]):
+        return mmdet.NAMES.from_variables(variables)
     if any(f"{name}." in mmseg.HEADS for name in variables["params"]):
         return mmseg.from_variables(variables)
     return upstream.from_params(variables["params"])

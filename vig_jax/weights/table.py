@@ -68,7 +68,7 @@ def to_ours(
     unexpected = []
     for key, value in state_dict.items():
         match = translate(rules, key, forward=True)
-        if match is None or match[0] not in expected:
+        if match is None or match[0] not in expected or match[0] in ours:
             unexpected.append(key)
             continue
         path, layout = match
