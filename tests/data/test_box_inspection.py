@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 
 from PIL import Image
 
@@ -49,6 +52,16 @@ def test_the_command(coco_root, tmp_path, capsys):
     assert "eval: 2 images, 2 classes" in capsys.readouterr().out
     assert main(["data", "inspect", str(coco_root), "--val-fraction", "0.4"]) == 1
     assert "divides one annotation file" in capsys.readouterr().err
+
+
+def test_the_reader_of_the_output_has_ended(coco_root):
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "vig_jax", "data", "inspect", str(coco_root)]
+    ended = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert ended.returncode == 141
+    assert "BrokenPipe" not in ended.stderr
 
 
 def test_stages_are_timed(open_coco, make_data):

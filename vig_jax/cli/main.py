@@ -4,6 +4,8 @@ import argparse
 import importlib
 import logging
 import multiprocessing
+import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -16,10 +18,10 @@ if multiprocessing.parent_process():  # a worker imports the main module again
 
 COMMANDS = {
     "train": "train a model from a config file",
-    "evaluate": "top-1 and top-5 accuracy of a trained run or a weight file",
-    "predict": "classify image files",
+    "evaluate": "metrics of a trained run or a weight file",
+    "predict": "classes, class maps or objects of image files",
     "convert": "turn weight files into others, or into a checkpoint, and back",
-    "report": "draw a run's curves and confusion matrix, and sum it up",
+    "report": "draw a run's curves and results, and sum it up",
     "benchmark": "images per second and memory of a model on this device",
     "data": "convert, inspect and time data sets; write the embedded photographs",
 }
@@ -59,10 +61,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     command.configure(subparser)
     try:
-        return command.run(subparser.parse_args(argv[1:]))
+        status: int = command.run(subparser.parse_args(argv[1:]))
+        sys.stdout.flush()
+        return status
     except REPORTED_ERRORS as error:
         print(printable_lines(f"vig {name}: {error}"), file=sys.stderr)
         return 1
+    except BrokenPipeError:  # the reader of the output has ended, such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except (OSError, ValueError) as error:
         if not is_full_disk(error):
             raise

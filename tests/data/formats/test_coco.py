@@ -191,6 +191,15 @@ def test_files_that_are_missing(open_coco, coco_root):
         open_coco()
 
 
+def test_faults_of_a_file_without_a_usable_image_are_named(open_coco, coco_root):
+    values = content([annotation(20, category_id=12), annotation(21, 9, area=0)])
+    file = coco_root / "annotations" / "instances_train2017.json"
+    file.write_text(json.dumps(values))
+    with pytest.raises(DataSetError, match="no images that can be used for training") as error:
+        open_coco()
+    assert "(unknown category: 1; no area: 1; image without a usable box: 5; " in str(error.value)
+
+
 def test_names_of_files_stay_in_the_folder(open_coco, coco_root):
     values = content()
     for image in values["images"]:

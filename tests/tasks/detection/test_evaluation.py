@@ -227,11 +227,25 @@ def test_data_sets_that_cannot_be_evaluated(batches, table):
             truth = super().ground_truth(index)
             return truth._replace(crowd=np.ones(len(truth.labels), bool))
 
-    task = evaluation(dataset=Crowds("eval", SIDE, COUNT))
-    state = run(task, batches, table)
+    crowds = Crowds("eval", SIDE, COUNT)
+    none = r"none of the 17 images .* has an object that counts"
+    with pytest.raises(DataSetError, match=none):
+        task.with_dataset(crowds)
+    state = run(dataclasses.replace(task, dataset=crowds), batches, table)
     assert not state.worst
-    with pytest.raises(DataSetError, match=r"none of the 17 images .* has an object that counts"):
+    with pytest.raises(DataSetError, match=none):
         task.compute(state)
+
+    class Boxes(FashionScenesDataset):
+        @property
+        def info(self):
+            facts = super().info
+            return dataclasses.replace(facts, metadata={**facts.metadata, "has_masks": False})
+
+    boxes = Boxes("eval", SIDE, COUNT)
+    with pytest.raises(DataSetError, match=r"has boxes alone, .*config\.task\.masks=False"):
+        task.with_dataset(boxes)
+    assert evaluation(masks=False).with_dataset(boxes).dataset is boxes
 
 
 def test_a_bundle_hands_over_the_data_set():

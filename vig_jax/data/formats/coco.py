@@ -149,11 +149,11 @@ class CocoDataset:
         }
         return DatasetInfo(printable(str(self._file)), digest.hexdigest(), metadata)
 
-    def faults(self, most_boxes: int) -> dict[str, list[str]]:
+    def faults(self, most_boxes: int | None = None) -> dict[str, list[str]]:
         """Lists what is wrong with the annotations and the images of the file.
 
         Args:
-            most_boxes: of a training image; see `config.task.max_boxes`.
+            most_boxes: of a training image; see `config.task.max_boxes`. None: any number.
 
         Returns:
             For each problem the annotations that have it, such as "image 9, annotation 1038".
@@ -177,7 +177,7 @@ class CocoDataset:
         for text, images in (
             ("image without a usable box", counts == 0),
             (f"image shorter than {_SHORTEST} pixels", short),
-            (f"image with more than {most_boxes} usable boxes", counts > most_boxes),
+            (f"image with more than {most_boxes} usable boxes", counts > (most_boxes or np.inf)),
         ):
             found[text] = [f"image {i}" for i in index["image_ids"][chosen & images]]
         if orphans := int(index["orphans"][0]):
@@ -205,9 +205,10 @@ class CocoDataset:
             DataSetError: there are no images, or none of the files exists.
         """
         if not len(self):
+            found = "; ".join(f"{text}: {len(names):,}" for text, names in self.faults().items())
             raise DataSetError(
-                f"{printable(str(self._file))} has no images that can be used for training: "
-                "`vig data inspect` says why"
+                f"{printable(str(self._file))} has no images that can be used for training "
+                f"({found or 'no image'}): correct the annotations"
             )
         places = np.unique(np.linspace(0, len(self) - 1, _CHECKED_FILES).astype(int)).tolist()
         names = [self._index.name(self._position(index)) for index in places]

@@ -86,14 +86,26 @@ class DetectionEvaluation:
         """Returns the evaluation of a data set, with its numbers of categories.
 
         Raises:
-            DataSetError: the data set has no boxes.
+            DataSetError: the data set has no boxes, or no object that counts, or boxes alone and
+                masks are to be compared.
         """
         if not isinstance(dataset, DetectionDataset):
             raise DataSetError(
                 f"{dataset.info.name} has no boxes of objects to evaluate with: name a data set "
                 "for detection with config.data.source"
             )
-        ids = tuple(dataset.info.metadata.get("category_ids", self.category_ids))
+        metadata = dataset.info.metadata
+        if all(dataset.ground_truth(index).crowd.all() for index in range(len(dataset))):
+            raise DataSetError(
+                f"none of the {len(dataset)} images of {dataset.info.name} has an object that "
+                "counts: annotate objects that are no crowds"
+            )
+        if self.settings.masks and not metadata.get("has_masks", True):
+            raise DataSetError(
+                f"{dataset.info.name} has boxes alone, and masks are to be compared: set "
+                "config.task.masks=False, or annotate masks"
+            )
+        ids = tuple(metadata.get("category_ids", self.category_ids))
         return dataclasses.replace(self, dataset=dataset, category_ids=ids)
 
     @property
