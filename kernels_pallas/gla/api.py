@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from kernels_pallas.core.checks import checked_array
 from kernels_pallas.core.dispatch import dispatch, implementations
 from kernels_pallas.gla import pallas_triton, reference, xla_chunked
+from kernels_pallas.gla.exchange import Exchange, checked_exchange
 from kernels_pallas.gla.spec import GlaSpec
 
 _TABLE = implementations(
@@ -125,6 +126,7 @@ def bidirectional_gla(
     *,
     scale: float | None = None,
     min_log_decay: float | None = None,
+    exchange: Exchange | None = None,
     implementation: str | Sequence[str] | None = None,
     config: Any = None,
 ) -> Float[Array, "B T H V"]:
@@ -141,6 +143,9 @@ def bidirectional_gla(
         log_decay_bwd: Log-decays of the scan from last to first token, type of log_decay_fwd.
         scale: As in `gla`.
         min_log_decay: As in `gla`, for both directions.
+        exchange: Passes states between devices that hold consecutive parts of the tokens, such as
+            the shards of `jax.shard_map`; see `kernels_pallas.gla.exchange.Exchange`. The result
+            is this part of that for all tokens. None: the tokens are the whole sequence.
         implementation: As in `gla`.
         config: As in `gla`.
 
@@ -159,7 +164,15 @@ def bidirectional_gla(
     log_decays = {"log_decay_fwd": log_decay_fwd, "log_decay_bwd": log_decay_bwd}
     least = _least(min_log_decay)
     _check_shapes(q, k, v, log_decays, least)
-    spec = _spec(q, v, log_decay_fwd, scale, bidirectional=True, min_log_decay=least)
+    spec = _spec(
+        q,
+        v,
+        log_decay_fwd,
+        scale,
+        bidirectional=True,
+        min_log_decay=least,
+        exchange=checked_exchange(exchange),
+    )
     out, _ = dispatch(
         "bidirectional_gla",
         spec,
@@ -262,6 +275,7 @@ def _spec(
     has_initial_state: bool = False,
     return_final_state: bool = False,
     min_log_decay: float | None = None,
+    exchange: Exchange | None = None,
 ) -> GlaSpec:
     batch, tokens, heads, key_width = q.shape
     if scale is None:
@@ -282,4 +296,5 @@ def _spec(
         has_initial_state=has_initial_state,
         return_final_state=return_final_state,
         min_log_decay=min_log_decay,
+        exchange=exchange,
     )

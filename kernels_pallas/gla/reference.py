@@ -6,12 +6,14 @@ AAAI 2025.
 """
 
 import functools
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kernels_pallas.core.device import Device
+from kernels_pallas.gla.exchange import arriving_states
 from kernels_pallas.gla.spec import GlaSpec
 
 PLATFORMS = None
@@ -32,10 +34,15 @@ def run(
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"] | None]:
     """Computes the output and the final state; see `kernels_pallas.gla.api`."""
     directions = (False, True) if spec.bidirectional else (spec.reverse,)
-    results = [
-        _scan(spec, q, k, v, log_decay, initial_state, reverse)
+    scans = [
+        functools.partial(_scan, spec, q, k, v, log_decay, reverse=reverse)
         for log_decay, reverse in zip(log_decays, directions, strict=True)
     ]
+    initial_states: Iterable[Array | None] = [initial_state] * len(scans)
+    if spec.exchange is not None:
+        own = [scan(None)[1] for scan in scans]
+        initial_states = arriving_states(spec.exchange, own, log_decays, directions)
+    results = [scan(state) for scan, state in zip(scans, initial_states, strict=True)]
     out = functools.reduce(jnp.add, [out for out, _ in results])
     return out.astype(spec.dtype), results[0][1] if spec.return_final_state else None
 

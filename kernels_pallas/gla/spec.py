@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kernels_pallas.gla.exchange import Exchange
+
 MAX_GATE_NORMALIZER = 256.0
 """Largest gate normalizer: a gate that is closed stays closed after the division by it."""
 
@@ -32,6 +34,8 @@ class GlaSpec:
         min_log_decay: A promise that no log-decay is lower, or None.
         gate_normalizer: If given, the log-decays are log_sigmoid(x) / gate_normalizer of gates x.
             The public operators take log-decays, so it is None for them.
+        exchange: The tokens are a part of a sequence, and both scans start from the states that
+            this function receives from other parts. None: they are the whole sequence.
     """
 
     batch: int
@@ -48,6 +52,7 @@ class GlaSpec:
     return_final_state: bool = False
     min_log_decay: float | None = None
     gate_normalizer: float | None = None
+    exchange: Exchange | None = None
 
     @property
     def tuning_key(self) -> tuple[Hashable, ...]:

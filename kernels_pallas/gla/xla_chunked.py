@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from kernels_pallas.core.device import Device
 from kernels_pallas.core.integers import cdiv, next_power_of_two
+from kernels_pallas.gla.exchange import arriving_states
 from kernels_pallas.gla.spec import GlaSpec
 
 # Tokens per chunk, a power of two. More tokens mean fewer states but wider score matrices.
@@ -52,7 +53,14 @@ def run(
     """Computes the output and the final state; see `kernels_pallas.gla.api`."""
     directions = (False, True) if spec.bidirectional else (spec.reverse,)
     by_direction = dict(zip(directions, log_decays, strict=True))
-    out, states = _scan(spec, q, k, v, by_direction, initial_state)
+    initial_states = None
+    if initial_state is not None:
+        initial_states = dict.fromkeys(directions, initial_state)
+    if spec.exchange is not None:
+        own = [_own_state(spec, k, v, x, reverse) for reverse, x in by_direction.items()]
+        arriving = arriving_states(spec.exchange, own, log_decays, directions)
+        initial_states = dict(zip(directions, arriving, strict=True))
+    out, states = _scan(spec, q, k, v, by_direction, initial_states)
     return out, states[0] if spec.return_final_state else None
 
 
@@ -62,12 +70,12 @@ def _scan(
     k: Array,
     v: Array,
     log_decays: Mapping[bool, Array],
-    state: Array | None,
+    states: Mapping[bool, Array] | None,
 ) -> tuple[Array, list[Array]]:
     """Returns the sum over the directions, and the final state of each.
 
-    The keys of `log_decays` are True for the reversed direction. The backward pass keeps only the
-    inputs, and recomputes each group of rows.
+    The keys of `log_decays` and of initial `states` are True for the reversed direction. The
+    backward pass keeps only the inputs, and recomputes each group of rows.
     """
     rows = spec.batch * spec.heads
     chunk = min(_CHUNK, next_power_of_two(spec.tokens))
@@ -83,36 +91,58 @@ def _scan(
         return x.reshape(groups, rows // groups, chunks, chunk, x.shape[-1]).swapaxes(1, 2)
 
     shape = (groups, rows // groups, spec.key_width, spec.value_width)
-    if state is None:
-        state = jnp.zeros(shape, spec.state_dtype)
-    xs = (state.reshape(shape), split(q), split(k), split(v), jax.tree.map(split, log_decays))
-    out, states = jax.lax.map(_remat(lambda xs: _group(spec, *xs)), xs)
+    if states is None:
+        states = dict.fromkeys(log_decays, jnp.zeros(shape, spec.state_dtype))
+    initial = {reverse: x.reshape(shape) for reverse, x in states.items()}
+    xs = (initial, split(q), split(k), split(v), jax.tree.map(split, log_decays))
+    out, finals = jax.lax.map(_remat(lambda xs: _group(spec, *xs)), xs)
     out = out.swapaxes(1, 2).reshape(spec.batch, spec.heads, chunks, chunk, spec.value_width)
     out = out.transpose(0, 2, 3, 1, 4)  # [B, N, C, H, V]
     out = out.reshape(spec.batch, padded, spec.heads, spec.value_width)[:, : spec.tokens]
     final = (spec.batch, spec.heads, spec.key_width, spec.value_width)
-    return out.astype(spec.dtype), [x.reshape(final) for x in states]
+    return out.astype(spec.dtype), [x.reshape(final) for x in finals]
 
 
 # Inside of a scan XLA cannot merge the recomputation with the forward pass, so nothing prevents it.
 _remat = functools.partial(jax.checkpoint, prevent_cse=False)
 
 
+@functools.partial(jax.checkpoint, static_argnums=(0, 4))
+def _own_state(spec: GlaSpec, k: Array, v: Array, log_decay: Array, reverse: bool) -> Array:
+    """Returns the state [B, H, K, V] that the tokens make of a state of zeros.
+
+    A token's key gets the decays of the tokens scanned after it, a sum of terms of one sign.
+    """
+    k, v, log_decay = (x.astype(spec.state_dtype) for x in (k, v, log_decay))
+    log_decay = jnp.maximum(log_decay, _SHUT)
+    if reverse:
+        others = jnp.pad(log_decay[:, :-1], ((0, 0), (1, 0), (0, 0), (0, 0)))
+    else:
+        others = jnp.pad(log_decay[:, 1:], ((0, 0), (0, 1), (0, 0), (0, 0)))
+    k = k * jnp.exp(jax.lax.cumsum(others, axis=1, reverse=not reverse))
+    return jnp.einsum("bthk,bthv->bhkv", k, v, precision=spec.dot_precision)
+
+
 def _group(
-    spec: GlaSpec, state: Array, q: Array, k: Array, v: Array, log_decays: Mapping[bool, Array]
+    spec: GlaSpec,
+    states: Mapping[bool, Array],
+    q: Array,
+    k: Array,
+    v: Array,
+    log_decays: Mapping[bool, Array],
 ) -> tuple[Array, list[Array]]:
     """Computes a group of X rows in N chunks: the output [N, X, C, V] and final states.
 
     Args:
         spec: The call.
-        state: Initial states [X, K, V].
+        states: Initial states [X, K, V]; the key is True for the reversed direction.
         q: [N, X, C, K].
         k: [N, X, C, K].
         v: [N, X, C, V].
         log_decays: [N, X, C, K]; the key is True for the reversed direction.
     """
     wide = functools.partial(jax.tree.map, lambda x: x.astype(spec.state_dtype))
-    state, q, k, v, log_decays = wide((state, q, k, v, log_decays))
+    states, q, k, v, log_decays = wide((states, q, k, v, log_decays))
     dot = functools.partial(jnp.einsum, precision=spec.dot_precision)
 
     def scores(way, q, k, log_decays):
@@ -134,14 +164,14 @@ def _group(
         decay, update = chunk
         return decay[..., None] * state + update, state
 
-    out, states = dot("nxij,nxjv->nxiv", within, v), []
+    out, finals = dot("nxij,nxjv->nxiv", within, v), []
     for reverse, (q_in, k_out, decay) in parts.items():
         updates = (decay, dot("nxck,nxcv->nxkv", k_out, v))
         unroll = min(_UNROLL, decay.shape[0])
-        final, before = jax.lax.scan(step, state, updates, reverse=reverse, unroll=unroll)
+        final, before = jax.lax.scan(step, states[reverse], updates, reverse=reverse, unroll=unroll)
         out += dot("nxck,nxkv->nxcv", q_in, before)
-        states.append(final)
-    return out, states
+        finals.append(final)
+    return out, finals
 
 
 def _factored(

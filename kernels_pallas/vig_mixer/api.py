@@ -1,5 +1,6 @@
 """The public operator: its definition, its argument checks and its implementations."""
 
+import dataclasses
 import numbers
 from collections.abc import Sequence
 from typing import Any
@@ -9,6 +10,7 @@ from jaxtyping import Array, Float
 
 from kernels_pallas.core.checks import checked_array
 from kernels_pallas.core.dispatch import dispatch, implementations
+from kernels_pallas.gla.exchange import Exchange, checked_exchange
 from kernels_pallas.gla.spec import MAX_GATE_NORMALIZER
 from kernels_pallas.vig_mixer import pallas_triton, reference, xla_chunked
 from kernels_pallas.vig_mixer.spec import MixerInputs, MixerSpec
@@ -36,6 +38,7 @@ def vig_mixer(
     gate_normalizer: float = 16.0,
     epsilon: float = 1e-6,
     activation: str | None = None,
+    exchange: Exchange | None = None,
     implementation: str | Sequence[str] | None = None,
     config: Any = None,
 ) -> Float[Array, "B T O"]:
@@ -69,6 +72,7 @@ def vig_mixer(
         gate_normalizer: Divides the log-sigmoid; above 0 and at most 256.
         epsilon: Added to the mean square in both norms.
         activation: "silu" to use z * sigmoid(z) in place of z, or None.
+        exchange: As in `kernels_pallas.bidirectional_gla`, for parts of the tokens.
         implementation: None for the best one on the platform that the program is lowered for, a
             name in `kernels_pallas.vig_mixer.IMPLEMENTATIONS`, or several names to try in order.
         config: A config of the implementation, such as `kernels_pallas.autotune` returns; None for
@@ -97,6 +101,7 @@ def vig_mixer(
         out_kernel=checked_array("out_kernel", out_kernel),
     )
     spec = _spec(inputs, heads, scale, gate_normalizer, epsilon, activation)
+    spec = dataclasses.replace(spec, exchange=checked_exchange(exchange))
     return dispatch(
         "vig_mixer",
         spec,

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Array, Float
 
+from kernels_pallas.gla.exchange import Exchange
 from kernels_pallas.gla.spec import GlaSpec
 
 
@@ -39,6 +40,7 @@ class MixerSpec:
         gate_normalizer: Log-decays are log_sigmoid(logit) / gate_normalizer.
         epsilon: Added to the mean square in both norms.
         activation: Activation of the blend, "silu" or None.
+        exchange: The tokens are a part of a sequence: see `GlaSpec`.
     """
 
     batch: int
@@ -52,6 +54,7 @@ class MixerSpec:
     gate_normalizer: float
     epsilon: float
     activation: str | None
+    exchange: Exchange | None = None
 
     @property
     def tuning_key(self) -> tuple[Hashable, ...]:
@@ -92,4 +95,5 @@ class MixerSpec:
             scale=self.scale,
             bidirectional=True,
             gate_normalizer=self.gate_normalizer,
+            exchange=self.exchange,
         )

@@ -68,7 +68,7 @@ def backward(
         return Gradients(grad_q, grad_k, grad_v, ref["log_decay_gradients"][direction.number])
 
     results = launch_scans(
-        functools.partial(_make_scan, gradients=gradients, starts_empty=not spec.has_initial_state),
+        functools.partial(_make_scan, gradients=gradients, starts_empty=_starts_empty(spec)),
         name="gla_backward",
         problem=problem,
         config=config,
@@ -140,7 +140,7 @@ def backward_in_place(
         return Gradients(q, k, v, Columns(ref["logits"], gates[direction.number].column))
 
     results = launch_scans(
-        functools.partial(_make_scan, gradients=gradients, starts_empty=True),
+        functools.partial(_make_scan, gradients=gradients, starts_empty=_starts_empty(spec)),
         name="gla_backward",
         problem=problem,
         config=config,
@@ -153,6 +153,11 @@ def backward_in_place(
         start_from={"array": into},
     )
     return results["array"], results["logits"]
+
+
+def _starts_empty(spec: GlaSpec) -> bool:
+    """Returns whether the scan starts from a state of zeros, as far as is known when tracing."""
+    return not spec.has_initial_state and spec.exchange is None
 
 
 def _inputs(

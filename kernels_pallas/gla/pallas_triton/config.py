@@ -97,10 +97,12 @@ def _plain_heuristic(spec: GlaSpec) -> Config:
     num_warps = default_warps(spec)
     # Programs process their tokens one after the other, and a GPU with about 100 multiprocessors
     # needs some 400 programs. Segments cost a separate pass over k and v, which does not pay from
-    # 128 programs on. Below 512 tokens per segment their borders cost more than the walk.
+    # 128 programs on. Below 512 tokens per segment their borders cost more than the walk. An
+    # exchange of states needs that pass anyway, so its segments may be shorter.
     rows = spec.batch * spec.heads
     segments = 1
-    while rows < 128 and rows * segments < 384 and spec.tokens >= 1024 * segments:
+    least = 1024 if spec.exchange is None else 512
+    while rows < 128 and rows * segments < 384 and spec.tokens >= least * segments:
         segments *= 2
     # If these are still too few, split directions double them, for one more pass to add outputs.
     split_directions = rows * segments < 384

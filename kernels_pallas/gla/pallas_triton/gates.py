@@ -65,7 +65,8 @@ def read_log_decays(chunk: Chunk, operand: Operand, weights: GateWeights | None)
     """Reads the log-decays of a chunk, or computes them from gates and their `weights`.
 
     Rows outside of the array have no decay, or the decay that the gates' bias makes. It does not
-    matter: keys and values are zero there, and no token's state is read.
+    matter: keys and values are zero there, and no token's state is read, unless the state passes
+    the end of the array to other parts of the sequence.
     """
     if weights is None:
         values = chunk.read(operand, "K")
@@ -83,6 +84,8 @@ def read_log_decays(chunk: Chunk, operand: Operand, weights: GateWeights | None)
     gates = dot(program.problem, x, weights.kernel) * LOG2_E + weights.bias
     small = triton.exp2(-jnp.abs(gates))
     values = jnp.minimum(gates, 0.0) - triton.log2(1.0 + small)
+    if program.problem.continues and chunk.inside is not None:
+        values = jnp.where(chunk.inside, values, 0.0)
     return LogDecays(jnp.maximum(values, LOWEST_LOG2_SIGMOID), 1 / normalizer)
 
 

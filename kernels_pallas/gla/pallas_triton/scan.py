@@ -1,6 +1,7 @@
 """The scans on a GPU, forward and backward: the interface to the kernels for other operators.
 
-Segments are handled here: their first states are computed before the main kernel runs.
+Segments, and parts of a sequence on several devices, are handled here: their first states are
+computed before the main kernel runs.
 """
 
 from typing import NamedTuple
@@ -65,7 +66,7 @@ def forward(
     initial = final = None
     if initial_state is not None:
         initial = pad_state(Problem.from_spec(spec, config), initial_state)
-    if config.segments > 1:
+    if config.segments > 1 or spec.exchange is not None:
         initial, final = border_states(
             spec,
             config,
@@ -116,7 +117,7 @@ def backward(
     final = start = None
     if grad_final_state is not None:
         final = pad_state(Problem.from_spec(spec, config), grad_final_state)
-    if config.segments > 1:
+    if config.segments > 1 or spec.exchange is not None:
         final, start = _border_gradients(spec, config, inputs, grad_out, final)
     grads, initial = backward_kernel.backward(
         spec,
@@ -157,7 +158,7 @@ def backward_in_place(
         `into` with these columns written, and the gradient [B, T, F] of the gates.
     """
     final = None
-    if config.segments > 1:
+    if config.segments > 1 or spec.exchange is not None:
         final, _ = _border_gradients(spec, config, inputs, grad_out, None)
     return backward_kernel.backward_in_place(
         spec, config, directions(spec), inputs, grad_out, chunk_states, final, into

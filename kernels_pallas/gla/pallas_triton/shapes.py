@@ -39,6 +39,7 @@ class Problem:
         gate_normalizer: If given, the log-decays are log_sigmoid(x) / gate_normalizer of gates x.
         strong_decays: A chunk may decay by more than the factored scores allow.
         exact_dtype: The inputs are float32, so nothing may be rounded to fewer bits.
+        continues: The tokens are a part of a sequence, so states pass its ends in both directions.
     """
 
     batch: int
@@ -54,6 +55,7 @@ class Problem:
     gate_normalizer: float | None
     strong_decays: bool
     exact_dtype: bool
+    continues: bool = False
 
     @classmethod
     def from_spec(cls, spec: GlaSpec, config: KernelConfig) -> "Problem":
@@ -74,6 +76,7 @@ class Problem:
             gate_normalizer=spec.gate_normalizer,
             strong_decays=promised < _lowest_total(exact_dtype),
             exact_dtype=exact_dtype,
+            continues=spec.exchange is not None,
         )
 
     @property

@@ -50,6 +50,9 @@ def border_states(
 ) -> tuple[jax.Array, jax.Array]:
     """Computes states at the borders of segments, or their gradients.
 
+    If the tokens are a part of a sequence, the first state, or the first gradient, comes from other
+    parts: `spec.exchange` moves states with the scan, and gradients against it.
+
     Args:
         spec: The call.
         config: Tiling of the kernel.
@@ -84,16 +87,63 @@ def border_states(
     )
     states = results["states"].reshape(len(directions), rows, segments, keys, values)
     decays = results["decays"].reshape(len(directions), rows, segments, keys, 1)
+    backwards = tuple(reverse != gradient for reverse in directions)
+    if spec.exchange is not None:
+        given = _arriving(spec, problem, backwards, states, decays)
     starts, ends = [], []
-    for number, reverse in enumerate(directions):
+    for number in range(len(directions)):
         state = jnp.zeros((rows, keys, values), jnp.float32) if given is None else given[number]
-        begun = [state] * segments
-        for segment in range(segments)[:: -1 if reverse != gradient else 1]:
-            begun[segment] = state
-            state = state * decays[number, :, segment] + states[number, :, segment]
+        begun, end = _pass_on(states[number], decays[number], state, backwards[number])
         starts.append(jnp.stack(begun, axis=1).reshape(rows * segments, keys, values))
-        ends.append(state)
+        ends.append(end)
     return jnp.stack(starts), jnp.stack(ends)
+
+
+def _pass_on(
+    states: jax.Array, decays: jax.Array, state: jax.Array, backwards: bool
+) -> tuple[list[jax.Array], jax.Array]:
+    """Returns the state at the start of each segment, and that at the end of the last.
+
+    Args:
+        states: What each segment makes of zeros [rows, segments, K, V].
+        decays: Decay of each segment [rows, segments, K, 1].
+        state: At the start of the first segment [rows, K, V].
+        backwards: The movement is from the last segment to the first.
+    """
+    segments = states.shape[1]
+    begun = [state] * segments
+    for segment in range(segments)[:: -1 if backwards else 1]:
+        begun[segment] = state
+        state = state * decays[:, segment] + states[:, segment]
+    return begun, state
+
+
+def _arriving(
+    spec: GlaSpec,
+    problem: Problem,
+    backwards: tuple[bool, ...],
+    states: jax.Array,
+    decays: jax.Array,
+) -> jax.Array:
+    """Returns what arrives from other parts of the sequence [directions, B * H, K, V].
+
+    Args:
+        spec: The call, with an exchange.
+        problem: The launch.
+        backwards: For each direction, True if it moves from the last token to the first.
+        states: What each segment makes of zeros [directions, B * H, segments, K, V].
+        decays: Decay of each segment [directions, B * H, segments, K, 1].
+    """
+    assert spec.exchange is not None
+    zeros = jnp.zeros_like(states[0, :, 0])
+    own = [
+        unpad_state(spec, _pass_on(states[number], decays[number], zeros, back)[1])
+        for number, back in enumerate(backwards)
+    ]
+    whole = jnp.prod(decays, axis=2)[:, :, : spec.key_width, 0]
+    whole = whole.reshape(len(backwards), spec.batch, spec.heads, spec.key_width)
+    arriving = spec.exchange(jnp.stack(own), whole, backwards)
+    return jnp.concatenate([pad_state(problem, state) for state in arriving])
 
 
 def _states_kernel(
