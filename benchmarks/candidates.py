@@ -4,10 +4,12 @@ import dataclasses
 import importlib
 from collections.abc import Callable, Mapping
 from types import ModuleType
+from typing import Any
 
 import jax
 
 from kernels_pallas.core.timing import candidate
+from vig_jax.bench.latency import HostCall
 from vig_jax.bench.programs import (
     agreement,
     benchmark_config,
@@ -35,6 +37,7 @@ class Candidate:
         memory_bytes: memory while it runs, including parameters and one batch of pixels.
         flops: operations for one image.
         run: see `kernels_pallas.core.timing.Candidate`.
+        host: the steps of one call with pixels and results on the host; None in training.
     """
 
     name: str
@@ -43,6 +46,7 @@ class Candidate:
     memory_bytes: int
     flops: int
     run: Callable[[int], None]
+    host: HostCall | None = None
 
 
 class WrongResultError(RuntimeError):
@@ -56,8 +60,17 @@ def ours(
     batch_size: int,
     train: bool,
     task: str = "classification",
+    check: bool = True,
 ) -> Candidate:
     """Prepares our model in bfloat16: inference as in `vig benchmark`, or the step of `train.py`.
+
+    Args:
+        name: of the model.
+        image_size: side in pixels, or height and width.
+        batch_size: images per call.
+        train: prepare a training step.
+        task: see `vig_jax.bench.programs.benchmark_config`.
+        check: compare the results with those of float32.
 
     Raises:
         WrongResultError: the logits, or the loss or gradient norm of the first step, are not finite
@@ -70,10 +83,11 @@ def ours(
     call = program.calls()
     # A dense model in float32 at full size would compile for minutes, only for this check.
     dense = task != "classification"
-    if train:
+    errors: Mapping[str, Any] = {}
+    if check and train:
         _, (metrics,) = call()
         errors = {"loss": 0 * metrics["loss"]} if dense else _step_errors(config, metrics)
-    else:
+    elif check:
         checked = config
         if dense:
             checked = benchmark_config(name, image_size=_CHECKED_SIDE, batch_size=2, task=task)
@@ -93,6 +107,7 @@ def ours(
         memory_bytes=program.bytes,
         flops=flops_per_image(config, train=train),
         run=candidate(call),
+        host=program.host_call(),
     )
 
 

@@ -9,17 +9,20 @@ from typing import Any
 
 import timm
 import torch
+from timm.utils.model import reparameterize_model
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.candidates import Candidate
+from vig_jax.bench.latency import HostCall
 from vig_jax.bench.programs import DROP_PATH, INPUTS, TRAIN_MACS
 from vig_jax.errors import ConfigError
 from vig_jax.layers.pixels import IMAGENET_MEAN, IMAGENET_STD
 
 ATTENTION = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
 DEVICE = "cuda"
+_TOKEN_MODELS = ("deit", "vit_", "swin_", "hiera_", "levit_")  # rows of tokens, of a given size
 _EMA_WEIGHT = 1e-4  # weight of the new parameters in the EMA
 
 
@@ -61,8 +64,11 @@ def candidates(
     train: bool,
     compile_mode: str | None,
     attention: str,
+    eager: bool = True,
 ) -> Iterator[Candidate | str]:
     """Yields each variant of a model, with shared parameters, or why it is not measured.
+
+    For inference, timm merges branches and norms into convolutions where a model can do that.
 
     Args:
         name: timm's name of the model.
@@ -71,24 +77,24 @@ def candidates(
         train: time forward, backward, AdamW and EMA instead of logits.
         compile_mode: mode of `torch.compile`; None: eager only.
         attention: a key of `ATTENTION`, for models whose attention has no bias.
+        eager: also yield the eager variant.
     """
-    if name.startswith("swin_") and image_size != 224:
-        yield f"{name}: only at 224 pixels"
-        return
-    channels_last = name.startswith("convnext")
+    tokens = name.startswith(_TOKEN_MODELS)
     try:
-        images = random_images(batch_size, image_size, image_size, channels_last=channels_last)
+        images = random_images(batch_size, image_size, image_size, channels_last=not tokens)
         before = torch.cuda.memory_allocated()
-        model = _model(name, image_size, channels_last=channels_last)
+        model = _model(name, image_size if tokens else None, train=train)
         flops = count_flops(model, image_size, image_size) * (TRAIN_MACS if train else 1)
         start, forward = _training(model, batch_size) if train else _inference(model)
-    except RuntimeError as error:  # out of memory
+    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+        # Out of memory, or the model does not take this size or (in training) drop path.
         yield f"{name}: not measured: {first_line(error)}"
         return
     yield from variants(
         Prepared(name, model, images, start, forward, flops, before),
         compile_modes=[compile_mode] if compile_mode else [],
         fused=_attention(name, attention),
+        eager=eager,
     )
 
 
@@ -125,6 +131,7 @@ def variants(
     *,
     compile_modes: Sequence[str],
     fused: Fused = contextlib.nullcontext,
+    eager: bool = True,
 ) -> Iterator[Candidate | str]:
     """Yields a model in eager mode and in each mode of `torch.compile`, or why it is not measured.
 
@@ -132,10 +139,11 @@ def variants(
         prepared: the model.
         compile_modes: modes of `torch.compile`.
         fused: makes a context in which the model runs.
+        eager: yield the eager variant, too.
     """
     torch.backends.cudnn.benchmark = True
     name, images, forward = prepared.name, prepared.images, prepared.forward
-    forwards = {"eager": forward}
+    forwards = {"eager": forward} if eager else {}
     for mode in compile_modes:
         forwards[f"compiled ({mode})"] = torch.compile(forward, mode=mode, dynamic=False)
     for variant, one in forwards.items():
@@ -159,10 +167,11 @@ def variants(
             memory_bytes=peak + images[0].nbytes,
             flops=prepared.flops,
             run=run,
+            host=_host_call(prepared.start, one, images[0], fused),
         )
 
 
-def first_line(error: RuntimeError) -> str:
+def first_line(error: Exception) -> str:
     """Returns the first line of a message."""
     return str(error).strip().partition("\n")[0]
 
@@ -182,12 +191,23 @@ def random_images(
     ]
 
 
-def _model(name: str, side: int, *, channels_last: bool) -> torch.nn.Module:
-    # Convolutional models take images of any size and have no `img_size`.
-    sizes = {} if channels_last else {"img_size": side}
+def _model(name: str, side: int | None, *, train: bool) -> torch.nn.Module:
+    """Makes a timm model with random weights on the device.
+
+    Args:
+        name: timm's name.
+        side: of the images, for models that are made for one size; None for convolutional models,
+            which are in channels-last layout.
+        train: with drop path; otherwise merged for inference.
+    """
+    options: dict[str, Any] = {"drop_path_rate": DROP_PATH} if train else {}
+    if side is not None:
+        options["img_size"] = side
     torch.manual_seed(0)
-    model = timm.create_model(name, num_classes=1000, drop_path_rate=DROP_PATH, **sizes)
-    layout = torch.channels_last if channels_last else torch.preserve_format
+    model = timm.create_model(name, num_classes=1000, **options)
+    if not train:
+        model = reparameterize_model(model.eval())
+    layout = torch.preserve_format if side else torch.channels_last
     return model.to(DEVICE, memory_format=layout)
 
 
@@ -282,3 +302,24 @@ def _runner(
         torch.cuda.synchronize()
 
     return run
+
+
+def _host_call(start: Start, forward: Any, pixels: torch.Tensor, fused: Fused) -> HostCall | None:
+    """Returns the steps of one call of inference; the pixels are in pinned memory of the host."""
+    if start is not start_inference:
+        return None
+    on_host = pixels.cpu().pin_memory()
+    channels_last = pixels.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+
+    def call(images: torch.Tensor) -> torch.Tensor:
+        with fused():
+            torch.compiler.cudagraph_mark_step_begin()
+            return start(forward, images)
+
+    return HostCall(
+        put=lambda: on_host.to(DEVICE, non_blocking=True, memory_format=layout),
+        start=call,
+        wait=lambda _: torch.cuda.synchronize(),
+        fetch=lambda results: results.cpu(),
+    )

@@ -71,6 +71,22 @@ def measure_latency(
     return Latency(*(1e3 * statistics.median(samples) for samples in (queued, *steps)))
 
 
+def single_calls(
+    run: Candidate, host: HostCall | None, *, sample_seconds: float
+) -> dict[str, float | None]:
+    """Returns the columns of a table: the fields of `Latency` without `queued_ms`.
+
+    Args:
+        run: see `measure_latency`.
+        host: see `measure_latency`.
+        sample_seconds: see `measure_latency`; three samples.
+    """
+    found = measure_latency(run, host, repeats=3, sample_seconds=sample_seconds)
+    columns = dataclasses.asdict(found)
+    del columns["queued_ms"]
+    return columns
+
+
 def _steps(host: HostCall, *, repeats: int, seconds: float) -> list[list[float]]:
     """Returns the seconds of call, copy to the device, fetch, and all three, of single calls."""
     host.fetch(host.start(host.put()))
