@@ -240,6 +240,7 @@ def normalisation() -> Callable[[torch.Tensor], torch.Tensor]:
 
 def _inference(model: torch.nn.Module) -> tuple[Start, Any]:
     """Prepares inference, pixels to logits, all in bfloat16."""
+    model.train()  # drops the attention biases in float32 that counting operations has cached
     model.eval().to(torch.bfloat16)
     normalise = normalisation()
     return start_inference, lambda pixels: model(normalise(pixels))
