@@ -13,6 +13,7 @@ LAYERS = (
     "vig_jax.errors",
     "vig_jax.text",
     "vig_jax.files",
+    "vig_jax.folder_lock",
     "vig_jax.config",
     "vig_jax.figures",
     "vig_jax.sharding",

@@ -1,20 +1,17 @@
 """Files: written completely or not at all, and their digests."""
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import math
 import os
 import shutil
-import socket
 import stat
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from vig_jax.errors import ConfigError, FolderInUseError, UnreadableRecordError
+from vig_jax.errors import ConfigError, UnreadableRecordError
 from vig_jax.text import is_utf8, printable
 
 LARGEST_IMAGE_FILE = 2**29
@@ -136,36 +133,3 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_without_nan(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-@contextlib.contextmanager
-def folder_lock(folder: Path, option: str) -> Iterator[None]:
-    """Makes this process the only one of ours that writes into a folder.
-
-    The lock ends with the process, however it ends. The file `.lock` names the owner.
-
-    Args:
-        folder: an existing folder.
-        option: names another folder, for the message, e.g. "--workdir".
-
-    Raises:
-        FolderInUseError: names the process that owns the folder.
-    """
-    with (folder / ".lock").open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise FolderInUseError(
-                f"{folder} is in use by {file.read().strip() or 'another process'}: wait until it "
-                f"has ended, stop it, or choose another folder with {option}"
-            ) from None
-        except OSError:  # the file system has no locks
-            yield
-            return
-        file.truncate(0)
-        started = time.strftime("%Y-%m-%d %H:%M:%S")
-        file.write(f"process {os.getpid()} on {socket.gethostname()}, started {started}\n")
-        file.flush()
-        yield
-        file.truncate(0)

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from configs import common
+from configs import fashion_mnist
 from vig_jax.errors import NonFiniteLossError
 from vig_jax.train import launch
 
@@ -110,17 +110,6 @@ def test_mistakes_end_in_one_line(options, message, tmp_path, train):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("variable", ["SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"])
-def test_several_processes_without_distributed_are_refused(variable, monkeypatch, capsys):
-    monkeypatch.setenv(variable, "2")
-    monkeypatch.setattr(launch, "_DISTRIBUTED", SimpleNamespace(value=None))
-    with pytest.raises(SystemExit):
-        launch._check_launcher()
-    assert f"{variable}=2), but --distributed is not set" in capsys.readouterr().err
-    monkeypatch.setattr(launch, "_DISTRIBUTED", SimpleNamespace(value=False))
-    launch._check_launcher()  # --nodistributed
-
-
 def test_a_config_file_is_found_by_its_name(tmp_path, monkeypatch, capsys):
     page = tmp_path / "share" / "vig_jax" / "configs" / "vig_b.py"
     page.parent.mkdir(parents=True)
@@ -148,10 +137,11 @@ def test_a_config_of_the_repository_is_found_from_elsewhere(tmp_path, monkeypatc
 
 def refused_by(error, monkeypatch, workdir):
     """Has the run end with an error as soon as it begins."""
-    config = SimpleNamespace(value=common.get_config())
+    config = SimpleNamespace(value=fashion_mnist.get_config())
     monkeypatch.setattr(launch, "_CONFIG", config)
     monkeypatch.setattr(launch, "_WORKDIR", SimpleNamespace(value=str(workdir)))
-    monkeypatch.setattr(launch, "_DISTRIBUTED", SimpleNamespace(value=False))
+    for option in ("_DISTRIBUTED", "_COORDINATOR", "_NUM_PROCESSES", "_PROCESS_ID"):
+        monkeypatch.setattr(launch, option, SimpleNamespace(value=None))
     monkeypatch.setattr(launch.config_flags, "get_config_filename", lambda flag: "configs/x.py")
     monkeypatch.setattr(launch.flags, "FLAGS", {"config": None})
 
@@ -178,18 +168,6 @@ def test_a_disk_that_cannot_be_written_ends_in_one_line(error, full, monkeypatch
         launch._train(["train.py"])
     printed = capsys.readouterr().err
     assert (f"error: the disk of {tmp_path} is full" in printed) == full
-
-
-@pytest.mark.parametrize("count", [1, 2])
-def test_a_lost_process_ends_in_one_line(count, monkeypatch, capfd, tmp_path):
-    error = ValueError("UNKNOWN: Gloo AllGather failed: Connection closed by peer [127.0.0.1]:7871")
-    refused_by(error, monkeypatch, tmp_path)
-    monkeypatch.setattr("jax.process_count", lambda: count)
-    with pytest.raises(SystemExit if count == 2 else ValueError):
-        launch._train(["train.py"])
-    printed = capfd.readouterr().err
-    assert printed.count("error: another process of the run is gone") == count - 1
-    assert len(printed.splitlines()) == count - 1
 
 
 def test_notes_are_printed_but_not_those_about_tracebacks(monkeypatch, capsys, tmp_path):

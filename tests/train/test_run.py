@@ -181,7 +181,7 @@ def test_a_lost_worker_is_reported_with_advice(tiny, tmp_path, monkeypatch):
 
 def test_finished_run_is_left_alone(whole, tiny):
     before = numbers(whole)
-    results = run(tiny(), whole)
+    results = run(tiny(), whole).results
     assert numbers(whole) == before
     assert results["eval/top1"] == before[-1]["eval/top1"]
 
@@ -214,7 +214,7 @@ def test_stop_during_evaluation(whole, tiny, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "evaluate", interrupted)
-        assert run(tiny(), tmp_path) == {}
+        assert run(tiny(), tmp_path) == ({}, True)
     assert [d.name for d in (tmp_path / "checkpoints").iterdir()] == ["4"]
     run(tiny(), tmp_path)
     chex.assert_trees_all_equal(final(tmp_path), final(whole))

@@ -69,6 +69,12 @@ SUPERVISED = "import os, signal, sys, time; from vig_jax.train.supervise import 
         ),
         ("leave_lost(OSError('Socket\\nclosed'))", LOST_STATUS, {f"{LOST}Socket closed)"}),
         (
+            "os.write(2, b'F0101 00:00:00.0 1 a.cc:1] absl::Status: DEADLINE_EXCEEDED\\n\\n"
+            "RPC: /xla.coordination.CoordinationService/RegisterTask\\n'); os.abort()",
+            LOST_STATUS,
+            {"error: the processes of the run have not found each other: start all"},
+        ),
+        (
             "os.write(2, b'F0101 00:00:00.0 1 a.cc:1] absl::Status: Socket closed\\n@ 0x7\\n'); "
             "leave_lost(OSError('heartbeat timeout'))",
             LOST_STATUS,

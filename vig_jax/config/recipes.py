@@ -121,6 +121,7 @@ def imagenet(name: str = "vig_t") -> ConfigDict:
     config.train.keep_checkpoints = 2
     # Folder of compiled programs, so that the next start need not compile them; "": off.
     config.train.compilation_cache = "~/.cache/vig_jax"
+    config.train.lost_after_seconds = 120
 
     config.mesh = ConfigDict()  # the product of the axes is the number of devices
     config.mesh.data = 0  # the batch is split over it; 0: all devices that the other axes leave

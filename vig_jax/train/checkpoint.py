@@ -31,6 +31,7 @@ from jax.sharding import Mesh
 
 from vig_jax.config import RunConfig, to_dict
 from vig_jax.errors import CheckpointError, ConfigError, DamagedCheckpointError
+from vig_jax.folder_lock import FolderLock
 from vig_jax.sharding.mesh import replicated
 from vig_jax.train.state import TrainState
 from vig_jax.weights.orbax_store import DELETED, CheckpointFolder, is_complete
@@ -72,6 +73,7 @@ MUTABLE_KEYS = (
     "train.checkpoint_every_examples",
     "train.keep_checkpoints",
     "train.compilation_cache",
+    "train.lost_after_seconds",
     "mesh.data",
     "mesh.fsdp",
     "mesh.sequence",
@@ -129,7 +131,7 @@ class Restored(NamedTuple):
 class Checkpoints:
     """The checkpoints of one workdir. Use as a context manager: leaving waits for writes."""
 
-    def __init__(self, workdir: Path, *, keep: int) -> None:
+    def __init__(self, workdir: Path, *, keep: int, lock: FolderLock | None = None) -> None:
         """Opens or creates `workdir/checkpoints`.
 
         Incomplete checkpoints, which a killed process may leave, are removed.
@@ -137,6 +139,7 @@ class Checkpoints:
         Args:
             workdir: of the run.
             keep: number of newest checkpoints to keep.
+            lock: of the workdir; nothing is saved if another process has taken it over.
 
         Raises:
             ConfigError: `keep` is less than 1.
@@ -144,6 +147,7 @@ class Checkpoints:
         if keep < 1:
             raise ConfigError(f"config.train.keep_checkpoints is {keep}; it must be at least 1")
         self._directory = (workdir / CHECKPOINTS).absolute()
+        self._lock = lock
         if jax.process_index() == 0:
             _remove_incomplete(self._directory)
         self._folder = CheckpointFolder(
@@ -186,14 +190,20 @@ class Checkpoints:
             info: the run it belongs to.
             metrics: evaluation results at this step; empty if there are none.
             unlogged: metrics of updates since the last log step, see `DeviceMetrics`.
+
+        Raises:
+            FolderInUseError: another process has taken over the workdir.
         """
+        if self._lock is not None:
+            self._lock.check()
+        self._folder.wait()  # its thread moves checkpoints to the folder that is emptied here
+        self._empty_deleted()
         trees = _items(state)
         run = info.to_json(step, metrics) | {
             "unlogged": dict(unlogged or {}),
             "digests": {name: digests(tree) for name, tree in trees.items()},
         }
         self._folder.save(step, trees, run)
-        self._empty_deleted()
 
     def restore_newest(self, like: TrainState, info: RunInfo, mesh: Mesh) -> Restored | None:
         """Reads the newest checkpoint that is not damaged.

@@ -4,13 +4,15 @@ The config file is Python outside of the package, loaded by path. It and the `--
 options are checked before anything is computed, and a mistake ends in one line without a traceback.
 """
 
+import contextlib
+import functools
 import logging
 import os
 import re
 import sys
 import sysconfig
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -19,9 +21,9 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from vig_jax.config import parse
-from vig_jax.errors import REPORTED_ERRORS, is_full_disk, is_lost_process
+from vig_jax.errors import REPORTED_ERRORS, ConfigError, is_full_disk
 from vig_jax.text import did_you_mean, escape_output, is_utf8
-from vig_jax.train.supervise import leave_lost, supervise
+from vig_jax.train.processes import OPTIONS, find_member, joined
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -36,14 +38,15 @@ _WORKDIR = flags.DEFINE_string(
     "Folder for checkpoints and metrics, and of an interrupted run to resume. Default: runs/ and "
     "the name of the config file.",
 )
-_DISTRIBUTED = flags.DEFINE_bool(
-    "distributed",
-    None,
-    "Set on every host of a run on several. Slurm, Open MPI and cloud TPUs are recognised; "
-    "elsewhere set JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and JAX_PROCESS_ID.",
+_DISTRIBUTED = flags.DEFINE_bool("distributed", None, OPTIONS["distributed"])
+_COORDINATOR = flags.DEFINE_string("coordinator", None, OPTIONS["coordinator"])
+_NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, OPTIONS["num_processes"], lower_bound=1
 )
-# Variables with the number of processes that a launcher starts.
-_LAUNCHERS = {"SLURM_NTASKS": "Slurm", "OMPI_COMM_WORLD_SIZE": "Open MPI", "PMI_SIZE": "MPI"}
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, OPTIONS["process_id"], lower_bound=0)
+STOPPED_STATUS = 76
+"""The exit status of a run that a signal has ended early, after saving."""
+
 _USAGE = """Trains a model.
 
     train.py --config=configs/vig_b.py [--config.KEY=VALUE ...] [--workdir=DIR]
@@ -118,34 +121,37 @@ def _train(argv: Sequence[str]) -> None:
         _fail(f"--config=FILE is missing; known: {known or 'none'}")
     config_file = config_flags.get_config_filename(flags.FLAGS["config"])
     workdir = _expand(Path(_WORKDIR.value or Path("runs") / Path(config_file).stem))
-    _check_launcher()
-    if _DISTRIBUTED.value:
-        supervise()  # returns in a child process
-    import jax  # --help works without it
-
-    from vig_jax.train.loop import run
-
-    if _DISTRIBUTED.value:
-        count, index = (os.environ.get(f"JAX_{name}") for name in ("NUM_PROCESSES", "PROCESS_ID"))
-        jax.distributed.initialize(
-            num_processes=int(count) if count else None, process_id=int(index) if index else None
-        )
     try:
-        run(parse(values), workdir)
+        config = parse(values)
+        member = find_member(
+            distributed=_DISTRIBUTED.value,
+            coordinator=_COORDINATOR.value,
+            num_processes=_NUM_PROCESSES.value,
+            process_id=_PROCESS_ID.value,
+        )
+    except ConfigError as error:
+        _fail(str(error))
+    line_of = functools.partial(_message_of, workdir=workdir)
+    with joined(member, config.train.lost_after_seconds, line_of) if member else _alone(line_of):
+        from vig_jax.train.loop import run  # imports JAX; --help works without it
+
+        outcome = run(config, workdir)
+        sys.exit(STOPPED_STATUS if outcome.stopped else 0)
+
+
+@contextlib.contextmanager
+def _alone(line_of: Callable[[Exception], str | None]) -> Iterator[None]:
+    """Ends the process in one line if an error has one."""
+    try:
+        yield
     except Exception as error:
-        several = jax.process_count() > 1
-        if several and is_lost_process(error):
-            leave_lost(error)
-        message = _message_of(error, workdir)
-        if message is None and not several:
+        line = line_of(error)
+        if line is None:
             raise
-        print(message or traceback.format_exc(), file=sys.stderr, flush=True)
-        status = 2 if message else 1
-        # At once, where leaving in order would wait: JAX for the other processes, which wait for
-        # this one, and library threads for a disk that is full.
-        if several or not isinstance(error, REPORTED_ERRORS):
-            os._exit(status)
-        sys.exit(status)
+        print(line, file=sys.stderr, flush=True)
+        if not isinstance(error, REPORTED_ERRORS):
+            os._exit(2)  # leaving in order would wait for threads that wait for a full disk
+        sys.exit(2)
 
 
 def _message_of(error: Exception, workdir: Path) -> str | None:
@@ -219,20 +225,6 @@ def _expand(path: Path) -> Path:
         return path.expanduser()
     except RuntimeError:
         _fail(f"--workdir={path}: this user has no home folder; give the full path")
-
-
-def _check_launcher() -> None:
-    """Refuses to run whole trainings side by side in one workdir."""
-    if _DISTRIBUTED.value is not None:
-        return
-    for variable, launcher in _LAUNCHERS.items():
-        count = os.environ.get(variable, "")
-        if count.isdigit() and int(count) > 1:
-            _fail(
-                f"{launcher} starts {count} processes ({variable}={count}), but --distributed is "
-                "not set: each would train alone in the same workdir. Set --distributed, or "
-                "--nodistributed if this is the only process"
-            )
 
 
 def _fail(message: str) -> NoReturn:

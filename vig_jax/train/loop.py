@@ -17,6 +17,7 @@ import contextlib
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 
@@ -24,7 +25,8 @@ from vig_jax.config import RunConfig, to_dict
 from vig_jax.data import BadImages
 from vig_jax.errors import DataWorkerError, NonFiniteLossError
 from vig_jax.evaluation.evaluate import evaluate
-from vig_jax.files import check_utf8, folder_lock, write_json
+from vig_jax.files import check_utf8, write_json
+from vig_jax.folder_lock import FolderLock, folder_lock
 from vig_jax.sharding.mesh import prefetch_to_device
 from vig_jax.tasks.protocol import Batch, HostBatch
 from vig_jax.train.checkpoint import Checkpoints, Restored
@@ -43,7 +45,20 @@ from vig_jax.weights.initial import with_sizes_of_start
 from vig_jax.weights.run_folder import CHECKPOINTS, finished
 
 
-def run(config: RunConfig, workdir: Path) -> dict[str, float]:
+class Outcome(NamedTuple):
+    """The end of a run.
+
+    Attributes:
+        results: the newest evaluation's metrics, named as in metrics.jsonl; empty if there was
+            none.
+        stopped: whether a signal has ended the run early; everything is saved.
+    """
+
+    results: dict[str, float]
+    stopped: bool
+
+
+def run(config: RunConfig, workdir: Path) -> Outcome:
     """Trains to the end or to a stop signal, resuming from the workdir's newest checkpoint.
 
     Args:
@@ -51,9 +66,6 @@ def run(config: RunConfig, workdir: Path) -> dict[str, float]:
         workdir: created if absent. Gets config.json, metrics.jsonl, tensorboard/ and checkpoints/;
             first_batch.png when the run begins, the task's detailed results with every evaluation
             (for classification confusion.npz), and at the end the figures of `vig report`.
-
-    Returns:
-        The newest evaluation's metrics, named as in metrics.jsonl; empty if there was none.
 
     Raises:
         DataSetError: the data set is missing or malformed.
@@ -74,10 +86,10 @@ def run(config: RunConfig, workdir: Path) -> dict[str, float]:
         initial = experiment.initial_variables()
     workdir.mkdir(parents=True, exist_ok=True)
     with (
-        _lock(workdir),
+        _lock(workdir) as lock,
         jax.set_mesh(mesh),
         StopRequest() as stop,
-        Checkpoints(workdir, keep=config.train.keep_checkpoints) as checkpoints,
+        Checkpoints(workdir, keep=config.train.keep_checkpoints, lock=lock) as checkpoints,
     ):
         like = jax.eval_shape(experiment.new_state)
         begin = checkpoints.restore_newest(like, experiment.info, mesh)
@@ -96,12 +108,12 @@ def run(config: RunConfig, workdir: Path) -> dict[str, float]:
             log.say(_describe(experiment, begin, workdir))
             if initial:
                 log.say(initial[1])
-            step, results = _train(experiment, begin, workdir, checkpoints, log, stop)
+            step, outcome = _train(experiment, begin, workdir, checkpoints, log, stop)
             checkpoints.wait()
             if step == intervals.total and jax.process_index() == 0:
                 write_report(workdir)
-            log.say(_farewell(step, intervals.total, stop, results))
-    return results
+            log.say(_farewell(step, intervals.total, stop, outcome))
+    return outcome
 
 
 def _train(
@@ -111,7 +123,7 @@ def _train(
     checkpoints: Checkpoints,
     log: RunLog,
     stop: StopRequest,
-) -> tuple[int, dict[str, float]]:
+) -> tuple[int, Outcome]:
     """Updates until the end of the run or a stop signal.
 
     Args:
@@ -123,7 +135,7 @@ def _train(
         stop: watches for signals.
 
     Returns:
-        The number of updates done, and the newest evaluation's metrics.
+        The number of updates done, and how the run ended.
     """
     config, intervals = experiment.config, experiment.intervals
     start, state, results, unlogged = begin
@@ -134,7 +146,7 @@ def _train(
     with experiment.train_batches(start) as loaded:
         batches = prefetch_to_device(clock.timed(_guarded(loaded)), experiment.mesh, names)
         for step in range(start, intervals.total + 1):  # with `step` updates done
-            stopping = stop.agreed(step, intervals.log_every)
+            stopping = stop.agreed()
             eval_due = intervals.eval_due(step) and step != evaluated and not stopping
             save_due = intervals.save_due(step) or eval_due or stopping
             save_due = save_due and step != start
@@ -171,10 +183,10 @@ def _train(
             if step == start:  # compilation does not count for the speed
                 jax.block_until_ready(device_metrics)
                 clock.restart(step + 1)
-    return step, results
+    return step, Outcome(results, stopping)
 
 
-def _lock(workdir: Path) -> contextlib.AbstractContextManager[None]:
+def _lock(workdir: Path) -> contextlib.AbstractContextManager[FolderLock | None]:
     """Returns the lock of the workdir; the first process holds it for all."""
     if jax.process_index() > 0:
         return contextlib.nullcontext()
@@ -233,8 +245,7 @@ def _evaluate(
 
     def on_batch(batch: HostBatch) -> None:
         bad_images.update(batch["bad"])
-        # One of several processes must not leave the others.
-        if stop.requested and jax.process_count() == 1:
+        if stop.agreed():
             raise _StopMeanwhile
 
     try:
@@ -317,12 +328,12 @@ def _length(intervals: Intervals) -> str:
     return f"{epochs} epochs of {intervals.steps_per_epoch} steps"
 
 
-def _farewell(step: int, total: int, stop: StopRequest, results: dict[str, float]) -> str:
+def _farewell(step: int, total: int, stop: StopRequest, outcome: Outcome) -> str:
     """Returns the last line on the console."""
-    if step < total or (stop.signal and not results):
+    if outcome.stopped:
         return (
             f"stopped by {stop.signal.name if stop.signal else 'a signal'} after step {step} of "
             f"{total}, saved; the same command resumes there"
         )
-    values = ", ".join(f"{name.removeprefix('eval/')} {x:.4f}" for name, x in results.items())
-    return f"done after {total} steps: {values}"
+    values = [f"{name.removeprefix('eval/')} {x:.4f}" for name, x in outcome.results.items()]
+    return f"done after {total} steps: {', '.join(values)}"

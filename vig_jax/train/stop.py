@@ -6,7 +6,6 @@ import time
 from types import FrameType, TracebackType
 
 import jax
-import numpy as np
 from jax.experimental import multihost_utils
 
 _ONE_REQUEST = 1.0  # seconds
@@ -18,11 +17,17 @@ class StopRequest:
     A later signal acts at once. Those within a second of the first are the same request: a terminal
     or a scheduler sends to all processes, and a supervisor passes on what it gets. Outside of the
     main thread, where Python cannot catch signals, this does nothing.
+
+    In a run on several processes, a signal to one of them stops all, at the same update. JAX's
+    preemption service makes them agree, within seconds, without communication by the devices. It
+    catches SIGTERM from the start of `jax.distributed` on. The other signals are passed on to it as
+    a SIGTERM.
     """
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
         self._requested = 0.0  # on the monotonic clock
+        self._calls = 0
         self._before: dict[signal.Signals, object] = {}
 
     @property
@@ -30,20 +35,22 @@ class StopRequest:
         """True once a signal has arrived."""
         return self.signal is not None
 
-    def agreed(self, step: int, every: int) -> bool:
-        """Returns whether all processes stop at this step.
+    def agreed(self) -> bool:
+        """Returns whether the run stops now, on all processes.
 
-        Several processes synchronise every `every` steps.
+        All processes must call this at the same points of the run.
         """
         if jax.process_count() == 1:
             return self.requested
-        if step % max(every, 1):
-            return False
-        return bool(np.any(multihost_utils.process_allgather(np.asarray(self.requested))))
+        self._calls += 1
+        return bool(multihost_utils.reached_preemption_sync_point(self._calls))
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            numbers = [signal.SIGINT, signal.SIGHUP]
+            if jax.process_count() == 1:
+                numbers.append(signal.SIGTERM)  # elsewhere JAX has it
+            for number in numbers:
                 self._before[number] = signal.signal(number, self._note)
         return self
 
@@ -58,6 +65,8 @@ class StopRequest:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal is None:
             self.signal, self._requested = signal.Signals(number), time.monotonic()
+            if jax.process_count() > 1:
+                signal.raise_signal(signal.SIGTERM)
         elif time.monotonic() - self._requested > _ONE_REQUEST:
             self._restore()
             signal.raise_signal(number)

@@ -26,6 +26,10 @@ LOST_STATUS = 75  # EX_TEMPFAIL of sysexits.h: the same command may succeed late
 
 _CHILD = "VIG_JAX_SUPERVISOR"  # of a child: the supervisor's process and the pipe to it
 _LOST = "error: another process of the run is gone"
+_ABSENT = (
+    "error: the processes of the run have not found each other: start all of them within five "
+    "minutes, and check that --coordinator names the first one and that its port can be reached"
+)
 # What absl's log begins with before it aborts, or our own line.
 _FATAL = re.compile(rb"^(F\d{4} \d\d:\d\d:\d\d|" + _LOST.encode() + rb")", re.MULTILINE)
 _HELD = 0.5  # seconds for which libraries' messages wait for a fatal one
@@ -148,6 +152,9 @@ def _report(status: int, rest: str) -> int:
         rest: the last words of the child and its libraries.
     """
     said = next((line for line in rest.splitlines() if line.startswith(_LOST)), None)
+    if status == -signal.SIGABRT and "RegisterTask" in rest:  # while the processes connect
+        print(_ABSENT, file=sys.stderr)
+        return LOST_STATUS
     if said or (status == -signal.SIGABRT and is_lost_process(rest)):
         reason = rest.partition("absl::Status: ")[2]
         print(said or lost_message(reason or "JAX has ended this one"), file=sys.stderr)

@@ -39,7 +39,7 @@ class CheckpointFolder:
             keep: gets all steps, oldest first, and returns which checkpoints to keep. The newest
                 may still be incomplete. None: all are kept.
         """
-        self._manager = ocp.CheckpointManager(
+        self._manager = _Manager(
             folder.absolute(),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=_Policy(keep) if keep else None,
@@ -90,6 +90,17 @@ class CheckpointFolder:
         items = {name: ocp.args.StandardRestore(tree) for name, tree in shapes.items()}
         restored = self._manager.restore(step, args=ocp.args.Composite(**items))
         return {name: restored[name] for name in shapes}
+
+
+class _Manager(ocp.CheckpointManager):
+    """Leaves JAX's preemption service to the training loop.
+
+    Orbax asks it for the sync point at every save, also in the thread that writes. Each question
+    has the number of a step, and a number from another place confuses the service.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
 
 
 class _Policy(checkpoint_managers.PreservationPolicy):

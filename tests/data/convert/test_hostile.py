@@ -12,7 +12,7 @@ from vig_jax.data.convert import Options, convert, open_splits, shard, verify
 from vig_jax.data.inspection import inspect
 from vig_jax.data.loader import watch
 from vig_jax.errors import ConversionError, FolderInUseError
-from vig_jax.files import folder_lock
+from vig_jax.folder_lock import folder_lock
 
 KINDS = ("array_record", "image_folder", "parquet", "tar")
 

@@ -26,7 +26,8 @@ from vig_jax.data.convert.writers import LIBRARIES, class_folders
 from vig_jax.data.dataset import Split
 from vig_jax.data.formats import shards
 from vig_jax.errors import ConversionError, DataSetError
-from vig_jax.files import check_utf8, folder_lock, write_json, write_text
+from vig_jax.files import check_utf8, write_json, write_text
+from vig_jax.folder_lock import folder_lock
 
 logger = logging.getLogger(__name__)
 
