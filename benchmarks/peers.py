@@ -19,7 +19,9 @@ and labels, and no augmentation.
 The samples of a model and its peers alternate. A sample is a series of calls, queued back to back,
 that fills --sample-seconds, with one wait at the end. The table has the median, half the distance
 between the 16th and 84th percentile, and the memory: of our compiled program, or the most that
-PyTorch held.
+PyTorch held. "waited" are the milliseconds of a call that the host waits for, with pixels and
+results on the device, and "answer" those from pixels on the host to logits on the host, of the
+faster variant. `python -m benchmarks.market` times all models that a user may choose from.
 
 Our models are not timed if their results are wrong. Before timing, the program is compared with one
 in float32: the logits of a few images, or loss and gradient norm of the first training step (on the

@@ -85,7 +85,7 @@ def candidates(
         before = torch.cuda.memory_allocated()
         model = _model(name, image_size if tokens else None, train=train)
         flops = count_flops(model, image_size, image_size) * (TRAIN_MACS if train else 1)
-        start, forward = _training(model, batch_size) if train else _inference(model)
+        start, forward = _training(model, batch_size) if train else _inference(model, images[0][:1])
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         # Out of memory, or the model does not take this size or (in training) drop path.
         yield f"{name}: not measured: {first_line(error)}"
@@ -238,12 +238,25 @@ def normalisation() -> Callable[[torch.Tensor], torch.Tensor]:
     return lambda pixels: pixels.to(torch.bfloat16) * scale + shift
 
 
-def _inference(model: torch.nn.Module) -> tuple[Start, Any]:
-    """Prepares inference, pixels to logits, all in bfloat16."""
-    model.train()  # drops the attention biases in float32 that counting operations has cached
+def _inference(model: torch.nn.Module, one: torch.Tensor) -> tuple[Start, Any]:
+    """Prepares inference, pixels to logits, all in bfloat16.
+
+    Attention biases that a model caches in its first call are not part of the compiled program:
+    those cached in float32 while operations were counted are dropped, and an image is run.
+
+    Args:
+        model: on the device.
+        one: the pixels of an image.
+    """
+    model.train()
     model.eval().to(torch.bfloat16)
     normalise = normalisation()
-    return start_inference, lambda pixels: model(normalise(pixels))
+
+    def forward(pixels: torch.Tensor) -> torch.Tensor:
+        return model(normalise(pixels))
+
+    start_inference(forward, one)
+    return start_inference, forward
 
 
 def start_inference(forward: Any, pixels: torch.Tensor) -> torch.Tensor:
