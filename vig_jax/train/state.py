@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from vig_jax.tasks.protocol import Params, Task, Variables
+from vig_jax.train.initial_values import grouped_draws
 
 
 @flax.struct.dataclass
@@ -48,7 +49,7 @@ def init_state(
         ema: whether to keep an exponential moving average of the variables.
     """
     init_key, step_key = jax.random.split(jax.random.PRNGKey(seed))
-    mutable = dict(task.init(init_key))
+    mutable = dict(grouped_draws(task.init)(init_key))
     params = mutable.pop("params")
 
     def copied(tree: Any) -> Any:
