@@ -5,13 +5,14 @@ Tasks differ in what inference returns and in the targets of training.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from kernels_pallas.core.accuracy import rms_relative_error
 from vig_jax.bench.batches import random_batch, random_pixels, size_of
@@ -25,9 +26,10 @@ from vig_jax.layers.resize import resize_bilinear
 from vig_jax.models import model_settings
 from vig_jax.models.backbone import implementation_refusals
 from vig_jax.sharding.mesh import batch_sharded, make_mesh, replicated
+from vig_jax.tasks.protocol import Task
 from vig_jax.tasks.registry import make_task
 from vig_jax.train.optim.optimizer import make_optimizer
-from vig_jax.train.state import init_state
+from vig_jax.train.state import TrainState, init_state
 from vig_jax.train.step import make_train_step
 from vig_jax.weights.published import published_config
 
@@ -165,8 +167,25 @@ def _logits_program(config: RunConfig) -> Program:
     return Program(run.compiled, inputs)
 
 
-def training_program(config: RunConfig) -> Program:
-    """Compiles the training step of a new model: `compiled(state, batch) -> (state, metrics)`.
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """The parts of a training step on a mesh, not compiled.
+
+    Attributes:
+        task: of the config.
+        initial: makes the state before the first update.
+        split: the shardings of the state.
+        step: see `vig_jax.train.step.make_train_step`.
+    """
+
+    task: Task
+    initial: Callable[[], TrainState]
+    split: TrainState
+    step: Any
+
+
+def training(config: RunConfig, mesh: Mesh) -> Training:
+    """Returns the training step of a new model; call and lower it under `jax.set_mesh(mesh)`.
 
     Raises:
         ConfigError: the images are not square, as those of training are except in detection.
@@ -177,23 +196,38 @@ def training_program(config: RunConfig) -> Program:
             f"--image-size is {height}x{width}; images of training are square: give their side"
         )
     task, train = make_task(config, {}).task, config.train
-    mesh = make_mesh(jax.local_devices()[:1])
     schedule = optax.constant_schedule(config.optimizer.base_lr)
     optimizer = make_optimizer(config.optimizer, schedule)
 
-    def batch(seed: int) -> dict[str, jax.Array]:
-        return jax.device_put(random_batch(config, task.batch_spec, seed), batch_sharded(mesh))
+    def initial() -> TrainState:
+        return init_state(task, optimizer, seed=config.seed, ema=train.ema_decay > 0)
 
     with jax.set_mesh(mesh):
-        new_state = jax.jit(
-            lambda: init_state(task, optimizer, seed=config.seed, ema=train.ema_decay > 0),
-            out_shardings=replicated(mesh),
+        split = jax.tree.map(lambda _: replicated(mesh), jax.eval_shape(initial))
+    step = make_train_step(task, optimizer, schedule, ema_decay=train.ema_decay, mesh=mesh)
+    return Training(task, initial, split, step)
+
+
+def training_program(config: RunConfig) -> Program:
+    """Compiles the training step of a new model: `compiled(state, batch) -> (state, metrics)`.
+
+    Raises:
+        ConfigError: see `training`.
+    """
+    mesh = make_mesh(jax.local_devices()[:1])
+    parts = training(config, mesh)
+
+    def batch(seed: int) -> dict[str, jax.Array]:
+        return jax.device_put(
+            random_batch(config, parts.task.batch_spec, seed), batch_sharded(mesh)
         )
-        step: Any = make_train_step(task, optimizer, schedule, ema_decay=train.ema_decay, mesh=mesh)
+
+    with jax.set_mesh(mesh):
+        new_state = jax.jit(parts.initial, out_shardings=parts.split)
         inputs = [(batch(seed),) for seed in range(INPUTS)]
         with implementation_refusals(config.model.gla_implementation):
             state = new_state()
-            return Program(step.lower(state, *inputs[0]).compile(), inputs, state)
+            return Program(parts.step.lower(state, *inputs[0]).compile(), inputs, state)
 
 
 @dataclasses.dataclass(frozen=True)
