@@ -68,7 +68,7 @@ def traced_once(monkeypatch):
 
     def build_or_share(cls, config):
         experiment = build(cls, config)
-        names = ("bundle", "new_state", "train_step", "predict")
+        names = ("bundle", "new_state", "train_step", "predict", "preview")
         own = {name: getattr(experiment, name) for name in names}
         return dataclasses.replace(experiment, **_FUNCTIONS.setdefault(repr(config), own))
 

@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
 from typing import Any
 
 import jax
@@ -28,7 +30,9 @@ from vig_jax.sharding.mesh import check_batch_size, make_mesh, replicated
 from vig_jax.tasks.protocol import PredictStep, Variables
 from vig_jax.tasks.registry import TaskBundle, get_task, make_task
 from vig_jax.train.checkpoint import RunInfo
+from vig_jax.train.compile_ahead import batch_of, compiled_ahead
 from vig_jax.train.intervals import Intervals
+from vig_jax.train.logging.first_batch import PreviewStep, make_preview_step
 from vig_jax.train.optim.optimizer import make_optimizer
 from vig_jax.train.optim.schedule import make_schedule
 from vig_jax.train.state import TrainState, init_state
@@ -57,6 +61,7 @@ class Experiment:
     new_state: Callable[[], TrainState]
     train_step: TrainStep
     predict: PredictStep
+    preview: PreviewStep | None
     cached_eval_batches: list[Batch] = dataclasses.field(default_factory=list)
 
     @classmethod
@@ -88,12 +93,16 @@ class Experiment:
         groups = model if isinstance(model, ParameterGroups) else None
         optimizer = make_optimizer(config.optimizer, schedule, groups)
         ema_decay = config.train.ema_decay
-        new_state = jax.jit(
-            lambda: init_state(bundle.task, optimizer, seed=config.seed, ema=ema_decay > 0),
+
+        @functools.partial(
+            jax.jit,
             out_shardings=replicated(mesh),
             # It runs once: optimising it would take longer than it could save.
             compiler_options={"xla_backend_optimization_level": 0},
         )
+        def new_state() -> TrainState:
+            return init_state(bundle.task, optimizer, seed=config.seed, ema=ema_decay > 0)
+
         # Raises the model's errors now, before the run begins. JAX keeps the trace for later.
         with jax.set_mesh(mesh), implementation_refusals(config.model.gla_implementation):
             jax.eval_shape(new_state)
@@ -125,7 +134,34 @@ class Experiment:
                 head_prefixes=groups.head_prefixes if groups else (),
             ),
             predict=make_predict_step(bundle.evaluation, mesh=mesh),
+            preview=make_preview_step(bundle.preview, mesh=mesh, accumulation_steps=parts)
+            if bundle.preview
+            else None,
         )
+
+    def compiled_ahead(self, state: TrainState, threads: Executor, *, begins: bool) -> "Experiment":
+        """Returns the experiment with functions whose programs are being compiled side by side.
+
+        Args:
+            state: its types.
+            threads: one is used for each program.
+            begins: whether nothing was restored: the first state and the preview are needed, too.
+        """
+        rows = self.config.train.batch_size
+        task, evaluation = self.bundle.task, self.bundle.evaluation
+        batch = batch_of(task.batch_spec, rows)
+        needed: dict[str, tuple[Any, ...]] = {}
+        if begins:
+            needed["new_state"] = ()
+        needed["train_step"] = (state, batch)
+        if begins and self.preview:
+            needed["preview"] = (batch, state.key)
+        needed["predict"] = (state.variables, batch_of(evaluation.batch_spec, rows))
+        programs = {
+            name: compiled_ahead(getattr(self, name), arguments, threads)
+            for name, arguments in needed.items()
+        }
+        return dataclasses.replace(self, **programs)
 
     def initial_variables(self) -> tuple[Variables, str]:
         """Reads the weights that `config.init_weights` names; see `TaskEntry`."""

@@ -32,6 +32,7 @@ from vig_jax.tasks.protocol import Batch, HostBatch
 from vig_jax.train.checkpoint import Checkpoints, Restored
 from vig_jax.train.clock import Clock
 from vig_jax.train.compilation_cache import use_compilation_cache
+from vig_jax.train.compile_ahead import compilation_threads
 from vig_jax.train.experiment import Experiment
 from vig_jax.train.intervals import Intervals
 from vig_jax.train.logging.first_batch import FIRST_BATCH_FILE, draw_first_batch
@@ -90,9 +91,12 @@ def run(config: RunConfig, workdir: Path) -> Outcome:
         jax.set_mesh(mesh),
         StopRequest() as stop,
         Checkpoints(workdir, keep=config.train.keep_checkpoints, lock=lock) as checkpoints,
+        compilation_threads() as threads,
     ):
         like = jax.eval_shape(experiment.new_state)
         begin = checkpoints.restore_newest(like, experiment.info, mesh)
+        if begin is None or begin.step < intervals.total:
+            experiment = experiment.compiled_ahead(like, threads, begins=begin is None)
         if begin is None:
             state = experiment.state_from(initial[0]) if initial else experiment.new_state()
             begin = Restored(0, state, {}, {})
@@ -173,8 +177,6 @@ def _train(
                 break
             batch, on_devices = next(batches)
             bad_images.update(batch["bad"])
-            if step == 0:
-                _show_first_batch(experiment, on_devices, state, workdir, log)
             if step == start:
                 log.say("compiling the update, or reading it from the cache ...")
             state, device_metrics = experiment.train_step(state, on_devices)
@@ -182,6 +184,9 @@ def _train(
             log.advance()
             if step == start:  # compilation does not count for the speed
                 jax.block_until_ready(device_metrics)
+                log.say("first update done")
+                if step == 0:
+                    _show_first_batch(experiment, on_devices, state, workdir, log)
                 clock.restart(step + 1)
     return step, Outcome(results, stopping)
 
@@ -217,17 +222,11 @@ def _show_first_batch(
     experiment: Experiment, batch: Batch, state: TrainState, workdir: Path, log: RunLog
 ) -> None:
     """Draws the first batch as the model sees it, if the task can."""
-    if experiment.bundle.preview is None:
+    preview, compute = experiment.bundle.preview, experiment.preview
+    if preview is None or compute is None:
         return
     path = workdir / FIRST_BATCH_FILE
-    pixels = draw_first_batch(
-        experiment.bundle.preview,
-        batch,
-        state.key,
-        experiment.mesh,
-        accumulation_steps=experiment.config.train.accumulation_steps,
-        path=path,
-    )
+    pixels = draw_first_batch(preview, compute, batch, state.key, path=path)
     if pixels is not None:
         log.figure("first_batch", pixels)
         log.say(f"first batch as the model sees it: {path}")

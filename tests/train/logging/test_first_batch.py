@@ -10,7 +10,7 @@ from PIL import Image
 
 from vig_jax.sharding.mesh import make_mesh, place_batch
 from vig_jax.tasks.protocol import Aux
-from vig_jax.train.logging.first_batch import draw_first_batch
+from vig_jax.train.logging.first_batch import draw_first_batch, make_preview_step
 from vig_jax.train.state import init_state
 from vig_jax.train.step import make_train_step
 
@@ -45,7 +45,8 @@ class Draws:
 def preview(task, batch, key, path, parts=1):
     mesh = make_mesh()
     on_devices = place_batch(batch, mesh)
-    return draw_first_batch(task, on_devices, key, mesh, accumulation_steps=parts, path=path)
+    compute = make_preview_step(task, mesh=mesh, accumulation_steps=parts)
+    return draw_first_batch(task, compute, on_devices, key, path=path)
 
 
 @pytest.mark.parametrize("parts", [1, 2])

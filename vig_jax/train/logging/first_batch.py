@@ -1,6 +1,8 @@
 """A figure of the first batch as the model sees it."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -10,49 +12,56 @@ from PIL import Image
 from vig_jax.sharding.mesh import batch_sharded, replicated
 from vig_jax.tasks.protocol import Batch, Preview
 
+PreviewStep = Callable[[Batch, jax.Array], Any]  # the compiled `Preview.inputs`
 FIRST_BATCH_FILE = "first_batch.png"
 _MOST_ROWS = 40
 
 
-def draw_first_batch(
-    preview: Preview,
-    batch: Batch,
-    key: jax.Array,
-    mesh: jax.sharding.Mesh,
-    *,
-    accumulation_steps: int,
-    path: Path,
-) -> UInt8[np.ndarray, "H W 3"] | None:
-    """Draws up to 40 examples of update 0 as a PNG, in the first process.
+def make_preview_step(
+    preview: Preview, *, mesh: jax.sharding.Mesh, accumulation_steps: int = 1
+) -> PreviewStep:
+    """Compiles `(batch, key) -> arrays to draw` of update 0, of up to 40 examples.
 
-    All processes must call this, because they share the computation. The rows are spread evenly
-    over the batch and so over mixing groups.
+    The rows are spread evenly over the batch and so over mixing groups.
 
     Args:
         preview: of the task.
-        batch: the first batch, on the mesh.
-        key: of the state before the first update.
         mesh: of the run.
         accumulation_steps: number of parts of a batch. Draws are made per part, so the rows are
             those of the first part.
-        path: of the PNG.
-
-    Returns:
-        The figure's pixels; None in other processes than the first.
     """
-    part = len(next(iter(batch.values()))) // accumulation_steps
-    rows = np.unique(np.linspace(0, part - 1, min(part, _MOST_ROWS)).astype(int))
 
-    def inputs(batch: Batch, key: jax.Array) -> object:
+    def preview_inputs(batch: Batch, key: jax.Array) -> object:
+        part = len(next(iter(batch.values()))) // accumulation_steps
+        rows = np.unique(np.linspace(0, part - 1, min(part, _MOST_ROWS)).astype(int))
         key = jax.random.fold_in(key, 0)  # the number of the update
         if accumulation_steps > 1:
             key = jax.random.fold_in(key, 0)  # the number of the part
         return preview.inputs({name: x[:part] for name, x in batch.items()}, key, rows)
 
     everywhere = replicated(mesh)
-    compute = jax.jit(
-        inputs, in_shardings=(batch_sharded(mesh), everywhere), out_shardings=everywhere
+    return jax.jit(
+        preview_inputs, in_shardings=(batch_sharded(mesh), everywhere), out_shardings=everywhere
     )
+
+
+def draw_first_batch(
+    preview: Preview, compute: PreviewStep, batch: Batch, key: jax.Array, *, path: Path
+) -> UInt8[np.ndarray, "H W 3"] | None:
+    """Draws examples of update 0 as a PNG, in the first process.
+
+    All processes must call this, because they share the computation.
+
+    Args:
+        preview: of the task.
+        compute: from `make_preview_step`.
+        batch: the first batch, on the mesh.
+        key: of the state; it is the same before and after an update.
+        path: of the PNG.
+
+    Returns:
+        The figure's pixels; None in other processes than the first.
+    """
     arrays = jax.device_get(compute(batch, key))
     if jax.process_index() > 0:
         return None

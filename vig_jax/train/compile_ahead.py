@@ -1,0 +1,72 @@
+"""Compiles the programs of a run side by side, before they are needed."""
+
+import contextlib
+from collections.abc import Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from typing import Any
+
+import jax
+import numpy as np
+
+from vig_jax.tasks.protocol import BatchSpec
+
+THREADS = 4
+"""The most programs that are compiled at a time: each of a run has a thread."""
+
+
+@contextlib.contextmanager
+def compilation_threads() -> Iterator[Executor]:
+    """Yields threads that compile. An error does not wait for them, but the end of Python does."""
+    threads = ThreadPoolExecutor(THREADS, "compilation")
+    try:
+        yield threads
+    finally:
+        threads.shutdown(wait=False, cancel_futures=True)
+
+
+class CompiledAhead:
+    """A jitted function whose program for known types of arguments another thread compiles.
+
+    Tracing and lowering hold Python's global lock, so they are done at once, in the calling thread.
+    The ambient mesh is that of this moment.
+    """
+
+    def __init__(self, function: Any, arguments: tuple[Any, ...], threads: Executor) -> None:
+        """Traces the function and starts the compilation.
+
+        Args:
+            function: the result of `jax.jit`.
+            arguments: arrays or shapes.
+            threads: one of them compiles.
+        """
+        self._function = function
+        self._types = [_types(argument) for argument in arguments]
+        self._fits: bool | None = None  # the types of all arguments but the last
+        self._program = threads.submit(function.lower(*arguments).compile)
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Calls the program when it is compiled; for other types of arguments, the function.
+
+        Only the last argument, the batch, may change its types between calls.
+        """
+        if self._fits is None:
+            self._fits = [_types(x) for x in arguments[:-1]] == self._types[:-1]
+        if self._fits and [_types(x) for x in arguments[-1:]] == self._types[-1:]:
+            return self._program.result()(*arguments)
+        return self._function(*arguments)
+
+
+def compiled_ahead(function: Any, arguments: tuple[Any, ...], threads: Executor) -> Any:
+    """Returns a `CompiledAhead`, or a function that is not jitted as it is."""
+    return CompiledAhead(function, arguments, threads) if hasattr(function, "lower") else function
+
+
+def batch_of(spec: BatchSpec, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the types of a batch from those of an example."""
+    return {name: jax.ShapeDtypeStruct((rows, *x.shape), x.dtype) for name, x in dict(spec).items()}
+
+
+def _types(tree: Any) -> tuple[Any, list[tuple[tuple[int, ...], np.dtype]]]:
+    """Returns the structure of a tree, and the shape and dtype of its leaves."""
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, [(leaf.shape, leaf.dtype) for leaf in leaves]
