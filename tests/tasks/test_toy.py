@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,16 +13,19 @@ import numpy as np
 import pytest
 
 from kernels_pallas.testing import rms_relative_error
+from tests import several
 from tests.tasks import toy
 from vig_jax.cli.main import main
 from vig_jax.config import parse
 from vig_jax.errors import ConfigError
 from vig_jax.inference.loaded_model import load_for_inference
 from vig_jax.tasks.registry import TaskEntry, get_task, register_task
+from vig_jax.train.launch import STOPPED_STATUS
 from vig_jax.train.loop import run
 from vig_jax.train.supervise import LOST_STATUS
 
 ROOT = Path(__file__).parents[2]
+PAGE = f"--config={ROOT / 'tests' / 'tasks' / 'toy_page.py'}"
 
 
 def lines(workdir):
@@ -56,9 +58,8 @@ def test_trains(whole):
 
 
 def train_py(workdir, *options, **environment):
-    page = ROOT / "tests" / "tasks" / "toy_page.py"
     return subprocess.Popen(
-        [sys.executable, "train.py", f"--config={page}", f"--workdir={workdir}", *options],
+        [sys.executable, "train.py", PAGE, f"--workdir={workdir}", *options],
         cwd=ROOT,
         env={**os.environ, **environment},
         stdout=subprocess.PIPE,
@@ -90,52 +91,52 @@ def test_killed_run_resumes_to_the_bit(whole, tmp_path):
 
 
 @pytest.mark.multidevice
-def test_two_processes_evaluate_every_image_once(whole, tmp_path):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    pair = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": "2"}
-    processes = [
-        train_py(tmp_path, "--distributed", JAX_PROCESS_ID=number, **pair) for number in ("0", "1")
-    ]
-    for process in processes:
-        printed, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, printed
-    with np.load(tmp_path / toy.RESULTS) as two, np.load(whole / toy.RESULTS) as one:
-        np.testing.assert_array_equal(two["index"], np.arange(10))
-        np.testing.assert_array_equal(two["mask"], one["mask"])
-        # Adam amplifies rounding: its first updates are the signs of the gradients.
-        assert rms_relative_error(two["logits"], one["logits"]) < 0.05
+def test_two_processes_of_which_one_dies_are_continued_by_one(whole, tmp_path, capsys):
+    dies = {"SQUARES_KILL_AT": "45"}  # in the last batch, which is read ahead
+    first, second = several.ended(
+        several.start(
+            *(2, "train.py", PAGE, f"--workdir={tmp_path}"),
+            *("--config.data.prefetch=1", "--config.train.lost_after_seconds=5"),
+            environments=({}, dies),
+            cluster=several.slurm,
+        )
+    )
+    assert second[0] == 128 + signal.SIGKILL, second
+    assert second[1][-1] == "error: the process was ended by SIGKILL"
+    assert first[0] == LOST_STATUS, first
+    assert first[1][-1].startswith("error: another process of the run is gone")
+    assert "Traceback" not in " ".join(first[1])
+    # Both processes have evaluated their images.
+    evaluated, expected = (
+        next(line for line in lines(folder) if "eval/average_precision" in line)
+        for folder in (tmp_path, whole)
+    )
+    # The bias before the normalisation has no gradient but rounding, which Adam amplifies. It shows
+    # only with the running mean.
+    assert evaluated == pytest.approx(expected, rel=0.05)
+    with np.load(tmp_path / toy.RESULTS) as ours, np.load(whole / toy.RESULTS) as theirs:
+        np.testing.assert_array_equal(ours["index"], np.arange(10))
+        np.testing.assert_array_equal(ours["mask"], theirs["mask"])
+
+    run(parse(toy.page()), tmp_path)
+    assert "resuming from the checkpoint of step" in capsys.readouterr().err
+    with np.load(tmp_path / toy.RESULTS) as ours, np.load(whole / toy.RESULTS) as theirs:
+        assert rms_relative_error(ours["logits"], theirs["logits"]) < 0.05
     for ours, theirs in zip(lines(tmp_path), lines(whole), strict=True):
         assert ours["step"] == theirs["step"]
-        if "train/loss" in ours and ours["step"] <= 3:
-            assert ours["train/loss"] == pytest.approx(theirs["train/loss"], rel=1e-4)
+        if "train/loss" in ours:
+            assert ours["train/loss"] == pytest.approx(theirs["train/loss"], rel=1e-3)
 
 
-@pytest.mark.slow
 @pytest.mark.multidevice
-def test_if_the_first_process_dies_the_other_says_so(tmp_path):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    processes = []
-    for number in (0, 1):
-        environment = {"JAX_PROCESS_ID": str(number), "JAX_NUM_PROCESSES": "2"}
-        environment["JAX_COORDINATOR_ADDRESS"] = f"localhost:{port}"
-        if number == 0:
-            environment["SQUARES_KILL_AT"] = "40"
-        processes.append(train_py(tmp_path, "--distributed", **environment))
-    for number, process in enumerate(processes):
-        printed, _ = process.communicate(timeout=300)
-        last = printed.splitlines()[-1]
-        if number == 0:
-            assert last == "error: the process that trains was ended by SIGKILL"
-            assert process.returncode == 128 + signal.SIGKILL
-        else:
-            assert last.startswith("error: another process of the run is gone")
-            assert process.returncode == LOST_STATUS
-            assert "Traceback" not in printed
-            assert "Check failure" not in printed
+def test_a_signal_to_one_of_two_processes_stops_both(tmp_path):
+    signalled = {"SQUARES_KILL_AT": "1", "SQUARES_SIGNAL": "SIGTERM"}
+    (status, printed), (other, _) = several.ended(
+        several.start(2, "train.py", PAGE, f"--workdir={tmp_path}", environments=({}, signalled))
+    )
+    assert status == other == STOPPED_STATUS, printed
+    stopped = re.fullmatch(r"stopped by a signal after step (\d+) of 12, saved; .*", printed[-1])
+    assert load_for_inference(tmp_path / "checkpoints").step == int(stopped[1]) < 12
 
 
 def test_commands(whole, tmp_path, capsys):

@@ -40,7 +40,7 @@ class Squares:
     """Noisy images, each with one bright square of 3 x 3 pixels.
 
     If the environment variable SQUARES_KILL_AT is n, reading the n-th training image kills the
-    process, as a machine that loses power would.
+    process, as a machine that loses power would; or sends it the signal of SQUARES_SIGNAL.
     """
 
     def __init__(self, split):
@@ -57,7 +57,7 @@ class Squares:
 
     def __getitem__(self, index):
         if next(self.reads) == self.kill_at:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), signal.Signals[os.environ.get("SQUARES_SIGNAL", "SIGKILL")])
         rng = np.random.default_rng([index, self.split == "train"])
         image = rng.integers(0, 160, (SIDE, SIDE, 3)).astype(np.uint8)
         mask = np.zeros((SIDE, SIDE), np.int32)

@@ -47,7 +47,7 @@ def test_a_process_that_waits_on_the_host_says_in_one_line_that_another_is_gone(
         _, errors = process.communicate(timeout=90)
         (line,) = errors.splitlines()
         if number == dies:
-            assert line == "error: the process that trains was ended by SIGKILL"
+            assert line == "error: the process was ended by SIGKILL"
             assert process.returncode == 128 + signal.SIGKILL
         else:
             assert line.startswith(LOST)

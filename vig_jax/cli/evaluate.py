@@ -6,6 +6,10 @@
   vig evaluate runs/vig_s --results mistakes   # mistakes/confusion.png, top_confusions.csv, ...
   vig evaluate runs/ade20k --set "eval_scales=(0.75,1.0,1.25)" --set eval_flip=True
 
+On several hosts, start the same command on each of them, with a number for each:
+
+  vig evaluate runs/vig_s --coordinator host0:1234 --num-processes 2 --process-id 0
+
 The images of a classifier are PATH/val/CLASS/*.jpg. Classes are matched to the model's by name, and
 a subset of them will do; the names of ImageNet-1k and their identifiers (n01440764) are
 interchangeable. The metrics are top-1 accuracy and, for more than five classes, top-5 accuracy as
@@ -25,13 +29,15 @@ import argparse
 import dataclasses
 import json
 import math
+import signal
 from pathlib import Path
 
 from tqdm import tqdm
 
 from vig_jax.cli import options, weights
+from vig_jax.errors import REPORTED_ERRORS
 from vig_jax.files import to_json
-from vig_jax.text import printable
+from vig_jax.text import printable, printable_lines
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -81,15 +87,34 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "images; for a detector AP of each class, precision and recall, the worst images, and all "
         "detections; in a run's folder `vig report` draws them again",
     )
+    options.add_processes(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluates and prints."""
+    """Evaluates and prints; on several processes, the first one prints and writes."""
+    member = options.member(args)
+    if member is None:
+        return _run(args)
+    from vig_jax.config import TrainConfig
+    from vig_jax.train.processes import joined
+
+    def line_of(error: Exception) -> str | None:
+        reported = isinstance(error, REPORTED_ERRORS)
+        return printable_lines(f"vig evaluate: {error}") if reported else None
+
+    with joined(member, TrainConfig.lost_after_seconds, line_of):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # JAX waits for the end of an update
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
+    import jax
+
     from vig_jax.config import MeshConfig
     from vig_jax.data import BadImages, eval_batches, open_dataset
     from vig_jax.errors import NonFiniteLossError
     from vig_jax.evaluation.evaluate import evaluate, make_predict_step
-    from vig_jax.sharding.mesh import check_batch_size, make_mesh
+    from vig_jax.sharding.mesh import check_batch_size, make_mesh, place_copies
     from vig_jax.tasks.protocol import Detailed, Exporting, HostBatch
     from vig_jax.tasks.registry import get_task, make_task
 
@@ -113,7 +138,14 @@ def run(args: argparse.Namespace) -> int:
     bundle = make_task(dataclasses.replace(config, data=data), metadata).evaluated_on(dataset)
     evaluation, preprocess = bundle.evaluation, bundle.eval_preprocess
     bad_images = BadImages(dataset, preprocess, data.max_bad_images)
-    progress = tqdm(total=len(dataset), unit="img", desc="evaluate", disable=None, leave=False)
+    first = jax.process_index() == 0
+    progress = tqdm(
+        total=len(dataset) // jax.process_count(),
+        unit="img",
+        desc="evaluate",
+        disable=None if first else True,
+        leave=False,
+    )
 
     def on_batch(batch: HostBatch) -> None:
         bad_images.update(batch["bad"])
@@ -126,21 +158,26 @@ def run(args: argparse.Namespace) -> int:
         workers=data.workers,
         prefetch=data.prefetch,
         image_seconds=data.image_seconds,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
     )
     with progress, loader as batches:
         predict = make_predict_step(evaluation, mesh=mesh)
-        sets = {"": loaded.variables}
+        sets = {"": place_copies(loaded.variables, mesh)}
         state = evaluate(evaluation, predict, sets, batches, mesh, on_batch=on_batch)[""]
     metrics = evaluation.compute(state)
     if not all(map(math.isfinite, metrics.values())):
         raise NonFiniteLossError(f"{args.weights or args.run}: metrics are not finite: {metrics}")
+    undecodable, damaged = _totals([len(bad_images), len(bad_images.damaged)])
+    if not first:
+        return 0
     print(printable(f"{args.weights or args.run}: {loaded.description}, {len(dataset)} images"))
     names = sorted(metrics, key=lambda name: name != evaluation.primary_metric)
     print("  ".join(f"{name} {metrics[name]:.4f}" for name in names))
-    if len(bad_images):
-        print(f"{len(bad_images)} images did not decode and were left out")
-    if bad_images.damaged:
-        print(f"{len(bad_images.damaged)} images are damaged, but decoded and were used")
+    if undecodable:
+        print(f"{undecodable} images did not decode and were left out")
+    if damaged:
+        print(f"{damaged} images are damaged, but decoded and were used")
     if args.json:
         facts = {"run": str(args.run), "step": loaded.step, "ema": loaded.ema}
         if args.weights:
@@ -157,6 +194,17 @@ def run(args: argparse.Namespace) -> int:
         for path in written:
             print(f"wrote {path}")
     return 0
+
+
+def _totals(counts: list[int]) -> list[int]:
+    """Returns the sums of counts over all processes."""
+    import jax
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    if jax.process_count() == 1:
+        return counts
+    return multihost_utils.process_allgather(np.asarray(counts)).sum(0).tolist()
 
 
 def _class_map(file: Path) -> dict[str, str]:

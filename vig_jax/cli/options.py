@@ -6,6 +6,8 @@ The names of models and implementations are repeated here, so that --help does n
 import argparse
 from pathlib import Path
 
+from vig_jax.train.processes import OPTIONS, Member, find_member
+
 MODELS = ("vig_t", "vig_s", "vig_b", "vig_h_t", "vig_h_s", "vig_h_b")
 """`vig_jax.list_models()`."""
 IMPLEMENTATIONS = ("pallas_triton", "xla_chunked", "reference")
@@ -72,6 +74,30 @@ def image_size(text: str) -> int | tuple[int, int]:
     """Returns the side of square images, or height and width of "HEIGHTxWIDTH"."""
     height, times, width = text.partition("x")
     return (positive(height), positive(width)) if times else positive(text)
+
+
+def add_processes(parser: argparse.ArgumentParser) -> None:
+    """Declares the options of a command that can run on several processes."""
+    parser.add_argument(
+        "--distributed", action="store_true", default=None, help=OPTIONS["distributed"]
+    )
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help=OPTIONS["coordinator"])
+    parser.add_argument(
+        "--num-processes", type=positive, metavar="N", help=OPTIONS["num_processes"]
+    )
+    parser.add_argument("--process-id", type=count, metavar="I", help=OPTIONS["process_id"])
+
+
+def member(args: argparse.Namespace) -> Member | None:
+    """Returns which process of several this is, by the options; None if it is the only one."""
+    if not args.distributed and args.coordinator is args.num_processes is args.process_id is None:
+        return None
+    return find_member(
+        distributed=args.distributed,
+        coordinator=args.coordinator,
+        num_processes=args.num_processes,
+        process_id=args.process_id,
+    )
 
 
 def _at_least(least: int, text: str) -> int:

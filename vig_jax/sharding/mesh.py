@@ -7,6 +7,7 @@ axes `data` and `fsdp`, which split the batch. The axis `fsdp` splits the state 
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -145,6 +146,24 @@ def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Ar
     """
     sharding = batch_sharded(mesh)
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+
+
+def place_copies(tree: Any, mesh: Mesh) -> Any:
+    """Returns a tree of arrays, the same in every process, with a copy on every device of a mesh.
+
+    Args:
+        tree: of arrays of the host or of this process's devices.
+        mesh: from `make_mesh`.
+    """
+    everywhere = replicated(mesh)
+
+    def place(array: Any) -> jax.Array:
+        if everywhere.is_fully_addressable:
+            return jax.device_put(array, everywhere)
+        local = np.asarray(array)
+        return jax.make_array_from_callback(local.shape, everywhere, lambda index: local[index])
+
+    return jax.tree.map(place, tree)
 
 
 def prefetch_to_device(

@@ -163,5 +163,5 @@ def _report(status: int, rest: str) -> int:
     if status >= 0:
         return status
     name = signal.Signals(-status).name
-    print(f"error: the process that trains was ended by {name}", file=sys.stderr)
+    print(f"error: the process was ended by {name}", file=sys.stderr)
     return 128 - status

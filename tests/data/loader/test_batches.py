@@ -107,7 +107,9 @@ def test_the_order_is_pinned(data):
 
 def test_processes_share_the_same_global_batches(data):
     source = open_dataset(data, "train")
-    assert_same(take(source, data, 5, processes=4), take(source, data, 5))
+    alone = take(source, data, 5)
+    for processes in (2, 4):
+        assert_same(take(source, data, 5, processes=processes), alone)
 
 
 def test_resuming_is_starting_at_a_step(data):
