@@ -37,7 +37,7 @@ reported, and the exit status is 1.
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,9 +114,10 @@ def _compare(options: argparse.Namespace) -> int:
     from vig_jax.bench.throughput import write_tables
 
     facts = table.facts()  # before PyTorch loads its cuDNN: JAX needs its own
-    peers = import_peers(f"torch_{options.task}")
-    _check(options, peers)
-    facts |= peers.versions() | {"task": options.task}
+    peers, torch_peers = import_peers(f"torch_{options.task}"), import_peers("torch_peers")
+    _check(options, peers.BACKBONES)
+    torch_peers.check([peers.BACKBONES[name] for name in options.peers])
+    facts |= torch_peers.versions() | {"task": options.task}
     rows: list[dict[str, Any]] = []
     write_tables(facts, rows, json_file=options.json, csv_file=None)  # fail now if it cannot be
     table.print_head(facts)
@@ -171,18 +172,17 @@ def _compile_modes(options: argparse.Namespace) -> list[str]:
     return options.compile_mode
 
 
-def _check(options: argparse.Namespace, peers: Any) -> None:
-    """Refuses peers that are unknown or cannot run here.
+def _check(options: argparse.Namespace, backbones: Mapping[str, str]) -> None:
+    """Refuses peers that are unknown.
 
     Raises:
-        ConfigError: a name is unknown, or there is no CUDA device.
+        ConfigError: a name is none of the backbones.
     """
     from vig_jax.errors import ConfigError
 
-    if unknown := [name for name in options.peers if name not in peers.BACKBONES]:
-        known = ", ".join(peers.BACKBONES)
+    if unknown := [name for name in options.peers if name not in backbones]:
+        known = ", ".join(backbones)
         raise ConfigError(f"--peers: {', '.join(unknown)} is none of the backbones ({known})")
-    peers.check([peers.BACKBONES[name] for name in options.peers])
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from benchmarks.torch_backbone import BACKBONES, Backbone
 from vig_jax.bench.batches import ellipse, random_objects
 from vig_jax.bench.programs import TRAIN_MACS
 
-__all__ = ["BACKBONES", "candidates", "check", "free", "versions"]
+__all__ = ["BACKBONES", "candidates"]
 
 CHANNELS = 256
 CLASSES = 81  # of COCO and the background
@@ -35,10 +35,6 @@ _SIDES, _RATIOS = ((32,), (64,), (128,), (256,), (512,)), ((0.5, 1.0, 2.0),) * 5
 Maps = dict[str, torch.Tensor]
 Target = dict[str, torch.Tensor]
 
-check = torch_peers.check
-free = torch_peers.free
-versions = torch_peers.versions
-
 
 def candidates(
     name: str,
@@ -48,7 +44,7 @@ def candidates(
     train: bool,
     compile_modes: Sequence[str],
 ) -> Iterator[Candidate | str]:
-    """Yields each variant of a model, with shared parameters, or why it is not measured.
+    """Returns each variant of a model, with shared parameters, or why it is not measured.
 
     Compiled variants compile the backbone and the feature pyramid; the rest runs eager.
 
@@ -59,19 +55,20 @@ def candidates(
         train: time forward, loss, backward and AdamW instead of boxes and masks.
         compile_modes: modes of `torch.compile`; none: eager only.
     """
-    try:
-        images = torch_peers.random_images(batch_size, *image_size, channels_last=True)
-        before = torch.cuda.memory_allocated()
+
+    def prepare(pixels: torch.Tensor) -> torch_peers.Prepared:
         model = detector(name, image_size)
-        start, forward = _inference(model, images[0])
-        flops = torch_peers.flops_of(forward, images[0][:1]) * (TRAIN_MACS if train else 1)
+        start, forward = _inference(model, pixels)
+        flops = torch_peers.flops_of(forward, pixels[:1]) * (TRAIN_MACS if train else 1)
         if train:
             start, forward = _training(model.float(), batch_size, image_size)
-    except RuntimeError as error:  # out of memory, or results that are not finite
-        yield f"{name}: not measured: {torch_peers.first_line(error)}"
-        return
-    yield from torch_peers.variants(
-        torch_peers.Prepared(name, model, images, start, forward, flops, before),
+        return torch_peers.Prepared(model, start, forward, flops)
+
+    return torch_peers.variants(
+        name,
+        prepare,
+        image_size=image_size,
+        batch_size=batch_size,
         compile_modes=compile_modes,
     )
 

@@ -80,18 +80,25 @@ def candidates(
         eager: also yield the eager variant.
     """
     tokens = name.startswith(_TOKEN_MODELS)
-    try:
-        images = random_images(batch_size, image_size, image_size, channels_last=not tokens)
-        before = torch.cuda.memory_allocated()
-        model = _model(name, image_size if tokens else None, train=train)
-        flops = count_flops(model, image_size, image_size) * (TRAIN_MACS if train else 1)
-        start, forward = _training(model, batch_size) if train else _inference(model, images[0][:1])
-    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
-        # Out of memory, or the model does not take this size or (in training) drop path.
-        yield f"{name}: not measured: {first_line(error)}"
-        return
+
+    def prepare(pixels: torch.Tensor) -> Prepared:
+        try:
+            model = _model(name, image_size if tokens else None, train=train)
+            flops = count_flops(model, image_size, image_size) * (TRAIN_MACS if train else 1)
+            start, forward = (
+                _training(model, batch_size) if train else _inference(model, pixels[:1])
+            )
+        except (TypeError, ValueError, AssertionError) as error:
+            # The model does not take this size or, in training, drop path.
+            raise RuntimeError(str(error)) from error
+        return Prepared(model, start, forward, flops)
+
     yield from variants(
-        Prepared(name, model, images, start, forward, flops, before),
+        name,
+        prepare,
+        image_size=(image_size, image_size),
+        batch_size=batch_size,
+        channels_last=not tokens,
         compile_modes=[compile_mode] if compile_mode else [],
         fused=_attention(name, attention),
         eager=eager,
@@ -108,44 +115,53 @@ class Prepared:
     """A model on the device, before it is compiled.
 
     Attributes:
-        name: for the table.
         model: the module with all parameters.
-        images: batches of pixels, used in rotation.
         start: starts one call.
         forward: the function of a batch that `start` calls, eager.
         flops: operations for one image.
-        before: bytes that were allocated before the model was made.
     """
 
-    name: str
     model: torch.nn.Module
-    images: Sequence[torch.Tensor]
     start: Start
     forward: Any
     flops: int
-    before: int
 
 
 def variants(
-    prepared: Prepared,
+    name: str,
+    prepare: Callable[[torch.Tensor], Prepared],
     *,
+    image_size: tuple[int, int],
+    batch_size: int,
     compile_modes: Sequence[str],
+    channels_last: bool = True,
     fused: Fused = contextlib.nullcontext,
     eager: bool = True,
 ) -> Iterator[Candidate | str]:
     """Yields a model in eager mode and in each mode of `torch.compile`, or why it is not measured.
 
     Args:
-        prepared: the model.
-        compile_modes: modes of `torch.compile`.
+        name: for the table.
+        prepare: makes the model; gets a batch of pixels.
+        image_size: height and width, pixels.
+        batch_size: images per call.
+        compile_modes: modes of `torch.compile`; none: eager only.
+        channels_last: memory layout of the pixels.
         fused: makes a context in which the model runs.
         eager: yield the eager variant, too.
     """
+    try:
+        images = random_images(batch_size, *image_size, channels_last=channels_last)
+        before = torch.cuda.memory_allocated()
+        prepared = prepare(images[0])
+    except RuntimeError as error:  # out of memory, or results that are not finite
+        yield f"{name}: not measured: {_first_line(error)}"
+        return
     torch.backends.cudnn.benchmark = True
-    name, images, forward = prepared.name, prepared.images, prepared.forward
-    forwards = {"eager": forward} if eager else {}
+    forwards = {"eager": prepared.forward} if eager else {}
     for mode in compile_modes:
-        forwards[f"compiled ({mode})"] = torch.compile(forward, mode=mode, dynamic=False)
+        compiled = torch.compile(prepared.forward, mode=mode, dynamic=False)
+        forwards[f"compiled ({mode})"] = compiled
     for variant, one in forwards.items():
         run = _runner(prepared.start, one, images, fused)
         try:
@@ -154,12 +170,12 @@ def variants(
             torch.cuda.reset_peak_memory_stats()
             run(3)
         except RuntimeError as error:  # out of memory, or raised by the compiler
-            yield f"{name}, {variant}: not measured: {first_line(error)}"
+            yield f"{name}, {variant}: not measured: {_first_line(error)}"
             continue
         if not finite:
             yield f"{name}, {variant}: not measured: results are not finite"
             continue
-        peak = torch.cuda.max_memory_allocated() - prepared.before
+        peak = torch.cuda.max_memory_allocated() - before
         yield Candidate(
             name=name,
             variant=variant,
@@ -171,7 +187,7 @@ def variants(
         )
 
 
-def first_line(error: Exception) -> str:
+def _first_line(error: RuntimeError) -> str:
     """Returns the first line of a message."""
     return str(error).strip().partition("\n")[0]
 

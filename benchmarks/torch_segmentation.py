@@ -18,7 +18,7 @@ from benchmarks.candidates import Candidate
 from benchmarks.torch_backbone import BACKBONES, Backbone
 from vig_jax.bench.programs import TRAIN_MACS
 
-__all__ = ["BACKBONES", "candidates", "check", "free", "versions"]
+__all__ = ["BACKBONES", "candidates"]
 
 CHANNELS, AUX_CHANNELS = 512, 256
 AUX_LEVEL, AUX_WEIGHT = 2, 0.4
@@ -26,10 +26,6 @@ CLASSES = 150  # of ADE20K
 IGNORED = 255
 _POOLED = (1, 2, 3, 6)
 _DROPOUT = 0.1
-
-check = torch_peers.check
-free = torch_peers.free
-versions = torch_peers.versions
 
 
 def candidates(
@@ -40,7 +36,7 @@ def candidates(
     train: bool,
     compile_modes: Sequence[str],
 ) -> Iterator[Candidate | str]:
-    """Yields each variant of a model, with shared parameters, or why it is not measured.
+    """Returns each variant of a model, with shared parameters, or why it is not measured.
 
     Args:
         name: a key of `BACKBONES`.
@@ -49,20 +45,21 @@ def candidates(
         train: time forward, loss, backward and AdamW instead of label maps of the images' size.
         compile_modes: modes of `torch.compile`; none: eager only.
     """
-    try:
-        images = torch_peers.random_images(batch_size, *image_size, channels_last=True)
-        before = torch.cuda.memory_allocated()
+
+    def prepare(pixels: torch.Tensor) -> torch_peers.Prepared:
         model = segmentor(name, image_size, train=train)
         flops = torch_peers.count_flops(model, *image_size) * (TRAIN_MACS if train else 1)
         if train:
             start, forward = _training(model, batch_size, image_size)
         else:
-            start, forward = _inference(model, images[0])
-    except RuntimeError as error:  # out of memory, or results that are not finite
-        yield f"{name}: not measured: {torch_peers.first_line(error)}"
-        return
-    yield from torch_peers.variants(
-        torch_peers.Prepared(name, model, images, start, forward, flops, before),
+            start, forward = _inference(model, pixels)
+        return torch_peers.Prepared(model, start, forward, flops)
+
+    return torch_peers.variants(
+        name,
+        prepare,
+        image_size=image_size,
+        batch_size=batch_size,
         compile_modes=compile_modes,
     )
 

@@ -15,7 +15,7 @@ from vig_jax.errors import WeightsError
 from vig_jax.weights import mmdet, upstream
 from vig_jax.weights.fit import WeightFile, fit
 from vig_jax.weights.fit_dense import fit_dense
-from vig_jax.weights.initial import detector_variables
+from vig_jax.weights.initial import dense_variables
 from vig_jax.weights.table import to_ours
 
 
@@ -106,7 +106,7 @@ def test_a_run_starts_from_a_classifier(tmp_path, name):
     values.model.update(sizes)
     values.init_weights = str(file)
     config: RunConfig = parse(values)
-    found, line = detector_variables(config, model, {"instance_names": ("a", "b", "c")})
+    found, line = dense_variables(config, model, {"instance_names": ("a", "b", "c")})
     assert found["params"].keys() == {"backbone"}
     chex.assert_trees_all_equal_shapes(found["params"]["backbone"], variables["params"]["backbone"])
     assert "neck and heads are new: they must be trained" in line

@@ -2,7 +2,7 @@
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,15 +87,9 @@ def _open_dense(args: argparse.Namespace, kind: str) -> dict[str, Any]:
 
 def print_classes(split: str, about: dict[str, Any]) -> None:
     """Prints what `vig_jax.data.inspection.inspect` has found."""
-    counts = about["classes"]
-    _print_files(split, len(counts), about)
-    most = max(counts.values())
-    ordered = sorted(counts.items(), key=lambda item: -item[1])
-    for name, count in _ends(ordered):
-        bar = "#" * round(_BAR * count / most) if count is not None and most else ""
-        print(
-            f"  {printable(name)[:30]:<31}{'' if count is None else f'{count:>9,}'}  {bar}".rstrip()
-        )
+    classes = {name: {"images": count} for name, count in about["classes"].items()}
+    _print_files(split, len(classes), about)
+    _print_bars(classes, "images", lambda x: f"{x['images']:>9,}")
     _print_bad(about, ("undecodable", "damaged"))
 
 
@@ -104,15 +98,7 @@ def print_masks(split: str, about: dict[str, Any]) -> None:
     classes = about["classes"]
     _print_files(split, len(classes), about)
     print(f"  {about['ignored']:.1%} of the pixels have no class; of the others:")
-    most = max(found["pixels"] for found in classes.values())
-    shown = _ends(sorted(classes.items(), key=lambda item: -item[1]["pixels"]))
-    for name, found in shown:
-        if found is None:
-            print(f"  {name}")
-            continue
-        bar = "#" * round(_BAR * found["pixels"] / most) if most else ""
-        numbers = f"{found['pixels']:>8.2%} {found['images']:>9,} images"
-        print(f"  {printable(name)[:30]:<31}{numbers}  {bar}".rstrip())
+    _print_bars(classes, "pixels", lambda x: f"{x['pixels']:>8.2%} {x['images']:>9,} images")
     _print_bad(about, ("faulty", "damaged"))
 
 
@@ -122,18 +108,27 @@ def print_boxes(split: str, about: dict[str, Any]) -> None:
     _print_files(split, len(classes), about)
     total = sum(found["boxes"] for found in classes.values())
     print(f"  {total:,} boxes that can be used for training:")
-    most = max(found["boxes"] for found in classes.values())
-    shown = _ends(sorted(classes.items(), key=lambda item: -item[1]["boxes"]))
-    for name, found in shown:
-        if found is None:
-            print(f"  {name}")
-            continue
-        bar = "#" * round(_BAR * found["boxes"] / most) if most else ""
-        numbers = f"{found['boxes']:>9,} in {found['images']:>7,} images"
-        print(f"  {printable(name)[:30]:<31}{numbers}  {bar}".rstrip())
+    _print_bars(classes, "boxes", lambda x: f"{x['boxes']:>9,} in {x['images']:>7,} images")
     for problem, names in about["annotations"].items():
         print(f"  {problem}: {len(names):,} ({preview_names(names, _NAMED)})")
     _print_bad(about, ("faulty", "damaged"))
+
+
+def _print_bars(
+    classes: Mapping[str, Mapping[str, Any]], key: str, numbers: Callable[[Mapping[str, Any]], str]
+) -> None:
+    """Prints a line with numbers and a bar for each class, the largest first.
+
+    Args:
+        classes: facts by name.
+        key: the fact that is drawn.
+        numbers: returns the text about a class.
+    """
+    most = max(found[key] for found in classes.values())
+    for name, found in _ends(sorted(classes.items(), key=lambda item: -item[1][key])):
+        bar = "#" * round(_BAR * found[key] / most) if found and most else ""
+        text = numbers(found) if found else ""
+        print(f"  {printable(name)[:30]:<31}{text}  {bar}".rstrip())
 
 
 def _ends(ordered: list[tuple[str, Any]]) -> list[tuple[str, Any]]:

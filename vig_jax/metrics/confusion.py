@@ -2,15 +2,13 @@
 
 import csv
 import dataclasses
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int64
 
-from vig_jax.errors import ReportError
-from vig_jax.files import write_atomically
+from vig_jax.metrics.result_files import load_arrays, save_arrays, texts
 
 CONFUSION_FILE = "confusion.npz"
 _MOST_NAMED = 40  # classes with a name on the axes of the figure
@@ -43,13 +41,12 @@ class Confusion:
 
     def save(self, folder: Path) -> None:
         """Writes `confusion.npz` in one step."""
-        with write_atomically(folder / CONFUSION_FILE) as draft:
-            np.savez_compressed(
-                draft,
-                counts=self.counts,
-                class_names=np.array(self.class_names),
-                description=np.array(self.description),
-            )
+        arrays = {
+            "counts": self.counts,
+            "class_names": self.class_names,
+            "description": self.description,
+        }
+        save_arrays(folder / CONFUSION_FILE, arrays)
 
     @classmethod
     def load(cls, folder: Path) -> "Confusion":
@@ -59,14 +56,12 @@ class Confusion:
             FileNotFoundError: there is none.
             ReportError: the file is damaged.
         """
-        path = folder / CONFUSION_FILE
-        contents = io.BytesIO(path.read_bytes())
-        try:
-            with np.load(contents) as stored:
-                names = tuple(str(name) for name in stored["class_names"])
-                return cls(stored["counts"], names, str(stored["description"]))
-        except Exception as error:  # zipfile, zlib, NumPy: each has its own
-            raise ReportError(f"{path} is damaged ({error}): remove it") from error
+        return load_arrays(
+            folder / CONFUSION_FILE,
+            lambda stored: cls(
+                stored["counts"], texts(stored["class_names"]), str(stored["description"])
+            ),
+        )
 
     def top(self, limit: int = 100) -> list[dict[str, str | int | float]]:
         """Returns the most frequent mistakes, one row per pair of classes.

@@ -46,18 +46,19 @@ def classifier_variables(
     return {"params": float32(weights.params)}, _line(file, path, weights.notes)
 
 
-def segmenter_variables(
+def dense_variables(
     config: RunConfig, model: nn.Module, metadata: Mapping[str, Any]
 ) -> tuple[Variables, str]:
-    """Reads the weights that `config.init_weights` names, for a segmenter.
+    """Reads the weights that `config.init_weights` names, for a segmenter or a detector.
 
-    Those of a segmenter are taken with their running statistics; of a classifier only the backbone
-    is taken. What the file does not have is left out.
+    Those of a model for the same task are taken, with their running statistics; of a classifier
+    only the backbone is taken. What the file does not have is left out.
 
     Args:
         config: of the run.
-        model: a `vig_jax.models.Segmenter`.
-        metadata: of the training data; its `class_names` are matched to those of the file.
+        model: a `vig_jax.models.Segmenter` or `vig_jax.models.Detector`.
+        metadata: of the training data; its `class_names`, or `instance_names` for a detector, are
+            matched to those of the file.
 
     Returns:
         Variables in float32, and a line about them for the log.
@@ -65,38 +66,10 @@ def segmenter_variables(
     Raises:
         WeightsError: the file is missing, cannot be read or does not fit the model.
     """
-    assert isinstance(model, Segmenter)
+    assert isinstance(model, Segmenter | Detector)
     file, path = _read_start(config)
+    names = metadata.get("instance_names" if isinstance(model, Detector) else "class_names", ())
     try:
-        class_names = metadata.get("class_names", ())
-        variables, notes = fit_dense(file, config.model.name, model, class_names=class_names)
-    except WeightsError as error:
-        raise WeightsError(f"{path}: {error}") from error
-    return float32(variables), _line(file, path, (*file.notes, *notes))
-
-
-def detector_variables(
-    config: RunConfig, model: nn.Module, metadata: Mapping[str, Any]
-) -> tuple[Variables, str]:
-    """Reads the weights that `config.init_weights` names, for a detector.
-
-    Of a classifier only the backbone is taken. What the file does not have is left out.
-
-    Args:
-        config: of the run.
-        model: a `vig_jax.models.Detector`.
-        metadata: of the training data; its `instance_names` are matched to those of the file.
-
-    Returns:
-        {"params": parameters in float32}, and a line about them for the log.
-
-    Raises:
-        WeightsError: the file is missing, cannot be read or does not fit the model.
-    """
-    assert isinstance(model, Detector)
-    file, path = _read_start(config)
-    try:
-        names = metadata.get("instance_names", ())
         variables, notes = fit_dense(file, config.model.name, model, class_names=names)
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error

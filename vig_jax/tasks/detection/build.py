@@ -15,7 +15,7 @@ from vig_jax.tasks.detection.task import Detection
 from vig_jax.tasks.registry import TaskBundle, TaskEntry
 from vig_jax.tasks.same_classes import check_same_classes
 from vig_jax.tasks.segmentation.drawing import default_palette
-from vig_jax.weights.initial import detector_variables
+from vig_jax.weights.initial import dense_variables
 
 
 def make_detection(config: RunConfig, metadata: Mapping[str, Any]) -> TaskBundle:
@@ -94,7 +94,7 @@ def match_data(
 ENTRY = TaskEntry(
     make=make_detection,
     match_data=match_data,
-    initial_variables=detector_variables,
+    initial_variables=dense_variables,
     report=REPORT,
     file_predictor="vig_jax.inference.detection:DetectionPredictor",
 )

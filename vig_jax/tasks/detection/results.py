@@ -1,7 +1,6 @@
 """The detailed results of an evaluation: precisions, recalls and the worst images, in one file."""
 
 import dataclasses
-import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,9 @@ import numpy as np
 from jaxtyping import UInt8
 
 from vig_jax.data.dataset import GroundTruth
-from vig_jax.errors import ReportError
-from vig_jax.files import write_atomically
 from vig_jax.metrics.coco_ap import CocoScores
 from vig_jax.metrics.coco_matching import Found, Kind
+from vig_jax.metrics.result_files import load_arrays, save_arrays, texts
 from vig_jax.tasks.detection.drawing import Objects, objects_at, true_objects
 from vig_jax.tasks.detection.found import best_of
 from vig_jax.tasks.segmentation.thumbnails import thumbnail_of_image
@@ -112,12 +110,15 @@ class DetectionResults:
 
     def save(self, folder: Path) -> None:
         """Writes `detection.npz` in one step."""
-        arrays: dict[str, Any] = {}
+        arrays: dict[str, Any] = {
+            "class_names": self.class_names,
+            "palette": self.palette,
+            "description": self.description,
+            "worst": np.array([(w.index, w.ap, w.objects) for w in self.worst]).reshape(-1, 3),
+        }
         for kind, scores in self.scores.items():
-            fields = {
-                field.name: getattr(scores, field.name) for field in dataclasses.fields(scores)
-            }
-            arrays |= {f"{kind}_{name}": values for name, values in fields.items()}
+            for field in dataclasses.fields(scores):
+                arrays[f"{kind}_{field.name}"] = getattr(scores, field.name)
         for number, image in enumerate(self.worst):
             assert image.image is not None
             assert image.truth is not None
@@ -125,16 +126,7 @@ class DetectionResults:
             arrays[f"image_{number}"] = image.image
             arrays |= _packed(image.truth, f"truth_{number}")
             arrays |= _packed(image.found, f"found_{number}")
-        worst = np.array([(w.index, w.ap, w.objects) for w in self.worst]).reshape(-1, 3)
-        with write_atomically(folder / RESULTS_FILE) as draft:
-            np.savez_compressed(
-                draft,
-                class_names=np.array(self.class_names),
-                palette=self.palette,
-                description=np.array(self.description),
-                worst=worst,
-                **arrays,
-            )
+        save_arrays(folder / RESULTS_FILE, arrays)
 
     @classmethod
     def load(cls, folder: Path) -> "DetectionResults":
@@ -144,35 +136,32 @@ class DetectionResults:
             FileNotFoundError: there is none.
             ReportError: the file is damaged.
         """
-        path = folder / RESULTS_FILE
-        contents = io.BytesIO(path.read_bytes())
-        try:
-            with np.load(contents) as file:
-                stored = dict(file)
-            kinds: tuple[Kind, ...] = ("box", "mask") if "mask_recall" in stored else ("box",)
-            names = [field.name for field in dataclasses.fields(CocoScores)]
-            return cls(
-                scores={
-                    kind: CocoScores(**{name: stored[f"{kind}_{name}"] for name in names})
-                    for kind in kinds
-                },
-                class_names=tuple(str(name) for name in stored["class_names"]),
-                palette=stored["palette"],
-                worst=tuple(
-                    WorstImage(
-                        index=int(index),
-                        ap=ap,
-                        objects=int(objects),
-                        image=stored[f"image_{number}"],
-                        truth=_unpacked(stored, f"truth_{number}"),
-                        found=_unpacked(stored, f"found_{number}"),
-                    )
-                    for number, (index, ap, objects) in enumerate(stored["worst"].tolist())
-                ),
-                description=str(stored["description"]),
-            )
-        except Exception as error:  # zipfile, zlib, NumPy: each has its own
-            raise ReportError(f"{path} is damaged ({error}): remove it") from error
+        return load_arrays(folder / RESULTS_FILE, cls._of)
+
+    @classmethod
+    def _of(cls, stored: Mapping[str, np.ndarray]) -> "DetectionResults":
+        kinds: tuple[Kind, ...] = ("box", "mask") if "mask_recall" in stored else ("box",)
+        names = [field.name for field in dataclasses.fields(CocoScores)]
+        return cls(
+            scores={
+                kind: CocoScores(**{name: stored[f"{kind}_{name}"] for name in names})
+                for kind in kinds
+            },
+            class_names=texts(stored["class_names"]),
+            palette=stored["palette"],
+            worst=tuple(
+                WorstImage(
+                    index=int(index),
+                    ap=ap,
+                    objects=int(objects),
+                    image=stored[f"image_{number}"],
+                    truth=_unpacked(stored, f"truth_{number}"),
+                    found=_unpacked(stored, f"found_{number}"),
+                )
+                for number, (index, ap, objects) in enumerate(stored["worst"].tolist())
+            ),
+            description=str(stored["description"]),
+        )
 
 
 def _packed(objects: Objects, prefix: str) -> dict[str, np.ndarray]:

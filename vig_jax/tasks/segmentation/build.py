@@ -16,7 +16,7 @@ from vig_jax.tasks.segmentation.evaluation import SegmentationEvaluation
 from vig_jax.tasks.segmentation.preview import SegmentationPreview
 from vig_jax.tasks.segmentation.report import REPORT
 from vig_jax.tasks.segmentation.task import Segmentation
-from vig_jax.weights.initial import segmenter_variables
+from vig_jax.weights.initial import dense_variables
 
 
 def make_segmentation(config: RunConfig, metadata: Mapping[str, Any]) -> TaskBundle:
@@ -90,7 +90,7 @@ def match_data(
 ENTRY = TaskEntry(
     make=make_segmentation,
     match_data=match_data,
-    initial_variables=segmenter_variables,
+    initial_variables=dense_variables,
     report=REPORT,
     file_predictor="vig_jax.inference.segmentation:SegmentationPredictor",
 )

@@ -1,17 +1,15 @@
 """The detailed results of an evaluation: pixel counts and the worst images, in one file."""
 
 import dataclasses
-import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from vig_jax.errors import ReportError
-from vig_jax.files import write_atomically
 from vig_jax.metrics.mean_iou import ClassScores, mean_of_known
+from vig_jax.metrics.result_files import load_arrays, save_arrays, texts
 
 RESULTS_FILE = "segmentation.npz"
 MOST_WORST = 16
@@ -94,22 +92,19 @@ class SegmentationResults:
 
     def save(self, folder: Path) -> None:
         """Writes `segmentation.npz` in one step."""
-        arrays: dict[str, Any] = {}
+        arrays: dict[str, Any] = {
+            "confusion": self.confusion,
+            "class_names": self.class_names,
+            "palette": self.palette,
+            "description": self.description,
+            "worst": np.array([(w.index, w.iou, w.accuracy) for w in self.worst]).reshape(-1, 3),
+        }
         for number, image in enumerate(self.worst):
             assert image.image is not None
             assert image.truth is not None
             assert image.predicted is not None
             arrays[f"worst_{number}"] = np.dstack((image.image, image.truth, image.predicted))
-        with write_atomically(folder / RESULTS_FILE) as draft:
-            np.savez_compressed(
-                draft,
-                confusion=self.confusion,
-                class_names=np.array(self.class_names),
-                palette=self.palette,
-                description=np.array(self.description),
-                worst=np.array([(w.index, w.iou, w.accuracy) for w in self.worst]).reshape(-1, 3),
-                **arrays,
-            )
+        save_arrays(folder / RESULTS_FILE, arrays)
 
     @classmethod
     def load(cls, folder: Path) -> "SegmentationResults":
@@ -119,21 +114,19 @@ class SegmentationResults:
             FileNotFoundError: there is none.
             ReportError: the file is damaged.
         """
-        path = folder / RESULTS_FILE
-        contents = io.BytesIO(path.read_bytes())
-        try:
-            with np.load(contents) as stored:
-                worst = []
-                for number, (index, iou, accuracy) in enumerate(stored["worst"].tolist()):
-                    small = stored[f"worst_{number}"]
-                    parts = small[..., :3], small[..., 3], small[..., 4]
-                    worst.append(WorstImage(int(index), iou, accuracy, *parts))
-                return cls(
-                    confusion=stored["confusion"],
-                    class_names=tuple(str(name) for name in stored["class_names"]),
-                    palette=stored["palette"],
-                    worst=tuple(worst),
-                    description=str(stored["description"]),
-                )
-        except Exception as error:  # zipfile, zlib, NumPy: each has its own
-            raise ReportError(f"{path} is damaged ({error}): remove it") from error
+        return load_arrays(folder / RESULTS_FILE, cls._of)
+
+    @classmethod
+    def _of(cls, stored: Mapping[str, np.ndarray]) -> "SegmentationResults":
+        worst = []
+        for number, (index, iou, accuracy) in enumerate(stored["worst"].tolist()):
+            small = stored[f"worst_{number}"]
+            parts = small[..., :3], small[..., 3], small[..., 4]
+            worst.append(WorstImage(int(index), iou, accuracy, *parts))
+        return cls(
+            confusion=stored["confusion"],
+            class_names=texts(stored["class_names"]),
+            palette=stored["palette"],
+            worst=tuple(worst),
+            description=str(stored["description"]),
+        )
