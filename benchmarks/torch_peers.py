@@ -338,7 +338,7 @@ def _host_call(start: Start, forward: Any, pixels: torch.Tensor, fused: Fused) -
     """Returns the steps of one call of inference; the pixels are in pinned memory of the host."""
     if start is not start_inference:
         return None
-    on_host = pixels.cpu().pin_memory()
+    on_host = pixels.cpu().pin_memory() if pixels.is_cuda else pixels
     channels_last = pixels.is_contiguous(memory_format=torch.channels_last)
     layout = torch.channels_last if channels_last else torch.contiguous_format
 
