@@ -30,6 +30,7 @@ rows are written after each round. --minutes ends the run in time: what is left 
 
 import argparse
 import dataclasses
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -65,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     escape_output()
     try:
+        _check_installed(options.peers)
         return Market(options, _serve).run()
     except REPORTED_ERRORS as error:
         print(f"market.py: {error}", file=sys.stderr)
@@ -112,6 +114,22 @@ def _shape(text: str) -> tuple[int, tuple[int, ...]]:
     if not all(number.isdecimal() and int(number) for number in numbers):
         raise argparse.ArgumentTypeError(f"{text!r} is not PIXELSxBATCH,BATCH, as in 224x256,1")
     return int(size), tuple(map(int, numbers[1:]))
+
+
+def _check_installed(peers: Sequence[str]) -> None:
+    """Checks that the peers' libraries are there, before a model fails for it.
+
+    Raises:
+        ConfigError: one of them is not installed.
+    """
+    from vig_jax.errors import ConfigError
+
+    for name in ("torch", "timm") if peers else ():
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError(
+                f"{name} is not installed, and the peers need PyTorch and timm: pip install torch "
+                "timm. Or run our models alone: --peers without names"
+            )
 
 
 def _serve(connection: Connection, job: Job) -> None:

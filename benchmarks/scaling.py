@@ -9,7 +9,9 @@ Rows are training steps of `train.py` (forward, backward, AdamW, EMA) and infere
 rows are split over the GPUs. Pixels are random and lie on the GPUs. Each GPU gets the same number
 of images, except where rows are split: there all GPUs share one image. There is no augmentation,
 and no drop path or dropout: all GPUs get equal images, so loss and gradient norm of the first step
-must be those of one GPU, and the logits of split images those of whole ones.
+must be those of one GPU, and the logits of split images those of whole ones. One row trains from
+JPEG files of 500 x 375 pixels that are decoded, cropped and flipped meanwhile, on all cores but
+two.
 
 All programs are compiled first, the most important ones first, --threads at a time; then they are
 measured in the same order, largest and smallest number of GPUs before those between. What does not
@@ -73,7 +75,9 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--gpus", type=int, nargs="+", help="numbers of GPUs (default: 1, 2, 4, ... up to all)"
     )
-    parser.add_argument("--only", nargs="+", metavar="TEXT", help="rows whose names contain it")
+    parser.add_argument(
+        "--only", nargs="+", metavar="TEXT", help="rows whose names contain it, and what they need"
+    )
     parser.add_argument(
         "--threads", type=int, help="programs compiled at a time (default: cores/8)"
     )
@@ -106,7 +110,9 @@ class Scaling:
                 f"give numbers from 1 to {len(self.devices)}"
             )
         only = options.only or [""]
-        self.cases = [case for case in CASES if any(text in case.name for text in only)]
+        chosen = [case for case in CASES if any(text in case.name for text in only)]
+        needed = {name for case in chosen for name in (case.name, case.reference)}
+        self.cases = [case for case in CASES if case.name in needed]
         if not self.cases:
             names = ", ".join(case.name for case in CASES)
             raise ConfigError(f"--only {' '.join(only)} fits none of the rows ({names})")
@@ -138,7 +144,11 @@ class Scaling:
         pairs = [(case, count) for counts in (extremes, between) for case in self.cases
                  for count in counts]  # fmt: skip
         # One GPU has no axis to split: the reference is another case.
-        return [(case, count) for case, count in pairs if count > 1 or not case.base]
+        pairs = [(case, count) for case, count in pairs if count > 1 or not case.base]
+        # The program of another row is there by then, on the largest number of GPUs.
+        files = [case for case, count in pairs if case.files and count == ordered[0]]
+        kept = [(case, count) for case, count in pairs if not case.files]
+        return kept + [(case, ordered[0]) for case in files]
 
     def _compiled(self) -> list["Work"]:
         """Compiles the programs in time; returns those that are compiled."""
@@ -155,8 +165,11 @@ class Scaling:
                 name, small = _name(case, count), self.options.tiny
                 make = functools.partial(work_of, case, self.devices[:count], small=small)
                 work = self._try(name, make)
-                lowered = work and self._try(name, work.lower)
-                if work and lowered:
+                if case.files:
+                    of_base = [future for other, future in futures if other.case.name == case.base
+                               and other.mesh.size == count]  # fmt: skip
+                    futures += [(work, future) for future in of_base]
+                elif work and (lowered := self._try(name, work.lower)):
                     futures.append((work, pool.submit(lowered.compile)))
             end = self.begun + _COMPILED * seconds
             return [work for work, future in futures if self._wait(work, future, end)]
@@ -175,6 +188,7 @@ class Scaling:
     def _measure(self, works: Sequence["Work"]) -> None:
         """Measures the programs in time, and writes each row."""
         from benchmarks.scaling_cases import Inputs, measure
+        from benchmarks.scaling_records import measure_records
 
         inputs = Inputs(self.devices[0])
         end = self.begun + 60 * self.options.minutes
@@ -187,7 +201,12 @@ class Scaling:
                     self.dropped.append(name)
                     continue
                 seconds = self.options.sample_seconds
-                found = self._try(name, functools.partial(measure, work, inputs, seconds=seconds))
+                found = self._try(
+                    name,
+                    functools.partial(measure_records, work, inputs, seconds=10 * seconds)
+                    if work.case.files
+                    else functools.partial(measure, work, inputs, seconds=seconds),
+                )
                 work.compiled = None  # frees its memory
                 self.longest = max(self.longest, time.monotonic() - begun)
                 if found:
@@ -210,6 +229,8 @@ class Scaling:
                     continue
                 row["speedup"] = row["img_per_s"] / one.row["img_per_s"]
                 row["efficiency"] = row["speedup"] / count
+                if case.files:
+                    continue  # of other images
                 errors = differences(found, one)
                 row["errors"] = errors
                 if wrong := {k: e for k, e in errors.items() if not e <= ALLOWED_ERRORS[k]}:
@@ -284,7 +305,8 @@ def _text(row: Row) -> str:
     error = max(row["errors"].values()) if "errors" in row else None
     return (
         f"{row['case']:34} {row['gpus']:4} {row['images']:6} {row['img_per_s']:9.1f} "
-        f"{row['ms']:8.2f} {row['waited_ms']:8.2f} {cell(row.get('speedup'), '.2f', 8)} "
+        f"{row['ms']:8.2f} {cell(row['waited_ms'], '.2f', 8)} "
+        f"{cell(row.get('speedup'), '.2f', 8)} "
         f"{cell(row.get('efficiency'), '.3f', 6)} "
         f"{cell(row['exposed_share'], '.1%', 7)} "
         f"{cell(None if state is None else state / 1e6, '.0f', 8)} "

@@ -46,6 +46,7 @@ class Case:
         task: see `benchmark_config`.
         train: a training step, or inference.
         base: name of the case whose row of one GPU is the reference; "": this case.
+        files: train from JPEG files, with the program of `base`, on the largest number of GPUs.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Case:
     task: str = "classification"
     train: bool = True
     base: str = ""
+    files: bool = False
 
     @property
     def reference(self) -> str:
@@ -76,6 +78,7 @@ CASES = (
     Case("vig_h_t Mask R-CNN training", "vig_h_t", (800, 1344), 2, task="detection"),
     Case("vig_t inference 2048, rows split", "vig_t", 2048, 1, axis="sequence", train=False),
     Case("vig_t training 2048, rows split", "vig_t", 2048, 1, axis="sequence"),
+    Case("vig_s training, JPEG", "vig_s", 224, 256, base="vig_s training", files=True),
 )
 """The most important first."""
 
@@ -290,7 +293,6 @@ def measure(work: Work, inputs: Inputs, *, seconds: float) -> Measured:
         inputs: makes what it needs.
         seconds: of a sample; there are three.
     """
-    case, count = work.case, work.mesh.size
     program = inputs.program(work)
     call = _alone(program.calls())
     first = call()
@@ -305,19 +307,46 @@ def measure(work: Work, inputs: Inputs, *, seconds: float) -> Measured:
     run = candidate(call)
     found = measure_latency(run, None, repeats=3, sample_seconds=seconds)
     timelines = profile(run, _PROFILED)
-    memory = work.compiled.memory_analysis()
+    row = row_of(
+        work,
+        program,
+        milliseconds=found.queued_ms,
+        waited=found.waited_ms,
+        timelines=timelines,
+    )
+    return Measured(row | {"state_bytes": state_bytes}, outputs, timelines)
+
+
+def row_of(
+    work: Work,
+    program: Program,
+    *,
+    milliseconds: float,
+    waited: float | None,
+    timelines: Sequence[Timeline],
+) -> dict[str, Any]:
+    """Returns the columns of a row.
+
+    Args:
+        work: the case.
+        program: that was measured.
+        milliseconds: of a call.
+        waited: of a call that the host waits for.
+        timelines: of the GPUs, if they were profiled.
+    """
+    case, count = work.case, work.mesh.size
     images = case.batch_size(count)
     row: dict[str, Any] = {"case": case.name, "gpus": count, "images": images}
-    row |= {"img_per_s": images / found.queued_ms * 1e3}
-    row |= {"ms": found.queued_ms, "waited_ms": found.waited_ms, "state_bytes": state_bytes}
-    row |= {"program_bytes": program.bytes, "temporary_bytes": memory.temp_size_in_bytes}
+    row |= {"img_per_s": images / milliseconds * 1e3, "ms": milliseconds, "waited_ms": waited}
+    row |= {"state_bytes": None, "program_bytes": program.bytes}
+    row["temporary_bytes"] = work.compiled.memory_analysis().temp_size_in_bytes
     row["peak_bytes"] = _peak_bytes(work.mesh)
     worst = max(timelines, key=lambda one: one.exposed_ms, default=None)
     row["exposed_share"] = worst.exposed_ms / worst.span_ms if worst else None
     row["communication_ms"] = worst.communication_ms if worst else None
     row["exposed_ms"] = worst.exposed_ms if worst else None
     row["idle_ms"] = worst.idle_ms if worst else None
-    return Measured(row, outputs, timelines)
+    return row
 
 
 def _alone(call: Callable[[], Any]) -> Callable[[], Any]:

@@ -18,6 +18,7 @@ def toys(monkeypatch):
     import market_toy
 
     monkeypatch.setattr(market, "_serve", market_toy.run_toy)
+    monkeypatch.setattr(market, "_check_installed", lambda peers: None)
 
 
 def test_failures_and_resuming(toys, tmp_path, capsys):
@@ -62,6 +63,14 @@ def test_what_cannot_be_run(toys, tmp_path, capsys):
         with pytest.raises(SystemExit):
             market.main([*options, "--json", str(tmp_path / "x.json")])
     assert "'224' is not PIXELSxBATCH,BATCH" in capsys.readouterr().err
+
+
+def test_without_torch_the_command_to_install_it(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(market.importlib.util, "find_spec", lambda name: None)
+    file = tmp_path / "rows.json"
+    assert market.main(["--json", str(file)]) == 1
+    assert "pip install torch timm" in capsys.readouterr().err
+    assert not file.exists()
 
 
 def test_facts_of_the_models():

@@ -92,15 +92,15 @@ def test_what_does_not_fit_into_the_time_is_dropped(toys, tmp_path):
     assert names == toys.lowered[:6]  # each takes 4 s, and needs 20 % more to begin
     assert toys.clock <= 60
     dropped = written["dropped"]
-    assert len(set(dropped)) == len(dropped) == 31 - 6
+    assert len(set(dropped)) == len(dropped) == 32 - 6
     assert "vig_s training on 2" in dropped
 
 
 def test_results_that_differ(toys, tmp_path):
-    toys.wrong = "vig_s training"
-    status, written = run(tmp_path, "--only", "vig_s", "--gpus", "1", "4")
+    toys.wrong = "vig_b training"
+    status, written = run(tmp_path, "--only", "vig_b training", "--gpus", "1", "4")
     assert status == 1
-    assert written["failed"] == ["vig_s training on 4: differs from one GPU by {'loss': 1.0}"]
+    assert written["failed"] == ["vig_b training on 4: differs from one GPU by {'loss': 1.0}"]
 
 
 def test_what_cannot_be_run(toys, tmp_path, capsys):
@@ -115,7 +115,7 @@ def test_two_simulated_devices(tmp_path):
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
     command = [sys.executable, "-m", "benchmarks.scaling", "--tiny", "--sample-seconds", "0.01"]
     done = subprocess.run(
-        [*command, "--only", "vig_s", "--out", str(tmp_path)],
+        [*command, "--only", "JPEG", "--out", str(tmp_path)],
         cwd=ROOT,
         env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
         capture_output=True,
@@ -124,8 +124,11 @@ def test_two_simulated_devices(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     written = json.loads((tmp_path / "rows.json").read_text())
-    rows = {row["gpus"]: row for row in written["rows"]}
+    rows = {row["gpus"]: row for row in written["rows"] if row["case"] == "vig_s training"}
     assert set(rows) == {1, 2}
+    (files,) = (row for row in written["rows"] if row["case"] == "vig_s training, JPEG")
+    assert (files["gpus"], files["images"]) == (2, rows[2]["images"])
+    assert files["efficiency"] == pytest.approx(files["img_per_s"] / rows[1]["img_per_s"] / 2)
     assert rows[2]["images"] == 2 * rows[1]["images"]
     assert rows[2]["state_bytes"] == rows[1]["state_bytes"] > 0
     assert set(rows[2]["errors"]) == {"loss", "grad_norm"}
