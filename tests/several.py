@@ -45,8 +45,10 @@ def start(count, *command, environments=(), cluster=None):
     for index in range(count):
         options = [f"--coordinator=localhost:{port}", f"--num_processes={count}"]
         options.append(f"--process_id={index}")
-        if command[0] != "train.py":
+        if command[:2] == ("-m", "vig_jax"):
             options = [option.replace("_", "-") for option in options]
+        if count == 1:
+            options = []
         more = dict(enumerate(environments)).get(index, {})
         processes.append(
             subprocess.Popen(

@@ -22,6 +22,7 @@ import pytest
 
 import vig_jax
 from vig_jax.config import parse
+from vig_jax.train.processes import OPTIONS
 
 ROOT = Path(__file__).parents[1]
 COMPILE_ONLY = "compile only"
@@ -197,7 +198,8 @@ def check_vig(words: list[str], where: str) -> None:
 def check_training(words: list[str], where: str) -> None:
     flags = dict(w.removeprefix("--").split("=", 1) for w in words if "=" in w)
     page = flags.pop("config", "configs/NAME.py")
-    flags.pop("workdir", None)
+    for option in ("workdir", *OPTIONS):
+        flags.pop(option, None)
     if "NAME" in page or not page.startswith("configs/"):
         return
     assert (ROOT / page.partition(":")[0]).exists(), where

@@ -1,26 +1,25 @@
 """A run that is killed twenty times, in every phase, ends with the unbroken run's parameters.
 
-The task is that of `tests.tasks.toy`. Each kill is a SIGKILL of the whole process at a moment that
+The task is that of `tests.tasks.toy`. Each kill is a SIGKILL of a process at a moment that
 belongs to a phase: starting, updating, saving, deleting an old checkpoint, evaluating. Kills in a
 phase that the process does not reach again count as kills of the phase in which they strike.
 """
 
 import collections
+import contextlib
 import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import chex
 import pytest
 
-from vig_jax.config import parse
+from tests import several
 from vig_jax.inference.loaded_model import load_for_inference
-from vig_jax.train.loop import run
+from vig_jax.train.supervise import LOST_STATUS
 
 ROOT = Path(__file__).parents[2]
 PAGE = """
@@ -29,7 +28,7 @@ from tests.tasks import toy
 def get_config():
     config = toy.page().copy_and_resolve_references()
     config.train.update(epochs=40, eval_every_epochs=4, checkpoint_every_steps=3)
-    config.train.update(keep_checkpoints=1)
+    config.train.update(keep_checkpoints=1, lost_after_seconds=5)
     return config
 """
 PHASES = ("starting", "updating", "saving", "deleting", "evaluating")
@@ -56,59 +55,73 @@ def reached(phase, workdir, begun, wait):
     return (workdir / ".evaluating").exists()
 
 
-def start(file, workdir):
+def start(file, workdir, count):
     """Starts train.py with files that mark reads of training and evaluation images."""
     code = f"""
 import pathlib, runpy, sys
 from tests.tasks import toy
+from vig_jax.train import processes
+processes.START_SECONDS = 60  # for which one waits for another that was killed at its start
 read = toy.Squares.__getitem__
 def marked(self, index):
     phase = "updating" if self.split == "train" else "evaluating"
     pathlib.Path({str(workdir)!r}, "." + phase).touch()
     return read(self, index)
 toy.Squares.__getitem__ = marked
-sys.argv = ["train.py", "--config={file}", "--workdir={workdir}"]
+sys.argv = ["train.py", "--config={file}", "--workdir={workdir}", *sys.argv[1:]]
 runpy.run_path("train.py", run_name="__main__")
 """
-    return subprocess.Popen(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
+    environments = [{"PYTHONPATH": str(ROOT)}] * count
+    return several.start(count, "-c", code, environments=environments)
+
+
+def kill(process, count):
+    """Kills a process without its supervisor; returns the status that the command ends with."""
+    if count == 1:
+        process.kill()
+        return -signal.SIGKILL
+    tasks = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    for child in tasks.read_text().split() if tasks.exists() else ():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(child), signal.SIGKILL)
+            return 128 + signal.SIGKILL
+    process.kill()  # it has not started the other one
+    return -signal.SIGKILL
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_killed_in_every_phase(tmp_path):
+@pytest.mark.multidevice
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("count", [1, 2])
+def test_killed_in_every_phase(tmp_path, count):
+    """In a run on two processes, one of them is killed, and the other one ends by itself."""
     file, workdir, whole = page(tmp_path), tmp_path / "run", tmp_path / "whole"
-    workdir.mkdir()
-    namespace: dict = {}
-    exec(PAGE, namespace)
-    run(parse(namespace["get_config"]()), whole)
+    for folder in (workdir, whole):
+        folder.mkdir()
+    finished = [0] * count
+    assert [status for status, _ in several.ended(start(file, whole, count))] == finished
 
     draw = random.Random(0)
     struck: collections.Counter[str] = collections.Counter()
-    errors = ""
     for number in range(KILLS):
-        phase, wait = PHASES[number % len(PHASES)], draw.random()
+        phase, wait, victim = PHASES[number % len(PHASES)], draw.random(), draw.randrange(count)
         for name in ("updating", "evaluating"):
             (workdir / f".{name}").unlink(missing_ok=True)
-        process, begun = start(file, workdir), time.monotonic()
-        while process.poll() is None and not reached(phase, workdir, begun, wait):
+        processes, begun = start(file, workdir, count), time.monotonic()
+        killed = processes[victim]
+        while killed.poll() is None and not reached(phase, workdir, begun, wait):
             time.sleep(0.001)
         if phase != "deleting":  # a deletion takes a millisecond
             time.sleep(0.05 * wait)
-        process.kill()
-        _, errors = process.communicate()
-        assert process.returncode in (-signal.SIGKILL, 0), errors
-        struck[phase if process.returncode else "finished"] += 1
-    process = start(file, workdir)
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors
-    assert "Traceback" not in errors
+        expected = kill(killed, count) if killed.poll() is None else 0
+        found = several.ended(processes, timeout=400)
+        statuses = [status for status, _ in found]
+        assert statuses[victim] in (expected, 0), found
+        assert all(status in (LOST_STATUS, 0) for i, status in enumerate(statuses) if i != victim)
+        struck[phase if statuses != finished else "finished"] += 1
+    found = several.ended(start(file, workdir, count))
+    assert [status for status, _ in found] == finished, found
+    assert "Traceback" not in str(found)
     print("kills by phase:", dict(struck))
     assert struck.total() == KILLS
     assert struck["finished"] < KILLS / 2
