@@ -1,6 +1,7 @@
 """ViG's token mixer: bidirectional GLA blended with a local branch."""
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -19,7 +20,8 @@ from vig_jax.layers.linear import (
 )
 from vig_jax.layers.locality import DepthwiseConv
 from vig_jax.layers.padding import Padding
-from vig_jax.sharding.kernels import ROWS, WHOLE, shard_kernel
+from vig_jax.sharding.kernels import MAPS, WHOLE, shard_kernel
+from vig_jax.sharding.sequence import exchange_states
 
 GATE_RANK = 16
 GATE_NORMALIZER = 16.0  # log-decay = logsigmoid(logit) / 16
@@ -86,7 +88,7 @@ class GatedLinearAttention(nn.Module):
             s = padding.flatten(self.dwconv(padding.zero_pads(x)))
         value_width = self.features // self.num_heads
         mixer = functools.partial(
-            vig_mixer,
+            _mix_part,
             heads=self.num_heads,
             scale=self.merge_scale * (value_width // 2) ** -0.5,
             gate_normalizer=GATE_NORMALIZER,
@@ -105,7 +107,7 @@ class GatedLinearAttention(nn.Module):
         projected = jnp.dot(s, merged, precision=precision(self.dtype))
         if self.is_mutable_collection("intermediates"):
             self._capture(projected, s, gate_bias, decay_kernel, decay_bias)
-        out = shard_kernel(mixer, (ROWS, ROWS, *[WHOLE] * 6), ROWS)(
+        out = shard_kernel(mixer, (MAPS, MAPS, *[WHOLE] * 6), MAPS)(
             projected,
             s,
             gate_bias,
@@ -144,6 +146,11 @@ class GatedLinearAttention(nn.Module):
         }
         for name, value in gates.items():
             self.sow("intermediates", name, value)
+
+
+def _mix_part(*arrays: jax.Array, **options: Any) -> jax.Array:
+    """Computes the mixer for the tokens of this device; states arrive from the other devices."""
+    return vig_mixer(*arrays, **options, exchange=exchange_states())
 
 
 class HeadScale(nn.Module):

@@ -65,25 +65,3 @@ class LinearWeights(nn.Module):
             return (kernel,)
         zeros = nn.initializers.zeros
         return kernel, self.param("bias", zeros, (self.features,), self.param_dtype)
-
-
-def conv(
-    features: int,
-    in_features: int,
-    kernel_size: int,
-    stride: int,
-    dtype: Dtype,
-    param_dtype: Dtype,
-) -> nn.Conv:
-    """Returns a biased convolution `[B, h, w, in_features] -> [B, h', w', features]`, padding 1."""
-    return nn.Conv(
-        features,
-        (kernel_size, kernel_size),
-        strides=stride,
-        padding=1,
-        kernel_init=torch_conv,
-        bias_init=uniform_bias(in_features * kernel_size**2),
-        dtype=dtype,
-        param_dtype=param_dtype,
-        precision=precision(dtype),
-    )

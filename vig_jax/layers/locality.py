@@ -8,7 +8,8 @@ from jaxtyping import Array, Float
 
 from kernels_pallas import depthwise_conv
 from vig_jax.layers.linear import Dtype, xavier_mixer
-from vig_jax.sharding.kernels import ROWS, WHOLE, shard_kernel
+from vig_jax.sharding.kernels import MAPS, WHOLE, shard_kernel
+from vig_jax.sharding.sequence import convolve_rows
 
 
 class DepthwiseConv(nn.Module):
@@ -27,4 +28,5 @@ class DepthwiseConv(nn.Module):
         kernel = self.param("kernel", xavier_mixer, (3, 3, 1, x.shape[-1]), self.param_dtype)
         x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
         conv = functools.partial(depthwise_conv, activation=self.activation)
-        return shard_kernel(conv, (ROWS, WHOLE), ROWS)(x, kernel)
+        split = functools.partial(convolve_rows, conv, kernel_size=3, stride=1)
+        return shard_kernel(split, (MAPS, WHOLE), MAPS)(x, kernel)

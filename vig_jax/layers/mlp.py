@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from kernels_pallas import swiglu_mlp
 from vig_jax.layers.linear import Dtype, LinearWeights, normal_002
-from vig_jax.sharding.kernels import ROWS, WHOLE, shard_kernel
+from vig_jax.sharding.kernels import MAPS, WHOLE, shard_kernel
 
 
 def swiglu_hidden(features: int, multiple_of: int) -> int:
@@ -38,4 +38,4 @@ class SwiGLU(nn.Module):
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         (kernel,), (down_kernel,) = self.gate_proj(x.shape[-1]), self.down_proj(self.hidden)
         arrays = nn.dtypes.promote_dtype(x, kernel, down_kernel, dtype=self.dtype)
-        return shard_kernel(swiglu_mlp, (ROWS, WHOLE, WHOLE), ROWS)(*arrays)
+        return shard_kernel(swiglu_mlp, (MAPS, WHOLE, WHOLE), MAPS)(*arrays)

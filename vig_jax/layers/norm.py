@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from kernels_pallas import norm_act, residual_norm
 from kernels_pallas.core.types import float32_or_wider
 from vig_jax.layers.linear import Dtype
-from vig_jax.sharding.kernels import ROWS, WHOLE, shard_kernel
+from vig_jax.sharding.kernels import MAPS, ROWS, WHOLE, shard_kernel
 
 
 class Residual(flax.struct.PyTreeNode):
@@ -74,8 +74,8 @@ class Norm(nn.Module):
             options: dict[str, Any] = {"kind": self.kind, "epsilon": self.epsilon}
             return norm_act(x, *weights, activation=self.activation, **options)
 
-        specs = (ROWS, *[WHOLE] * len(weights))
-        return shard_kernel(norm, specs, ROWS)(x, *weights)
+        specs = (MAPS, *[WHOLE] * len(weights))
+        return shard_kernel(norm, specs, MAPS)(x, *weights)
 
     def add(self, stream: Residual) -> tuple[Float[Array, "B h w D"], Float[Array, "B h w D"]]:
         """Adds the pending branch of a stream and normalises the sum.
@@ -96,8 +96,8 @@ class Norm(nn.Module):
             options: dict[str, Any] = {"kind": self.kind, "epsilon": self.epsilon}
             return residual_norm(x, branch, *weights, keep=keep[0] if keep else None, **options)
 
-        rows, whole = 2 + len(scales), len(weights)
-        run = shard_kernel(add_norm, (*[ROWS] * rows, *[WHOLE] * whole), ROWS)
+        specs = (MAPS, MAPS, *[ROWS] * len(scales), *[WHOLE] * len(weights))
+        run = shard_kernel(add_norm, specs, MAPS)
         return run(stream.x, stream.branch, *scales, *weights)
 
 

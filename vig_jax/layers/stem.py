@@ -3,14 +3,16 @@
 import functools
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kernels_pallas import im2col
 from vig_jax.errors import ConfigError
-from vig_jax.layers.linear import Dtype, conv, precision, torch_conv, uniform_bias
+from vig_jax.layers.linear import Dtype, precision, torch_conv, uniform_bias
 from vig_jax.layers.norm import layer_norm
-from vig_jax.sharding.kernels import ROWS, shard_kernel
+from vig_jax.sharding.kernels import MAPS, WHOLE, shard_kernel
+from vig_jax.sharding.sequence import convolve_rows
 
 
 class PatchConv(nn.Module):
@@ -35,10 +37,37 @@ class PatchConv(nn.Module):
         bias = self.param("bias", bias_init, (self.features,), self.param_dtype)
         images, kernel, bias = nn.dtypes.promote_dtype(images, kernel, bias, dtype=self.dtype)
         patches = functools.partial(im2col, kernel_size=size, stride=self.stride, ones=True)
-        columns = shard_kernel(patches, (ROWS,), ROWS)(images)
+        split = functools.partial(convolve_rows, patches, kernel_size=size, stride=self.stride)
+        columns = shard_kernel(split, (MAPS,), MAPS)(images)
         matrix = jnp.concatenate([kernel.reshape(-1, self.features), bias[None]])
         matrix = jnp.pad(matrix, ((0, columns.shape[-1] - len(matrix)), (0, 0)))
         return jnp.dot(columns, matrix, precision=precision(self.dtype))
+
+
+class HalvingConv(nn.Module):
+    """A biased 3x3 convolution of stride 2 and padding 1. The parameters are those of `nn.Conv`."""
+
+    features: int
+    dtype: Dtype = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B h2 w2 D"]:
+        channels = x.shape[-1]
+        kernel = self.param(
+            "kernel", torch_conv, (3, 3, channels, self.features), self.param_dtype
+        )
+        bias = self.param("bias", uniform_bias(channels * 9), (self.features,), self.param_dtype)
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        conv = functools.partial(
+            jax.lax.conv_general_dilated,
+            window_strides=(2, 2),
+            padding=((1, 1), (1, 1)),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            precision=precision(self.dtype),
+        )
+        split = functools.partial(convolve_rows, conv, kernel_size=3, stride=2)
+        return shard_kernel(split, (MAPS, WHOLE), MAPS)(x, kernel) + bias
 
 
 def smallest_image(patch_size: int) -> int:
@@ -65,7 +94,7 @@ class ConvStem(nn.Module):
         dtypes = self.dtype, self.param_dtype
         self.conv1 = PatchConv(half, self.patch_size // 2, *dtypes)
         self.norm1 = layer_norm(self.param_dtype, self.activation)
-        self.conv2 = conv(self.features, half, 3, 2, *dtypes)
+        self.conv2 = HalvingConv(self.features, *dtypes)
         self.norm2 = layer_norm(self.param_dtype)
 
     def __call__(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w D"]:
@@ -83,13 +112,12 @@ class Downsample(nn.Module):
     """Halves rows and columns, rounding up, and changes the width: 3x3 conv of stride 2, norm."""
 
     features: int
-    in_features: int
     dtype: Dtype = None
     param_dtype: Dtype = jnp.float32
 
     def setup(self) -> None:
         dtypes = self.dtype, self.param_dtype
-        self.conv = conv(self.features, self.in_features, 3, 2, *dtypes)
+        self.conv = HalvingConv(self.features, *dtypes)
         self.norm = layer_norm(self.param_dtype)
 
     def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B h2 w2 D"]:

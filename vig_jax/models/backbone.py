@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 from kernels_pallas.vig_mixer import IMPLEMENTATIONS
 from vig_jax.errors import ConfigError
 from vig_jax.layers.linear import Dtype
+from vig_jax.sharding.sequence import row_devices
 from vig_jax.text import did_you_mean
 
 Sizes = Int[Array | np.ndarray, "B 2"]  # height and width in pixels of the valid part of images
@@ -135,12 +136,18 @@ def checked_sizes(
         padded_right: see `Backbone.features`.
 
     Raises:
-        ValueError: the array is not [B, 2] integers, or (ConfigError) a value does not fit.
+        ValueError: the array is not [B, 2] integers, or (ConfigError) a value does not fit, or the
+            rows of images are split over devices.
     """
     if sizes.shape != (len(images), 2) or not jnp.issubdtype(sizes.dtype, jnp.integer):
         raise ValueError(
             f"sizes are {sizes.dtype}{list(sizes.shape)}; they must be integers "
             f"[{len(images)}, 2]: height and width of each image"
+        )
+    if row_devices() > 1:
+        raise ConfigError(
+            f"padded images cannot be split by rows over {row_devices()} devices: use "
+            "config.mesh.sequence=1, or images of one size without sizes"
         )
     canvas = images.shape[1:3]
     if not isinstance(sizes, jax.core.Tracer):

@@ -30,6 +30,7 @@ from vig_jax.models.backbone import (
     drop_path_rates,
 )
 from vig_jax.models.parameter_groups import HEAD_PREFIXES, layer_ids
+from vig_jax.sharding.sequence import check_rows
 
 
 class ViG(nn.Module):
@@ -215,6 +216,7 @@ class ViG(nn.Module):
         self, images: jax.Array, sizes: Sizes | None, padded_right: bool
     ) -> tuple[jax.Array, Padding | None]:
         """Returns the tokens with their position embedding, and their padding."""
+        check_rows(images.shape[1], self.patch_size)
         if sizes is None:
             x = self.patch_embed(images)
             _, h, w, _ = x.shape

@@ -29,6 +29,7 @@ from vig_jax.models.backbone import (
     drop_path_rates,
 )
 from vig_jax.models.parameter_groups import HEAD_PREFIXES, layer_ids
+from vig_jax.sharding.sequence import check_rows
 
 _STRIDE = 32  # of the last stage
 
@@ -186,8 +187,7 @@ class ViGH(nn.Module):
             )
         ]
         self.downsample = [
-            Downsample(features, in_features, *dtypes)
-            for in_features, features in zip(self.embed_dims, self.embed_dims[1:], strict=False)
+            Downsample(features, *dtypes) for features in self.embed_dims[1:]
         ]
         self.out_norm = [layer_norm(self.param_dtype) for _ in range(4 if self.out_norms else 0)]
         self.norm = layer_norm(self.param_dtype)
@@ -266,6 +266,7 @@ class ViGH(nn.Module):
                 f"images are {images.shape[1]}x{images.shape[2]} pixels; a model of four stages "
                 f"needs at least {_STRIDE} on each side"
             )
+        check_rows(images.shape[1], _STRIDE)
         last = max(indices)
         streams: dict[int, Residual] = {}
         paddings: dict[int, Padding] = {}

@@ -14,10 +14,13 @@ import numpy as np
 from jax.sharding import AbstractMesh, PartitionSpec
 
 from vig_jax.errors import ConfigError
-from vig_jax.sharding.mesh import BATCH_AXES, axis_names, present
+from vig_jax.sharding.mesh import BATCH_AXES, SEQUENCE_AXIS, axis_names, present
 
 ROWS = PartitionSpec(BATCH_AXES)
 """The leading axis is split over the devices that share the batch."""
+MAPS = PartitionSpec(BATCH_AXES, SEQUENCE_AXIS)
+"""Likewise, and the second axis is split over the devices that share an image: the rows of a map, or
+its tokens, row by row. What a row needs from the rows beside it is in `vig_jax.sharding.sequence`."""
 WHOLE = PartitionSpec()
 """Every device has the whole array."""
 
@@ -33,7 +36,8 @@ def shard_kernel(
     are replaced by the axes that split the argument's leading axis.
 
     Args:
-        kernel: takes arrays, returns arrays; must not depend on what other shards hold.
+        kernel: takes arrays, returns arrays; must not depend on what other shards hold, except
+            by the functions of `vig_jax.sharding.sequence`.
         in_specs: how each argument is split, by the names of mesh axes. A name that the mesh lacks
             means no split.
         out_specs: the same for the results; a pytree of specs that is a prefix of the results.
