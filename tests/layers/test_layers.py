@@ -1,12 +1,13 @@
 """Layers against formulas in NumPy."""
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vig_jax.layers.linear import conv
+from vig_jax.layers.linear import torch_conv, uniform_bias
 from vig_jax.layers.locality import DepthwiseConv
 from vig_jax.layers.mlp import SwiGLU
 from vig_jax.layers.norm import Residual, layer_norm, rms_norm
@@ -16,7 +17,7 @@ from vig_jax.layers.pos_embed import (
     resize_pos_embed,
     resize_pos_embed_to_sizes,
 )
-from vig_jax.layers.stem import PatchConv
+from vig_jax.layers.stem import HalvingConv, PatchConv
 
 
 def normal(shape, seed=0):
@@ -67,13 +68,22 @@ def test_depthwise_conv(size, activation):
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("stride", [8, 2])
+@pytest.mark.parametrize(
+    ("layer", "stride"), [(PatchConv(8, 8), 8), (PatchConv(8, 2), 2), (HalvingConv(8), 2)], ids=str
+)
 @pytest.mark.parametrize("size", [(32, 48), (7, 31), (33, 9)])
-def test_patch_conv_is_a_convolution(size, stride):
+def test_convolutions_of_the_stem(size, layer, stride):
     x = jnp.asarray(normal((2, *size, 3)))
-    expected_layer = conv(8, 3, stride + 1, stride, None, jnp.float32)
+    expected_layer = nn.Conv(
+        8,
+        (stride + 1, stride + 1),
+        strides=stride,
+        padding=1,
+        kernel_init=torch_conv,
+        bias_init=uniform_bias(3 * (stride + 1) ** 2),
+        precision="highest",
+    )
     expected_variables = expected_layer.init(jax.random.key(0), x)
-    layer = PatchConv(8, stride)
     variables = layer.init(jax.random.key(0), x)
     chex.assert_trees_all_equal(variables, expected_variables)
     expected = expected_layer.apply(variables, x)

@@ -1,13 +1,9 @@
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.sharding.simulated import run_on_eight_devices
 from vig_jax.sharding.kernels import ROWS, shard_kernel
 from vig_jax.sharding.mesh import (
     check_batch_size,
@@ -16,8 +12,6 @@ from vig_jax.sharding.mesh import (
     replicated,
     smallest_batch,
 )
-
-ROOT = Path(__file__).parents[2]
 
 
 def test_one_device():
@@ -48,19 +42,4 @@ def test_a_kernel_is_called_directly_without_several_devices():
 @pytest.mark.multidevice
 @pytest.mark.parametrize("part", ["fast", pytest.param("slow", marks=pytest.mark.slow)])
 def test_eight_devices_compute_what_one_does(part):
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8",
-    }
-    script = Path(__file__).with_name("eight_devices.py")
-    done = subprocess.run(
-        [sys.executable, script, part],
-        cwd=ROOT,
-        env={**environment, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "all equal"
+    run_on_eight_devices("eight_devices.py", part)

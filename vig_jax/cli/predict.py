@@ -56,6 +56,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="of a classifier (default 64); other models take images one by one",
     )
     parser.add_argument(
+        "--mesh",
+        type=options.mesh,
+        default={},
+        metavar="AXIS=DEVICES,...",
+        help="share the work of a classifier: data=8 splits the batch over devices, sequence=2 the "
+        "rows of images that are too large for one; default: one device",
+    )
+    parser.add_argument(
         "--output",
         type=options.path,
         default=Path("predictions"),
@@ -83,8 +91,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Predicts, prints, draws; returns 1 if an image could not be read."""
+    from vig_jax.config import MeshConfig
     from vig_jax.inference.file_predictor import PredictOptions, file_predictor
     from vig_jax.inference.files import find_images
+    from vig_jax.sharding.mesh import make_mesh
 
     run, images = (None, args.paths) if args.weights else (args.paths[0], args.paths[1:])
     if not images:
@@ -95,7 +105,11 @@ def run(args: argparse.Namespace) -> int:
     predictor = file_predictor(loaded)
     predictions = []
     settings = PredictOptions(
-        top=args.top, batch_size=args.batch_size, output=args.output, threshold=args.threshold
+        top=args.top,
+        batch_size=args.batch_size,
+        output=args.output,
+        threshold=args.threshold,
+        mesh=make_mesh(shape=MeshConfig(**args.mesh)) if args.mesh else None,
     )
     for prediction in predictor.predict_files(files, settings):
         predictions.append(prediction)

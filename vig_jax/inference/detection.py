@@ -15,7 +15,7 @@ from vig_jax.evaluation.evaluate import make_predict_step
 from vig_jax.figures import drawable
 from vig_jax.files import to_json, write_text
 from vig_jax.inference.dense import DensePrediction, read_image
-from vig_jax.inference.file_predictor import PredictOptions, output_names
+from vig_jax.inference.file_predictor import PredictOptions, check_one_device, output_names
 from vig_jax.inference.grid import draw_grid
 from vig_jax.inference.loaded_model import LoadedModel
 from vig_jax.metrics.coco_matching import Found
@@ -146,7 +146,9 @@ class DetectionPredictor:
 
         Raises:
             NonFiniteLossError: the model overflows.
+            ConfigError: `options` has a mesh.
         """
+        check_one_device(options)
         targets = output_names(files)
         done: list[DetectionPrediction] = []
         for file in files:

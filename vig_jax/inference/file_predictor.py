@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from jax.sharding import Mesh
+
 from vig_jax.errors import ConfigError
 from vig_jax.inference.loaded_model import LoadedModel
 from vig_jax.tasks.registry import get_task
@@ -22,12 +24,14 @@ class PredictOptions:
         batch_size: images per call of the model, if all have one size.
         output: folder for files that belong to an image.
         threshold: least score of a detection.
+        mesh: devices that share the work of a classifier; None: one device.
     """
 
     top: int = 5
     batch_size: int = 64
     output: Path = Path("predictions")
     threshold: float = 0.3
+    mesh: Mesh | None = None
 
 
 @runtime_checkable
@@ -73,6 +77,19 @@ def file_predictor(loaded: LoadedModel) -> FilePredictor:
         )
     predictor: FilePredictor = pkgutil.resolve_name(maker)(loaded)
     return predictor
+
+
+def check_one_device(options: PredictOptions) -> None:
+    """Refuses a mesh for models that take images one by one.
+
+    Raises:
+        ConfigError: `options` has a mesh.
+    """
+    if options.mesh:
+        raise ConfigError(
+            f"--mesh of {options.mesh.size} devices is for classifiers: this model takes images "
+            "one by one on one device; leave --mesh out"
+        )
 
 
 def output_names(files: Sequence[Path]) -> dict[Path, Path]:

@@ -7,7 +7,9 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
+from kernels_pallas.core.integers import cdiv
 from vig_jax.config import DataConfig
 from vig_jax.data.datasets.fashion_mnist import folder_name
 from vig_jax.data.formats.image_folder import find_image_files
@@ -23,6 +25,7 @@ from vig_jax.inference.loaded_model import LoadedModel
 from vig_jax.inference.predictor import Predictor, predictor
 from vig_jax.models import Backbone
 from vig_jax.models.from_config import model_from_config
+from vig_jax.sharding.mesh import batch_devices
 from vig_jax.text import printable
 
 
@@ -69,7 +72,7 @@ class Classifier:
         self.class_names = tuple(class_names)
         self._model = model
         self._variables = variables
-        self._predictors: dict[int, Predictor] = {}
+        self._predictors: dict[tuple[int, Mesh | None], Predictor] = {}
 
     @classmethod
     def from_loaded(cls, loaded: LoadedModel) -> "Classifier":
@@ -89,34 +92,50 @@ class Classifier:
 
     def predict_files(self, files: Sequence[Path], options: PredictOptions) -> Iterator[Prediction]:
         """Yields predictions; see `vig_jax.inference.file_predictor.FilePredictor`."""
-        return self.predict(files, top=options.top, batch_size=options.batch_size)
+        return self.predict(
+            files, top=options.top, batch_size=options.batch_size, mesh=options.mesh
+        )
 
     def draw(self, predictions: Sequence[Prediction], path: Path) -> int:
         """Writes a PNG of images with their most likely classes, and returns their number."""
         return draw(predictions, path, self.class_names, self.data.max_image_pixels)
 
     def predict(
-        self, files: Sequence[Path], *, top: int = 5, batch_size: int = 64
+        self,
+        files: Sequence[Path],
+        *,
+        top: int = 5,
+        batch_size: int = 64,
+        mesh: Mesh | None = None,
     ) -> Iterator[Prediction]:
-        """Yields predictions in the order of `files`; for an unreadable file one with an error."""
-        batch_size = max(1, min(batch_size, len(files)))
-        run = self._predictor(batch_size)
+        """Yields predictions in the order of `files`; for an unreadable file one with an error.
+
+        Args:
+            files: image files.
+            top: classes per image.
+            batch_size: the most images per call of the model; rounded up to what `mesh` can split.
+            mesh: devices that share the work; None: one device.
+        """
+        devices = batch_devices(mesh) if mesh else 1
+        batch_size = devices * cdiv(max(1, min(batch_size, len(files))), devices)
+        run = self._predictor(batch_size, mesh)
         for start in range(0, len(files), batch_size):
             yield from self._predict_batch(run, files[start : start + batch_size], top)
 
-    def _predictor(self, batch_size: int) -> Predictor:
+    def _predictor(self, batch_size: int, mesh: Mesh | None) -> Predictor:
         """Returns the predictor for a batch size, compiled on first use."""
-        if batch_size not in self._predictors:
+        if (batch_size, mesh) not in self._predictors:
             data = self.data
-            self._predictors[batch_size] = predictor(
+            self._predictors[batch_size, mesh] = predictor(
                 self._model,
                 self._variables,
                 batch_size,
                 data.eval_size or data.image_size,
                 mean=data.mean,
                 std=data.std,
+                mesh=mesh,
             )
-        return self._predictors[batch_size]
+        return self._predictors[batch_size, mesh]
 
     def _predict_batch(
         self, run: Predictor, files: Sequence[Path], top: int

@@ -1,5 +1,6 @@
 """A model compiled once for inference on uint8 images."""
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,11 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 
 from vig_jax.errors import ConfigError
 from vig_jax.layers.pixels import IMAGENET_MEAN, IMAGENET_STD, Channels, normalise
 from vig_jax.models.backbone import Backbone, implementation_refusals
+from vig_jax.sharding.mesh import batch_devices, images_sharded, replicated
 
 
 class Predictor:
@@ -20,7 +23,7 @@ class Predictor:
     Attributes:
         batch_size: number of images per call of the model.
         image_size: height and width of the images in pixels.
-        variables: on the device; kernels are stored in the dtype of the computation.
+        variables: on the devices; kernels are stored in the dtype of the computation.
         compiled: the program, `compiled(variables, images) -> logits` for one full batch.
     """
 
@@ -32,17 +35,21 @@ class Predictor:
         image_size: tuple[int, int],
         mean: Channels,
         std: Channels,
+        mesh: Mesh | None,
     ) -> None:
         self.batch_size = batch_size
         self.image_size = image_size
-        self.variables = jax.device_put(narrow_kernels(variables, model))
+        places = (replicated(mesh), images_sharded(mesh)) if mesh else (None, None)
+        self.variables = jax.device_put(narrow_kernels(variables, model), places[0])
 
         def logits(variables: Any, images: jax.Array) -> Any:
             return model.apply(variables, normalise(images, mean, std))
 
         images = jax.ShapeDtypeStruct((batch_size, *image_size, 3), jnp.uint8)
-        with implementation_refusals(model.gla_implementation):
-            self.compiled = jax.jit(logits).lower(self.variables, images).compile()
+        run = jax.jit(logits, in_shardings=places)
+        ambient = jax.set_mesh(mesh) if mesh else contextlib.nullcontext()
+        with implementation_refusals(model.gla_implementation), ambient:
+            self.compiled = run.lower(self.variables, images).compile()
 
     def __call__(self, images: UInt8[Array | np.ndarray, "N H W 3"]) -> Float[Array, "N classes"]:
         """Returns the class logits of any number of images; the last batch is padded.
@@ -78,6 +85,7 @@ def predictor(
     *,
     mean: Channels = IMAGENET_MEAN,
     std: Channels = IMAGENET_STD,
+    mesh: Mesh | None = None,
 ) -> Predictor:
     """Compiles a model for inference. The result takes uint8 images and normalises on the device.
 
@@ -91,14 +99,21 @@ def predictor(
         image_size: side of the square images in pixels, or height and width.
         mean: mean of the training pixels, in units of [0, 1].
         std: standard deviation of the training pixels, in units of [0, 1].
+        mesh: devices that share the work, from `vig_jax.sharding.mesh.make_mesh`: the axes `data`
+            and `fsdp` split the batch, and `sequence` the rows of each image. None: one device.
 
     Raises:
-        ConfigError: a size below 1, or one that the model refuses.
+        ConfigError: a size below 1, or one that the model refuses or the mesh cannot split.
     """
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     if batch_size < 1 or min(size) < 1:
         raise ConfigError(f"batch_size={batch_size} and image_size={image_size} must be at least 1")
-    return Predictor(model, variables, batch_size, size, mean, std)
+    if mesh and batch_size % batch_devices(mesh):
+        raise ConfigError(
+            f"batch_size={batch_size} cannot be split over {batch_devices(mesh)} devices: use a "
+            f"multiple of {batch_devices(mesh)}"
+        )
+    return Predictor(model, variables, batch_size, size, mean, std, mesh)
 
 
 def narrow_kernels(variables: Mapping[str, Any], model: Backbone) -> Any:

@@ -19,7 +19,7 @@ from vig_jax.errors import ConfigError, NonFiniteLossError, UndecodableImageErro
 from vig_jax.figures import drawable
 from vig_jax.files import write_atomically
 from vig_jax.inference.dense import DensePrediction, read_image
-from vig_jax.inference.file_predictor import PredictOptions, output_names
+from vig_jax.inference.file_predictor import PredictOptions, check_one_device, output_names
 from vig_jax.inference.grid import draw_grid
 from vig_jax.inference.loaded_model import LoadedModel
 from vig_jax.models.backbone import implementation_refusals
@@ -139,7 +139,9 @@ class SegmentationPredictor:
 
         Raises:
             NonFiniteLossError: the model overflows.
+            ConfigError: `options` has a mesh.
         """
+        check_one_device(options)
         targets = output_names(files)
         for file in files:
             try:

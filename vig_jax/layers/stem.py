@@ -54,9 +54,7 @@ class HalvingConv(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B h2 w2 D"]:
         channels = x.shape[-1]
-        kernel = self.param(
-            "kernel", torch_conv, (3, 3, channels, self.features), self.param_dtype
-        )
+        kernel = self.param("kernel", torch_conv, (3, 3, channels, self.features), self.param_dtype)
         bias = self.param("bias", uniform_bias(channels * 9), (self.features,), self.param_dtype)
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         conv = functools.partial(

@@ -186,9 +186,7 @@ class ViGH(nn.Module):
                 self.embed_dims, self.depths, self.num_heads, strict=True
             )
         ]
-        self.downsample = [
-            Downsample(features, *dtypes) for features in self.embed_dims[1:]
-        ]
+        self.downsample = [Downsample(features, *dtypes) for features in self.embed_dims[1:]]
         self.out_norm = [layer_norm(self.param_dtype) for _ in range(4 if self.out_norms else 0)]
         self.norm = layer_norm(self.param_dtype)
         if self.num_classes:

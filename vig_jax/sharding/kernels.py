@@ -19,8 +19,8 @@ from vig_jax.sharding.mesh import BATCH_AXES, SEQUENCE_AXIS, axis_names, present
 ROWS = PartitionSpec(BATCH_AXES)
 """The leading axis is split over the devices that share the batch."""
 MAPS = PartitionSpec(BATCH_AXES, SEQUENCE_AXIS)
-"""Likewise, and the second axis is split over the devices that share an image: the rows of a map, or
-its tokens, row by row. What a row needs from the rows beside it is in `vig_jax.sharding.sequence`."""
+"""Likewise, and the devices that share an image split the second axis: the rows of a map, or its
+tokens row by row. `vig_jax.sharding.sequence` has what they need from each other."""
 WHOLE = PartitionSpec()
 """Every device has the whole array."""
 

@@ -84,6 +84,11 @@ def batch_sharded(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, present(PartitionSpec(BATCH_AXES), mesh))
 
 
+def images_sharded(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of images [B, H, W, 3] whose rows are split over the axis `sequence`."""
+    return NamedSharding(mesh, present(PartitionSpec(BATCH_AXES, SEQUENCE_AXIS), mesh))
+
+
 def parts_sharded(mesh: Mesh) -> NamedSharding:
     """Returns the sharding of a batch in parts [parts, rows, ...]: the rows of each are split."""
     return NamedSharding(mesh, present(PartitionSpec(None, BATCH_AXES), mesh))

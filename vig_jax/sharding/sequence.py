@@ -1,8 +1,8 @@
 """Images whose rows are split over devices: what a layer needs from the other devices.
 
-A map [B, h, w, D] is split by rows over the mesh axis `sequence`, and so are its tokens, which are in
-row-major order. `vig_jax.sharding.kernels.MAPS` says so to `shard_kernel`, and a kernel that needs
-more than the rows of its device calls a function of this module.
+A map [B, h, w, D] is split by rows over the mesh axis `sequence`, and its tokens, row by row, are
+too. `vig_jax.sharding.kernels.MAPS` says so to `shard_kernel`. A kernel that needs more than the
+rows of its device calls a function of this module.
 """
 
 import dataclasses

@@ -1,0 +1,298 @@
+"""Run by test_sequence.py in a process with eight simulated devices: rows of images are split."""
+
+import functools
+import math
+import re
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+import vig_jax
+from configs import common
+from kernels_pallas import bidirectional_gla
+from kernels_pallas.testing import TOLERANCES, interpret, random_inputs, rms_relative_error
+from vig_jax.config import MeshConfig, parse
+from vig_jax.errors import ConfigError
+from vig_jax.inference.predictor import predictor
+from vig_jax.layers.gated_linear_attention import GatedLinearAttention
+from vig_jax.layers.locality import DepthwiseConv
+from vig_jax.layers.stem import HalvingConv, PatchConv
+from vig_jax.sharding.kernels import MAPS, shard_kernel
+from vig_jax.sharding.mesh import images_sharded, make_mesh, place_batch, replicated
+from vig_jax.sharding.sequence import ExchangeStates
+from vig_jax.tasks.registry import make_task
+
+FLOAT32 = TOLERANCES["float32"]
+SIZES = {
+    "vig_t": {"patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 1},
+    "vig_h_t": {"embed_dims": (8,) * 4, "depths": (1,) * 4, "num_heads": (1,) * 4},
+}
+_COLLECTIVES = "all-gather|all-to-all|all-reduce|collective-permute|reduce-scatter"
+_COLLECTIVE = re.compile(rf" = (.*?) ({_COLLECTIVES})(?:-start)?\(")
+_SHAPE = re.compile(r"\w+\[([\d,]*)\]")
+
+
+def mesh_of(**axes):
+    shape = {"data": 1} | axes
+    return make_mesh(jax.devices()[: math.prod(shape.values())], MeshConfig(**shape))
+
+
+def collectives(compiled):
+    """Returns kind and shape of each array that a program sends between devices."""
+    return sorted(
+        (kind, tuple(int(n) for n in shape.split(",") if n))
+        for types, kind in _COLLECTIVE.findall(compiled.as_text())
+        for shape in _SHAPE.findall(types)
+    )
+
+
+def assert_close(actual, expected, allowed, what):
+    """Compares trees array by array, by the error relative to the root mean square."""
+    pairs = zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True)
+    for number, (mine, right) in enumerate(pairs):
+        error = rms_relative_error(mine, right)
+        assert error <= allowed, f"{what}: array {number} is off by {error:.1e} > {allowed:.0e}"
+
+
+def check_scans():
+    """Both scans and all their gradients on 2, 4 and 8 devices, also for decays of zero."""
+
+    def gradients(run, arrays, cotangent):
+        out, pullback = jax.vjp(run, *arrays)
+        return out, pullback(cotangent)
+
+    def inputs(gates):
+        shape = {"batch": 1, "tokens": 48, "heads": 2, "key_width": 4, "value_width": 6}
+        *arrays, _, cotangent = random_inputs(0, gates=gates, **shape)
+        return arrays, cotangent
+
+    whole = functools.partial(bidirectional_gla, implementation="reference")
+    cases = {gates: inputs(gates) for gates in ("typical", "strong", "reset")}
+    run = jax.jit(functools.partial(gradients, whole))
+    expected = {gates: run(*case) for gates, case in cases.items()}
+    for devices, name in ((2, "reference"), (4, "xla_chunked"), (8, "reference")):
+        part = functools.partial(
+            bidirectional_gla, exchange=ExchangeStates("sequence"), implementation=name
+        )
+        with jax.set_mesh(mesh_of(sequence=devices)):
+            split = shard_kernel(part, [MAPS] * 5, MAPS)
+            run = jax.jit(functools.partial(gradients, split))
+            for gates, case in cases.items():
+                out, grads = jax.device_get(run(*case))
+                assert_close(out, expected[gates][0], FLOAT32.forward, f"{devices} {gates}")
+                assert_close(grads, expected[gates][1], FLOAT32.gradient, f"{devices} {gates}")
+
+
+def check_borders():
+    """A row at a border of devices has the rows above and below it; outside there are zeros.
+
+    Rows are numbered, and the kernels add up what they see of the rows above and below.
+    """
+    x = np.arange(1.0, 17.0, dtype=np.float32)[None, :, None, None] * np.ones((2, 1, 8, 3))
+    x = x.astype(np.float32)
+    kernel = np.zeros((3, 3, 1, 3), np.float32)
+    kernel[:, 1, 0] = [[1000.0], [0.0], [1.0]]
+    expected = 1000 * np.pad(x, ((0, 0), (1, 0), (0, 0), (0, 0)))[:, :-1]
+    expected += np.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0)))[:, 1:]
+    for devices in (2, 4, 16 // 2):
+        with jax.set_mesh(mesh_of(sequence=devices)):
+            run = jax.jit(DepthwiseConv().apply)
+            actual = run({"params": {"kernel": kernel}}, x)
+            assert actual.sharding.spec[1] == "sequence"
+        np.testing.assert_array_equal(actual, expected)
+    for layer in (PatchConv(4, 4), PatchConv(4, 2), HalvingConv(4)):
+        variables = layer.init(jax.random.key(0), x)
+        expected = jax.jit(layer.apply)(variables, x)
+        with jax.set_mesh(mesh_of(data=2, sequence=4)):
+            actual = jax.jit(lambda v, x, layer=layer: layer.apply(v, x))(variables, x)
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+def training_case(name):
+    """Returns a training loss with its gradients, its parameters and a batch of four images."""
+    values = common.get_config()
+    values.model.update(name=name, num_classes=3, img_size=64, dtype="float32", **SIZES[name])
+    values.model.update(drop_path_rate=0.3, gla_implementation="reference")
+    values.data.update(image_size=64, mixup_group=4, rand_augment_layers=0)
+    task = make_task(parse(values), {}).task
+    batch = {
+        "image": np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), np.uint8),
+        "label": np.arange(4, dtype=np.int32) % 3,
+    }
+
+    def gradient(params, batch):
+        return jax.value_and_grad(
+            lambda params: task.loss({"params": params}, batch, jax.random.key(1))[0]
+        )(params)
+
+    return gradient, jax.jit(task.init)(jax.random.key(0))["params"], batch
+
+
+def features_case(name):
+    """Returns the maps of a backbone with the gradients of a loss, its parameters and images."""
+    model = vig_jax.create_model(name, 0, gla_implementation="reference", **SIZES[name])
+    images = np.random.default_rng(0).standard_normal((2, 64, 32, 3)).astype(np.float32)
+
+    def gradient(params, batch):
+        def loss(params):
+            maps = model.apply({"params": params}, batch["image"], method="features")
+            weights = [jnp.arange(1.0, x.size + 1).reshape(x.shape) / x.size for x in maps]
+            return sum(jnp.sum(x * w) for x, w in zip(maps, weights, strict=True)), maps
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    params = jax.jit(model.init)(jax.random.key(0), images)["params"]
+    return gradient, params, {"image": images}
+
+
+def check_model(case, *shapes):
+    """Losses, maps and gradients on each mesh are those of one device."""
+    run, params, batch = case
+    expected = jax.jit(run)(params, batch)
+    for shape in shapes:
+        mesh = mesh_of(**shape)
+        with jax.set_mesh(mesh):
+            placed = jax.device_put(params, replicated(mesh)), place_batch(batch, mesh)
+            compiled = jax.jit(lambda *arguments: run(*arguments)).lower(*placed).compile()
+            actual = jax.device_get(compiled(*placed))
+        assert_close(actual, expected, 1e-4, f"{shape}")
+        check_collectives(compiled, params, shape["sequence"])
+
+
+def check_collectives(compiled, params, devices):
+    """No map is sent: only states of scans, single rows, and sums over all positions."""
+    found = collectives(compiled)
+    shapes = {x.shape for x in jax.tree.leaves(params)}
+    if "pos_embed" in params:  # the devices that share an image have the gradient of their rows
+        _, tokens, width = params["pos_embed"].shape
+        side = math.isqrt(tokens)
+        shapes.add((side // devices, side, width))
+    for kind, shape in found:
+        if kind in ("all-gather", "reduce-scatter"):  # [devices, directions, B, H, K, V + 1]
+            assert len(shape) == 6
+            assert shape[-1] == 2 * shape[-2] + 1
+        elif kind == "collective-permute":  # [B, 1, w, D]
+            assert shape[1] == 1
+        else:
+            assert kind == "all-reduce"
+            pooled = len(shape) <= 2
+            assert pooled or shape in shapes, f"an all-reduce of {shape}"
+    assert {kind for kind, _ in found} >= {"all-gather", "reduce-scatter", "collective-permute"}
+
+
+def check_communication():
+    """The stem sends two rows, a block one row and one state, whatever the number of rows."""
+    model = vig_jax.create_model("vig_t", 3, gla_implementation="reference", **SIZES["vig_t"])
+    variables = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 64, 32, 3), "float32"))
+    mesh = mesh_of(sequence=2)
+    found = []
+    for rows in (32, 128):
+        images = jax.ShapeDtypeStruct((1, rows, 32, 3), "float32", sharding=images_sharded(mesh))
+        with jax.set_mesh(mesh):
+            run = jax.jit(lambda variables, images: model.apply(variables, images))
+            found.append(collectives(run.lower(variables, images).compile()))
+    rows = [("collective-permute", (1, 1, *x)) for x in ((4, 16), (8, 8), (32, 3))]
+    states = [("all-gather", (2, 2, 1, 1, 8, 17))]
+    assert found[0] == [*states, ("all-reduce", (1, 16)), *rows]
+    assert found[1] == found[0]
+
+
+def check_interpreted_kernels(gradients):
+    """The mixer's Pallas kernels on two devices, each with an odd number of tokens."""
+    x = np.random.default_rng(0).standard_normal((1, 6, 3, 16)).astype(np.float32)
+    reference, pallas = (
+        GatedLinearAttention(features=16, num_heads=1, gla_implementation=name)
+        for name in ("reference", "pallas_triton")
+    )
+    variables = jax.tree.map(
+        lambda leaf: 0.5 * np.random.default_rng(1).standard_normal(leaf.shape).astype(np.float32),
+        jax.eval_shape(reference.init, jax.random.key(0), x),
+    )
+
+    def run(layer, variables, x):
+        if not gradients:
+            return layer.apply(variables, x)
+        return jax.grad(lambda *arrays: jnp.sum(layer.apply(*arrays) ** 2), (0, 1))(variables, x)
+
+    expected = jax.jit(functools.partial(run, reference))(variables, x)
+    with jax.set_mesh(mesh_of(sequence=2)), interpret():
+        actual = jax.device_get(jax.jit(functools.partial(run, pallas))(variables, x))
+    allowed = FLOAT32.gradient if gradients else FLOAT32.forward
+    assert_close(actual, expected, allowed, "the mixer's kernels")
+
+
+def check_lowering_for_gpus():
+    """The program for GPUs has kernels and collectives side by side."""
+    layer = GatedLinearAttention(features=32, num_heads=1, dtype=jnp.bfloat16)
+    x = jax.ShapeDtypeStruct((1, 32, 16, 32), jnp.bfloat16)
+    variables = jax.eval_shape(layer.init, jax.random.key(0), x)
+
+    def gradient(variables, x):
+        return jax.grad(lambda v: jnp.sum(layer.apply(v, x).astype(jnp.float32)))(variables)
+
+    with jax.set_mesh(mesh_of(sequence=2)):
+        text = jax.jit(gradient).trace(variables, x).lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("triton") >= 8
+    assert text.count("stablehlo.all_gather") == 2  # one for each pass
+    assert "stablehlo.collective_permute" in text
+
+
+def check_predictor():
+    model = vig_jax.create_model("vig_t", 3, gla_implementation="reference", **SIZES["vig_t"])
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 16, 3), np.uint8)
+    variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 32, 16, 3), np.float32))
+    expected = predictor(model, variables, 2, (32, 16))(images)
+    split = predictor(model, variables, 2, (32, 16), mesh=mesh_of(data=2, sequence=4))
+    np.testing.assert_allclose(split(images), expected, rtol=1e-4, atol=1e-5)
+    assert split.compiled.input_shardings[0][1].spec == PartitionSpec(("data", "fsdp"), "sequence")
+    with pytest.raises(ConfigError, match=r"batch_size=3 cannot be split over 2 .*multiple of 2"):
+        predictor(model, variables, 3, (32, 16), mesh=mesh_of(data=2, sequence=4))
+
+
+def check_refusals():
+    """What cannot be split is refused in one sentence with the sizes that can."""
+    for name, message in (
+        ("vig_t", r"72 rows .* 4 devices .* stride 8: use a multiple of 32 .* example 64 or 96"),
+        ("vig_h_t", r"72 rows .* stride 32: use a multiple of 128 rows, for example 128, or"),
+    ):
+        model = vig_jax.create_model(name, 3, **SIZES[name])
+        images = np.zeros((1, 72, 64, 3), np.float32)
+        variables = jax.eval_shape(model.init, jax.random.key(0), images)
+        with jax.set_mesh(mesh_of(sequence=4)):
+            with pytest.raises(ConfigError, match=message):
+                jax.eval_shape(model.apply, variables, images)
+            with pytest.raises(ConfigError, match=r"padded images cannot be split .* 4 devices"):
+                jax.eval_shape(
+                    functools.partial(model.apply, method="features"),
+                    variables,
+                    np.zeros((1, 128, 64, 3), np.float32),
+                    sizes=np.array([[64, 32]]),
+                )
+
+
+def timed(check, *arguments):
+    start = time.perf_counter()
+    check(*arguments)
+    print(f"{check.__name__}: {time.perf_counter() - start:.1f} s", file=sys.stderr, flush=True)
+
+
+if sys.argv[1:] == ["slow"]:
+    timed(check_model, training_case("vig_h_t"), {"sequence": 2}, {"data": 4, "sequence": 2})
+    timed(check_model, features_case("vig_t"), {"sequence": 8}, {"fsdp": 2, "sequence": 4})
+    timed(check_interpreted_kernels, True)
+else:
+    timed(check_refusals)
+    timed(check_borders)
+    timed(check_scans)
+    timed(check_model, training_case("vig_t"), {"data": 2, "fsdp": 2, "sequence": 2})
+    timed(check_model, features_case("vig_h_t"), {"sequence": 2})
+    timed(check_communication)
+    timed(check_predictor)
+    timed(check_interpreted_kernels, False)
+    timed(check_lowering_for_gpus)
+print("all equal")
