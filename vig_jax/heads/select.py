@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vig_jax.heads.roi import BOX_STDS
 from vig_jax.ops import boxes
-from vig_jax.ops.nms import nms, suppress
+from vig_jax.ops.nms import nms_of_sorted, suppress
 
 
 class Proposals(NamedTuple):
@@ -157,7 +157,7 @@ class DetectionSelector:
         if self.least_side is not None:
             usable &= boxes.sides_above(found, self.least_side)
         limit = min(self.count, len(best))
-        kept = nms(found, best, self.nms_threshold, valid=usable, groups=label, limit=limit)
+        kept = nms_of_sorted(found, self.nms_threshold, valid=usable, groups=label, limit=limit)
         chosen = (
             jnp.where(kept.valid[:, None], found[kept.indices], 0),
             jnp.where(kept.valid, best[kept.indices], 0),

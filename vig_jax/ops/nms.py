@@ -42,15 +42,36 @@ def nms(
         groups: boxes of different groups, such as classes, do not suppress each other.
         limit: largest number of boxes to keep. None: all of them.
     """
-    count = len(boxes)
-    valid = jnp.ones(count, bool) if valid is None else valid
+    valid = jnp.ones(len(boxes), bool) if valid is None else valid
     order = jnp.argsort(jnp.where(valid, -scores, jnp.inf), stable=True)
     ordered_groups = None if groups is None else groups[order]
-    keep = suppress(boxes[order], threshold, valid[order], ordered_groups)
-    # Kept boxes move to the front and stay in their order.
-    front = jnp.argsort(~keep, stable=True)[: count if limit is None else limit]
-    kept = keep[front]
-    return Kept(jnp.where(kept, order[front], 0), kept)
+    kept = nms_of_sorted(
+        boxes[order], threshold, valid=valid[order], groups=ordered_groups, limit=limit
+    )
+    return Kept(jnp.where(kept.valid, order[kept.indices], 0), kept.valid)
+
+
+def nms_of_sorted(
+    boxes: Float[Array, "N 4"],
+    threshold: float,
+    *,
+    valid: Bool[Array, " N"],
+    groups: Int[Array, " N"] | None = None,
+    limit: int | None = None,
+) -> Kept:
+    """Returns the result of `nms` for boxes that are in order of score.
+
+    Args:
+        boxes: by falling score.
+        threshold: see `nms`.
+        valid: which boxes are real; others may be anywhere.
+        groups: see `nms`.
+        limit: see `nms`.
+    """
+    keep = suppress(boxes, threshold, valid, groups)
+    number = jnp.arange(1, (len(boxes) if limit is None else limit) + 1)
+    kept = number <= jnp.sum(keep)
+    return Kept(jnp.where(kept, jnp.searchsorted(jnp.cumsum(keep), number), 0), kept)
 
 
 def suppress(
