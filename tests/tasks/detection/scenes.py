@@ -12,10 +12,16 @@ from vig_jax.tasks.detection.task import Detection
 CLASSES = 3
 
 
-def config(**task):
+SIZES = {
+    "vig_t": {"img_size": 32, "embed_dim": 16, "depth": 1, "num_heads": 1},
+    "vig_h_t": {"embed_dims": (8, 8, 8, 16), "depths": (1,) * 4, "num_heads": (1,) * 4},
+}
+
+
+def config(name="vig_h_t", **task):
     """Returns settings with which every anchor and region is a sample."""
-    values = recipes.imagenet("vig_h_t")
-    values.model.update(embed_dims=(8, 8, 8, 16), depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1))
+    values = recipes.imagenet(name)
+    values.model.update(SIZES[name])
     values.model.update(num_classes=CLASSES, dtype="float32", drop_path_rate=0.0)
     values.model.gla_implementation = "reference"
     settings = DetectionConfig(
@@ -27,8 +33,8 @@ def config(**task):
     return dataclasses.replace(parse(values), task=dataclasses.replace(settings, **task))
 
 
-def make_task(**task):
-    settings = config(**task)
+def make_task(name="vig_h_t", **task):
+    settings = config(name, **task)
     model = detector_from_config(settings)
     model = model.clone(backbone=model.backbone.clone(dtype=None))  # that of the parameters
     return Detection(model, settings.data, settings.task)
