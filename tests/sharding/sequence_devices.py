@@ -2,7 +2,6 @@
 
 import functools
 import math
-import re
 import sys
 import time
 
@@ -16,6 +15,7 @@ import vig_jax
 from configs import common
 from kernels_pallas import bidirectional_gla
 from kernels_pallas.testing import TOLERANCES, interpret, random_inputs, rms_relative_error
+from tests.sharding.collectives import collectives
 from vig_jax.config import MeshConfig, parse
 from vig_jax.errors import ConfigError
 from vig_jax.inference.predictor import predictor
@@ -32,23 +32,11 @@ SIZES = {
     "vig_t": {"patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 1},
     "vig_h_t": {"embed_dims": (8,) * 4, "depths": (1,) * 4, "num_heads": (1,) * 4},
 }
-_COLLECTIVES = "all-gather|all-to-all|all-reduce|collective-permute|reduce-scatter"
-_COLLECTIVE = re.compile(rf" = (.*?) ({_COLLECTIVES})(?:-start)?\(")
-_SHAPE = re.compile(r"\w+\[([\d,]*)\]")
 
 
 def mesh_of(**axes):
     shape = {"data": 1} | axes
     return make_mesh(jax.devices()[: math.prod(shape.values())], MeshConfig(**shape))
-
-
-def collectives(compiled):
-    """Returns kind and shape of each array that a program sends between devices."""
-    return sorted(
-        (kind, tuple(int(n) for n in shape.split(",") if n))
-        for types, kind in _COLLECTIVE.findall(compiled.as_text())
-        for shape in _SHAPE.findall(types)
-    )
 
 
 def assert_close(actual, expected, allowed, what):
@@ -249,7 +237,7 @@ def check_predictor():
     expected = predictor(model, variables, 2, (32, 16))(images)
     split = predictor(model, variables, 2, (32, 16), mesh=mesh_of(data=2, sequence=4))
     np.testing.assert_allclose(split(images), expected, rtol=1e-4, atol=1e-5)
-    assert split.compiled.input_shardings[0][1].spec == PartitionSpec(("data", "fsdp"), "sequence")
+    assert split.compiled.input_shardings[0][1].spec == PartitionSpec("data", "sequence")
     with pytest.raises(ConfigError, match=r"batch_size=3 cannot be split over 2 .*multiple of 2"):
         predictor(model, variables, 3, (32, 16), mesh=mesh_of(data=2, sequence=4))
 

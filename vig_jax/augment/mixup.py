@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from vig_jax.errors import ConfigError
+from vig_jax.sharding.kernels import on_every_device
 
 _SWITCH_PROBABILITY = 0.5  # of CutMix, if both are on
 
@@ -109,22 +110,27 @@ def draw(
             "both must be at least 0, and one of them above 0"
         )
     groups = (batch // group,)
-    switch_key, lam_key, centre_key = jax.random.split(key, 3)
-    if mixup_alpha and cutmix_alpha:
-        is_cutmix = jax.random.bernoulli(switch_key, _SWITCH_PROBABILITY, groups)
-    else:
-        is_cutmix = jnp.full(groups, cutmix_alpha > 0)
-    alpha = jnp.where(is_cutmix, cutmix_alpha, mixup_alpha)
-    lam = jax.random.beta(lam_key, alpha, alpha, groups, jnp.float32)
-    centre_y, centre_x = jax.random.uniform(centre_key, (2, *groups))
-    box = cutmix_box(lam, centre_y, centre_x, height, width)
-    box = jnp.where(is_cutmix[:, None], box, 0)
-    area = (box[:, 1] - box[:, 0]) * (box[:, 3] - box[:, 2])
-    return Mix(
-        lam=jnp.where(is_cutmix, 1 - area / (height * width), lam),
-        blend=jnp.where(is_cutmix, 1.0, lam),
-        box=box,
-    )
+
+    def drawn(key: PRNGKeyArray) -> Mix:
+        switch_key, lam_key, centre_key = jax.random.split(key, 3)
+        if mixup_alpha and cutmix_alpha:
+            is_cutmix = jax.random.bernoulli(switch_key, _SWITCH_PROBABILITY, groups)
+        else:
+            is_cutmix = jnp.full(groups, cutmix_alpha > 0)
+        alpha = jnp.where(is_cutmix, cutmix_alpha, mixup_alpha)
+        lam = jax.random.beta(lam_key, alpha, alpha, groups, jnp.float32)
+        centre_y, centre_x = jax.random.uniform(centre_key, (2, *groups))
+        box = cutmix_box(lam, centre_y, centre_x, height, width)
+        box = jnp.where(is_cutmix[:, None], box, 0)
+        area = (box[:, 1] - box[:, 0]) * (box[:, 3] - box[:, 2])
+        return Mix(
+            lam=jnp.where(is_cutmix, 1 - area / (height * width), lam),
+            blend=jnp.where(is_cutmix, 1.0, lam),
+            box=box,
+        )
+
+    mix: Mix = on_every_device(drawn)(key)
+    return mix
 
 
 def cutmix_box(

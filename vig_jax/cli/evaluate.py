@@ -114,7 +114,8 @@ def _run(args: argparse.Namespace) -> int:
     from vig_jax.data import BadImages, eval_batches, open_dataset
     from vig_jax.errors import NonFiniteLossError
     from vig_jax.evaluation.evaluate import evaluate, make_predict_step
-    from vig_jax.sharding.mesh import check_batch_size, make_mesh, place_copies
+    from vig_jax.sharding.mesh import check_batch_size, make_mesh
+    from vig_jax.sharding.rules import placed
     from vig_jax.tasks.protocol import Detailed, Exporting, HostBatch
     from vig_jax.tasks.registry import get_task, make_task
 
@@ -163,7 +164,7 @@ def _run(args: argparse.Namespace) -> int:
     )
     with progress, loader as batches:
         predict = make_predict_step(evaluation, mesh=mesh)
-        sets = {"": place_copies(loaded.variables, mesh)}
+        sets = {"": placed(loaded.variables, mesh)}
         state = evaluate(evaluation, predict, sets, batches, mesh, on_batch=on_batch)[""]
     metrics = evaluation.compute(state)
     if not all(map(math.isfinite, metrics.values())):

@@ -10,7 +10,14 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from vig_jax.sharding.mesh import batch_sharded, max_in_flight, prefetch_to_device, replicated
+from vig_jax.sharding.mesh import (
+    batch_sharded,
+    check_axes,
+    max_in_flight,
+    prefetch_to_device,
+    replicated,
+)
+from vig_jax.sharding.rules import with_whole_variables
 from vig_jax.tasks.protocol import (
     Evaluation,
     HostBatch,
@@ -25,14 +32,21 @@ def make_predict_step(evaluation: Evaluation[Any], *, mesh: Mesh) -> PredictStep
 
     An evaluation of several programs, such as sliding windows, has a method `predict_step(mesh)`
     that returns the function.
+
+    Variables may be split over the mesh (`vig_jax.sharding.rules`); they are gathered where they
+    are used.
+
+    Raises:
+        ConfigError: the mesh has axes that an evaluation cannot use.
     """
+    check_axes(mesh)
     if isinstance(evaluation, SeveralPrograms):
         return evaluation.predict_step(mesh)
-    everywhere, rows = replicated(mesh), batch_sharded(mesh)
+    rows = batch_sharded(mesh)
     return jax.jit(
-        evaluation.predict,
-        in_shardings=(everywhere, rows),
-        out_shardings=rows if evaluation.per_example else everywhere,
+        with_whole_variables(evaluation.predict, mesh),
+        in_shardings=(None, rows),
+        out_shardings=rows if evaluation.per_example else replicated(mesh),
     )
 
 

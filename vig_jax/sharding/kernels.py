@@ -14,7 +14,13 @@ import numpy as np
 from jax.sharding import AbstractMesh, PartitionSpec
 
 from vig_jax.errors import ConfigError
-from vig_jax.sharding.mesh import BATCH_AXES, SEQUENCE_AXIS, axis_names, present
+from vig_jax.sharding.mesh import (
+    BATCH_AXES,
+    SEQUENCE_AXIS,
+    automatic_axes,
+    axis_names,
+    present,
+)
 
 ROWS = PartitionSpec(BATCH_AXES)
 """The leading axis is split over the devices that share the batch."""
@@ -31,9 +37,10 @@ def shard_kernel(
     """Returns a function that runs `kernel` on each device's shards of its arguments.
 
     The mesh is the ambient one (`jax.set_mesh`). Without a mesh, or if every axis named in the
-    specs has one device, the kernel is called directly. If the first argument is split over
-    explicit axes of a mesh, as `jax.make_mesh` makes them, that mesh is used, and the batch's axes
-    are replaced by the axes that split the argument's leading axis.
+    specs has one device, the kernel is called directly. Manual axes, as inside of `jax.shard_map`,
+    split no further. If the first argument is split over explicit axes of a mesh, as
+    `jax.make_mesh` makes them, that mesh is used, and the batch's axes are replaced by the axes
+    that split the argument's leading axis.
 
     Args:
         kernel: takes arrays, returns arrays; must not depend on what other shards hold, except
@@ -73,12 +80,33 @@ def shard_kernel(
     return sharded
 
 
+def on_every_device(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a function of whole arrays that every device of the ambient mesh computes for itself.
+
+    XLA would split the computation as its results are split later. In a loop whose length depends
+    on values, such as a draw with rejections, the devices would then wait for each other in each
+    turn.
+    """
+
+    @functools.wraps(function)
+    def computed(*arrays: jax.Array) -> Any:
+        mesh = jax.sharding.get_abstract_mesh()
+        if mesh.size <= 1 or automatic_axes(mesh) != mesh.axis_names:
+            return function(*arrays)
+        run = jax.shard_map(function, mesh=mesh, in_specs=WHOLE, out_specs=WHOLE, check_vma=False)
+        return run(*arrays)
+
+    return computed
+
+
 def _mesh_of(array: jax.Array) -> tuple[AbstractMesh, tuple[str, ...]]:
     """Returns the mesh to run on, and the names of its axes that split rows."""
     sharding = jax.typeof(array).sharding
     explicit = [name for entry in sharding.spec for name in axis_names(entry)]
     if not explicit:
-        return jax.sharding.get_abstract_mesh(), BATCH_AXES
+        mesh = jax.sharding.get_abstract_mesh()
+        # Arrays show how explicit axes split them, and inside of `jax.shard_map` axes are manual.
+        return mesh, tuple(name for name in BATCH_AXES if name in automatic_axes(mesh))
     rows, *others = sharding.spec
     if any(others):
         raise ConfigError(

@@ -7,7 +7,6 @@ axes `data` and `fsdp`, which split the batch. The axis `fsdp` splits the state 
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -24,9 +23,10 @@ BATCH_AXES = (DATA_AXIS, FSDP_AXIS)
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None, shape: MeshConfig | None = None) -> Mesh:
-    """Returns the mesh of a run, with the axes `data`, `fsdp` and `sequence`.
+    """Returns the mesh of a run, with the axis `data`, and `fsdp` and `sequence` where they split.
 
-    The axis `sequence` is the innermost: its devices have consecutive numbers.
+    The axis `sequence` is the innermost: its devices have consecutive numbers. An axis of one
+    device would cost exchanges of one device with itself.
 
     Args:
         devices: by default all devices of all processes.
@@ -45,11 +45,10 @@ def make_mesh(devices: Sequence[jax.Device] | None = None, shape: MeshConfig | N
             f"{_product(shape, data)} splits the batch in {data * shape.fsdp}, which "
             f"{processes} processes cannot share equally: lower config.mesh.sequence"
         )
+    axes = {DATA_AXIS: data, FSDP_AXIS: shape.fsdp, SEQUENCE_AXIS: shape.sequence}
+    axes = {name: count for name, count in axes.items() if count > 1 or name == DATA_AXIS}
     return jax.make_mesh(
-        (data, shape.fsdp, shape.sequence),
-        (*BATCH_AXES, SEQUENCE_AXIS),
-        axis_types=(AxisType.Auto,) * 3,
-        devices=devices,
+        tuple(axes.values()), tuple(axes), axis_types=(AxisType.Auto,) * len(axes), devices=devices
     )
 
 
@@ -118,6 +117,28 @@ def axis_names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
     return () if entry is None else (entry,) if isinstance(entry, str) else entry
 
 
+def automatic_axes(mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
+    """Returns the axes that XLA splits arrays over by itself."""
+    pairs = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    return tuple(name for name, kind in pairs if kind == AxisType.Auto)
+
+
+def check_axes(mesh: Mesh) -> None:
+    """Checks that a mesh can be that of a run, or of an evaluation.
+
+    Raises:
+        ConfigError: an axis is not automatic, or has a name that splits nothing.
+    """
+    known = (*BATCH_AXES, SEQUENCE_AXIS)
+    wrong = [name for name, count in mesh.shape.items() if count > 1 and name not in known]
+    if wrong or automatic_axes(mesh) != mesh.axis_names:
+        raise ConfigError(
+            f"the mesh has the axes {dict(mesh.shape)} of {mesh.axis_types}; a run splits its "
+            f"arrays over automatic axes named {', '.join(known)}: make the mesh with "
+            "vig_jax.sharding.mesh.make_mesh"
+        )
+
+
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:
     """Checks that the devices can share a global batch equally.
 
@@ -151,24 +172,6 @@ def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Ar
     """
     sharding = batch_sharded(mesh)
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
-
-
-def place_copies(tree: Any, mesh: Mesh) -> Any:
-    """Returns a tree of arrays, the same in every process, with a copy on every device of a mesh.
-
-    Args:
-        tree: of arrays of the host or of this process's devices.
-        mesh: from `make_mesh`.
-    """
-    everywhere = replicated(mesh)
-
-    def place(array: Any) -> jax.Array:
-        if everywhere.is_fully_addressable:
-            return jax.device_put(array, everywhere)
-        local = np.asarray(array)
-        return jax.make_array_from_callback(local.shape, everywhere, lambda index: local[index])
-
-    return jax.tree.map(place, tree)
 
 
 def prefetch_to_device(

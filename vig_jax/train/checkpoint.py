@@ -32,7 +32,7 @@ from jax.sharding import Mesh
 from vig_jax.config import RunConfig, to_dict
 from vig_jax.errors import CheckpointError, ConfigError, DamagedCheckpointError
 from vig_jax.folder_lock import FolderLock
-from vig_jax.sharding.mesh import replicated
+from vig_jax.sharding.rules import shardings
 from vig_jax.train.state import TrainState
 from vig_jax.weights.orbax_store import DELETED, CheckpointFolder, is_complete
 from vig_jax.weights.run_folder import (
@@ -270,8 +270,7 @@ class Checkpoints:
         expected = _items(like)
         for name in expected.keys() - {"training"}:
             check_same_tree(expected[name], directory / name)
-        everywhere = replicated(mesh)
-        shapes = {name: with_sharding(tree, everywhere) for name, tree in expected.items()}
+        shapes = _items(with_sharding(like, shardings(like, mesh)))
         with reading(directory):
             items = self._folder.restore(step, shapes)
         for name in expected:

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from typing import Any
@@ -26,7 +25,8 @@ from vig_jax.errors import ConfigError
 from vig_jax.evaluation.evaluate import make_predict_step
 from vig_jax.models import ParameterGroups
 from vig_jax.models.backbone import implementation_refusals
-from vig_jax.sharding.mesh import check_batch_size, make_mesh, replicated
+from vig_jax.sharding.mesh import check_batch_size, make_mesh
+from vig_jax.sharding.rules import shardings
 from vig_jax.tasks.protocol import PredictStep, Variables
 from vig_jax.tasks.registry import TaskBundle, get_task, make_task
 from vig_jax.train.checkpoint import RunInfo
@@ -37,6 +37,7 @@ from vig_jax.train.optim.optimizer import make_optimizer
 from vig_jax.train.optim.schedule import make_schedule
 from vig_jax.train.state import TrainState, init_state
 from vig_jax.train.step import TrainStep, check_accumulation, make_train_step
+from vig_jax.weights.run_folder import with_sharding
 
 CACHED_BYTES = 2**28
 """The most bytes of evaluation batches that a process keeps in memory."""
@@ -48,6 +49,7 @@ class Experiment:
 
     Attributes:
         config: resolved: nothing is left for the data set to decide.
+        split: the shardings of the state over the mesh.
         bundle: the task, its evaluation and its preprocessing.
     """
 
@@ -56,6 +58,7 @@ class Experiment:
     eval_data: Dataset
     info: RunInfo
     mesh: Mesh
+    split: TrainState
     intervals: Intervals
     bundle: TaskBundle
     new_state: Callable[[], TrainState]
@@ -94,18 +97,19 @@ class Experiment:
         optimizer = make_optimizer(config.optimizer, schedule, groups)
         ema_decay = config.train.ema_decay
 
-        @functools.partial(
-            jax.jit,
-            out_shardings=replicated(mesh),
-            # It runs once: optimising it would take longer than it could save.
-            compiler_options={"xla_backend_optimization_level": 0},
-        )
-        def new_state() -> TrainState:
+        @jax.jit
+        def initial() -> TrainState:
             return init_state(bundle.task, optimizer, seed=config.seed, ema=ema_decay > 0)
 
         # Raises the model's errors now, before the run begins. JAX keeps the trace for later.
         with jax.set_mesh(mesh), implementation_refusals(config.model.gla_implementation):
-            jax.eval_shape(new_state)
+            split: TrainState = shardings(jax.eval_shape(initial), mesh)
+            new_state = jax.jit(
+                initial,
+                out_shardings=split,
+                # It runs once: optimising it would take longer than it could save.
+                compiler_options={"xla_backend_optimization_level": 0},
+            )
             if config.model.gla_implementation:  # it may not serve this device
                 new_state.lower()
         return cls(
@@ -120,6 +124,7 @@ class Experiment:
                 primary_metric=bundle.evaluation.primary_metric,
             ),
             mesh=mesh,
+            split=split,
             intervals=intervals,
             bundle=bundle,
             new_state=new_state,
@@ -132,6 +137,7 @@ class Experiment:
                 accumulation_steps=parts,
                 freeze=config.optimizer.freeze,
                 head_prefixes=groups.head_prefixes if groups else (),
+                split=split,
             ),
             predict=make_predict_step(bundle.evaluation, mesh=mesh),
             preview=make_preview_step(bundle.preview, mesh=mesh, accumulation_steps=parts)
@@ -156,7 +162,8 @@ class Experiment:
         needed["train_step"] = (state, batch)
         if begins and self.preview:
             needed["preview"] = (batch, state.key)
-        needed["predict"] = (state.variables, batch_of(evaluation.batch_spec, rows))
+        variables = with_sharding(state.variables, self.split.variables)
+        needed["predict"] = (variables, batch_of(evaluation.batch_spec, rows))
         programs = {
             name: compiled_ahead(getattr(self, name), arguments, threads)
             for name, arguments in needed.items()
@@ -180,9 +187,8 @@ class Experiment:
         assert given.keys() <= fresh.keys()
         merged = traverse_util.unflatten_dict(fresh | given)
         # Copies, because a step donates its inputs.
-        copy = jax.jit(
-            lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=replicated(self.mesh)
-        )
+        split = self.split.variables
+        copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=split)
         both: dict[str, Any] = copy(merged)
         ema: dict[str, Any] = {} if state.ema_params is None else copy(merged)
         return dataclasses.replace(

@@ -14,15 +14,15 @@ from vig_jax.train.initial_values import grouped_draws
 
 @flax.struct.dataclass
 class TrainState:
-    """The state of a run between two updates. Leaves may be shapes instead of arrays."""
+    """The state of a run between two updates. Leaves may be shapes or shardings."""
 
     step: Any  # int32 scalar: updates done, and the number of the next one
     params: Params
-    ema_params: Params | None  # None: no EMA
+    ema_params: Any  # as `params`; None: no EMA
     opt_state: Any
     key: Any  # constant; update n draws from fold_in(key, n)
     mutable: Mapping[str, Any] = flax.struct.field(default_factory=dict)  # e.g. "batch_stats"
-    ema_mutable: Mapping[str, Any] | None = None  # None: no EMA, or nothing mutable
+    ema_mutable: Any = None  # as `mutable`; None: no EMA, or nothing mutable
 
     @property
     def variables(self) -> Variables:

@@ -9,7 +9,14 @@ import optax
 from jax.sharding import Mesh
 
 from vig_jax.errors import ConfigError
-from vig_jax.sharding.mesh import batch_devices, batch_sharded, parts_sharded, replicated
+from vig_jax.sharding.mesh import (
+    batch_devices,
+    batch_sharded,
+    check_axes,
+    parts_sharded,
+    replicated,
+)
+from vig_jax.sharding.rules import gathered
 from vig_jax.tasks.protocol import Aux, Batch, Params, Task
 from vig_jax.train.optim.freeze import frozen_mask
 from vig_jax.train.optim.optimizer import global_norm
@@ -30,6 +37,7 @@ def make_train_step(
     accumulation_steps: int = 1,
     freeze: str = "",
     head_prefixes: Sequence[str] = (),
+    split: TrainState | None = None,
 ) -> TrainStep:
     """Compiles `(state, batch) -> (state, metrics)`; the given state is consumed.
 
@@ -41,14 +49,20 @@ def make_train_step(
         optimizer: from `make_optimizer`.
         schedule: for the metrics.
         ema_decay: of the EMA of the variables.
-        mesh: the batch is split over it.
+        mesh: the batch is split over its axes `data` and `fsdp`.
         accumulation_steps: number of equal parts of the batch whose gradients are computed in
             sequence and averaged. Mixing and other draws are made per part. Without draws and
             batch statistics, the update is that of the whole batch.
         freeze: parameters that are not trained; see `vig_jax.train.optim.freeze`.
         head_prefixes: first names of the parameter paths that are the head, for "backbone".
+        split: the shardings of the state, from `vig_jax.sharding.rules`; None: every device has
+            all of it.
+
+    Raises:
+        ConfigError: the mesh has axes that a run cannot use.
     """
-    compute = _gradient(task, freeze, head_prefixes)
+    check_axes(mesh)
+    compute = _gradient(task, freeze, head_prefixes, split.params if split else None)
     if accumulation_steps > 1:
         compute = _accumulated(compute, accumulation_steps, mesh)
 
@@ -90,16 +104,24 @@ def make_train_step(
         return new_state, metrics
 
     everywhere = replicated(mesh)
+    of_state = everywhere if split is None else split
     return jax.jit(
         train_step,
-        in_shardings=(everywhere, batch_sharded(mesh)),
-        out_shardings=everywhere,
+        in_shardings=(of_state, batch_sharded(mesh)),
+        out_shardings=(of_state, everywhere),
         donate_argnums=0,
     )
 
 
-def _gradient(task: Task, freeze: str, head_prefixes: Sequence[str]) -> Gradient:
-    """Returns the function of loss, task metrics and mutable collections, and gradient."""
+def _gradient(task: Task, freeze: str, head_prefixes: Sequence[str], split: Any) -> Gradient:
+    """Returns the function of loss, task metrics and mutable collections, and gradient.
+
+    Args:
+        task: gives the loss.
+        freeze: parameters without a gradient.
+        head_prefixes: see `make_train_step`.
+        split: shardings of the parameters and gradients; None: every device has all of them.
+    """
 
     def loss_of(
         params: Params, mutable: Mutable, batch: Batch, key: jax.Array
@@ -107,6 +129,8 @@ def _gradient(task: Task, freeze: str, head_prefixes: Sequence[str]) -> Gradient
         # Stops the backward pass below the lowest trained layer.
         frozen = frozen_mask(freeze, params, head_prefixes)
         params = jax.tree.map(lambda x, f: jax.lax.stop_gradient(x) if f else x, params, frozen)
+        if split is not None:
+            params = gathered(params, split)
         loss, aux = task.loss({"params": params, **mutable}, batch, key)
         return loss, Aux(dict(aux.metrics), {**mutable, **aux.mutable})
 

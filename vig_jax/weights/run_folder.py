@@ -15,7 +15,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Sharding, SingleDeviceSharding
+from jax.experimental.multihost_utils import process_allgather
+from jax.sharding import SingleDeviceSharding
 
 from vig_jax.config import RunConfig, parse, unknown_settings
 from vig_jax.errors import CheckpointError, ConfigError, DamagedCheckpointError, UserError
@@ -218,9 +219,13 @@ def check_same_tree(expected: Any, where: Path) -> None:
         )
 
 
-def with_sharding(tree: Any, sharding: Sharding) -> Any:
-    """Returns the shapes of a tree, to be restored with a sharding."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+def with_sharding(tree: Any, sharding: Any) -> Any:
+    """Returns the shapes of a tree, to be restored with one sharding or a tree of shardings."""
+    return jax.tree.map(
+        lambda x, split: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split),
+        tree,
+        jax.tree.broadcast(sharding, tree),
+    )
 
 
 def _read_tree(where: Path, shapes: Any) -> Any:
@@ -232,21 +237,34 @@ def _read_tree(where: Path, shapes: Any) -> Any:
 
 
 def digests(tree: Any) -> dict[str, str]:
-    """Returns the CRC-32 of every leaf by its path.
+    """Returns the CRC-32 of every leaf by its path; it does not depend on how a leaf is split.
 
-    Leaves that are split over devices are left out.
+    Leaves that are split over several processes are gathered, one at a time. All processes must
+    call this.
     """
     leaves = {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-        if not isinstance(leaf, jax.Array) or leaf.is_fully_replicated
     }
+    exchanged = {
+        name: _crc32(process_allgather(x, tiled=True))
+        for name, x in leaves.items()
+        if not _is_local(x)
+    }
+    local = {name: leaf for name, leaf in leaves.items() if name not in exchanged}
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        return dict(zip(leaves, pool.map(_crc32, leaves.values()), strict=True))
+        return exchanged | dict(zip(local, pool.map(_crc32, local.values()), strict=True))
+
+
+def _is_local(leaf: Any) -> bool:
+    """Returns whether this process holds all of a leaf."""
+    whole = not isinstance(leaf, jax.Array) or leaf.is_fully_replicated
+    return whole or leaf.is_fully_addressable
 
 
 def _crc32(leaf: Any) -> str:
-    local = leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf
+    replica = isinstance(leaf, jax.Array) and leaf.is_fully_replicated
+    local = np.asarray(leaf.addressable_data(0) if replica else leaf)
     contents = np.ascontiguousarray(local).reshape(-1).view(np.uint8)
     return f"{zlib.crc32(contents.data):08x}"
 

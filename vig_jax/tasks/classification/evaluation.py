@@ -14,6 +14,7 @@ from vig_jax.errors import DataSetError
 from vig_jax.layers.pixels import normalise
 from vig_jax.metrics.confusion import CONFUSION_FILE, Confusion
 from vig_jax.metrics.states import Sums, SumsEvaluation
+from vig_jax.sharding.per_image import per_device
 from vig_jax.tasks.losses import cross_entropy
 from vig_jax.tasks.protocol import Batch, BatchSpec, Variables
 
@@ -59,7 +60,7 @@ class ClassificationEvaluation(SumsEvaluation):
             variables, normalise(batch["image"], self.data.mean, self.data.std)
         )
         labels, weight = batch["label"], batch["weight"]
-        _, guesses = jax.lax.top_k(logits, min(_FIRST, self.num_classes))
+        _, guesses = per_device(lambda x: jax.lax.top_k(x, min(_FIRST, self.num_classes)))(logits)
         hits = (guesses == labels[:, None]).astype(weight.dtype)
         losses = cross_entropy(logits, labels)
         counts = {}

@@ -19,7 +19,8 @@ from jaxtyping import Array, Float, Int, Shaped, UInt8
 from vig_jax.data.preprocess.masks import IGNORED, MAX_CLASSES
 from vig_jax.errors import ConfigError
 from vig_jax.sharding.kernels import ROWS, WHOLE
-from vig_jax.sharding.mesh import batch_sharded, present, replicated
+from vig_jax.sharding.mesh import batch_sharded, present
+from vig_jax.sharding.rules import with_whole_variables
 from vig_jax.tasks.protocol import Batch, Variables
 from vig_jax.tasks.segmentation.windows import Axis, Grid, resample, sampling, take_window
 
@@ -101,10 +102,10 @@ class LabelMaps:
 
     def compiled(self, mesh: Mesh) -> Callable[[Variables, Batch, tuple[int, int]], Any]:
         """Returns the same function as several programs, for batches that are split over a mesh."""
-        everywhere, rows = replicated(mesh), batch_sharded(mesh)
+        rows, model = batch_sharded(mesh), with_whole_variables(self.logits_of, mesh)
         return functools.partial(
             self._run,
-            jax.jit(self.logits_of, in_shardings=(everywhere, rows), out_shardings=rows),
+            jax.jit(model, in_shardings=(None, rows), out_shardings=rows),
             _on_each_device(_take, mesh, (ROWS, ROWS, WHOLE)),
             _on_each_device(self._finish_images, mesh, (ROWS, ROWS)),
         )
