@@ -16,6 +16,10 @@ if __name__ == "__mp_main__":  # a data worker, which imports this file again
 
 if __name__ == "__main__":
     # Not at the top: data workers import this file again and do not need it.
+    import gc
+
+    from vig_jax.cli.worker import GC_THRESHOLDS
     from vig_jax.train.launch import main
 
+    gc.set_threshold(*GC_THRESHOLDS)
     main()

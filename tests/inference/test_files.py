@@ -2,12 +2,14 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 import vig_jax
 from tests.data.photographs import encoded, photo
+from vig_jax.data.preprocess import resize
 from vig_jax.inference import files
 from vig_jax.inference.files import Classifier, Prediction, draw, find_images
 from vig_jax.inference.predictor import Predictor
@@ -89,3 +91,21 @@ def test_a_damaged_jpeg_is_predicted_and_named_or_left_out(classify, tmp_path):
     assert "damage" not in whole.to_json()
     (left_out,) = classify(tmp_path / "a.jpg", damaged_jpegs="leave_out")
     assert "config.data.damaged_jpegs=leave_out" in left_out.error
+
+
+def test_probabilities_are_those_of_jax():
+    logits = np.random.default_rng(0).normal(0, 3, (3, 7)).astype(np.float32)
+    np.testing.assert_allclose(files._softmax(logits), jax.nn.softmax(logits), rtol=1e-5)
+
+
+def test_few_photographs_do_not_load_the_fast_resize(classify, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_MANY_FILES", 3)
+    loaded = []
+    monkeypatch.setattr(resize, "why_not", lambda: loaded.append(1))
+    names = [tmp_path / f"{i}.png" for i in range(3)]
+    for name in names:
+        Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(name)
+    classify(*names[:2])
+    assert not loaded
+    classify(*names)
+    assert loaded

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from vig_jax.train.compilation_cache import use_compilation_cache
 
@@ -69,6 +70,14 @@ def test_what_is_set_already_stays(chosen, tmp_path):
     use_compilation_cache(str(tmp_path / "two"))
     assert chosen() == str(tmp_path / "one")
     assert not (tmp_path / "two").exists()
+
+
+def test_programs_are_kept_after_an_earlier_compilation(chosen, tmp_path):
+    compilation_cache.reset_cache()
+    jax.jit(lambda x: x + 2)(1.0)  # settles that there is no cache
+    use_compilation_cache(str(tmp_path))
+    jax.jit(lambda x: x * 3)(1.0)
+    assert list(tmp_path.iterdir())
 
 
 def test_a_folder_that_cannot_be_made_is_no_error(chosen, tmp_path, caplog):

@@ -1,6 +1,7 @@
 """`vig <train|evaluate|predict|convert|report|benchmark|data>`."""
 
 import argparse
+import gc
 import importlib
 import logging
 import multiprocessing
@@ -9,7 +10,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from vig_jax.cli.worker import block_jax_import
+from vig_jax.cli.worker import GC_THRESHOLDS, block_jax_import
 from vig_jax.errors import REPORTED_ERRORS, is_full_disk
 from vig_jax.text import escape_output, printable_lines
 
@@ -35,6 +36,7 @@ class _PlainFormatter(logging.Formatter):
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a subcommand; returns the exit status."""
     escape_output()
+    gc.set_threshold(*GC_THRESHOLDS)
     argv = list(sys.argv[1:] if argv is None else argv)
     listing = "\n".join(f"  {name:<11}{help_}" for name, help_ in COMMANDS.items())
     parser = argparse.ArgumentParser(

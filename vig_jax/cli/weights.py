@@ -62,6 +62,9 @@ def settings(pairs: list[str]) -> dict[str, Any]:
 def restore(args: argparse.Namespace, run: Path | None) -> Any:
     """Returns the model that the options name, a `vig_jax.inference.loaded_model.LoadedModel`.
 
+    From then on, compiled programs are kept in the run's `config.train.compilation_cache`, or for a
+    weight file in the recipes'.
+
     Args:
         args: with the options of `configure`.
         run: the run that was named, if any.
@@ -69,6 +72,17 @@ def restore(args: argparse.Namespace, run: Path | None) -> Any:
     Raises:
         ConfigError: options that do not go together.
     """
+    loaded = _load(args, run)
+    from vig_jax.config import recipes
+    from vig_jax.train.compilation_cache import use_compilation_cache
+
+    train = recipes.imagenet().train if args.weights else loaded.config.train
+    use_compilation_cache(train.compilation_cache)
+    return loaded
+
+
+def _load(args: argparse.Namespace, run: Path | None) -> Any:
+    """Returns the model that the options name; see `restore`."""
     if not args.weights:
         if args.model:
             raise ConfigError("--model needs --weights; a run stores its model")

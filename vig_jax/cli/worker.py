@@ -1,7 +1,10 @@
-"""The first steps of a command's worker processes, before they import anything expensive."""
+"""The first steps of a command and its worker processes, before they import anything expensive."""
 
 import logging
 import sys
+
+GC_THRESHOLDS = 100_000, 20, 100
+"""Of the garbage collector. Tracing makes many objects that stay; the default scans them often."""
 
 
 def block_jax_import() -> None:
