@@ -99,7 +99,7 @@ def ours(
                 f"{what} of bfloat16 off by {error:.1e} (relative, against float32), allowed "
                 f"{ALLOWED_ERRORS[what]:.0e}"
             )
-    params = program.state.params if program.state else program.inputs[0][0]
+    params = program.state.params if program.state else program.constants or program.inputs[0][0]
     return Candidate(
         name=name,
         variant="vig_jax",

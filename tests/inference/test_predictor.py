@@ -30,6 +30,16 @@ def test_logits_of_any_number_of_images(dtype):
     assert predict.variables["params"]["head"]["kernel"].dtype == jnp.float32
 
 
+def test_weights_in_the_program():
+    model = create_model("vig_t", num_classes=3, **TINY)
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 16, 24, 3)))
+    predict = predictor(model, variables, 2, (16, 24), weights_in_program=True)
+    assert predict.variables == {}
+    assert predict.compiled.memory_analysis().argument_size_in_bytes == IMAGES[:2].nbytes
+    expected = predictor(model, variables, 2, (16, 24))(IMAGES)
+    np.testing.assert_allclose(predict(IMAGES), expected, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("images", "message"),
     [

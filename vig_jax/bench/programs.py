@@ -37,6 +37,7 @@ DROP_PATH = 0.2  # rate in training; its cost does not depend on the rate
 CLASSES = {"classification": 1000, "segmentation": 150, "detection": 80}
 Size = TypeVar("Size")
 INPUTS = 4  # distinct batches, used in rotation
+SMALL_BATCH = 8  # the most images of a call whose program has the weights as constants
 TRAIN_MACS = 3  # forward passes' worth: forward, gradients by inputs, gradients by parameters
 
 
@@ -109,8 +110,9 @@ def _task_config(task: str, size: tuple[int, int]) -> SegmentationConfig | Detec
 def inference_program(config: RunConfig) -> Program:
     """Compiles the inference of a new model: `compiled(variables, pixels) -> results`.
 
-    Classification is `vig_jax.predictor`, with logits as results. Segmentation ends with a label
-    map of the images' size for each of them; full-size logits exist for one image at a time.
+    Classification is `vig_jax.predictor`, with logits as results; programs for up to 8 images have
+    the weights as constants. Segmentation ends with a label map of the images' size for each of
+    them; full-size logits exist for one image at a time.
     Detection is `Detector.detect` on whole images, with masks of 28 pixels a side.
     """
     if isinstance(config.task, DetectionConfig):
@@ -162,9 +164,12 @@ def _logits_program(config: RunConfig) -> Program:
         return _detection_program(config, logits=True)
     task = make_task(config, {}).task
     variables = jax.jit(task.init)(jax.random.key(0))
-    run = predictor(model_of(config), variables, config.train.batch_size, size_of(config))
+    batch_size, model = config.train.batch_size, model_of(config)
+    small = batch_size <= SMALL_BATCH
+    run = predictor(model, variables, batch_size, size_of(config), weights_in_program=small)
     inputs = [(run.variables, random_pixels(config, seed)) for seed in range(INPUTS)]
-    return Program(run.compiled, inputs)
+    constants = jax.eval_shape(lambda: narrow_kernels(variables, model)) if small else ()
+    return Program(run.compiled, inputs, constants=constants)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -39,11 +39,13 @@ class Program:
         inputs: sets of arguments on the device, used in rotation.
         state: if given, the first argument, which the program donates; its first result is the next
             state.
+        constants: shapes of the weights that are constants of the program.
     """
 
     compiled: Any
     inputs: Sequence[tuple[Any, ...]]
     state: Any = None
+    constants: Any = ()
 
     def calls(self) -> Callable[[], Any]:
         """Returns a function that starts the next call and returns its results."""
@@ -76,11 +78,12 @@ class Program:
 
     @property
     def bytes(self) -> int:
-        """Bytes of arguments, results and temporaries; shared buffers count once."""
+        """Bytes of arguments, weights, results and temporaries; shared buffers count once."""
         memory = self.compiled.memory_analysis()
         assert memory is not None, "every backend of JAX analyses its programs"
         return (
-            memory.argument_size_in_bytes
+            sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(self.constants))
+            + memory.argument_size_in_bytes
             + memory.output_size_in_bytes
             + memory.temp_size_in_bytes
             - memory.alias_size_in_bytes

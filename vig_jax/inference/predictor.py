@@ -23,7 +23,8 @@ class Predictor:
     Attributes:
         batch_size: number of images per call of the model.
         image_size: height and width of the images in pixels.
-        variables: on the devices; kernels are stored in the dtype of the computation.
+        variables: on the devices; kernels are stored in the dtype of the computation. Empty if the
+            weights are in the program.
         compiled: the program, `compiled(variables, images) -> logits` for one full batch.
     """
 
@@ -36,14 +37,16 @@ class Predictor:
         mean: Channels,
         std: Channels,
         mesh: Mesh | None,
+        weights_in_program: bool,
     ) -> None:
         self.batch_size = batch_size
         self.image_size = image_size
         places = (replicated(mesh), images_sharded(mesh)) if mesh else (None, None)
-        self.variables = jax.device_put(narrow_kernels(variables, model), places[0])
+        weights = jax.device_put(narrow_kernels(variables, model), places[0])
+        self.variables = {} if weights_in_program else weights
 
         def logits(variables: Any, images: jax.Array) -> Any:
-            return model.apply(variables, normalise(images, mean, std))
+            return model.apply(variables or weights, normalise(images, mean, std))
 
         images = jax.ShapeDtypeStruct((batch_size, *image_size, 3), jnp.uint8)
         run = jax.jit(logits, in_shardings=places)
@@ -86,6 +89,7 @@ def predictor(
     mean: Channels = IMAGENET_MEAN,
     std: Channels = IMAGENET_STD,
     mesh: Mesh | None = None,
+    weights_in_program: bool = False,
 ) -> Predictor:
     """Compiles a model for inference. The result takes uint8 images and normalises on the device.
 
@@ -101,6 +105,9 @@ def predictor(
         std: standard deviation of the training pixels, in units of [0, 1].
         mesh: devices that share the work, from `vig_jax.sharding.mesh.make_mesh`: the axes `data`
             and `fsdp` split the batch, and `sequence` the rows of each image. None: one device.
+        weights_in_program: compiles the weights into the program as constants. A call of a small
+            batch then takes less time on the host, and what depends on weights alone is computed
+            once. Compiling takes longer.
 
     Raises:
         ConfigError: a size below 1, or one that the model refuses or the mesh cannot split.
@@ -113,7 +120,7 @@ def predictor(
             f"batch_size={batch_size} cannot be split over {batch_devices(mesh)} devices: use a "
             f"multiple of {batch_devices(mesh)}"
         )
-    return Predictor(model, variables, batch_size, size, mean, std, mesh)
+    return Predictor(model, variables, batch_size, size, mean, std, mesh, weights_in_program)
 
 
 def narrow_kernels(variables: Mapping[str, Any], model: Backbone) -> Any:
