@@ -33,7 +33,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 PROGRAMS = {
-    "new_state": "initial state",
+    "initial": "initial state",
     "train_step": "update",
     "predict": "evaluation",
     "preview_inputs": "first batch's figure",
