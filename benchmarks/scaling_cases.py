@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from kernels_pallas.core.accuracy import rms_relative_error
 from kernels_pallas.core.timing import candidate
@@ -19,9 +19,8 @@ from vig_jax.config import DetectionConfig, MeshConfig, RunConfig, SegmentationC
 from vig_jax.inference.predictor import narrow_kernels
 from vig_jax.layers.pixels import normalise
 from vig_jax.sharding.mesh import (
-    BATCH_AXES,
-    SEQUENCE_AXIS,
     batch_sharded,
+    images_sharded,
     make_mesh,
     max_in_flight,
     replicated,
@@ -193,11 +192,6 @@ def _placed(shape: jax.ShapeDtypeStruct, sharding: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
 
 
-def _image_sharding(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of images whose rows are split over the axis `sequence`."""
-    return NamedSharding(mesh, PartitionSpec(BATCH_AXES, SEQUENCE_AXIS))
-
-
 def _lower_inference(config: RunConfig, mesh: Mesh) -> Any:
     model = model_of(config)
 
@@ -206,7 +200,7 @@ def _lower_inference(config: RunConfig, mesh: Mesh) -> Any:
 
     with jax.set_mesh(mesh):
         pixels = jax.ShapeDtypeStruct(
-            (config.train.batch_size, *size_of(config), 3), np.uint8, sharding=_image_sharding(mesh)
+            (config.train.batch_size, *size_of(config), 3), np.uint8, sharding=images_sharded(mesh)
         )
         variables = jax.tree.map(
             lambda x: _placed(x, replicated(mesh)), jax.eval_shape(lambda: _variables(config))
@@ -239,7 +233,7 @@ class Inputs:
         if work.parts is None:
             variables = jax.device_put(self._draw(work), replicated(mesh))
             pixels = [
-                jax.device_put(random_pixels(config, seed), _image_sharding(mesh))
+                jax.device_put(random_pixels(config, seed), images_sharded(mesh))
                 for seed in range(_INPUTS)
             ]
             return Program(work.compiled, [(variables, images) for images in pixels])
