@@ -309,8 +309,8 @@ def _text(row: Row) -> str:
         f"{cell(row.get('speedup'), '.2f', 8)} "
         f"{cell(row.get('efficiency'), '.3f', 6)} "
         f"{cell(row['exposed_share'], '.1%', 7)} "
-        f"{cell(None if state is None else state / 1e6, '.0f', 8)} "
-        f"{row['program_bytes'] / 1e6:8.0f} {cell(error, '.1e', 8)}"
+        f"{cell(None if state is None else state / 1e6, '.1f', 8)} "
+        f"{row['program_bytes'] / 1e6:8.1f} {cell(error, '.1e', 8)}"
     )
 
 

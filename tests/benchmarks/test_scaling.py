@@ -115,7 +115,7 @@ def test_two_simulated_devices(tmp_path):
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
     command = [sys.executable, "-m", "benchmarks.scaling", "--tiny", "--sample-seconds", "0.01"]
     done = subprocess.run(
-        [*command, "--only", "JPEG", "--out", str(tmp_path)],
+        [*command, "--only", "JPEG", "fsdp", "--out", str(tmp_path)],
         cwd=ROOT,
         env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
         capture_output=True,
@@ -132,4 +132,10 @@ def test_two_simulated_devices(tmp_path):
     assert rows[2]["images"] == 2 * rows[1]["images"]
     assert rows[2]["state_bytes"] == rows[1]["state_bytes"] > 0
     assert set(rows[2]["errors"]) == {"loss", "grad_norm"}
-    assert done.stdout.splitlines()[-1].startswith("vig_s training")
+    plain, split = (
+        next(row for row in written["rows"] if (row["case"], row["gpus"]) == (name, 2))
+        for name in ("vig_b training", "vig_b training, fsdp")
+    )
+    assert split["state_bytes"] < 0.7 * plain["state_bytes"]  # small arrays are whole
+    assert split["errors"]["loss"] < 1e-4
+    assert done.stdout.splitlines()[-1].startswith("vig_s training, JPEG")

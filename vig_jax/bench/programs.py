@@ -25,7 +25,8 @@ from vig_jax.layers.pixels import normalise
 from vig_jax.layers.resize import resize_bilinear
 from vig_jax.models import model_settings
 from vig_jax.models.backbone import implementation_refusals
-from vig_jax.sharding.mesh import batch_sharded, make_mesh, replicated
+from vig_jax.sharding.mesh import batch_sharded, make_mesh
+from vig_jax.sharding.rules import shardings
 from vig_jax.tasks.protocol import Task
 from vig_jax.tasks.registry import make_task
 from vig_jax.train.optim.optimizer import make_optimizer
@@ -208,8 +209,10 @@ def training(config: RunConfig, mesh: Mesh) -> Training:
         return init_state(task, optimizer, seed=config.seed, ema=train.ema_decay > 0)
 
     with jax.set_mesh(mesh):
-        split = jax.tree.map(lambda _: replicated(mesh), jax.eval_shape(initial))
-    step = make_train_step(task, optimizer, schedule, ema_decay=train.ema_decay, mesh=mesh)
+        split: TrainState = shardings(jax.eval_shape(initial), mesh)
+    step = make_train_step(
+        task, optimizer, schedule, ema_decay=train.ema_decay, mesh=mesh, split=split
+    )
     return Training(task, initial, split, step)
 
 
