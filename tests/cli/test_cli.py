@@ -30,7 +30,7 @@ def trained(tmp_path_factory):
     """The workdir of two updates of a tiny model on the embedded photographs."""
     settings = common.get_config()
     settings.model.update(
-        {"img_size": 28, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 1}
+        {"img_size": 28, "patch_size": 14, "embed_dim": 16, "depth": 1, "num_heads": 1}
     )
     settings.model.dtype = "float32"
     settings.data.update({"source": "fashion_mnist", "image_size": 28, "crop": "none"})
