@@ -260,6 +260,10 @@ def test_benchmark(mode, tmp_path, capsys, monkeypatch):
         assert row["img_per_s"] == pytest.approx(2e3 / row["ms"])
         assert row["batch_size"] == 2
         assert row["latency_ms"] > 0
+        assert 0 < row["compile_s"] < row["first_result_s"]
+        if not mode:
+            assert row["pixels_ms"] > 0
+            assert row["answer_ms"] > 0
         assert row["program_bytes"] > 1_000_000  # the parameters at least
         assert row["mfu"] is None  # nobody knows the peak of this CPU
     with table.open() as lines:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import platform
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,8 @@ import jax.numpy as jnp
 
 from kernels_pallas.core.timing import Kernel, candidate, kernels
 from vig_jax.bench.batches import size_of
+from vig_jax.bench.compile_time import compile_seconds
+from vig_jax.bench.latency import single_calls
 from vig_jax.bench.macs import count_macs
 from vig_jax.bench.programs import (
     agreement,
@@ -24,9 +27,10 @@ from vig_jax.config import RunConfig
 
 HEADER = (
     f"{'model':8} {'pixels':>6} {'batch':>5} {'img/s':>10} {'ms':>9} {'+-':>7} {'latency':>9} "
-    f"{'MFU':>6} {'program MB':>11} {'peak MB':>8}"
+    f"{'answer':>9} {'MFU':>6} {'program MB':>11} {'peak MB':>8} {'compile s':>9} {'first s':>7}"
 )
 _LISTED = 15  # kernels
+_SINGLE_SECONDS = 0.2  # of calls that are waited for
 
 Row = dict[str, Any]
 
@@ -61,18 +65,28 @@ def measured(
     """
     name, side, batch = config.model.name, size_text(config), config.train.batch_size
     device = jax.local_devices()[0]
-    program = (training_program if train else inference_program)(config)
+    begin = time.perf_counter()
+    with compile_seconds() as compilations:
+        program = (training_program if train else inference_program)(config)
     call = program.calls()
+    jax.block_until_ready(call())
+    first_s = time.perf_counter() - begin
     result = measure(call, batch_size=batch, repeats=repeats)
+    alone = single_calls(candidate(call), program.host_call(), sample_seconds=_SINGLE_SECONDS)
+    del alone["waited_ms"]  # `latency_ms`
     peak = peak_flops(device.device_kind) if config.model.dtype == "bfloat16" else None
     mfu = result.img_per_s * flops_per_image(config, train=train) / peak if peak else None
     row = {"model": name, "image_size": side, "batch_size": batch, "mfu": mfu}
     row |= dataclasses.asdict(result) | {"program_bytes": program.bytes}
+    row |= alone | {"compile_s": sum(compilations), "first_result_s": first_s}
+    answer = alone["answer_ms"]
     high_water = "-" if result.peak_bytes is None else f"{result.peak_bytes / 1e6:.0f}"
     lines = [
         f"{name:8} {side:>6} {batch:5d} {result.img_per_s:10.1f} {result.ms:9.2f} "
         f"{result.ms_spread:7.2f} {result.latency_ms:9.2f} "
-        f"{'-' if mfu is None else f'{mfu:.1%}':>6} {program.bytes / 1e6:11.0f} {high_water:>8}"
+        f"{'-' if answer is None else f'{answer:.2f}':>9} "
+        f"{'-' if mfu is None else f'{mfu:.1%}':>6} {program.bytes / 1e6:11.0f} {high_water:>8} "
+        f"{sum(compilations):9.1f} {first_s:7.1f}"
     ]
     if check:
         agreed = agreement(config, program, images=check)

@@ -1,4 +1,4 @@
-"""Images per second, latency and memory of models on this device, on random pixels.
+"""Images per second, latency, memory and compile time of models on this device, on random pixels.
 
   vig benchmark --model vig_s --batch-size 256
   vig benchmark --model vig_t vig_h_t --image-size 224 1024 --batch-size 64 4 --plot sizes.png
@@ -19,10 +19,13 @@ weights.
   img/s, ms    calls back to back, without waiting in between: the median of the samples
   +-           half the distance between the 16th and 84th percentile of these samples, in ms
   latency      milliseconds of a call that the host waits for before the next
+  answer       milliseconds from pixels on the host to results on the host: copy, call and fetch
   MFU          multiply-accumulates as --flops counts them, without the saved ones (times three
                for training), over the device's bfloat16 peak
   program MB   the compiled program's arguments, results and temporaries, as XLA plans them
   peak MB      the largest amount that this process ever held on the device, in any row so far
+  compile s    seconds in which XLA compiled the program and those of the weights and inputs
+  first s      seconds from the model's name to its first results: tracing and compilation included
 
 --check compares the logits of random images with those of the same model in float32: the relative
 RMS error, and the share of images with the same first guess. Those of a detector are its anchors'.
