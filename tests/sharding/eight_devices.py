@@ -200,7 +200,7 @@ def check_explicit_axes():
         )
     assert logits.sharding.spec[0] == ("rows", "columns")
     tiles = jax.device_put(images, jax.NamedSharding(mesh, PartitionSpec("rows", "columns")))
-    with pytest.raises(ConfigError, match="models can split the batch only"):
+    with pytest.raises(ConfigError, match="models can split the batch, and rows"):
         jax.eval_shape(model.apply, variables, tiles)
     with jax.set_mesh(jax.make_mesh((8,), (DATA_AXIS,))):  # images that nobody has split
         assert jax.eval_shape(model.apply, variables, images).sharding.spec[0] is None

@@ -1,35 +1,45 @@
 """Run by test_sequence.py in a process with eight simulated devices: rows of images are split."""
 
+import contextlib
 import functools
+import itertools
+import json
 import math
 import sys
+import tempfile
 import time
+from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec
+from jax.sharding import AxisType, PartitionSpec
+from PIL import Image
 
 import vig_jax
 from configs import common
 from kernels_pallas import bidirectional_gla
 from kernels_pallas.testing import TOLERANCES, interpret, random_inputs, rms_relative_error
 from tests.sharding.collectives import collectives
-from vig_jax.config import MeshConfig, parse
+from vig_jax.cli.main import main
+from vig_jax.config import MeshConfig, parse, recipes
 from vig_jax.errors import ConfigError
 from vig_jax.inference.predictor import predictor
 from vig_jax.layers.gated_linear_attention import GatedLinearAttention
 from vig_jax.layers.locality import DepthwiseConv
 from vig_jax.layers.stem import HalvingConv, PatchConv
 from vig_jax.sharding.kernels import MAPS, shard_kernel
-from vig_jax.sharding.mesh import images_sharded, make_mesh, place_batch, replicated
+from vig_jax.sharding.mesh import images_sharded, make_mesh, place_batch
+from vig_jax.sharding.rules import Largest, gathered, placed, shardings
 from vig_jax.sharding.sequence import ExchangeStates
 from vig_jax.tasks.registry import make_task
+from vig_jax.train.loop import run as train
 
 FLOAT32 = TOLERANCES["float32"]
 SIZES = {
-    "vig_t": {"patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 1},
+    "vig_t": {"img_size": 64, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 1},
     "vig_h_t": {"embed_dims": (8,) * 4, "depths": (1,) * 4, "num_heads": (1,) * 4},
 }
 
@@ -102,9 +112,9 @@ def check_borders():
 
 
 def training_case(name):
-    """Returns a training loss with its gradients, its parameters and a batch of four images."""
+    """Returns a training loss, its parameters and a batch of four images."""
     values = common.get_config()
-    values.model.update(name=name, num_classes=3, img_size=64, dtype="float32", **SIZES[name])
+    values.model.update(name=name, num_classes=3, dtype="float32", **SIZES[name])
     values.model.update(drop_path_rate=0.3, gla_implementation="reference")
     values.data.update(image_size=64, mixup_group=4, rand_augment_layers=0)
     task = make_task(parse(values), {}).task
@@ -113,57 +123,59 @@ def training_case(name):
         "label": np.arange(4, dtype=np.int32) % 3,
     }
 
-    def gradient(params, batch):
-        return jax.value_and_grad(
-            lambda params: task.loss({"params": params}, batch, jax.random.key(1))[0]
-        )(params)
+    def loss(params, batch):
+        return task.loss({"params": params}, batch, jax.random.key(1))
 
-    return gradient, jax.jit(task.init)(jax.random.key(0))["params"], batch
+    return loss, jax.jit(task.init)(jax.random.key(0))["params"], batch
 
 
 def features_case(name):
-    """Returns the maps of a backbone with the gradients of a loss, its parameters and images."""
+    """Returns a loss of the maps of a backbone, with the maps; its parameters; and images."""
     model = vig_jax.create_model(name, 0, gla_implementation="reference", **SIZES[name])
-    images = np.random.default_rng(0).standard_normal((2, 64, 32, 3)).astype(np.float32)
+    side = model.native_size or 32  # the gradient of a resized embedding needs another sum
+    images = np.random.default_rng(0).standard_normal((2, 64, side, 3)).astype(np.float32)
 
-    def gradient(params, batch):
-        def loss(params):
-            maps = model.apply({"params": params}, batch["image"], method="features")
-            weights = [jnp.arange(1.0, x.size + 1).reshape(x.shape) / x.size for x in maps]
-            return sum(jnp.sum(x * w) for x, w in zip(maps, weights, strict=True)), maps
+    def loss(params, batch):
+        maps = model.apply({"params": params}, batch["image"], method="features")
+        weights = [jnp.arange(1.0, x.size + 1).reshape(x.shape) / x.size for x in maps]
+        return sum(jnp.sum(x * w) for x, w in zip(maps, weights, strict=True)), maps
 
-        return jax.grad(loss, has_aux=True)(params)
-
-    params = jax.jit(model.init)(jax.random.key(0), images)["params"]
-    return gradient, params, {"image": images}
+    return loss, jax.jit(model.init)(jax.random.key(0), images)["params"], {"image": images}
 
 
 def check_model(case, *shapes):
-    """Losses, maps and gradients on each mesh are those of one device."""
-    run, params, batch = case
-    expected = jax.jit(run)(params, batch)
+    """Losses, maps and gradients on each mesh are those of one device, with split parameters."""
+    loss, params, batch = case
+    expected = jax.jit(jax.value_and_grad(loss, has_aux=True))(params, batch)
+    rules = ((".*kernel", Largest(at_least=256)), (".*", PartitionSpec()))
     for shape in shapes:
         mesh = mesh_of(**shape)
+        split = shardings(params, mesh, rules)
+
+        def whole(params, batch, split=split):
+            return loss(gathered(params, split), batch)
+
         with jax.set_mesh(mesh):
-            placed = jax.device_put(params, replicated(mesh)), place_batch(batch, mesh)
-            compiled = jax.jit(lambda *arguments: run(*arguments)).lower(*placed).compile()
-            actual = jax.device_get(compiled(*placed))
+            inputs = placed(params, mesh, rules), place_batch(batch, mesh)
+            run = jax.jit(jax.value_and_grad(whole, has_aux=True))
+            compiled = run.lower(*inputs).compile()
+            actual = jax.device_get(compiled(*inputs))
         assert_close(actual, expected, 1e-4, f"{shape}")
         check_collectives(compiled, params, shape["sequence"])
 
 
 def check_collectives(compiled, params, devices):
-    """No map is sent: only states of scans, single rows, and sums over all positions."""
+    """No map is sent: only states of scans, single rows, parameters and their gradients."""
     found = collectives(compiled)
     shapes = {x.shape for x in jax.tree.leaves(params)}
     if "pos_embed" in params:  # the devices that share an image have the gradient of their rows
         _, tokens, width = params["pos_embed"].shape
         side = math.isqrt(tokens)
-        shapes.add((side // devices, side, width))
+        shapes |= {(side // devices, side, width), (side, side, width)}
     for kind, shape in found:
-        if kind in ("all-gather", "reduce-scatter"):  # [devices, directions, B, H, K, V + 1]
-            assert len(shape) == 6
-            assert shape[-1] == 2 * shape[-2] + 1
+        if kind in ("all-gather", "reduce-scatter"):
+            states = len(shape) == 6  # [devices, directions, B, H, K, V + 1]
+            assert (states and shape[-1] == 2 * shape[-2] + 1) or shape in shapes, shape
         elif kind == "collective-permute":  # [B, 1, w, D]
             assert shape[1] == 1
         else:
@@ -171,6 +183,20 @@ def check_collectives(compiled, params, devices):
             pooled = len(shape) <= 2
             assert pooled or shape in shapes, f"an all-reduce of {shape}"
     assert {kind for kind, _ in found} >= {"all-gather", "reduce-scatter", "collective-permute"}
+
+
+def check_explicit_axes():
+    """Rows may be split over an explicit axis of this name, with and without an ambient mesh."""
+    loss, params, batch = features_case("vig_t")
+    run = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    expected = run(params, batch)
+    mesh = jax.make_mesh((2, 2), ("images", "sequence"), axis_types=(AxisType.Explicit,) * 2)
+    everywhere = jax.device_put(params, jax.NamedSharding(mesh, PartitionSpec()))
+    split = jax.NamedSharding(mesh, PartitionSpec("images", "sequence"))
+    images = {"image": jax.device_put(batch["image"], split)}
+    for ambient in (contextlib.nullcontext, lambda: jax.set_mesh(mesh)):
+        with ambient():
+            assert_close(jax.device_get(run(everywhere, images)), expected, 1e-4, "explicit axes")
 
 
 def check_communication():
@@ -263,6 +289,74 @@ def check_refusals():
                 )
 
 
+def check_segmentation():
+    """XLA splits the convolutions of heads; the loss and all gradients are those of one device."""
+    values = recipes.ade20k("vig_h_t")
+    values.model.update(num_classes=3, dtype="float32", drop_path_rate=0.0, **SIZES["vig_h_t"])
+    values.model.gla_implementation = "reference"
+    values.task.update(channels=8, aux_channels=8, dropout=0.3)
+    values.data.image_size = 64
+    task = make_task(parse(values), {}).task
+    batch = {
+        "image": np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8),
+        "mask": np.random.default_rng(1).choice(np.uint8([0, 1, 2, 255]), (2, 64, 64)),
+        "size": np.full((2, 2), 64, np.int32),
+    }
+    variables = jax.jit(task.init)(jax.random.key(0))
+
+    @jax.jit
+    def gradient(variables, batch):
+        return jax.grad(
+            lambda params: task.loss({**variables, "params": params}, batch, jax.random.key(1))[0]
+        )(variables["params"])
+
+    expected = gradient(variables, batch)
+    mesh = mesh_of(sequence=2)
+    with jax.set_mesh(mesh):
+        actual = gradient(variables, place_batch(batch, mesh))
+    largest = max(np.abs(x).max() for x in jax.tree.leaves(expected))
+    chex.assert_trees_all_close(jax.device_get(actual), expected, atol=1e-4 * largest, rtol=1e-3)
+
+
+def check_commands():
+    """Training, evaluation and prediction with split rows, by the commands."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for split, label in itertools.product(("train", "val"), ("cat", "dog")):
+            place = folder / "images" / split / label
+            place.mkdir(parents=True)
+            for i in range(8):
+                pixels = np.random.default_rng(i).integers(0, 256, (16, 16, 3), np.uint8)
+                Image.fromarray(pixels // (1 + 3 * (label == "cat"))).save(place / f"{i}.png")
+        values = common.get_config()
+        values.model.update(
+            dtype="float32", drop_path_rate=0.0, **SIZES["vig_t"] | {"img_size": 16}
+        )
+        values.data.update(path=str(folder / "images"), image_size=16, workers=0, mixup_group=4)
+        values.data.rand_augment_layers = 0
+        values.optimizer.update(lr_batch=8, warmup_epochs=1.0, warmup_lr=1e-4)
+        values.train.update(batch_size=8, epochs=1, ema_decay=0.0, compilation_cache="")
+        found = []
+        for axes in ({}, {"data": 4, "sequence": 2}):
+            values.mesh.update(axes)
+            workdir = folder / f"run{len(found)}"
+            train(parse(values), workdir)
+            lines = [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
+            found.append([x["train/loss"] for x in lines if "train/loss" in x])
+        np.testing.assert_allclose(found[1], found[0], rtol=1e-4)
+        results = []
+        image = str(folder / "images" / "val" / "cat" / "0.png")
+        for mesh in ([], ["--mesh", "data=4,sequence=2"]):
+            file = folder / "result.json"
+            options = ["--json", str(file), *mesh]
+            assert main(["predict", str(folder / "run1"), image, *options]) == 0
+            [prediction] = json.loads(file.read_text())
+            results.append({x["class"]: x["probability"] for x in prediction["top"]})
+            assert main(["evaluate", str(folder / "run1"), *options]) == 0
+            results[-1]["loss"] = json.loads(file.read_text())["loss"]
+        assert results[1] == pytest.approx(results[0], rel=1e-4)
+
+
 def timed(check, *arguments):
     start = time.perf_counter()
     check(*arguments)
@@ -273,6 +367,9 @@ if sys.argv[1:] == ["slow"]:
     timed(check_model, training_case("vig_h_t"), {"sequence": 2}, {"data": 4, "sequence": 2})
     timed(check_model, features_case("vig_t"), {"sequence": 8}, {"fsdp": 2, "sequence": 4})
     timed(check_interpreted_kernels, True)
+    timed(check_explicit_axes)
+    timed(check_segmentation)
+    timed(check_commands)
 else:
     timed(check_refusals)
     timed(check_borders)

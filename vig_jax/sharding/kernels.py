@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AbstractMesh, PartitionSpec
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from vig_jax.errors import ConfigError
 from vig_jax.sharding.mesh import (
@@ -54,7 +54,7 @@ def shard_kernel(
 
     Raises:
         ConfigError: when called, if an axis of an argument does not divide by its devices, or
-            explicit axes split another axis of the first argument than the leading one.
+            explicit axes split more of the first argument than batch and rows.
     """
 
     @functools.wraps(kernel)
@@ -71,6 +71,11 @@ def shard_kernel(
             out_specs,
             is_leaf=lambda x: isinstance(x, PartitionSpec),
         )
+        if mesh.explicit_axes:  # then shard_map does not split what is whole
+            arrays = [
+                jax.reshard(x, NamedSharding(mesh, spec))
+                for x, spec in zip(arrays, specs, strict=True)
+            ]
         # check_vma: kernels do not declare over which axes their outputs vary.
         run = jax.shard_map(
             kernel, mesh=mesh, in_specs=tuple(specs), out_specs=results, check_vma=False
@@ -108,10 +113,11 @@ def _mesh_of(array: jax.Array) -> tuple[AbstractMesh, tuple[str, ...]]:
         # Arrays show how explicit axes split them, and inside of `jax.shard_map` axes are manual.
         return mesh, tuple(name for name in BATCH_AXES if name in automatic_axes(mesh))
     rows, *others = sharding.spec
-    if any(others):
+    if any(others) and others != [SEQUENCE_AXIS, *[None] * (len(others) - 1)]:
         raise ConfigError(
             f"an array of shape {list(array.shape)} is split as {sharding.spec}; models can split "
-            "the batch only: shard the images with PartitionSpec(NAME)"
+            f"the batch, and rows over the axis {SEQUENCE_AXIS!r}: shard the images with "
+            f"PartitionSpec(NAME) or PartitionSpec(NAME, {SEQUENCE_AXIS!r})"
         )
     return sharding.mesh, axis_names(rows)
 
