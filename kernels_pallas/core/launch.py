@@ -92,7 +92,10 @@ def kernel_call(
         interpret=is_interpreting(),
         name=name,
     )
-    return call if is_interpreting() else functools.partial(_launch_p.bind, call=call, name=name)
+    if is_interpreting():
+        return call
+    shapes = tuple(out_shape)
+    return functools.partial(_launch_p.bind, call=call, name=name, shapes=shapes)
 
 
 # JAX lowers every branch of `platform_dependent` for every platform. So a program that is lowered
@@ -102,21 +105,24 @@ _launch_p.multiple_results = True
 
 
 @_launch_p.def_impl
-def _launch_now(*arrays: jax.Array, call: Callable[..., Any], name: str) -> Any:
-    del name
+def _launch_now(*arrays: jax.Array, call: Callable[..., Any], **_: Any) -> Any:
     return jax.jit(call)(*arrays)
 
 
 @_launch_p.def_abstract_eval
-def _launch_shapes(*avals: Any, call: Callable[..., Any], name: str) -> list[Any]:
-    del name
-    return [jax.core.ShapedArray(x.shape, x.dtype) for x in jax.eval_shape(call, *avals)]
+def _launch_shapes(*avals: Any, shapes: Sequence[jax.ShapeDtypeStruct], **_: Any) -> list[Any]:
+    # The kernel is traced once, when it is lowered.
+    del avals
+    return [jax.core.ShapedArray(x.shape, x.dtype) for x in shapes]
 
 
 def _launch_batched(
-    arrays: Any, axes: Any, *, call: Callable[..., Any], name: str
+    arrays: Any, axes: Any, *, call: Callable[..., Any], name: str, shapes: Any
 ) -> tuple[Any, Any]:
-    out = _launch_p.bind(*arrays, call=jax.vmap(call, in_axes=tuple(axes)), name=name)
+    size = next(x.shape[axis] for x, axis in zip(arrays, axes, strict=True) if axis is not None)
+    shapes = tuple(jax.ShapeDtypeStruct((size, *x.shape), x.dtype) for x in shapes)
+    batched = jax.vmap(call, in_axes=tuple(axes))
+    out = _launch_p.bind(*arrays, call=batched, name=name, shapes=shapes)
     return out, [0] * len(out)
 
 
@@ -128,7 +134,7 @@ def _no_derivative(arrays: Any, tangents: Any, **_: Any) -> Any:
 
 
 def _no_launch(
-    context: mlir.LoweringRuleContext, *nodes: Any, call: Callable[..., Any], name: str
+    context: mlir.LoweringRuleContext, *nodes: Any, name: str, shapes: Any, **_: Any
 ) -> Any:
     if "cuda" not in context.module_context.platforms:
         raise NotImplementedError(
@@ -138,15 +144,15 @@ def _no_launch(
         )
 
     def never(*arrays):
-        return [jnp.full(x.shape, jnp.nan, x.dtype) for x in jax.eval_shape(call, *arrays)]
+        del arrays
+        return [jnp.full(x.shape, jnp.nan, x.dtype) for x in shapes]
 
     return mlir.lower_fun(never)(context, *nodes)
 
 
 def _cuda_launch(
-    context: mlir.LoweringRuleContext, *nodes: Any, call: Callable[..., Any], name: str
+    context: mlir.LoweringRuleContext, *nodes: Any, call: Callable[..., Any], **_: Any
 ) -> Any:
-    del name
     with _some_gpu():
         return mlir.lower_fun(lambda *arrays: call(*arrays))(context, *nodes)
 
