@@ -28,5 +28,6 @@ class DepthwiseConv(nn.Module):
         kernel = self.param("kernel", xavier_mixer, (3, 3, 1, x.shape[-1]), self.param_dtype)
         x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
         conv = functools.partial(depthwise_conv, activation=self.activation)
-        split = functools.partial(convolve_rows, conv, kernel_size=3, stride=1)
+        border = functools.partial(conv, implementation="xla")
+        split = functools.partial(convolve_rows, conv, border, kernel_size=3, stride=1)
         return shard_kernel(split, (MAPS, WHOLE), MAPS)(x, kernel)

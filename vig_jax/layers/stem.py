@@ -37,7 +37,9 @@ class PatchConv(nn.Module):
         bias = self.param("bias", bias_init, (self.features,), self.param_dtype)
         images, kernel, bias = nn.dtypes.promote_dtype(images, kernel, bias, dtype=self.dtype)
         patches = functools.partial(im2col, kernel_size=size, stride=self.stride, ones=True)
-        split = functools.partial(convolve_rows, patches, kernel_size=size, stride=self.stride)
+        split = functools.partial(
+            convolve_rows, patches, patches, kernel_size=size, stride=self.stride
+        )
         columns = shard_kernel(split, (MAPS,), MAPS)(images)
         matrix = jnp.concatenate([kernel.reshape(-1, self.features), bias[None]])
         matrix = jnp.pad(matrix, ((0, columns.shape[-1] - len(matrix)), (0, 0)))
@@ -64,7 +66,7 @@ class HalvingConv(nn.Module):
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
             precision=precision(self.dtype),
         )
-        split = functools.partial(convolve_rows, conv, kernel_size=3, stride=2)
+        split = functools.partial(convolve_rows, conv, conv, kernel_size=3, stride=2)
         return shard_kernel(split, (MAPS, WHOLE), MAPS)(x, kernel) + bias
 
 

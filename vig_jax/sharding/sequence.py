@@ -58,6 +58,7 @@ def exchange_states() -> ExchangeStates | None:
 
 def convolve_rows(
     conv: Callable[..., jax.Array],
+    border: Callable[..., jax.Array],
     x: Float[Array, "B h w C"],
     *weights: jax.Array,
     kernel_size: int,
@@ -70,6 +71,7 @@ def convolve_rows(
 
     Args:
         conv: the convolution of maps, `conv(x, *weights)`.
+        border: the same for a map of few rows, which XLA should fuse with what surrounds it.
         x: the rows of this device; `stride` divides their number.
         *weights: other arguments.
         kernel_size: rows of the kernel, at most `stride` + 2.
@@ -83,15 +85,12 @@ def convolve_rows(
     # A window that begins in the second row of positions begins with the row `above`.
     skipped = jnp.zeros((x.shape[0], stride - 1, *x.shape[2:]), x.dtype)
     head = jnp.concatenate([above, x[:, : kernel_size - 1], *below], axis=1)[:, :kernel_size]
-    windows = [jnp.concatenate([skipped, head], axis=1)]
+    first = border(jnp.concatenate([skipped, head], axis=1), *weights)[:, 1:2]
+    out = jax.lax.dynamic_update_slice_in_dim(out, first, 0, axis=1)
     if reaches_below:
         tail = jnp.concatenate([above, x[:, 1 - kernel_size :], *below], axis=1)[:, -kernel_size:]
-        windows.append(jnp.concatenate([skipped, tail], axis=1))
-    rows = conv(jnp.concatenate(windows), *weights)[:, 1:2]
-    out = jax.lax.dynamic_update_slice_in_dim(out, rows[: len(x)], 0, axis=1)
-    if reaches_below:
-        last = out.shape[1] - 1
-        out = jax.lax.dynamic_update_slice_in_dim(out, rows[len(x) :], last, axis=1)
+        last = border(jnp.concatenate([skipped, tail], axis=1), *weights)[:, 1:2]
+        out = jax.lax.dynamic_update_slice_in_dim(out, last, out.shape[1] - 1, axis=1)
     return out
 
 
