@@ -15,7 +15,9 @@ two.
 
 All programs are compiled first, the most important ones first, --threads at a time; then they are
 measured in the same order, largest and smallest number of GPUs before those between. What does not
-fit into --minutes is dropped, the least important first, and named at the end.
+fit into --minutes is dropped, the least important first, and named at the end. With
+JAX_COMPILATION_CACHE_DIR set to a folder, a later call on the same machine reads the programs of
+earlier ones.
 
   img/s       calls queued back to back: the median of three samples
   ms, waited  milliseconds of a call, queued, and if the host waits for each
