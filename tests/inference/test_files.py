@@ -10,9 +10,12 @@ from PIL import Image
 import vig_jax
 from tests.data.photographs import encoded, photo
 from vig_jax.data.preprocess import resize
+from vig_jax.errors import ConfigError
 from vig_jax.inference import files
+from vig_jax.inference.file_predictor import PredictOptions, check_one_device
 from vig_jax.inference.files import Classifier, Prediction, draw, find_images
 from vig_jax.inference.predictor import Predictor
+from vig_jax.sharding.mesh import make_mesh
 from vig_jax.weights.published import published_config
 
 
@@ -109,3 +112,9 @@ def test_few_photographs_do_not_load_the_fast_resize(classify, tmp_path, monkeyp
     assert not loaded
     classify(*names)
     assert loaded
+
+
+def test_a_mesh_is_for_classifiers():
+    check_one_device(PredictOptions())
+    with pytest.raises(ConfigError, match=r"--mesh of \d+ devices is for classifiers: this model"):
+        check_one_device(PredictOptions(mesh=make_mesh()))
