@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import re
 import shutil
 import sys
 import tempfile
@@ -171,6 +172,29 @@ def check_vig_b():
     assert used[8] <= used[1] / 7
 
 
+def check_sums():
+    """Gradients of bfloat16 weights are summed in float32, or in bfloat16 if a run asks for it."""
+    values = common.get_config()
+    values.model.update(SIZES["vig_t"], name="vig_t", num_classes=4, dtype="bfloat16")
+    values.data.update(image_size=16, mixup_group=2, rand_augment_layers=0)
+    task, mesh = make_task(parse(values), {}).task, make_mesh()
+    optimizer = make_optimizer(parse(values).optimizer, lambda step: RATE)
+    state = jax.eval_shape(lambda: init_state(task, optimizer, seed=0, ema=False))
+    batch = {
+        name: jax.ShapeDtypeStruct((16, *x.shape), x.dtype) for name, x in task.batch_spec.items()
+    }
+    for dtype, expected in (("float32", {"f32"}), ("bfloat16", {"bf16", "f32"})):
+        with jax.set_mesh(mesh):
+            options = {"ema_decay": 0.0, "mesh": mesh, "reduce_dtype": dtype}
+            step = make_train_step(task, optimizer, lambda step: RATE, **options)
+            # The kernels' own program, which is not compiled here.
+            text = step.trace(state, batch).lower(lowering_platforms=("cuda",)).as_text()
+        summed = re.findall(r"stablehlo\.all_reduce.*?\}\) : \(tensor<([^>]*)>", text, re.DOTALL)
+        matrices = [x for x in summed if len(x.split("x")) > 2]
+        assert len(matrices) >= 6
+        assert {x.split("x")[-1] for x in summed} == expected, summed
+
+
 def check_refusals():
     """Meshes that a run cannot use are refused in one sentence."""
     run = functools.partial(make_train_step, None, None, None, ema_decay=0.0)
@@ -200,6 +224,7 @@ if sys.argv[1:] == ["slow"]:
     compare("vig_t", [(1, 2)], "pallas_triton", updates=1)
 else:
     check_refusals()
+    check_sums()
     check_vig_b()
     one = Run(1, 1)
     expected = one.update(0, 1, 2)

@@ -19,7 +19,7 @@ from vig_jax.train.supervise import LOST_STATUS
 OPTIONS = (
     "--config=configs/fashion_mnist.py",
     "--config.model.img_size=16",
-    "--config.model.embed_dim=16",
+    "--config.model.embed_dim=32",  # the widest weight is just large enough to be split
     "--config.model.depth=1",
     "--config.model.num_heads=1",
     "--config.model.drop_path_rate=0.5",
@@ -56,7 +56,8 @@ def records(workdir):
 @pytest.mark.timeout(1200)
 def test_four_processes_are_continued_by_two_and_by_one(compilation_cache, image_folder, tmp_path):
     def start(count, workdir):
-        options = (*OPTIONS, f"--config.data.path={image_folder}", f"--workdir={workdir}")
+        split = f"--config.mesh.fsdp={min(count, 2)}"
+        options = (*OPTIONS, split, f"--config.data.path={image_folder}", f"--workdir={workdir}")
         environments = [compilation_cache] * count
         return several.start(count, "train.py", *options, environments=environments)
 

@@ -121,6 +121,8 @@ def imagenet(name: str = "vig_t") -> ConfigDict:
     config.train.keep_checkpoints = 2
     # Folder of compiled programs, so that the next start need not compile them; "": off.
     config.train.compilation_cache = "~/.cache/vig_jax"
+    # Or "bfloat16": half the bytes between devices, and each addition of gradients rounds.
+    config.train.reduce_dtype = "float32"
     config.train.lost_after_seconds = 120
 
     config.mesh = ConfigDict()  # the product of the axes is the number of devices

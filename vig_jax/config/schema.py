@@ -168,6 +168,8 @@ class TrainConfig:
     checkpoint_every_epochs: Count = 0
     checkpoint_every_examples: Count = 0
     compilation_cache: str = ""  # folder of compiled programs; "": off
+    # In which weights' gradients are summed over devices, if the model computes in bfloat16.
+    reduce_dtype: Literal["float32", "bfloat16"] = "float32"
     # Of several processes: one without a sign of life for so long ends the others.
     lost_after_seconds: PositiveInt = 120
 

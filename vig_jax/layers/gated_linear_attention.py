@@ -104,7 +104,8 @@ class GatedLinearAttention(nn.Module):
         s, merged, decay_kernel, out_kernel = nn.dtypes.promote_dtype(
             s, merged, decay_kernel, out_kernel, dtype=self.dtype
         )
-        projected = jnp.dot(s, merged, precision=precision(self.dtype))
+        dot = functools.partial(jnp.dot, precision=precision(self.dtype))
+        projected = shard_kernel(dot, (MAPS, WHOLE), MAPS)(s, merged)
         if self.is_mutable_collection("intermediates"):
             self._capture(projected, s, gate_bias, decay_kernel, decay_bias)
         out = shard_kernel(mixer, (MAPS, MAPS, *[WHOLE] * 6), MAPS)(

@@ -43,7 +43,9 @@ class PatchConv(nn.Module):
         columns = shard_kernel(split, (MAPS,), MAPS)(images)
         matrix = jnp.concatenate([kernel.reshape(-1, self.features), bias[None]])
         matrix = jnp.pad(matrix, ((0, columns.shape[-1] - len(matrix)), (0, 0)))
-        return jnp.dot(columns, matrix, precision=precision(self.dtype))
+        dot = functools.partial(jnp.dot, precision=precision(self.dtype))
+        product: jax.Array = shard_kernel(dot, (MAPS, WHOLE), MAPS)(columns, matrix)
+        return product
 
 
 class HalvingConv(nn.Module):

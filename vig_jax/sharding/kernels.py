@@ -4,8 +4,10 @@ XLA splits its own operations over a mesh. It would gather the inputs of a hand-
 every device instead.
 """
 
+import contextlib
+import contextvars
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -30,6 +32,22 @@ tokens row by row. `vig_jax.sharding.sequence` has what they need from each othe
 WHOLE = PartitionSpec()
 """Every device has the whole array."""
 
+_SUMS = contextvars.ContextVar("dtype of sums over devices", default="float32")
+
+
+@contextlib.contextmanager
+def gradients_summed_in(dtype: str) -> Iterator[None]:
+    """Sets the narrowest type in which gradients of whole arrays are summed over devices.
+
+    It holds for kernels that are traced meanwhile. The default is float32. Narrower types send
+    fewer bytes, and every addition rounds.
+    """
+    token = _SUMS.set(dtype)
+    try:
+        yield
+    finally:
+        _SUMS.reset(token)
+
 
 def shard_kernel(
     kernel: Callable[..., Any], in_specs: Sequence[PartitionSpec], out_specs: Any
@@ -41,6 +59,9 @@ def shard_kernel(
     split no further. If the first argument is split over explicit axes of a mesh, as
     `jax.make_mesh` makes them, that mesh is used, and the batch's axes are replaced by the axes
     that split the argument's leading axis.
+
+    The gradient of an argument that is whole, such as a weight, is the sum of those of the devices.
+    It is computed in float32 or wider, see `gradients_summed_in`, and rounded once.
 
     Args:
         kernel: takes arrays, returns arrays; must not depend on what other shards hold, except
@@ -76,13 +97,28 @@ def shard_kernel(
                 jax.reshard(x, NamedSharding(mesh, spec))
                 for x, spec in zip(arrays, specs, strict=True)
             ]
+        dtypes = [x.dtype for x in arrays]
+        pairs = zip(arrays, in_specs, strict=True)
+        wide = [_summed(x) if spec == WHOLE else x for x, spec in pairs]
+
+        def narrowed(*shards: jax.Array) -> Any:
+            pairs = zip(shards, dtypes, strict=True)
+            return kernel(*(x if x.dtype == dtype else x.astype(dtype) for x, dtype in pairs))
+
         # check_vma: kernels do not declare over which axes their outputs vary.
         run = jax.shard_map(
-            kernel, mesh=mesh, in_specs=tuple(specs), out_specs=results, check_vma=False
+            narrowed, mesh=mesh, in_specs=tuple(specs), out_specs=results, check_vma=False
         )
-        return run(*arrays)
+        return run(*wide)
 
     return sharded
+
+
+def _summed(x: jax.Array) -> jax.Array:
+    """Returns an array in the type in which its gradient is summed; the values are the same."""
+    wide = np.dtype(_SUMS.get())
+    narrow = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize < wide.itemsize
+    return x.astype(wide) if narrow else x
 
 
 def on_every_device(function: Callable[..., Any]) -> Callable[..., Any]:

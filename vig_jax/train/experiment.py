@@ -138,6 +138,7 @@ class Experiment:
                 freeze=config.optimizer.freeze,
                 head_prefixes=groups.head_prefixes if groups else (),
                 split=split,
+                reduce_dtype=config.train.reduce_dtype,
             ),
             predict=make_predict_step(bundle.evaluation, mesh=mesh),
             preview=make_preview_step(bundle.preview, mesh=mesh, accumulation_steps=parts)

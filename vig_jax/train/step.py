@@ -9,6 +9,7 @@ import optax
 from jax.sharding import Mesh
 
 from vig_jax.errors import ConfigError
+from vig_jax.sharding.kernels import gradients_summed_in
 from vig_jax.sharding.mesh import (
     batch_devices,
     batch_sharded,
@@ -17,6 +18,7 @@ from vig_jax.sharding.mesh import (
     replicated,
 )
 from vig_jax.sharding.rules import gathered
+from vig_jax.sharding.xla_options import overlap_options
 from vig_jax.tasks.protocol import Aux, Batch, Params, Task
 from vig_jax.train.optim.freeze import frozen_mask
 from vig_jax.train.optim.optimizer import global_norm
@@ -38,6 +40,7 @@ def make_train_step(
     freeze: str = "",
     head_prefixes: Sequence[str] = (),
     split: TrainState | None = None,
+    reduce_dtype: str = "float32",
 ) -> TrainStep:
     """Compiles `(state, batch) -> (state, metrics)`; the given state is consumed.
 
@@ -57,6 +60,8 @@ def make_train_step(
         head_prefixes: first names of the parameter paths that are the head, for "backbone".
         split: the shardings of the state, from `vig_jax.sharding.rules`; None: every device has
             all of it.
+        reduce_dtype: in which weights' gradients are summed over devices; see
+            `vig_jax.sharding.kernels.gradients_summed_in`.
 
     Raises:
         ConfigError: the mesh has axes that a run cannot use.
@@ -71,7 +76,8 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(state.key, state.step)
-        (loss, aux), grads = compute(state.params, state.mutable, batch, key)
+        with gradients_summed_in(reduce_dtype):
+            (loss, aux), grads = compute(state.params, state.mutable, batch, key)
         with jax.numpy_dtype_promotion("standard"):  # Optax raises floats to the power of integers
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -110,6 +116,7 @@ def make_train_step(
         in_shardings=(of_state, batch_sharded(mesh)),
         out_shardings=(of_state, everywhere),
         donate_argnums=0,
+        compiler_options=overlap_options(mesh),
     )
 
 
