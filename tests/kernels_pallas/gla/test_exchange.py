@@ -21,6 +21,7 @@ from kernels_pallas.testing import (
     random_inputs,
     rms_relative_error,
 )
+from kernels_pallas.testing.op_test import on_gpu, second_derivative
 from kernels_pallas.vig_mixer import pallas_triton
 from kernels_pallas.vig_mixer.spec import MixerInputs
 from tests.kernels_pallas.vig_mixer.test_vig_mixer import make, spec_of
@@ -129,6 +130,32 @@ def test_interpreted_parts_of_the_mixer(segments):
     expected = jax.jit(functools.partial(with_gradients, reference))(inputs, cotangent)
     for mine, right in zip(actual, expected, strict=True):
         assert rms_relative_error(mine, right) <= TOLERANCES["float32"].gradient
+
+
+def test_second_derivatives_of_parts():
+    """Also when parts of several sequences are mapped at once."""
+    shape = {"batch": 1, "tokens": 12, "heads": 1, "key_width": 3, "value_width": 2}
+    arrays = [
+        jnp.stack(pair)
+        for pair in zip(*(random_inputs(i, gates="mild", **shape)[:5] for i in (0, 1)), strict=True)
+    ]
+    part = functools.partial(bidirectional_gla, exchange=exchange, implementation="xla_chunked")
+    whole = functools.partial(bidirectional_gla, implementation="reference")
+    mapped = jax.vmap(jax.vmap(second_derivative(part)), axis_name="parts")
+    shards = [jnp.moveaxis(x.reshape(2, 1, 2, 6, *x.shape[3:]), 2, 0) for x in arrays]
+    actual = jnp.moveaxis(jax.jit(mapped)(*shards), 0, 2).reshape(arrays[0].shape)
+    expected = jax.jit(jax.vmap(second_derivative(whole)))(*arrays)
+    assert rms_relative_error(actual, expected) <= TOLERANCES["float32"].gradient
+
+
+@on_gpu
+@pytest.mark.gpu
+@pytest.mark.parametrize("gates", ["typical", "mixed"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_parts_on_a_gpu(dtype, gates):
+    """Each part has several segments, and the last one a chunk with tokens after the end."""
+    part = functools.partial(bidirectional_gla, exchange=exchange, implementation="pallas_triton")
+    check(in_parts(part, 2), gates, dtype, tokens=2200)
 
 
 def test_what_parts_exchange():
