@@ -95,34 +95,37 @@ def run(config: RunConfig, workdir: Path) -> Outcome:
     ):
         like = jax.eval_shape(experiment.new_state)
         begin = checkpoints.restore_newest(like, experiment.info, mesh)
-        if begin is None or begin.step < intervals.total:
-            experiment = experiment.compiled_ahead(like, threads, begins=begin is None)
-        if begin is None:
-            state = experiment.state_from(initial[0]) if initial else experiment.new_state()
-            begin = Restored(0, state, {}, {})
-        if jax.process_index() == 0:
-            facts = {
-                "config": to_dict(config),
-                "metadata": dict(experiment.info.metadata),
-                "total_steps": intervals.total,
-            }
-            write_json(workdir / CONFIG_FILE, facts)
-        evaluated = bool(begin.metrics)
-        with RunLog(workdir, intervals, start_step=begin.step, evaluated=evaluated) as log:
-            log.say(_describe(experiment, begin, workdir))
-            if initial:
-                log.say(initial[1])
-            step, outcome = _train(experiment, begin, workdir, checkpoints, log, stop)
-            checkpoints.wait()
-            if step == intervals.total and jax.process_index() == 0:
-                write_report(workdir)
-            log.say(_farewell(step, intervals.total, stop, outcome))
+        # The workers start while programs are traced.
+        with experiment.train_batches(begin.step if begin else 0) as loaded:
+            if begin is None or begin.step < intervals.total:
+                experiment = experiment.compiled_ahead(like, threads, begins=begin is None)
+            if begin is None:
+                state = experiment.state_from(initial[0]) if initial else experiment.new_state()
+                begin = Restored(0, state, {}, {})
+            if jax.process_index() == 0:
+                facts = {
+                    "config": to_dict(config),
+                    "metadata": dict(experiment.info.metadata),
+                    "total_steps": intervals.total,
+                }
+                write_json(workdir / CONFIG_FILE, facts)
+            evaluated = bool(begin.metrics)
+            with RunLog(workdir, intervals, start_step=begin.step, evaluated=evaluated) as log:
+                log.say(_describe(experiment, begin, workdir))
+                if initial:
+                    log.say(initial[1])
+                step, outcome = _train(experiment, begin, loaded, workdir, checkpoints, log, stop)
+                checkpoints.wait()
+                if step == intervals.total and jax.process_index() == 0:
+                    write_report(workdir)
+                log.say(_farewell(step, intervals.total, stop, outcome))
     return outcome
 
 
 def _train(
     experiment: Experiment,
     begin: Restored,
+    loaded: Iterator[HostBatch],
     workdir: Path,
     checkpoints: Checkpoints,
     log: RunLog,
@@ -133,6 +136,7 @@ def _train(
     Args:
         experiment: the run.
         begin: the state to start from, which is consumed.
+        loaded: the batches from there on.
         workdir: of the run.
         checkpoints: of the run.
         log: of the run.
@@ -147,47 +151,46 @@ def _train(
     clock, on_device = Clock(config, start), DeviceMetrics(unlogged)
     bad_images = _bad_images(experiment, workdir, train=True)
     names = tuple(experiment.bundle.task.batch_spec)
-    with experiment.train_batches(start) as loaded:
-        batches = prefetch_to_device(clock.timed(_guarded(loaded)), experiment.mesh, names)
-        for step in range(start, intervals.total + 1):  # with `step` updates done
-            stopping = stop.agreed()
-            eval_due = intervals.eval_due(step) and step != evaluated and not stopping
-            save_due = intervals.save_due(step) or eval_due or stopping
-            save_due = save_due and step != start
-            if step > start and (intervals.log_due(step) or eval_due or save_due):
-                try:
-                    on_device.collect()
-                except NonFiniteLossError as error:
-                    error.add_note(_advice(workdir, checkpoints.latest()))
-                    raise
-                if intervals.log_due(step):
-                    log.write(step, on_device.mean() | clock.speed(step))
-                    if hint := clock.hint():
-                        log.say(hint)
-            if eval_due:
-                results = _evaluate(experiment, state, step, workdir, stop)
-                log.write(step, results)
-                stopping = not results  # a stop was requested meanwhile
-            if save_due:
-                metrics = results if eval_due else {}
-                checkpoints.save(step, state, experiment.info, metrics, on_device.unlogged)
-            if eval_due or save_due:
-                clock.restart(step)
-            if stopping or step == intervals.total:
-                break
-            batch, on_devices = next(batches)
-            bad_images.update(batch["bad"])
-            if step == start:
-                log.say("compiling the update, or reading it from the cache ...")
-            state, device_metrics = experiment.train_step(state, on_devices)
-            on_device.add(step + 1, device_metrics)
-            log.advance()
-            if step == start:  # compilation does not count for the speed
-                jax.block_until_ready(device_metrics)
-                log.say("first update done")
-                if step == 0:
-                    _show_first_batch(experiment, on_devices, state, workdir, log)
-                clock.restart(step + 1)
+    batches = prefetch_to_device(clock.timed(_guarded(loaded)), experiment.mesh, names)
+    for step in range(start, intervals.total + 1):  # with `step` updates done
+        stopping = stop.agreed()
+        eval_due = intervals.eval_due(step) and step != evaluated and not stopping
+        save_due = intervals.save_due(step) or eval_due or stopping
+        save_due = save_due and step != start
+        if step > start and (intervals.log_due(step) or eval_due or save_due):
+            try:
+                on_device.collect()
+            except NonFiniteLossError as error:
+                error.add_note(_advice(workdir, checkpoints.latest()))
+                raise
+            if intervals.log_due(step):
+                log.write(step, on_device.mean() | clock.speed(step))
+                if hint := clock.hint():
+                    log.say(hint)
+        if eval_due:
+            results = _evaluate(experiment, state, step, workdir, stop)
+            log.write(step, results)
+            stopping = not results  # a stop was requested meanwhile
+        if save_due:
+            metrics = results if eval_due else {}
+            checkpoints.save(step, state, experiment.info, metrics, on_device.unlogged)
+        if eval_due or save_due:
+            clock.restart(step)
+        if stopping or step == intervals.total:
+            break
+        batch, on_devices = next(batches)
+        bad_images.update(batch["bad"])
+        if step == start:
+            log.say("compiling the update, or reading it from the cache ...")
+        state, device_metrics = experiment.train_step(state, on_devices)
+        on_device.add(step + 1, device_metrics)
+        log.advance()
+        if step == start:  # compilation does not count for the speed
+            jax.block_until_ready(device_metrics)
+            log.say("first update done")
+            if step == 0:
+                _show_first_batch(experiment, on_devices, state, workdir, log)
+            clock.restart(step + 1)
     return step, Outcome(results, stopping)
 
 
