@@ -119,3 +119,23 @@ def test_a_request_that_arrives_twice_at_once_is_one(monkeypatch):
         monkeypatch.setattr(stop, "_ONE_REQUEST", -1.0)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+
+
+def test_one_of_several_processes_leaves_sigterm_to_jax(monkeypatch):
+    asked, passed_on = [], []
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    monkeypatch.setattr(
+        stop.multihost_utils,
+        "reached_preemption_sync_point",
+        lambda number: asked.append(number) or number == 3,
+    )
+    before = signal.signal(signal.SIGTERM, lambda number, _: passed_on.append(number))
+    try:
+        with StopRequest() as request:
+            assert [request.agreed() for _ in range(4)] == [False, False, True, False]
+            assert asked == [1, 2, 3, 4]  # numbers that no process repeats
+            signal.raise_signal(signal.SIGHUP)
+            assert request.signal is signal.SIGHUP
+            assert passed_on == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
