@@ -93,8 +93,17 @@ _LOST = (
 
 
 def is_lost_process(error: BaseException | str) -> bool:
-    """Returns whether an error or a log says that another process of the run is gone."""
-    return any(phrase in str(error) for phrase in _LOST)
+    """Returns whether an error, one of its causes, or a log says that another process is gone.
+
+    Orbax, for example, raises a `TimeoutError` whose cause is that of JAX.
+    """
+    texts = []
+    current: BaseException | str | None = error
+    while isinstance(current, BaseException):
+        texts.append(str(current))
+        current = current.__cause__ or current.__context__
+    texts.append(current or "")
+    return any(phrase in text for text in texts for phrase in _LOST)
 
 
 def is_full_disk(error: OSError | ValueError) -> bool:

@@ -1,5 +1,6 @@
 """Which process of several this is, from options and from the variables of clusters."""
 
+import logging
 import sys
 
 import pytest
@@ -11,6 +12,13 @@ from vig_jax.train.supervise import LOST_STATUS
 
 SLURM = {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "16", "SLURM_PROCID": "9", "SLURM_LOCALID": "1"}
 JOBSET = {"JOBSET_NAME": "vig", "REPLICATED_JOB_NAME": "hosts", "JOB_COMPLETION_INDEX": "1"}
+
+
+def barrier():
+    """Returns the error of Orbax when another process dies while a checkpoint is written."""
+    error = TimeoutError("Timed out while waiting for async_write_complete barrier.")
+    error.__cause__ = RuntimeError("INTERNAL: Barrier failed because: Task 1 heartbeat timeout")
+    return error
 
 
 def find(environment, **options):
@@ -72,6 +80,7 @@ def test_a_launcher_may_start_a_process_that_is_alone():
             LOST_STATUS,
             "error: another process of the run is gone (UNKNOWN: Gloo",
         ),
+        (barrier(), LOST_STATUS, "error: another process of the run is gone (Timed out"),
         (OSError("full"), 2, "error: full"),
         (RuntimeError("a defect"), 1, "Traceback"),
     ],
@@ -91,3 +100,12 @@ def test_an_error_ends_one_of_several_at_once(monkeypatch, capfd, error, status,
         raise error
     assert ended.value.code == status
     assert capfd.readouterr().err.startswith(printed)
+
+
+def test_the_log_of_a_lost_process_is_left_out():
+    def record(error):
+        return logging.LogRecord("absl", logging.ERROR, "", 0, "in a thread", (), error)
+
+    assert not processes._is_news(record((TimeoutError, barrier(), None)))
+    assert processes._is_news(record((OSError, OSError("full"), None)))
+    assert processes._is_news(record(None))

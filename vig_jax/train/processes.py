@@ -8,6 +8,7 @@ Indexed Job and of a JobSet, which are read here, need neither.
 
 import contextlib
 import dataclasses
+import logging
 import os
 import re
 import sys
@@ -149,11 +150,19 @@ def joined(
         SystemExit: in the supervisor, with the status of the child.
     """
     supervise()
+    for handler in logging.root.handlers:
+        handler.addFilter(_is_news)
     try:
         _join(member, lost_after)
         yield
     except Exception as error:
         _leave(error, line_of(error))
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Returns False for the log of an error of a lost process, which ends this one in one line."""
+    error = record.exc_info[1] if record.exc_info else None
+    return error is None or not is_lost_process(error)
 
 
 def _join(member: Member, lost_after: int) -> None:
