@@ -16,7 +16,8 @@ from jax.sharding import AxisType, PartitionSpec
 from configs import common
 from kernels_pallas.testing import interpret
 from tests.sharding.collectives import collectives
-from vig_jax.config import MeshConfig, parse
+from tests.tasks.detection import scenes
+from vig_jax.config import MeshConfig, parse, recipes
 from vig_jax.errors import ConfigError, DamagedCheckpointError
 from vig_jax.evaluation.evaluate import make_predict_step
 from vig_jax.sharding.mesh import make_mesh, place_batch
@@ -205,6 +206,48 @@ def check_refusals():
             run(mesh=mesh)
 
 
+def segmentation():
+    """Returns the task and a batch of a tiny segmenter, which has batch statistics."""
+    values = recipes.ade20k("vig_t")
+    values.model.update(patch_size=16, embed_dim=16, depth=1, num_heads=1, num_classes=3)
+    values.model.update(dtype="float32", gla_implementation="reference", drop_path_rate=0.0)
+    values.task.update(channels=8, aux_channels=8)
+    values.data.image_size = 64
+    generator = np.random.default_rng(0)
+    batch = {
+        "image": generator.integers(0, 256, (8, 64, 64, 3), np.uint8),
+        "mask": generator.choice(np.array([0, 1, 2, 255], np.uint8), (8, 64, 64)),
+        "size": np.tile(np.array([64, 50], np.int32), (8, 1)),
+    }
+    return make_task(parse(values), {}).task, batch
+
+
+def check_task(task, batch):
+    """An update of a dense task on split state has the loss and the gradient of one device."""
+    optimizer = make_optimizer(parse(common.get_config()).optimizer, lambda step: RATE)
+    results = []
+    for data, fsdp in ((1, 1), (2, 4)):
+        mesh = make_mesh(jax.devices()[: data * fsdp], MeshConfig(data, fsdp))
+        with jax.set_mesh(mesh):
+            initial = jax.jit(lambda: init_state(task, optimizer, seed=0, ema=True))
+            split = shardings(jax.eval_shape(initial), mesh, SMALL)
+            state = jax.jit(initial, out_shardings=split)()
+            step = make_train_step(
+                task, optimizer, lambda step: RATE, ema_decay=0.9, mesh=mesh, split=split
+            )
+            placed = place_batch(batch, mesh)
+            compiled = step.lower(state, placed).compile()
+            found = {c.shape for c in collectives(compiled) if c.kind != "all-reduce"}
+            whole = {x.shape for x in jax.tree.leaves(state.params)}
+            state, metrics = compiled(state, placed)
+        assert found <= whole, found - whole
+        assert all(x.is_fully_replicated for x in jax.tree.leaves(state.mutable))
+        results.append(jax.device_get((metrics["loss"], metrics["grad_norm"], state.mutable)))
+    one, eight = map(jax.tree.leaves, results)
+    for a, b in zip(one, eight, strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-3, atol=1e-5)
+
+
 def compare(name, shapes, implementation="reference", updates=3):
     """Compares runs on meshes with that of one device, whose results are returned."""
     one = Run(1, 1, name)
@@ -219,6 +262,8 @@ def compare(name, shapes, implementation="reference", updates=3):
 
 
 if sys.argv[1:] == ["slow"]:
+    check_task(*segmentation())
+    check_task(scenes.make_task(), scenes.batch(8, 3))
     compare("vig_t", SHAPES[1:])
     compare("vig_h_t", [(2, 4), (1, 8)])
     compare("vig_t", [(1, 2)], "pallas_triton", updates=1)
