@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import vig_jax
+from kernels_pallas.depthwise_conv import xla
 from vig_jax.bench.macs import count_macs
 from vig_jax.heads.upernet import POOL_SCALES
 from vig_jax.layers.resize import adaptive_avg_pool
@@ -19,7 +20,7 @@ PLAIN = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_head
 @pytest.fixture(autouse=True)
 def _every_convolution_is_one(monkeypatch):
     """Depthwise convolutions of few rows are sums, which are not counted below."""
-    monkeypatch.setattr("kernels_pallas.depthwise_conv.xla._FEW_ROWS", 0)
+    monkeypatch.setattr(xla, "_FEW_ROWS", 0)
 
 
 def traced_macs(jaxpr, in_scan=False):
