@@ -66,8 +66,8 @@ def convolve_rows(
 ) -> Float[Array, "B h2 w2 D"]:
     """Computes a convolution of zero padding 1 in a `shard_kernel`, with rows of other devices.
 
-    The device convolves its own rows meanwhile, with zeros around them. Then it computes the first
-    and the last row of the result again, from one row of each neighbour, so no map is copied.
+    The device can convolve its own rows meanwhile, with zeros around them. Then it computes those
+    rows of the result again that see a row of a neighbour, so no map is copied.
 
     Args:
         conv: the convolution of maps, `conv(x, *weights)`.
@@ -80,18 +80,38 @@ def convolve_rows(
     out = conv(x, *weights)
     if not _is_split():
         return out
-    reaches_below = kernel_size > stride + 1
-    above, below = _neighbours(x, SEQUENCE_AXIS, reaches_below)
-    # A window that begins in the second row of positions begins with the row `above`.
     skipped = jnp.zeros((x.shape[0], stride - 1, *x.shape[2:]), x.dtype)
-    head = jnp.concatenate([above, x[:, : kernel_size - 1], *below], axis=1)[:, :kernel_size]
-    first = border(jnp.concatenate([skipped, head], axis=1), *weights)[:, 1:2]
-    out = jax.lax.dynamic_update_slice_in_dim(out, first, 0, axis=1)
-    if reaches_below:
-        tail = jnp.concatenate([above, x[:, 1 - kernel_size :], *below], axis=1)[:, -kernel_size:]
-        last = border(jnp.concatenate([skipped, tail], axis=1), *weights)[:, 1:2]
-        out = jax.lax.dynamic_update_slice_in_dim(out, last, out.shape[1] - 1, axis=1)
-    return out
+
+    def head(above: jax.Array, *below: jax.Array) -> jax.Array:
+        return jnp.concatenate([above, x[:, : kernel_size - 1], *below], axis=1)[:, :kernel_size]
+
+    def tail(above: jax.Array, below: jax.Array) -> jax.Array:
+        return jnp.concatenate([above, x[:, 1 - kernel_size :], below], axis=1)[:, -kernel_size:]
+
+    def compute_again(out: jax.Array, window: jax.Array, row: jax.Array | int) -> jax.Array:
+        # The second row of positions is the first one whose window has no row of the padding.
+        value = border(jnp.concatenate([skipped, window], axis=1), *weights)[:, 1:2]
+        return jax.lax.dynamic_update_slice_in_dim(out, value, row, axis=1)
+
+    down = [(device, device + 1) for device in range(row_devices() - 1)]
+    up = [(after, before) for before, after in down]
+    last = out.shape[1] - 1
+    if kernel_size <= stride + 1:  # no window reaches below
+        return compute_again(out, head(_sent(x[:, -1:], down)), 0)
+    if len(down) == 1:  # two devices swap a row in one message, and each has one border
+        is_first = jax.lax.axis_index(SEQUENCE_AXIS) == 0
+        other = _sent(jnp.where(is_first, x[:, -1:], x[:, :1]), down + up)
+        zeros = jnp.zeros_like(other)
+        window = jnp.where(is_first, tail(zeros, other), head(other, zeros))
+        return compute_again(out, window, jnp.where(is_first, last, 0))
+    above, below = _sent(x[:, -1:], down), _sent(x[:, :1], up)
+    out = compute_again(out, head(above, below), 0)
+    return compute_again(out, tail(above, below), last)
+
+
+def _sent(row: jax.Array, pairs: Sequence[tuple[int, int]]) -> jax.Array:
+    """Returns the row that another device sends to this one; zeros if no pair sends one."""
+    return jax.lax.ppermute(row, SEQUENCE_AXIS, pairs)
 
 
 def check_rows(height: int, stride: int) -> None:
@@ -125,22 +145,3 @@ def _is_split() -> bool:
     """Returns whether this is traced for one of several devices that share an image."""
     mesh = jax.sharding.get_abstract_mesh()
     return SEQUENCE_AXIS in mesh.manual_axes and mesh.shape[SEQUENCE_AXIS] > 1
-
-
-def _neighbours(x: jax.Array, axis: str, below: bool) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    """Returns the last row of the device above, and if asked for the first row of that below.
-
-    They are zeros where there is no such device.
-    """
-    devices = jax.lax.axis_size(axis)
-    if devices == 2 and below:  # each sends one row: one message instead of two
-        is_first = jax.lax.axis_index(axis) == 0
-        sent = jnp.where(is_first, x[:, -1:], x[:, :1])
-        row = jax.lax.ppermute(sent, axis, [(0, 1), (1, 0)])
-        nothing = jnp.zeros_like(row)
-        return jnp.where(is_first, nothing, row), (jnp.where(is_first, row, nothing),)
-    down = [(device, device + 1) for device in range(devices - 1)]
-    above = jax.lax.ppermute(x[:, -1:], axis, down)
-    if not below:
-        return above, ()
-    return above, (jax.lax.ppermute(x[:, :1], axis, [(to, device) for device, to in down]),)
