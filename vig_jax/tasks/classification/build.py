@@ -58,11 +58,11 @@ def _check_mixing(data: DataConfig, rows: int) -> None:
     mixup, cutmix = data.mixup_alpha, data.cutmix_alpha
     if mixup or cutmix:
 
-        def once(key: jax.Array) -> Mix:
-            group = data.mixup_group
+        def once() -> Mix:
+            key, group = jax.random.PRNGKey(0), data.mixup_group
             return draw(key, rows, 1, 1, mixup_alpha=mixup, cutmix_alpha=cutmix, group=group)
 
-        jax.eval_shape(once, jax.random.PRNGKey(0))
+        jax.eval_shape(once)
 
 
 def match_data(
