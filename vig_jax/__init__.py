@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vig_jax.inference.hub import from_pretrained, save_pretrained
     from vig_jax.inference.predictor import predictor
     from vig_jax.models import create_detector, create_model, create_segmenter, list_models
     from vig_jax.weights import load_weights
@@ -12,18 +13,22 @@ __all__ = [
     "create_detector",
     "create_model",
     "create_segmenter",
+    "from_pretrained",
     "list_models",
     "load_weights",
     "predictor",
+    "save_pretrained",
 ]
 
 _HOMES = {
     "create_detector": "vig_jax.models",
     "create_model": "vig_jax.models",
     "create_segmenter": "vig_jax.models",
+    "from_pretrained": "vig_jax.inference.hub",
     "list_models": "vig_jax.models",
     "load_weights": "vig_jax.weights",
     "predictor": "vig_jax.inference.predictor",
+    "save_pretrained": "vig_jax.inference.hub",
 }
 
 

@@ -225,7 +225,8 @@ def test_no_code_of_a_file_runs(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["predict", "--weights", "FILE", "."], "needs --model NAME, one of vig_t, vig_s"),
+        (["predict", "--weights", "FILE", "."], "it needs --model NAME (model_name in Python)"),
+        (["predict", "FILE", "."], "does not name its model: it needs --model NAME"),
         (["evaluate", "--weights", "FILE"], "needs --model NAME"),
         (["evaluate"], "name a run, or --weights FILE"),
         (["evaluate", "runs/x", "--model", "vig_t"], "--model needs --weights"),
@@ -237,7 +238,7 @@ def test_no_code_of_a_file_runs(tmp_path, capsys):
             ["evaluate", "--weights", "FILE", "--model", "vig_t", "--set", "dept=1"],
             "config.model.dept is not a setting; did you mean 'config.model.depth'?",
         ),
-        (["convert", "FILE", "out"], "does not name its model: add --model NAME"),
+        (["convert", "FILE", "out"], "does not name its model: it needs --model NAME"),
         (["convert", "FILE", "out.pth", "--model", "vig_t"], "are read, not written"),
         (["convert", "FILE", "out", "--to", "safetensors"], "must end in .safetensors"),
         (["convert", "absent.pth", "out", "--model", "vig_t"], "no weight file at absent.pth"),

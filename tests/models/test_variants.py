@@ -86,6 +86,13 @@ def gradients_of(model):
 
 def test_list_models():
     assert vig_jax.list_models() == tuple(PARAMETERS)
+    assert vig_jax.list_models("vig_h_*") == ("vig_h_t", "vig_h_s", "vig_h_b")
+    assert vig_jax.list_models("*_b") == ("vig_b", "vig_h_b")
+
+
+def test_modules_hold_no_weights():
+    with pytest.raises(ValueError, match=r"both with vig_jax\.from_pretrained"):
+        vig_jax.create_model("vig_t", pretrained="vig_t.pth")
 
 
 @pytest.mark.parametrize("name", PARAMETERS)

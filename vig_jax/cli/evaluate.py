@@ -46,7 +46,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "run",
         type=options.path,
         nargs="?",
-        help="a run's workdir or one of its checkpoints (not with --weights)",
+        help="a run's workdir, one of its checkpoints, or a weight file",
     )
     weights.configure(parser)
     parser.add_argument("--data-path", help="data set, if not where the run had it")
@@ -128,7 +128,8 @@ def _run(args: argparse.Namespace) -> int:
         data = dataclasses.replace(data, source=args.data_source)
     if args.workers is not None:
         data = dataclasses.replace(data, workers=args.workers)
-    batch_size = args.batch_size or (64 if args.weights else config.train.batch_size)
+    file = weights.weight_file(args, args.run)
+    batch_size = args.batch_size or (64 if file else config.train.batch_size)
     mesh = make_mesh(shape=MeshConfig(**args.mesh))
     check_batch_size(batch_size, mesh)
     entry = get_task(config.task.name)
@@ -168,11 +169,11 @@ def _run(args: argparse.Namespace) -> int:
         state = evaluate(evaluation, predict, sets, batches, mesh, on_batch=on_batch)[""]
     metrics = evaluation.compute(state)
     if not all(map(math.isfinite, metrics.values())):
-        raise NonFiniteLossError(f"{args.weights or args.run}: metrics are not finite: {metrics}")
+        raise NonFiniteLossError(f"{file or args.run}: metrics are not finite: {metrics}")
     undecodable, damaged = _totals([len(bad_images), len(bad_images.damaged)])
     if not first:
         return 0
-    print(printable(f"{args.weights or args.run}: {loaded.description}, {len(dataset)} images"))
+    print(printable(f"{file or args.run}: {loaded.description}, {len(dataset)} images"))
     names = sorted(metrics, key=lambda name: name != evaluation.primary_metric)
     print("  ".join(f"{name} {metrics[name]:.4f}" for name in names))
     if undecodable:
@@ -181,8 +182,8 @@ def _run(args: argparse.Namespace) -> int:
         print(f"{damaged} images are damaged, but decoded and were used")
     if args.json:
         facts = {"run": str(args.run), "step": loaded.step, "ema": loaded.ema}
-        if args.weights:
-            facts = {"weights": str(args.weights), "model": args.model, "ema": loaded.ema}
+        if file:
+            facts = {"weights": str(file), "model": config.model.name, "ema": loaded.ema}
         if isinstance(evaluation, Detailed):
             facts |= evaluation.details(state, dataset.name_of)
         args.json.write_text(to_json(facts | metrics))

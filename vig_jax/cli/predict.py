@@ -39,8 +39,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=options.path,
         nargs="+",
         metavar="PATH",
-        help="a run's workdir or one of its checkpoints (not with --weights), then image files or "
-        "folders of them",
+        help="a run's workdir, one of its checkpoints or a weight file (not with --weights), then "
+        "image files or folders of them",
     )
     weights.configure(parser)
     parser.add_argument(

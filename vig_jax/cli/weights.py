@@ -1,4 +1,4 @@
-"""Options that select weights: one of our runs, or a file and the name of its model."""
+"""Options that select weights: one of our runs, or a weight file and its model."""
 
 import argparse
 import ast
@@ -16,7 +16,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=options.path,
         metavar="FILE",
         help="instead of a run: .pth or .safetensors with the names of hustvl/ViG, or of "
-        "mmsegmentation for a segmenter; needs --model",
+        "mmsegmentation for a segmenter; with --model, unless the file names its model",
     )
     describe_model(parser, "; with a run, one of its evaluation, e.g. eval_mode=whole")
     parser.add_argument(
@@ -76,18 +76,27 @@ def restore(args: argparse.Namespace, run: Path | None) -> Any:
     from vig_jax.config import recipes
     from vig_jax.train.compilation_cache import use_compilation_cache
 
-    train = recipes.imagenet().train if args.weights else loaded.config.train
+    train = recipes.imagenet().train if weight_file(args, run) else loaded.config.train
     use_compilation_cache(train.compilation_cache)
     return loaded
 
 
+def weight_file(args: argparse.Namespace, run: Path | None) -> Path | None:
+    """Returns the weight file that --weights names, or that is in the place of a run, if any."""
+    if args.weights:
+        file: Path = args.weights
+        return file
+    return run if run is not None and run.is_file() else None
+
+
 def _load(args: argparse.Namespace, run: Path | None) -> Any:
     """Returns the model that the options name; see `restore`."""
-    if not args.weights:
+    file = weight_file(args, run)
+    if file is None:
         if args.model:
             raise ConfigError("--model needs --weights; a run stores its model")
         if run is None:
-            raise ConfigError("no weights are given: name a run, or --weights FILE --model NAME")
+            raise ConfigError("no weights are given: name a run, or --weights FILE [--model NAME]")
         from vig_jax.inference.loaded_model import load_for_inference
 
         return load_for_inference(
@@ -98,14 +107,10 @@ def _load(args: argparse.Namespace, run: Path | None) -> Any:
         )
     from vig_jax.inference.loaded_model import restore_weights
 
-    if run is not None:
+    if run is not None and args.weights:
         raise ConfigError(f"a run ({run}) and --weights {args.weights} are given: name one of them")
-    if not args.model:
-        raise ConfigError(
-            f"--weights {args.weights} needs --model NAME, one of {', '.join(options.MODELS)}"
-        )
     return restore_weights(
-        args.weights,
+        file,
         args.model,
         ema=False if args.raw else None,
         image_size=args.image_size,

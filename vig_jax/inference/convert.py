@@ -14,7 +14,9 @@ import numpy as np
 from vig_jax.config import DetectionConfig, RunConfig, SegmentationConfig
 from vig_jax.errors import ConfigError, WeightsError
 from vig_jax.files import write_atomically
+from vig_jax.inference.hub import check_target, write_folder
 from vig_jax.inference.loaded_model import LoadedModel, load_for_inference, restore_file
+from vig_jax.inference.model_card import UNKNOWN_LICENCE
 from vig_jax.models import Detector
 from vig_jax.models.from_config import (
     detector_from_config,
@@ -26,6 +28,7 @@ from vig_jax.train.checkpoint import RunInfo
 from vig_jax.weights.dense import Variables
 from vig_jax.weights.fit import fit_to_config
 from vig_jax.weights.fit_dense import fit_dense
+from vig_jax.weights.hub_folder import is_hub_folder
 from vig_jax.weights.initial import float32
 from vig_jax.weights.load import (
     checksum,
@@ -35,7 +38,7 @@ from vig_jax.weights.load import (
 )
 from vig_jax.weights.run_folder import CHECKPOINTS, mutable_item, save_weights
 
-Format = Literal["checkpoint", "safetensors"]
+Format = Literal["checkpoint", "safetensors", "hub"]
 _VERIFY_IMAGES = 2
 _SEGMENTER_SIDE = 128  # pixels, of these images; any side shows a difference
 _DETECTOR_SIDE = 64
@@ -110,6 +113,7 @@ def convert(
     ema: bool | None = None,
     verify: bool = False,
     overwrite: bool = False,
+    licence: str = UNKNOWN_LICENCE,
 ) -> list[Report]:
     """Writes the weights of a file or a run as another file or as a checkpoint.
 
@@ -117,15 +121,17 @@ def convert(
         source: a weight file, or a run's workdir or checkpoint.
         target: a `.safetensors` file, which gets the names of upstream, or for a segmenter those of
             mmsegmentation and for a detector those of mmdetection; or a folder, which becomes a
-            workdir with one checkpoint, for inference or to start from.
+            workdir with one checkpoint, for inference or to start from, or a folder as that of
+            `vig_jax.save_pretrained`.
         to: the format of the target.
-        model_name: model of a file; runs store theirs.
+        model_name: model of a file that does not name it, see `vig_jax.load_weights`.
         settings: settings of a file's model, as for `restore_weights`.
         ema: True takes the EMA weights, False the raw ones. None takes both for a checkpoint, if
             the file has both, and for `.safetensors` the EMA weights if there are any.
         verify: read the written weights and compare the logits of random images before the target
             gets its name.
         overwrite: replace an existing target.
+        licence: of the weights, for the card of a hub folder.
 
     Returns:
         One report for each set of weights written.
@@ -137,14 +143,20 @@ def convert(
         WeightsError: the file cannot be read or does not fit the model, or the logits differ.
     """
     _check_target(target, to, overwrite)
-    if source.is_dir() and to == "checkpoint":
-        raise ConfigError(f"{source} is a run already; runs are converted to .safetensors")
+    if source.is_dir() and to == "checkpoint" and not is_hub_folder(source):
+        raise ConfigError(
+            f"{source} is a run already; runs are converted to .safetensors, or with --to hub to a "
+            "folder for others"
+        )
     sources = _read(source, to, model_name, settings or {}, ema)
     target.absolute().parent.mkdir(parents=True, exist_ok=True)
     with write_atomically(target, concurrent=True) as draft:
-        if to == "safetensors":
+        if to != "checkpoint":
             (one,) = sources.values()
-            _save_file(one.loaded, draft)
+            if to == "hub":
+                write_folder(draft, one.loaded, licence)
+            else:
+                _save_file(one.loaded, draft)
             written = {"params": one.loaded.variables}
         else:
             written = {item: float32(one.loaded.variables) for item, one in sources.items()}
@@ -190,13 +202,16 @@ def _check_target(target: Path, to: Format, overwrite: bool) -> None:
         raise ConfigError(
             f"{target} does not fit the format {to}: the name of a .safetensors file must end in "
             ".safetensors (PyTorch reads it with safetensors.torch.load_file), and the name of a "
-            "folder with a checkpoint must not"
+            "folder must not"
         )
-    if to == "checkpoint" and target.suffix in (".pth", ".pt", ".bin", ".ckpt"):
+    if to != "safetensors" and target.suffix in (".pth", ".pt", ".bin", ".ckpt"):
         raise ConfigError(
             f"{target}: PyTorch files are read, not written; write .safetensors, which PyTorch "
             "reads with safetensors.torch.load_file"
         )
+    if to == "hub":
+        check_target(target, overwrite)
+        return
     if not os.path.lexists(target):
         return
     if not overwrite:
@@ -226,10 +241,8 @@ def _read(
         loaded = load_for_inference(source, ema=ema)
         own = loaded.config.model.name
         if settings or model_name not in (None, own):
-            raise ConfigError(f"{source} is a run of {own}: --model and --set are for weight files")
+            raise ConfigError(f"{source} holds {own}: --model and --set are for weight files")
         return {"params": _Source(loaded, ())}
-    if model_name is None:
-        raise ConfigError(f"{source} does not name its model: add --model NAME")
 
     def read(ema: bool | None) -> _Source:
         file = read_weight_file(source, ema=ema)
@@ -266,6 +279,8 @@ def _run_item(sources: Mapping[str, _Source]) -> dict[str, Any]:
 
 
 def _read_back(draft: Path, to: Format, item: str, before: LoadedModel) -> Variables:
+    if to == "hub":
+        return load_for_inference(draft).variables
     if to == "checkpoint":
         return load_for_inference(draft, ema=item == "ema_params").variables
     file, config = read_weight_file(draft), before.config

@@ -5,22 +5,38 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
+from flax import traverse_util
 
-from vig_jax.config import RunConfig, parse, to_dict
+from vig_jax.config import (
+    DetectionConfig,
+    ModelConfig,
+    RunConfig,
+    SegmentationConfig,
+    TaskConfig,
+    parse,
+    to_dict,
+)
 from vig_jax.data.datasets.imagenet import class_names
 from vig_jax.data.datasets.scenes import ade20k_classes
 from vig_jax.errors import ConfigError, WeightsError
-from vig_jax.models.from_config import detector_from_config, segmenter_from_config
+from vig_jax.models.from_config import (
+    detector_from_config,
+    model_from_config,
+    segmenter_from_config,
+)
 from vig_jax.tasks.registry import make_task
-from vig_jax.text import did_you_mean
+from vig_jax.text import did_you_mean, preview_names
 from vig_jax.weights import mmseg, run_folder
 from vig_jax.weights.detectors import is_detector
 from vig_jax.weights.finite import check_finite
-from vig_jax.weights.fit import WeightFile, fit_to_config
+from vig_jax.weights.fit import WeightFile, chosen_model, fit_to_config
 from vig_jax.weights.fit_dense import completed, fit_dense
+from vig_jax.weights.hub_folder import CONFIG, WEIGHTS, is_hub_folder, read_hub_config
 from vig_jax.weights.load import origin, read_weight_file
 from vig_jax.weights.published import detector_config, published_config, segmenter_config
+from vig_jax.weights.upstream import variable_shapes
 
 # Besides those whose names begin with "eval_".
 _OF_EVALUATION = ("resize_scale", "buckets", "proposals", "score_threshold", "nms", "detections")
@@ -37,6 +53,7 @@ class LoadedModel:
         metadata: of the training data, e.g. {"class_names": (...)}.
         ema: True for EMA weights, False for raw ones, None if unknown.
         description: names the weights, for messages.
+        metrics: of these weights on the evaluation data of the run, by name; empty if unknown.
     """
 
     config: RunConfig
@@ -45,6 +62,19 @@ class LoadedModel:
     metadata: Mapping[str, Any]
     ema: bool | None
     description: str
+    metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    @property
+    def model(self) -> nn.Module:
+        """The module for `variables`: a classifier, a segmenter, a detector, or the task's own."""
+        task = self.config.task
+        if isinstance(task, SegmentationConfig):
+            return segmenter_from_config(self.config)
+        if isinstance(task, DetectionConfig):
+            return detector_from_config(self.config)
+        if task.name == TaskConfig.name:
+            return model_from_config(self.config.model)
+        return make_task(self.config, self.metadata).task.model
 
 
 def load_for_inference(
@@ -54,11 +84,12 @@ def load_for_inference(
     image_size: int | tuple[int, int] | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> LoadedModel:
-    """Reads a trained model from a run.
+    """Reads a trained model from a run or a hub folder.
 
     Args:
-        path: a workdir, or the directory of one checkpoint. Of a workdir's checkpoints the best by
-            evaluation of these weights is read, or else the newest.
+        path: a workdir, the directory of one checkpoint, or a folder of `vig_jax.save_pretrained`.
+            Of a workdir's checkpoints the best by evaluation of these weights is read, or else the
+            newest.
         ema: True takes the EMA weights, False the raw ones; None takes the EMA weights if there are
             any.
         image_size: side of the evaluation images in pixels, or height and width; None means that
@@ -71,7 +102,10 @@ def load_for_inference(
         ConfigError: the run's task decides the size of its images, or a setting is wrong.
         CheckpointError: there is no checkpoint or no EMA weights, the stored config does not belong
             to this version, or the stored parameters do not fit the model of the config.
+        WeightsError: the same for a hub folder.
     """
+    if is_hub_folder(Path(path)):
+        return _load_hub_folder(Path(path), ema, image_size, settings)
     directory = run_folder.find_checkpoint(Path(path).absolute(), ema)
     stored = run_folder.read_run(directory)
     config = run_folder.read_config(directory)
@@ -95,7 +129,63 @@ def load_for_inference(
         metadata=stored["metadata"],
         ema=name == "ema_params",
         description=stored["origin"][name] if "origin" in stored else trained,
+        metrics=run_folder.metrics_of(stored, name),
     )
+
+
+def _load_hub_folder(
+    folder: Path,
+    ema: bool | None,
+    image_size: int | tuple[int, int] | None,
+    settings: Mapping[str, Any] | None,
+) -> LoadedModel:
+    """Returns the model of a hub folder; its config and its weights must agree in everything."""
+    config, facts = read_hub_config(folder)
+    file = read_weight_file(folder, ema=ema)
+    check_finite(file.state_dict, folder)
+    metadata = facts["metadata"]
+    if settings:
+        config = _with_settings(config, settings)
+    if image_size is not None:
+        config = _with_eval_size(config, metadata, image_size)
+    try:
+        model, variables = _hub_variables(file, config)
+    except WeightsError as error:
+        raise WeightsError(f"{folder}: {CONFIG} and {WEIGHTS} differ: {error}") from error
+    updates = f" after {facts['updates']} updates" if facts.get("updates") else ""
+    kind = {True: "EMA ", False: "raw ", None: ""}[file.averaged]
+    return LoadedModel(
+        config=dataclasses.replace(config, model=model),
+        variables=variables,
+        step=int(facts.get("updates", 0)),
+        metadata=metadata,
+        ema=file.averaged,
+        description="; ".join((f"{kind}weights{updates} from {folder}", *file.notes)),
+        metrics=facts["metrics"],
+    )
+
+
+def _hub_variables(file: WeightFile, config: RunConfig) -> tuple[ModelConfig, dict[str, Any]]:
+    """Returns the config of the model and its variables, without anything new or resized.
+
+    Raises:
+        WeightsError: the weights are not exactly those of the model of the config.
+    """
+    if isinstance(config.task, SegmentationConfig | DetectionConfig):
+        detector = isinstance(config.task, DetectionConfig)
+        module = detector_from_config(config) if detector else segmenter_from_config(config)
+        variables, notes = fit_dense(file, config.model.name, module)
+        given = traverse_util.flatten_dict(variables, sep="/").keys()
+        absent = [path for path in variable_shapes(module) if path not in given]
+        notes += (f"the weights lack {preview_names(absent)}",) if absent else ()
+        model = config.model
+    else:
+        weights = fit_to_config(file, WEIGHTS, config.model)
+        notes, variables = weights.notes[len(file.notes) :], {"params": weights.params}
+        model = dataclasses.replace(config.model, num_classes=weights.num_classes)
+    if notes:
+        raise WeightsError("; ".join(notes))
+    return model, variables
 
 
 def _with_settings(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
@@ -128,7 +218,7 @@ def _with_eval_size(
 
 def restore_weights(
     path: str | Path,
-    model_name: str,
+    model_name: str | None = None,
     *,
     ema: bool | None = None,
     image_size: int | tuple[int, int] | None = None,
@@ -143,7 +233,7 @@ def restore_weights(
 
     Args:
         path: as for `vig_jax.load_weights`.
-        model_name: one of `vig_jax.list_models()`.
+        model_name: as for `vig_jax.load_weights`.
         ema: as for `vig_jax.load_weights`.
         image_size: side of the images in pixels, or height and width; None means the size that the
             model is made for. Of a segmenter it is the side of the sliding windows; a detector has
@@ -153,7 +243,7 @@ def restore_weights(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ConfigError: a setting is wrong.
+        ConfigError: a setting is wrong, or the model is unknown.
         WeightsError: the file cannot be read or does not fit the model.
     """
     file = read_weight_file(path, ema=ema)
@@ -163,12 +253,13 @@ def restore_weights(
 def restore_file(
     file: WeightFile,
     path: str | Path,
-    model_name: str,
+    model_name: str | None,
     *,
     image_size: int | tuple[int, int] | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> LoadedModel:
     """Returns what `restore_weights` does, for a file that is already read."""
+    model_name = chosen_model(file, path, model_name)
     if mmseg.is_segmenter(file.state_dict):
         return _restore_segmenter(file, path, model_name, settings, image_size)
     if is_detector(file.state_dict):

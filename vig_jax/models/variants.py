@@ -1,6 +1,7 @@
 """The published models by name: the size table, `list_models` and `create_model`."""
 
 import dataclasses
+import fnmatch
 from typing import Any
 
 from vig_jax.errors import ConfigError
@@ -46,9 +47,13 @@ VARIANTS: dict[str, tuple[type[ViG | ViGH], dict[str, Any]]] = {
 }
 
 
-def list_models() -> tuple[str, ...]:
-    """Returns the names that `create_model` accepts."""
-    return tuple(VARIANTS)
+def list_models(filter: str = "*") -> tuple[str, ...]:
+    """Returns the names that `create_model` accepts.
+
+    Args:
+        filter: a pattern of the shell, as in timm; "vig_h_*" selects the hierarchical models.
+    """
+    return tuple(fnmatch.filter(VARIANTS, filter))
 
 
 def create_model(name: str, num_classes: int = 1000, **overrides: Any) -> ViG | ViGH:
@@ -68,6 +73,11 @@ def create_model(name: str, num_classes: int = 1000, **overrides: Any) -> ViG | 
         ConfigError: unknown name or field; the message suggests the nearest ones.
     """
     fields = model_settings(name)
+    if "pretrained" in overrides:
+        raise ConfigError(
+            "create_model returns a module, which holds no weights: read them with "
+            "vig_jax.load_weights(path), or both with vig_jax.from_pretrained(path)"
+        )
     for key in overrides:
         if key not in fields:
             raise ConfigError(f"{name} has no setting {key!r}; {did_you_mean(key, list(fields))}")

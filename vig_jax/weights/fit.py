@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vig_jax.config import ModelConfig
-from vig_jax.errors import WeightsError
+from vig_jax.errors import ConfigError, WeightsError
 from vig_jax.layers.linear import normal_002
 from vig_jax.layers.pos_embed import resize_pos_embed
 from vig_jax.models import Backbone, create_model, list_models
@@ -56,7 +56,7 @@ class WeightFile:
         others: the other keys of the file.
         notes: warnings for the user.
         class_names: of the head's outputs, if the file names them.
-        model_name: of the model, if the file names it.
+        model_name: of the model, if the file names it, or is a published one of upstream.
         metadata: of the data set that the model was trained on, as far as the file has it.
         config: settings that the model was trained with, by section, as far as the file has them.
     """
@@ -271,6 +271,20 @@ def _head(tensors: Mapping[str, np.ndarray]) -> tuple[str, str] | None:
             if len(shape) == 2 and shape[:1] == tensors[bias].shape:
                 return kernel, bias
     return None
+
+
+def chosen_model(file: WeightFile, path: str | Path, model_name: str | None) -> str:
+    """Returns the model to read a file for: the given one, or else the one that the file names.
+
+    Raises:
+        ConfigError: there is neither.
+    """
+    if name := model_name or file.model_name:
+        return name
+    raise ConfigError(
+        f"{path} does not name its model: it needs --model NAME (model_name in Python), one of "
+        f"{', '.join(list_models())}"
+    )
 
 
 def check_model_name(file: WeightFile, model_name: str) -> None:

@@ -16,6 +16,7 @@ from vig_jax.weights import run_folder
 from vig_jax.weights.dense import Variables
 from vig_jax.weights.fit import WeightFile, fit_to_config
 from vig_jax.weights.fit_dense import fit_dense
+from vig_jax.weights.hub_folder import is_hub_folder, read_hub_config
 from vig_jax.weights.load import origin, read_weight_file
 
 _SIZES = ("patch_size", "embed_dim", "depth", "num_heads", "embed_dims", "depths")
@@ -111,8 +112,11 @@ def with_sizes_of_start(config: RunConfig, workdir: Path) -> RunConfig:
     if not own and not start.is_dir():
         return config
     try:
-        directory = own[-1] if own else run_folder.find_checkpoint(start)
-        stored = run_folder.read_config(directory).model
+        if not own and is_hub_folder(start):
+            stored = read_hub_config(start)[0].model
+        else:
+            directory = own[-1] if own else run_folder.find_checkpoint(start)
+            stored = run_folder.read_config(directory).model
     except CheckpointError as error:
         if own:  # restoring reports it, or takes an older checkpoint
             return config

@@ -1,5 +1,6 @@
-"""Reads weight files: PyTorch checkpoints, .safetensors files and our own runs."""
+"""Reads weight files: PyTorch checkpoints, .safetensors files, hub folders and our own runs."""
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -15,10 +16,12 @@ from vig_jax.errors import CheckpointError, WeightsError
 from vig_jax.models import create_detector, create_segmenter
 from vig_jax.weights import fit_detector, fit_segmenter, mmdet, mmseg, run_folder, upstream
 from vig_jax.weights.detectors import is_detector
-from vig_jax.weights.fit import WeightFile, check_model_name, fit
+from vig_jax.weights.fit import WeightFile, check_model_name, chosen_model, fit
 from vig_jax.weights.fit_dense import completed, fit_dense
+from vig_jax.weights.hub_folder import CONFIG, WEIGHTS, is_hub_folder, read_hub_config
 from vig_jax.weights.sections import choose_section
 from vig_jax.weights.torch_file import TorchFile
+from vig_jax.weights.upstream_files import published_model
 
 _log = logging.getLogger(__name__)
 
@@ -32,7 +35,7 @@ _METADATA = "vig_jax"
 
 def load_weights(
     path: str | Path,
-    model_name: str,
+    model_name: str | None = None,
     *,
     ema: bool | None = None,
     num_classes: int | None = None,
@@ -45,9 +48,11 @@ def load_weights(
     Args:
         path: a `.pth` file as upstream (hustvl/ViG) writes it (a training checkpoint, a best_*
             file or a bare state dict), a `.pth` file of mmsegmentation, mmdetection or
-            torchvision (Mask R-CNN), a `.safetensors` file with the names of one of them, or the
-            workdir or a checkpoint of one of our runs. Nothing in a `.pth` file is executed.
-        model_name: one of `vig_jax.list_models()`.
+            torchvision (Mask R-CNN), a `.safetensors` file with the names of one of them, the
+            workdir or a checkpoint of one of our runs, or a folder of `save_pretrained`. Nothing in
+            a `.pth` file is executed.
+        model_name: one of `vig_jax.list_models()`; None if the file names its model, as runs, files
+            that we write, and upstream's published files under their names do.
         ema: True takes the EMA weights (`model_ema`), or the only ones in the file; False takes
             `model`; None takes the EMA weights if there are any.
         num_classes: width of the head; None means that of the file, 0 means no head. If the width
@@ -65,10 +70,12 @@ def load_weights(
 
     Raises:
         FileNotFoundError: there is no such file.
+        ConfigError: neither `model_name` nor the file names the model. It is a ValueError.
         WeightsError: the file cannot be read, or names or shapes do not fit the model. It is a
             ValueError.
     """
     file = read_weight_file(path, ema=ema)
+    model_name = chosen_model(file, path, model_name)
     try:
         check_model_name(file, model_name)
         if mmseg.is_segmenter(file.state_dict):
@@ -113,6 +120,8 @@ def read_weight_file(path: str | Path, *, ema: bool | None = None) -> WeightFile
         WeightsError: the file cannot be read, has no state dict, or lacks the requested weights.
     """
     path = Path(path)
+    if is_hub_folder(path):
+        return _read_hub_folder(path, ema)
     if path.is_dir():
         return _read_run_folder(path, ema)
     if not path.exists():
@@ -123,12 +132,14 @@ def read_weight_file(path: str | Path, *, ema: bool | None = None) -> WeightFile
         section = choose_section(file.root, ema, path)
         _check_count(section.tensors, path)
         state_dict = {key: file.array(value) for key, value in section.tensors.items()}
+    model_name, notes = published_model(path)
     return WeightFile(
         state_dict=state_dict,
         section=section.name,
         averaged=section.averaged,
         others=section.others,
-        notes=section.notes,
+        notes=section.notes + notes,
+        model_name=model_name,
         class_names=section.metadata.get("class_names", ()),
         metadata=section.metadata,
     )
@@ -218,11 +229,28 @@ def _read_run_folder(path: Path, ema: bool | None) -> WeightFile:
     )
 
 
+def _read_hub_folder(path: Path, ema: bool | None) -> WeightFile:
+    config, values = read_hub_config(path)
+    file = _read_safetensors(path / WEIGHTS, ema)
+    try:
+        check_model_name(file, config.model.name)
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {CONFIG} and {WEIGHTS} differ: {error}") from error
+    return dataclasses.replace(
+        file,
+        class_names=tuple(values["metadata"].get("class_names", ())),
+        model_name=config.model.name,
+        metadata=values["metadata"],
+        config=values["config"],
+    )
+
+
 def _read_safetensors(path: Path, ema: bool | None) -> WeightFile:
     try:
         with safetensors.safe_open(path, framework="np") as file:
             facts = json.loads((file.metadata() or {}).get(_METADATA, "{}"))
             stored, averaged = facts.get("sha256"), facts.get("averaged")
+            model_name = str(facts.get("model", ""))
             names = file.keys()
             _check_count(names, path)
             state_dict = {name: file.get_tensor(name) for name in names}
@@ -240,6 +268,7 @@ def _read_safetensors(path: Path, ema: bool | None) -> WeightFile:
         state_dict,
         averaged=averaged,
         notes=notes,
+        model_name=model_name,
         class_names=tuple(metadata.get("class_names", ())),
         metadata=metadata,
         config=facts.get("config", {}),

@@ -133,6 +133,22 @@ def score(run: Mapping[str, Any], ema: bool | None = None) -> float:
     return -math.inf if math.isnan(value) else float(value)
 
 
+def metrics_of(run: Mapping[str, Any], item: str) -> dict[str, float]:
+    """Returns the evaluation results of one item's weights by name, without the prefixes of logs.
+
+    Args:
+        run: from `read_run`.
+        item: "ema_params" or "params".
+    """
+    ema, all_of_them = "eval/ema_", run["metrics"]
+    prefix = ema if item == "ema_params" else "eval/"
+    return {
+        name.removeprefix(prefix): value
+        for name, value in all_of_them.items()
+        if name.startswith(prefix) and name.startswith(ema) == (prefix == ema)
+    }
+
+
 def choose_item(directory: Path, *, ema: bool | None) -> str:
     """Returns the item of a checkpoint's weights: "ema_params" or "params".
 
