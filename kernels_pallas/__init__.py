@@ -1,6 +1,7 @@
 """Fast operators for JAX, usable on their own: `from kernels_pallas import gla`."""
 
 from kernels_pallas.autotune import autotune
+from kernels_pallas.core.choice import implementations
 from kernels_pallas.depthwise_conv import depthwise_conv
 from kernels_pallas.gla import IMPLEMENTATIONS, bidirectional_gla, gla
 from kernels_pallas.im2col import im2col
@@ -18,6 +19,7 @@ __all__ = [
     "depthwise_conv",
     "gla",
     "im2col",
+    "implementations",
     "linear_swiglu",
     "norm_act",
     "residual_norm",

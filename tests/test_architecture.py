@@ -130,7 +130,7 @@ KERNEL_ROOMS = {
     "autotune": ("core", "operators"),
     "testing": ("core", "operators", *_OPERATORS),
     "benchmarks": ("core", "operators", "autotune", "testing", *_OPERATORS),
-    "": ("autotune", *_OPERATORS),  # the package itself
+    "": ("core", "autotune", *_OPERATORS),  # the package itself
 }
 # The modules of another operator's kernels that an operator may use.
 INTERNAL_INTERFACES = {

@@ -11,14 +11,15 @@ traced. So a traced function can be lowered for other machines, and exported.
 
 import contextvars
 import dataclasses
-import difflib
 import functools
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
+from jax import export
 
+from kernels_pallas.core.choice import chosen, known, register
 from kernels_pallas.core.device import Device
 from kernels_pallas.core.launch import target_device
 
@@ -143,6 +144,7 @@ def implementations(modules: Mapping[str, Any]) -> dict[str, Implementation]:
         modules: The implementations' modules (see `Module` and `Backend`) by name.
     """
     table = {}
+    register(modules)
     for name, module in modules.items():
         config_type = getattr(module, "Config", None)
         static = ("config",) if config_type else ()
@@ -168,6 +170,7 @@ def dispatch(
         spec: The static facts of the call.
         arrays: The operator's arrays in the order of `run`; an entry may be None.
         implementation: A name, several names to try in order, or None for all in the table's order.
+            The context `kernels_pallas.implementations` has precedence.
         config: The config of one of these implementations, which runs with it; None lets every
             implementation choose.
         table: All implementations by name, best first.
@@ -184,10 +187,17 @@ def dispatch(
     """
     if _observing.get():
         raise _ObservedError(Call(op, spec, table))
+    if choice := chosen(table):
+        implementation = choice
+        config = config if type(config) in {table[name].config_type for name in choice} else None
     names = _names(op, implementation, table)
     _check_config(op, config, names, table)
     device = target_device()
-    reasons = {name: table[name].supports(spec, device) for name in names}
+    symbolic = "a size is symbolic, and kernels need numbers" if _is_symbolic(arrays) else None
+    reasons = {
+        name: (symbolic if table[name].platforms else None) or table[name].supports(spec, device)
+        for name in names
+    }
     if axes := _explicit_axes(arrays):
         split = (
             f"the arrays are split over the explicit mesh axes {', '.join(axes)}: call it inside "
@@ -250,6 +260,11 @@ def dispatch(
     return jax.lax.platform_dependent(*arrays, **branches)
 
 
+def _is_symbolic(arrays: Sequence[Any]) -> bool:
+    """Returns whether an array has a size that only an exported program's caller knows."""
+    return any(export.is_symbolic_dim(size) for x in jax.tree.leaves(arrays) for size in x.shape)
+
+
 def _explicit_axes(arrays: Sequence[Any]) -> list[str]:
     """Returns the axes of a mesh that split arrays, if JAX tracks them in the arrays' types.
 
@@ -274,11 +289,7 @@ def _names(op: str, implementation: Any, table: Mapping[str, Implementation]) ->
         raise ValueError(f"{op}: implementation is an empty sequence; name at least one, or None")
     for name in names:
         if name not in table:
-            near = difflib.get_close_matches(name, table, n=1, cutoff=0.4)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(
-                f"{op}: unknown implementation {name!r}{hint} (known: {', '.join(table)})"
-            )
+            raise ValueError(f"{op}: unknown implementation {name!r}{known(name, list(table))}")
     return list(names)
 
 

@@ -17,6 +17,9 @@ Index = tuple[Any, ...]
 Mask = jax.Array | None
 """A boolean block; None is True everywhere."""
 
+Dim = Any
+"""A size of an array: an integer, or an expression where `jax.export` gets symbolic shapes."""
+
 Tree = Any
 """A pytree of arrays, of their shapes and types, or of references."""
 

@@ -5,6 +5,8 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
+from kernels_pallas.core.types import Dim
+
 
 @dataclasses.dataclass(frozen=True)
 class DepthwiseConvSpec:
@@ -19,7 +21,7 @@ class DepthwiseConvSpec:
         activation: "silu" to apply it to the sums, or None.
     """
 
-    batch: int
+    batch: Dim
     height: int
     width: int
     channels: int

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from kernels_pallas.core.choice import only_portable
 from kernels_pallas.core.device import Device
 from kernels_pallas.depthwise_conv.spec import DepthwiseConvSpec
 
@@ -26,6 +27,8 @@ def run(
     """Computes `kernels_pallas.depthwise_conv`."""
     if spec.height <= _FEW_ROWS:
         return shifted_sum(spec, x, kernel)
+    if only_portable():
+        return grouped_conv(spec, x, kernel)
     return jax.lax.platform_dependent(
         x,
         kernel,

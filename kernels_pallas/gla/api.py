@@ -12,12 +12,17 @@ from jaxtyping import Array, Float
 
 from kernels_pallas.core.checks import checked_array
 from kernels_pallas.core.dispatch import dispatch, implementations
-from kernels_pallas.gla import pallas_triton, reference, xla_chunked
+from kernels_pallas.gla import pallas_triton, reference, xla_chunked, xla_unrolled
 from kernels_pallas.gla.exchange import Exchange, checked_exchange
 from kernels_pallas.gla.spec import GlaSpec
 
 _TABLE = implementations(
-    {"pallas_triton": pallas_triton, "xla_chunked": xla_chunked, "reference": reference}
+    {
+        "pallas_triton": pallas_triton,
+        "xla_chunked": xla_chunked,
+        "xla_unrolled": xla_unrolled,
+        "reference": reference,
+    }
 )
 
 IMPLEMENTATIONS: tuple[str, ...] = tuple(_TABLE)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kernels_pallas.core.types import Dim
 from kernels_pallas.gla.exchange import Exchange
 
 MAX_GATE_NORMALIZER = 256.0
@@ -38,7 +39,7 @@ class GlaSpec:
             this function receives from other parts. None: they are the whole sequence.
     """
 
-    batch: int
+    batch: Dim
     tokens: int
     heads: int
     key_width: int

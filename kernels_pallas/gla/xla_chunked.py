@@ -2,7 +2,7 @@
 
 The work of a chunk is a few matrix products; states pass from chunk to chunk. README.md derives the
 formulas and reports measurements. The scores within a chunk are computed in two ways. `_factored`,
-one product, is used where all decays of a group of rows are mild. `_halved` is right for any decay
+one product, is used where all decays of a group of rows are mild. `halved` is right for any decay
 in [-inf, 0].
 """
 
@@ -51,6 +51,19 @@ def run(
     initial_state: Float[Array, "B H K V"] | None,
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"] | None]:
     """Computes the output and the final state; see `kernels_pallas.gla.api`."""
+    return run_by(_scan, spec, q, k, v, log_decays, initial_state)
+
+
+def run_by(
+    scan: Callable[..., tuple[Array, list[Array]]],
+    spec: GlaSpec,
+    q: Array,
+    k: Array,
+    v: Array,
+    log_decays: tuple[Array, ...],
+    initial_state: Array | None,
+) -> tuple[Array, Array | None]:
+    """Computes the operator by a function like `_scan`."""
     directions = (False, True) if spec.bidirectional else (spec.reverse,)
     by_direction = dict(zip(directions, log_decays, strict=True))
     initial_states = None
@@ -60,7 +73,7 @@ def run(
         own = [_own_state(spec, k, v, x, reverse) for reverse, x in by_direction.items()]
         arriving = arriving_states(spec.exchange, own, log_decays, directions)
         initial_states = dict(zip(directions, arriving, strict=True))
-    out, states = _scan(spec, q, k, v, by_direction, initial_states)
+    out, states = scan(spec, q, k, v, by_direction, initial_states)
     return out, states[0] if spec.return_final_state else None
 
 
@@ -78,11 +91,12 @@ def _scan(
     backward pass keeps only the inputs, and recomputes each group of rows.
     """
     rows = spec.batch * spec.heads
-    chunk = min(_CHUNK, next_power_of_two(spec.tokens))
-    chunks = cdiv(spec.tokens, chunk)
+    chunk, chunks = chunking(spec)
     padded = chunks * chunk
-    most = max(1, min(_MAX_GROUPS, q.size // _GROUP_ELEMENTS))
-    groups = max(count for count in range(1, most + 1) if rows % count == 0)
+    groups = 1
+    if isinstance(rows, int):  # a symbolic batch has no divisors
+        most = max(1, min(_MAX_GROUPS, q.size // _GROUP_ELEMENTS))
+        groups = max(count for count in range(1, most + 1) if rows % count == 0)
 
     def split(x):
         # A padded token has k = v = 0 and log-decay 0: it adds nothing and decays nothing.
@@ -101,6 +115,12 @@ def _scan(
     out = out.reshape(spec.batch, padded, spec.heads, spec.value_width)[:, : spec.tokens]
     final = (spec.batch, spec.heads, spec.key_width, spec.value_width)
     return out.astype(spec.dtype), [x.reshape(final) for x in finals]
+
+
+def chunking(spec: GlaSpec) -> tuple[int, int]:
+    """Returns the tokens of a chunk and the number of chunks."""
+    chunk = min(_CHUNK, next_power_of_two(spec.tokens))
+    return chunk, cdiv(spec.tokens, chunk)
 
 
 # Inside of a scan XLA cannot merge the recomputation with the forward pass, so nothing prevents it.
@@ -152,13 +172,13 @@ def _group(
         )
 
     # Without checkpoints each branch would return zeros for the other branch's intermediates.
-    factored, halved = (_remat(functools.partial(scores, way)) for way in (_factored, _halved))
+    relative, strict = (_remat(functools.partial(scores, way)) for way in (_factored, halved))
     mild = functools.reduce(jnp.logical_and, [jnp.all(x >= _MILD) for x in log_decays.values()])
     arrays = (spec.scale * q, k, log_decays)
     if spec.min_log_decay is not None and spec.min_log_decay >= _MILD:
-        parts, within = factored(*arrays)
+        parts, within = relative(*arrays)
     else:
-        parts, within = jax.lax.cond(mild, factored, halved, *arrays)
+        parts, within = jax.lax.cond(mild, relative, strict, *arrays)
 
     def step(state, chunk):
         decay, update = chunk
@@ -179,7 +199,7 @@ def _factored(
 ) -> tuple[Array, Array, Array, Array]:
     """Computes scores from decays relative to the middle of the chunk, for log-decays >= _MILD.
 
-    Arguments and results are those of `_halved`. Clipping does not change such decays. It keeps
+    Arguments and results are those of `halved`. Clipping does not change such decays. It keeps
     this branch finite where it is computed but not selected, as under `jax.vmap`.
     """
     size = q.shape[2]
@@ -196,7 +216,7 @@ def _factored(
     return q_in, k_out, jnp.exp(end), within
 
 
-def _halved(
+def halved(
     dot: Callable[..., Array], q: Array, k: Array, log_decay: Array, reverse: bool
 ) -> tuple[Array, Array, Array, Array]:
     """Computes scores by halving the chunk recursively, for any log-decay.

@@ -4,6 +4,8 @@ import dataclasses
 
 import numpy as np
 
+from kernels_pallas.core.types import Dim
+
 
 @dataclasses.dataclass(frozen=True)
 class Im2colSpec:
@@ -21,7 +23,7 @@ class Im2colSpec:
         ones: The first column after the pixels is 1 instead of 0.
     """
 
-    batch: int
+    batch: Dim
     height: int
     width: int
     channels: int

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
+from kernels_pallas.core.types import Dim
 from kernels_pallas.swiglu.spec import SwigluSpec
 
 
@@ -21,7 +22,7 @@ class LinearSwigluSpec:
         dtype: Type of input, kernel and output.
     """
 
-    rows: int
+    rows: Dim
     features: int
     width: int
     dtype: np.dtype

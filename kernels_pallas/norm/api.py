@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from kernels_pallas.core.checks import checked_array
 from kernels_pallas.core.dispatch import dispatch, implementations
+from kernels_pallas.core.types import Dim
 from kernels_pallas.norm import pallas_triton, reference, xla
 from kernels_pallas.norm.spec import ACTIVATIONS, KINDS, NormSpec
 
@@ -150,7 +151,7 @@ def _spec(
     *,
     activation: Any = None,
     residual: bool = False,
-    images: int = 0,
+    images: Dim = 0,
 ) -> NormSpec:
     if x.ndim == 0 or x.shape[-1] == 0:
         raise ValueError(f"x must have at least one channel in its last axis, got {x.shape}")

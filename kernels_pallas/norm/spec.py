@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from kernels_pallas.core.types import float32_or_wider
+from kernels_pallas.core.types import Dim, float32_or_wider
 
 KINDS = ("rms", "layer")
 ACTIVATIONS = (None, "silu", "gelu")
@@ -25,14 +25,14 @@ class NormSpec:
         images: Length of the first axis, which `keep` has too; 0 if there is no `keep`.
     """
 
-    rows: int
+    rows: Dim
     width: int
     dtype: np.dtype
     kind: str
     epsilon: float
     activation: str | None = None
     residual: bool = False
-    images: int = 0
+    images: Dim = 0
 
     @property
     def wide(self) -> np.dtype:

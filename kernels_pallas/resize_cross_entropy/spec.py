@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 
-from kernels_pallas.core.types import float32_or_wider
+from kernels_pallas.core.types import Dim, float32_or_wider
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,8 +23,8 @@ class ResizeCrossEntropySpec:
         dtype: Type of the logits.
     """
 
-    batch: int
-    rows: int
+    batch: Dim
+    rows: Dim
     columns: int
     height: int
     width: int

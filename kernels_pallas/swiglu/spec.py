@@ -5,6 +5,8 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
+from kernels_pallas.core.types import Dim
+
 
 @dataclasses.dataclass(frozen=True)
 class SwigluSpec:
@@ -16,7 +18,7 @@ class SwigluSpec:
         dtype: Type of input and output.
     """
 
-    rows: int
+    rows: Dim
     width: int
     dtype: np.dtype
 

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from kernels_pallas.core.types import Dim
 from kernels_pallas.linear_swiglu.spec import LinearSwigluSpec
 from kernels_pallas.swiglu.spec import SwigluSpec
 
@@ -20,7 +21,7 @@ class SwigluMlpSpec:
         dtype: Type of input, weights and output.
     """
 
-    rows: int
+    rows: Dim
     features: int
     width: int
     out_features: int

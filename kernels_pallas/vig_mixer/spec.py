@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Array, Float
 
+from kernels_pallas.core.types import Dim
 from kernels_pallas.gla.exchange import Exchange
 from kernels_pallas.gla.spec import GlaSpec
 
@@ -43,7 +44,7 @@ class MixerSpec:
         exchange: The tokens are a part of a sequence: see `GlaSpec`.
     """
 
-    batch: int
+    batch: Dim
     tokens: int
     heads: int
     width: int
@@ -67,7 +68,7 @@ class MixerSpec:
         return self.width // self.heads
 
     @property
-    def rows(self) -> int:
+    def rows(self) -> Dim:
         """Number of vectors of V channels in the blend."""
         return self.batch * self.tokens * self.heads
 

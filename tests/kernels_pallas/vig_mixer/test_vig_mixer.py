@@ -134,7 +134,7 @@ BACKWARD_LAUNCHES = ("vig_mixer_blend_backward", "gla_backward", "gla_backward_s
 
 class TestVigMixer(OpTest):
     op = "vig_mixer"
-    portable = ("xla_chunked",)
+    portable = ("xla_chunked", "xla_unrolled")
     forward_launches = FORWARD_LAUNCHES
     gradient_launches = FORWARD_LAUNCHES + BACKWARD_LAUNCHES
     remat_launches = FORWARD_LAUNCHES + FORWARD_LAUNCHES + BACKWARD_LAUNCHES

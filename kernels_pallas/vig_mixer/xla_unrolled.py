@@ -1,0 +1,20 @@
+"""The mixer in plain XLA around the scan without loops, for translation to other formats."""
+
+from jaxtyping import Array, Float
+
+from kernels_pallas.core.device import Device
+from kernels_pallas.gla import xla_unrolled as gla
+from kernels_pallas.vig_mixer.reference import compose
+from kernels_pallas.vig_mixer.spec import MixerInputs, MixerSpec
+
+PLATFORMS = None
+
+
+def supports(spec: MixerSpec, device: Device | None = None) -> str | None:
+    """Returns None: it serves every call."""
+    return None
+
+
+def run(spec: MixerSpec, inputs: MixerInputs) -> Float[Array, "B T O"]:
+    """Computes the mixer; see `kernels_pallas.vig_mixer.api.vig_mixer`."""
+    return compose(spec, gla.run, inputs)
