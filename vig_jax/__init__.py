@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vig_jax.inference.hub import from_pretrained, save_pretrained
     from vig_jax.inference.predictor import predictor
+    from vig_jax.inference.transform import create_transform, data_config
     from vig_jax.models import create_detector, create_model, create_segmenter, list_models
     from vig_jax.weights import load_weights
 
@@ -13,6 +14,8 @@ __all__ = [
     "create_detector",
     "create_model",
     "create_segmenter",
+    "create_transform",
+    "data_config",
     "from_pretrained",
     "list_models",
     "load_weights",
@@ -24,6 +27,8 @@ _HOMES = {
     "create_detector": "vig_jax.models",
     "create_model": "vig_jax.models",
     "create_segmenter": "vig_jax.models",
+    "create_transform": "vig_jax.inference.transform",
+    "data_config": "vig_jax.inference.transform",
     "from_pretrained": "vig_jax.inference.hub",
     "list_models": "vig_jax.models",
     "load_weights": "vig_jax.weights",

@@ -1,5 +1,6 @@
 """Hub folders: written and read back, by functions and by commands, and refused when wrong."""
 
+import csv
 import json
 import sys
 import types
@@ -164,9 +165,23 @@ def test_commands_take_and_make_folders(folder, tmp_path, capsys):
     assert main(["predict", str(folder), str(image), "--top", "3"]) == 0
     printed = capsys.readouterr().out
     assert all(name in printed for name in NAMES)
-    evaluate = ["evaluate", str(folder), "--data-path", str(tmp_path), "--workers", "0"]
-    assert main([*evaluate, "--batch-size", "1", "--json", str(tmp_path / "m.json")]) == 0
-    assert json.loads((tmp_path / "m.json").read_text())["top1"] in (0.0, 1.0)
+    options = ["--data-path", str(tmp_path), "--workers", "0", "--batch-size", "1"]
+    assert main(["evaluate", str(folder), *options, "--json", str(tmp_path / "m.json")]) == 0
+    top1 = json.loads((tmp_path / "m.json").read_text())["top1"]
+    assert top1 in (0.0, 1.0)
+    models, table = [str(folder), str(tmp_path / "absent"), str(again)], tmp_path / "t.csv"
+    capsys.readouterr()
+    assert main(["evaluate", *models, *options, "--csv", str(table)]) == 1
+    assert capsys.readouterr().err.startswith(f"{tmp_path / 'absent'}: ")
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+    assert [row["weights"] for row in rows] == models
+    assert [row["model"] for row in rows] == ["vig_t", "", "vig_t"]
+    assert [float(row["top1"]) for row in rows[::2]] == [top1, top1]
+    size = sum(x.size for x in jax.tree.leaves(before.variables))
+    assert [int(row["parameters"]) for row in rows[::2]] == [size, size]
+    assert "holds no finished checkpoint" in rows[1]["error"]
+    assert main(["evaluate", *models, *options, "--json", str(tmp_path / "m.json")]) == 1
+    assert "3 models are given: --csv is for several" in capsys.readouterr().err
 
 
 def test_a_run_starts_from_a_folder(folder, tmp_path):

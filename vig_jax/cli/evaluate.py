@@ -3,6 +3,7 @@
   vig evaluate runs/fashion_mnist
   vig evaluate runs/vig_s --data-path /data/imagenet --batch-size 256
   vig evaluate --weights vig_s.pth --model vig_s --data-path /data/imagenet
+  vig evaluate runs/* vig_s_81p7acc.pth --data-path /data/imagenet --csv models.csv
   vig evaluate runs/vig_s --results mistakes   # mistakes/confusion.png, top_confusions.csv, ...
   vig evaluate runs/ade20k --set "eval_scales=(0.75,1.0,1.25)" --set eval_flip=True
 
@@ -26,27 +27,40 @@ the format of COCO's results.
 """
 
 import argparse
+import csv
 import dataclasses
+import io
 import json
 import math
 import signal
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tqdm import tqdm
 
 from vig_jax.cli import options, weights
-from vig_jax.errors import REPORTED_ERRORS
-from vig_jax.files import to_json
+from vig_jax.errors import REPORTED_ERRORS, ConfigError
+from vig_jax.files import to_json, write_text
 from vig_jax.text import printable, printable_lines
+
+if TYPE_CHECKING:
+    from vig_jax.config import DataConfig
+    from vig_jax.inference.loaded_model import LoadedModel
+    from vig_jax.tasks.protocol import Evaluation
+    from vig_jax.tasks.registry import TaskEntry
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
     parser.add_argument(
-        "run",
+        "runs",
         type=options.path,
-        nargs="?",
-        help="a run's workdir, one of its checkpoints, or a weight file",
+        nargs="*",
+        metavar="RUN",
+        help="a run's workdir, one of its checkpoints, a hub folder, or a weight file; several are "
+        "evaluated one after the other, and one that fails leaves the others",
     )
     weights.configure(parser)
     parser.add_argument("--data-path", help="data set, if not where the run had it")
@@ -76,6 +90,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=options.count, help="decoding processes; 0: in this one")
     parser.add_argument(
         "--json", type=options.output_file, metavar="FILE", help="also write the metrics here"
+    )
+    parser.add_argument(
+        "--csv",
+        type=options.output_file,
+        metavar="FILE",
+        help="also write a table here: a row for each model, with its metrics",
     )
     parser.add_argument(
         "--results",
@@ -108,6 +128,64 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    """Evaluates the models one after the other; one that cannot be evaluated leaves the others."""
+    sources = args.runs or [None]
+    if len(sources) == 1:
+        result = _evaluated(args, sources[0])
+        _report(args, result)
+        _write_table(args.csv, [_row(result)])
+        return 0
+    if args.json or args.results or args.weights:
+        raise ConfigError(
+            f"{len(sources)} models are given: --csv is for several, --json, --results and "
+            "--weights are for one"
+        )
+    rows, failed = [], False
+    for source in sources:
+        try:
+            result = _evaluated(args, source)
+            _report(args, result)
+            rows.append(_row(result))
+        except REPORTED_ERRORS as error:
+            failed = True
+            print(printable(f"{source}: {error}"), file=sys.stderr)
+            rows.append({"weights": str(source), "error": str(error)})
+        _write_table(args.csv, rows)
+    return 1 if failed else 0
+
+
+class _Result(NamedTuple):
+    """An evaluated model.
+
+    Attributes:
+        source: the run or weight file.
+        is_file: whether it is a weight file.
+        loaded: the model.
+        entry: its task.
+        evaluation: the metrics of the task.
+        state: of the whole data set.
+        metrics: by name, the primary one first.
+        name_of: from the number of an example to its name.
+        images: in the data set.
+        undecodable: number of images that were left out.
+        damaged: number of images that were used in spite of damage.
+    """
+
+    source: Path
+    is_file: bool
+    loaded: "LoadedModel"
+    entry: "TaskEntry"
+    evaluation: "Evaluation[Any]"
+    state: Any
+    metrics: dict[str, float]
+    name_of: Callable[[int], str]
+    images: int
+    undecodable: int
+    damaged: int
+
+
+def _evaluated(args: argparse.Namespace, run: Path | None) -> _Result:
+    """Evaluates one model on all processes."""
     import jax
 
     from vig_jax.config import MeshConfig
@@ -116,19 +194,15 @@ def _run(args: argparse.Namespace) -> int:
     from vig_jax.evaluation.evaluate import evaluate, make_predict_step
     from vig_jax.sharding.mesh import check_batch_size, make_mesh
     from vig_jax.sharding.rules import placed
-    from vig_jax.tasks.protocol import Detailed, Exporting, HostBatch
+    from vig_jax.tasks.protocol import HostBatch
     from vig_jax.tasks.registry import get_task, make_task
 
-    loaded = weights.restore(args, args.run)
+    loaded = weights.restore(args, run)
     config = loaded.config
-    data = config.data
-    if args.data_path:
-        data = dataclasses.replace(data, path=args.data_path)
-    if args.data_source:
-        data = dataclasses.replace(data, source=args.data_source)
-    if args.workers is not None:
-        data = dataclasses.replace(data, workers=args.workers)
-    file = weights.weight_file(args, args.run)
+    data = _data(args, config.data)
+    file = weights.weight_file(args, run)
+    source = file or run
+    assert source is not None
     batch_size = args.batch_size or (64 if file else config.train.batch_size)
     mesh = make_mesh(shape=MeshConfig(**args.mesh))
     check_batch_size(batch_size, mesh)
@@ -140,12 +214,11 @@ def _run(args: argparse.Namespace) -> int:
     bundle = make_task(dataclasses.replace(config, data=data), metadata).evaluated_on(dataset)
     evaluation, preprocess = bundle.evaluation, bundle.eval_preprocess
     bad_images = BadImages(dataset, preprocess, data.max_bad_images)
-    first = jax.process_index() == 0
     progress = tqdm(
         total=len(dataset) // jax.process_count(),
         unit="img",
         desc="evaluate",
-        disable=None if first else True,
+        disable=None if jax.process_index() == 0 else True,
         leave=False,
     )
 
@@ -169,33 +242,92 @@ def _run(args: argparse.Namespace) -> int:
         state = evaluate(evaluation, predict, sets, batches, mesh, on_batch=on_batch)[""]
     metrics = evaluation.compute(state)
     if not all(map(math.isfinite, metrics.values())):
-        raise NonFiniteLossError(f"{file or args.run}: metrics are not finite: {metrics}")
-    undecodable, damaged = _totals([len(bad_images), len(bad_images.damaged)])
-    if not first:
-        return 0
-    print(printable(f"{file or args.run}: {loaded.description}, {len(dataset)} images"))
+        raise NonFiniteLossError(f"{source}: metrics are not finite: {metrics}")
     names = sorted(metrics, key=lambda name: name != evaluation.primary_metric)
-    print("  ".join(f"{name} {metrics[name]:.4f}" for name in names))
-    if undecodable:
-        print(f"{undecodable} images did not decode and were left out")
-    if damaged:
-        print(f"{damaged} images are damaged, but decoded and were used")
+    return _Result(
+        source,
+        bool(file),
+        loaded,
+        entry,
+        evaluation,
+        state,
+        {name: metrics[name] for name in names},
+        dataset.name_of,
+        len(dataset),
+        *_totals([len(bad_images), len(bad_images.damaged)]),
+    )
+
+
+def _data(args: argparse.Namespace, data: "DataConfig") -> "DataConfig":
+    """Returns the settings of the data set that the options change."""
+    given = {"path": args.data_path, "source": args.data_source, "workers": args.workers}
+    changed = {key: value for key, value in given.items() if value not in (None, "")}
+    return dataclasses.replace(data, **changed)
+
+
+def _report(args: argparse.Namespace, result: _Result) -> None:
+    """Prints the metrics and writes the files of one model, on the first process."""
+    import jax
+
+    from vig_jax.tasks.protocol import Detailed, Exporting
+
+    if jax.process_index():
+        return
+    loaded, evaluation, state = result.loaded, result.evaluation, result.state
+    model = loaded.config.model.name
+    print(printable(f"{result.source}: {loaded.description}, {result.images} images"))
+    print("  ".join(f"{name} {value:.4f}" for name, value in result.metrics.items()))
+    if result.undecodable:
+        print(f"{result.undecodable} images did not decode and were left out")
+    if result.damaged:
+        print(f"{result.damaged} images are damaged, but decoded and were used")
     if args.json:
-        facts = {"run": str(args.run), "step": loaded.step, "ema": loaded.ema}
-        if file:
-            facts = {"weights": str(file), "model": config.model.name, "ema": loaded.ema}
+        facts = {"run": str(result.source), "step": loaded.step, "ema": loaded.ema}
+        if result.is_file:
+            facts = {"weights": str(result.source), "model": model, "ema": loaded.ema}
         if isinstance(evaluation, Detailed):
-            facts |= evaluation.details(state, dataset.name_of)
-        args.json.write_text(to_json(facts | metrics))
+            facts |= evaluation.details(state, result.name_of)
+        args.json.write_text(to_json(facts | result.metrics))
     if args.results:
         args.results.mkdir(parents=True, exist_ok=True)
-        evaluation.save(state, args.results, f"{config.model.name}, {loaded.description}")
-        written = entry.report.draw(args.results)
+        evaluation.save(state, args.results, f"{model}, {loaded.description}")
+        written = result.entry.report.draw(args.results)
         if isinstance(evaluation, Exporting):
             written += evaluation.export(state, args.results)
         for path in written:
             print(f"wrote {path}")
-    return 0
+
+
+def _row(result: _Result) -> dict[str, Any]:
+    """Returns the columns of one model in the table of --csv."""
+    import jax
+
+    loaded = result.loaded
+    return {
+        "weights": str(result.source),
+        "model": loaded.config.model.name,
+        "task": loaded.config.task.name,
+        "parameters": sum(x.size for x in jax.tree.leaves(loaded.variables["params"])),
+        "updates": loaded.step,
+        "ema": {True: "yes", False: "no", None: ""}[loaded.ema],
+        "images": result.images,
+        **result.metrics,
+    }
+
+
+def _write_table(file: Path | None, rows: list[dict[str, Any]]) -> None:
+    """Writes the table of --csv on the first process; metrics that a model lacks are empty."""
+    import jax
+
+    if file is None or jax.process_index():
+        return
+    columns = list(dict.fromkeys(key for row in rows for key in row if key != "error"))
+    columns += ["error"] if any("error" in row for row in rows) else []
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(file, text.getvalue())
 
 
 def _totals(counts: list[int]) -> list[int]:
@@ -211,8 +343,6 @@ def _totals(counts: list[int]) -> list[int]:
 
 def _class_map(file: Path) -> dict[str, str]:
     """Reads the file of --class-map."""
-    from vig_jax.errors import ConfigError
-
     try:
         names = json.loads(file.read_text(encoding="utf-8-sig"))
     except ValueError as error:

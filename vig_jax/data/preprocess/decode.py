@@ -41,7 +41,7 @@ def decode(image: bytes | np.ndarray, max_pixels: int = limits.MAX_PIXELS) -> Im
     try:
         opened = open_image(image, max_pixels)
         opened.load()
-        return _to_rgb(opened)
+        return to_rgb(opened)
     except UndecodableImageError:
         raise
     # Pillow's readers raise OSError, SyntaxError, ValueError, struct.error, MemoryError and more.
@@ -196,7 +196,12 @@ def read_size(path: str | Path) -> tuple[int, int] | None:
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # tags and a value of TIFF
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Returns an image in mode RGB: alpha is dropped, and of 16 bits the upper eight are kept.
+
+    Raises:
+        UndecodableImageError: pixels that have no defined white.
+    """
     if image.mode == "RGB":
         return image
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
