@@ -230,8 +230,8 @@ def _from_module(
             break
     else:
         raise ConfigError(
-            "no setting of config.model describes this module: use_act_in_conv, use_out_act and "
-            "out_norms must be those of a published model"
+            "no setting of config.model describes this module: use_act_in_conv, use_out_act, "
+            "out_norms and in_chans must be those of a published model"
         )
     config = published_config(name, settings=changed)
     merge_scale = getattr(module, "merge_scale", None)

@@ -99,7 +99,7 @@ class ConvStem(nn.Module):
         self.conv2 = HalvingConv(self.features, *dtypes)
         self.norm2 = layer_norm(self.param_dtype)
 
-    def __call__(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w D"]:
+    def __call__(self, images: Float[Array, "B H W in_chans"]) -> Float[Array, "B h w D"]:
         smallest = smallest_image(self.patch_size)
         if min(images.shape[1:3]) < smallest:
             raise ConfigError(

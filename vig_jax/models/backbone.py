@@ -59,11 +59,13 @@ class Backbone(ParameterGroups, Protocol):
     Attributes:
         num_classes: width of the classification head; 0 means no head, and calling the model
             returns pooled features.
+        in_chans: channels of the images.
         dtype: dtype of the computation; None promotes images and parameters.
         gla_implementation: see `kernels_pallas.vig_mixer`; None chooses the best for the device.
     """
 
     num_classes: int
+    in_chans: int
     dtype: Dtype
     gla_implementation: str | None
 
@@ -90,12 +92,12 @@ class Backbone(ParameterGroups, Protocol):
     def __hash__(self) -> int:
         """Returns a hash of the settings: models with equal settings share compiled functions."""
 
-    def __call__(self, images: Float[Array, "B H W 3"], train: bool = False) -> Any:
+    def __call__(self, images: Float[Array, "B H W in_chans"], train: bool = False) -> Any:
         """Returns logits [B, num_classes], or pooled features [B, D] without a head."""
 
     def features(
         self,
-        images: Float[Array, "B H W 3"],
+        images: Float[Array, "B H W in_chans"],
         *,
         out_indices: Sequence[int] | None = None,
         train: bool = False,
@@ -131,7 +133,7 @@ def checked_sizes(
 
     Args:
         sizes: see `Backbone.features`.
-        images: the padded images [B, H, W, 3].
+        images: the padded images [B, H, W, in_chans].
         stride: the largest stride of the model.
         padded_right: see `Backbone.features`.
 
@@ -166,14 +168,14 @@ def checked_sizes(
     return jnp.asarray(sizes, jnp.int32)
 
 
-def check_images(images: jax.Array) -> None:
+def check_images(images: jax.Array, channels: int) -> None:
     """Checks that an array is a batch of normalised images.
 
     Raises:
-        ValueError: the array is not [B, H, W, 3] or not floating-point.
+        ValueError: the array is not [B, H, W, channels] or not floating-point.
     """
-    if images.ndim != 4 or images.shape[-1] != 3:
-        raise ValueError(f"images have shape {images.shape}; they must be [B, H, W, 3]")
+    if images.ndim != 4 or images.shape[-1] != channels:
+        raise ValueError(f"images have shape {images.shape}; they must be [B, H, W, {channels}]")
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(f"images are {images.dtype}; they must be normalised floats")
 
@@ -248,6 +250,16 @@ def check_classes(num_classes: int) -> None:
     """
     if num_classes < 0:
         raise ConfigError(f"num_classes={num_classes} must be at least 0; 0 means no head")
+
+
+def check_channels(in_chans: int) -> None:
+    """Checks the number of channels of images.
+
+    Raises:
+        ConfigError: it is below 1.
+    """
+    if in_chans < 1:
+        raise ConfigError(f"in_chans={in_chans} must be at least 1")
 
 
 def drop_path_rates(last: float, depth: int) -> list[float]:

@@ -39,6 +39,11 @@ class DenseModel(nn.Module):
         return self.backbone.dtype
 
     @property
+    def in_chans(self) -> int:
+        """Channels of the images."""
+        return self.backbone.in_chans
+
+    @property
     def gla_implementation(self) -> str | None:
         """The backbone's implementation; see `kernels_pallas.vig_mixer`."""
         return self.backbone.gla_implementation

@@ -153,7 +153,7 @@ class Detector(DenseModel):
         )
 
     def __call__(
-        self, images: Float[Array, "B H W 3"], sizes: Sizes | None = None
+        self, images: Float[Array, "B H W in_chans"], sizes: Sizes | None = None
     ) -> Detections | None:
         """Returns `detect(images, sizes)`; nothing while parameters are initialised."""
         if not self.is_initializing():
@@ -168,7 +168,7 @@ class Detector(DenseModel):
 
     def features(
         self,
-        images: Float[Array, "B H W 3"],
+        images: Float[Array, "B H W in_chans"],
         *,
         out_indices: Sequence[int] | None = None,
         train: bool = False,
@@ -188,8 +188,8 @@ class Detector(DenseModel):
                 right.
 
         Raises:
-            ValueError: the images are not [B, H, W, 3] floats, or (ConfigError) their sides no
-                multiples of 32.
+            ValueError: the images are not [B, H, W, in_chans] floats, or (ConfigError) their sides
+                no multiples of 32.
         """
         if wrong := [side for side in images.shape[1:3] if side % WHOLE_CELLS or not side]:
             raise ConfigError(
@@ -276,7 +276,9 @@ class Detector(DenseModel):
         )
         return found
 
-    def detect(self, images: Float[Array, "B H W 3"], sizes: Sizes | None = None) -> Detections:
+    def detect(
+        self, images: Float[Array, "B H W in_chans"], sizes: Sizes | None = None
+    ) -> Detections:
         """Returns the detections of each image.
 
         Args:

@@ -94,7 +94,7 @@ class Segmenter(DenseModel):
             )
 
     def __call__(
-        self, images: Float[Array, "B H W 3"], train: bool = False
+        self, images: Float[Array, "B H W in_chans"], train: bool = False
     ) -> Float[Array, "B h w K"]:
         """Returns class logits at stride 4, float32 or wider; sizes are rounded up.
 
@@ -104,7 +104,7 @@ class Segmenter(DenseModel):
                 `rngs={"dropout": key}` and `mutable=["batch_stats"]`.
 
         Raises:
-            ValueError: the images are not [B, H, W, 3] floats, or (ConfigError) too small.
+            ValueError: the images are not [B, H, W, in_chans] floats, or (ConfigError) too small.
             ConfigError: training with a batch that leaves one value per channel.
         """
         maps = self.features(images, train=train)
@@ -113,7 +113,7 @@ class Segmenter(DenseModel):
         return self.decode_head(maps, train)
 
     def training_logits(
-        self, images: Float[Array, "B H W 3"], train: bool = True
+        self, images: Float[Array, "B H W in_chans"], train: bool = True
     ) -> tuple[Float[Array, "B h w K"], Float[Array, "B _ _ K"] | None]:
         """Returns the logits of the decode head and of the auxiliary head (stride 16), or None."""
         maps = self.features(images, train=train)
@@ -124,7 +124,7 @@ class Segmenter(DenseModel):
 
     def features(
         self,
-        images: Float[Array, "B H W 3"],
+        images: Float[Array, "B H W in_chans"],
         *,
         out_indices: Sequence[int] | None = None,
         train: bool = False,

@@ -21,6 +21,7 @@ from vig_jax.layers.stem import ConvStem, smallest_image
 from vig_jax.models.backbone import (
     FeatureInfo,
     Sizes,
+    check_channels,
     check_classes,
     check_heads,
     check_images,
@@ -55,6 +56,7 @@ class ViG(nn.Module):
             relative. Set 0.25 only to reproduce upstream's evaluation to the last digit.
         gla_implementation: see `kernels_pallas.vig_mixer`.
         remat: recompute each block in the backward pass: less memory, more time.
+        in_chans: channels of the images.
         dtype: dtype of the computation; None promotes images and parameters.
         param_dtype: dtype of the parameters.
     """
@@ -71,6 +73,7 @@ class ViG(nn.Module):
     merge_scale: float = 0.5
     gla_implementation: str | None = None
     remat: bool = False
+    in_chans: int = 3
     dtype: Dtype = None
     param_dtype: Dtype = jnp.float32
 
@@ -86,6 +89,7 @@ class ViG(nn.Module):
             raise ConfigError(f"depth={self.depth} must be at least 1")
         check_heads(self.embed_dim, self.num_heads)
         check_classes(self.num_classes)
+        check_channels(self.in_chans)
         check_implementation(self.gla_implementation)
         super().__post_init__()
 
@@ -153,7 +157,7 @@ class ViG(nn.Module):
             self.head = classification_head(self.num_classes, self.param_dtype)
 
     def __call__(
-        self, images: Float[Array, "B H W 3"], train: bool = False
+        self, images: Float[Array, "B H W in_chans"], train: bool = False
     ) -> Float[Array, "B classes"]:
         """Returns class logits, or without a head the mean of the last map; float32 or wider.
 
@@ -162,7 +166,7 @@ class ViG(nn.Module):
             train: enables drop path, which needs `rngs={"dropout": key}`.
 
         Raises:
-            ValueError: the images are not [B, H, W, 3] floats, or (ConfigError) too small.
+            ValueError: the images are not [B, H, W, in_chans] floats, or (ConfigError) too small.
         """
         (x,) = self.features(images, train=train)
         pooled = mean_pool(x)
@@ -170,7 +174,7 @@ class ViG(nn.Module):
 
     def features(
         self,
-        images: Float[Array, "B H W 3"],
+        images: Float[Array, "B H W in_chans"],
         *,
         out_indices: Sequence[int] | None = None,
         train: bool = False,
@@ -198,7 +202,7 @@ class ViG(nn.Module):
             ValueError: as for `__call__`, or (ConfigError) an index is out of range, or a size that
                 is not traced does not fit.
         """
-        check_images(images)
+        check_images(images, self.in_chans)
         indices = check_indices((-1,) if out_indices is None else out_indices, self.depth, "blocks")
         x, padding = self._embed(images, sizes, padded_right)
         stream = Residual(x)

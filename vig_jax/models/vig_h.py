@@ -20,6 +20,7 @@ from vig_jax.layers.stem import ConvStem, Downsample
 from vig_jax.models.backbone import (
     FeatureInfo,
     Sizes,
+    check_channels,
     check_classes,
     check_heads,
     check_images,
@@ -100,6 +101,7 @@ class ViGH(nn.Module):
         use_out_act: SiLU before the mixer's output projection.
         gla_implementation: see `kernels_pallas.vig_mixer`.
         remat: recompute each block in the backward pass: less memory, more time.
+        in_chans: channels of the images.
         dtype: dtype of the computation; None promotes images and parameters.
         param_dtype: dtype of the parameters.
     """
@@ -114,6 +116,7 @@ class ViGH(nn.Module):
     use_out_act: bool = False
     gla_implementation: str | None = None
     remat: bool = False
+    in_chans: int = 3
     dtype: Dtype = None
     param_dtype: Dtype = jnp.float32
 
@@ -124,6 +127,7 @@ class ViGH(nn.Module):
                 raise ConfigError(f"{field}={value} must be four positive numbers, one per stage")
             setattr(self, field, tuple(value))  # jit needs a hash, which a list lacks
         check_classes(self.num_classes)
+        check_channels(self.in_chans)
         for embed_dim, num_heads in zip(self.embed_dims, self.num_heads, strict=True):
             check_heads(embed_dim, num_heads)
         check_implementation(self.gla_implementation)
@@ -193,7 +197,7 @@ class ViGH(nn.Module):
             self.head = classification_head(self.num_classes, self.param_dtype)
 
     def __call__(
-        self, images: Float[Array, "B H W 3"], train: bool = False
+        self, images: Float[Array, "B H W in_chans"], train: bool = False
     ) -> Float[Array, "B classes"]:
         """Returns class logits, or without a head pooled features; float32 or wider.
 
@@ -203,7 +207,7 @@ class ViGH(nn.Module):
             train: enables drop path, which needs `rngs={"dropout": key}`.
 
         Raises:
-            ValueError: the images are not [B, H, W, 3] floats, or (ConfigError) too small.
+            ValueError: the images are not [B, H, W, in_chans] floats, or (ConfigError) too small.
         """
         streams, _ = self._stages(images, range(4), train)
         if self.is_initializing():
@@ -215,7 +219,7 @@ class ViGH(nn.Module):
 
     def features(
         self,
-        images: Float[Array, "B H W 3"],
+        images: Float[Array, "B H W in_chans"],
         *,
         out_indices: Sequence[int] | None = None,
         train: bool = False,
@@ -258,7 +262,7 @@ class ViGH(nn.Module):
         With `sizes`, the second result has their paddings. The convolutions of stride 2 need none:
         a valid part has an even number of rows and columns, and no window reaches beyond it.
         """
-        check_images(images)
+        check_images(images, self.in_chans)
         if min(images.shape[1:3]) < _STRIDE:
             raise ConfigError(
                 f"images are {images.shape[1]}x{images.shape[2]} pixels; a model of four stages "

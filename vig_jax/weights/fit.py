@@ -1,7 +1,6 @@
 """Fits the tensors of a weight file to a model: old names, a new head, another token grid."""
 
 import dataclasses
-import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,13 +13,11 @@ import numpy as np
 from vig_jax.config import ModelConfig
 from vig_jax.errors import ConfigError, WeightsError
 from vig_jax.layers.linear import normal_002
-from vig_jax.layers.pos_embed import resize_pos_embed
 from vig_jax.models import Backbone, create_model, list_models
 from vig_jax.weights import mmseg, upstream
 from vig_jax.weights.detectors import is_detector
 from vig_jax.weights.finite import check_finite
-
-StateDict = dict[str, np.ndarray]
+from vig_jax.weights.fit_inputs import StateDict, fit_inputs
 
 # Prefixes of the hierarchical models' parameters in files of earlier upstream code, and the present
 # ones. Upstream's vig_h.py renames them too (`_load_from_state_dict`).
@@ -147,7 +144,7 @@ def fit(
         notes.append("a new head, as the data set has other classes: it must be trained")
     elif head and in_file != model.num_classes:
         notes.append(_replace_head(tensors, head, model.num_classes, seed))
-    notes += resize_table(tensors, "pos_embed", model.pos_embed_grid)
+    notes += fit_inputs(tensors, model)
     try:
         params = upstream.to_params(tensors, model)
     except WeightsError as error:
@@ -343,36 +340,3 @@ def with_present_names(state_dict: Mapping[str, np.ndarray]) -> StateDict:
             raise WeightsError(f"{key} and another key both mean {new}")
         result[new] = value[:, :, 0, 0] if value.ndim == 4 and value.shape[2:] == (1, 1) else value
     return result
-
-
-def resize_table(tensors: StateDict, key: str, grid: int | None) -> list[str]:
-    """Resizes the position embedding `key` in `tensors` to the grid of a model.
-
-    Args:
-        tensors: of a file.
-        key: the name of the position embedding; it may be absent.
-        grid: rows and columns of the model's; None if it has none.
-
-    Returns:
-        A note if the size has changed, else nothing.
-    """
-    table = tensors.get(key)
-    if grid is None or table is None:
-        return []
-    tensors[key] = _resized(table, grid)
-    if table.shape == tensors[key].shape:
-        return []
-    before = math.isqrt(table.shape[1])
-    return [f"position embedding resized from {before}x{before} to {grid}x{grid}"]
-
-
-def _resized(pos_embed: np.ndarray, side: int) -> np.ndarray:
-    """Returns a position embedding [1, n * n, D] for a grid of `side` rows and columns."""
-    if pos_embed.ndim != 3 or pos_embed.shape[:2] == (1, side * side):
-        return pos_embed  # the grid is right, or the comparison of shapes will report it
-    tokens = pos_embed.shape[1]
-    if pos_embed.shape[0] != 1 or math.isqrt(tokens) ** 2 != tokens or tokens == 0:
-        return pos_embed
-    table = jnp.asarray(np.asarray(pos_embed, np.float32))
-    resized = resize_pos_embed(table, (side, side)).reshape(1, side * side, -1)
-    return np.asarray(resized).astype(pos_embed.dtype)

@@ -8,13 +8,12 @@ from vig_jax.models import Detector, Segmenter
 from vig_jax.weights import upstream
 from vig_jax.weights.dense import BACKBONE
 from vig_jax.weights.fit import (
-    StateDict,
     WeightFile,
     check_values,
-    resize_table,
     size_hint,
     with_present_names,
 )
+from vig_jax.weights.fit_inputs import StateDict, fit_inputs
 
 _CLASSIFIER = ("head.", "classifier.head.")
 _FINAL_NORM = ("norm.", "classifier.norm.")
@@ -40,7 +39,7 @@ def backbone_tensors(
     notes = ["the backbone is taken, the classifier's head is not"]
     if any(key.startswith(_FINAL_NORM) and key not in tensors for key in given):
         notes = ["the backbone is taken, the classifier's head and last norm are not"]
-    notes += resize_table(tensors, "pos_embed", model.pos_embed_grid)
+    notes += fit_inputs(tensors, model)
     shapes = upstream.variable_shapes(model)
     tensors |= upstream.new_out_norms(tensors, shapes, "params/backbone/")
     return {BACKBONE + key: value for key, value in tensors.items()}, tuple(notes)

@@ -72,7 +72,7 @@ def completed(variables: Variables, model: Segmenter | Detector, *, seed: int) -
     # Neither the forward pass nor the other draws are part of the compiled program.
     @jax.jit
     def draw(key: jax.Array) -> dict[str, jax.Array]:
-        fresh = model.init(key, jnp.zeros((1, side, side, 3)))
+        fresh = model.init(key, jnp.zeros((1, side, side, model.in_chans)))
         flat = traverse_util.flatten_dict(dict(fresh), sep="/")
         return {path: flat[path] for path in missing}
 

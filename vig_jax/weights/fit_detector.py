@@ -12,13 +12,12 @@ from vig_jax.weights.dense import BACKBONE
 from vig_jax.weights.detector_names import DetectorNames
 from vig_jax.weights.detectors import names_of
 from vig_jax.weights.fit import (
-    StateDict,
     WeightFile,
     check_values,
     matched_outputs,
-    resize_table,
 )
 from vig_jax.weights.fit_backbone import backbone_tensors, hint_of_sizes, with_present_backbone
+from vig_jax.weights.fit_inputs import StateDict, fit_inputs
 from vig_jax.weights.table import translate
 
 _NEW_WITH_CLASSIFIER = ("neck.", *mmdet.NAMES.heads)
@@ -113,7 +112,7 @@ def _of_detector(
             f"new last layers of the heads for {model.num_classes} classes, {why}: they must be "
             "trained"
         )
-    notes += resize_table(tensors, f"{names.backbone}pos_embed", model.pos_embed_grid)
+    notes += fit_inputs(tensors, model, names.backbone)
     return tensors, new, tuple(notes)
 
 

@@ -7,8 +7,9 @@ import numpy as np
 from vig_jax.models import Segmenter, ViG
 from vig_jax.weights import mmseg
 from vig_jax.weights.dense import BACKBONE
-from vig_jax.weights.fit import StateDict, WeightFile, check_values, matched_outputs, resize_table
+from vig_jax.weights.fit import WeightFile, check_values, matched_outputs
 from vig_jax.weights.fit_backbone import backbone_tensors, hint_of_sizes, with_present_backbone
+from vig_jax.weights.fit_inputs import StateDict, fit_inputs
 
 _NEW_WITH_CLASSIFIER = ("neck.", *mmseg.HEADS)
 
@@ -93,5 +94,5 @@ def _of_segmenter(
             else "as the data set has other classes"
         )
         notes.append(f"a new conv_seg for {model.num_classes} classes, {why}: it must be trained")
-    notes += resize_table(tensors, f"{BACKBONE}pos_embed", model.pos_embed_grid)
+    notes += fit_inputs(tensors, model, BACKBONE)
     return tensors, tuple(new), tuple(notes)

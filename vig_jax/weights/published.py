@@ -56,6 +56,7 @@ def published_config(
     values["data"]["image_size"] = (
         image_size or model["img_size"] or published.native_size or recipe_size
     )
+    model["img_size"] = model["img_size"] or published.native_size  # whatever the images' size
     values["train"]["compilation_cache"] = ""
     return parse(values)
 

@@ -155,7 +155,7 @@ def new_out_norms(
 def variable_shapes(model: Backbone) -> dict[str, tuple[int, ...]]:
     """Returns the shapes of a model's variables by their paths, e.g. "params/norm/scale"."""
     side = traced_side(model)
-    images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+    images = jax.ShapeDtypeStruct((1, side, side, model.in_chans), jnp.float32)
     variables = jax.eval_shape(lambda images: model.init(jax.random.key(0), images), images)
     flat = traverse_util.flatten_dict(dict(variables), sep="/")
     return {path: leaf.shape for path, leaf in flat.items()}
