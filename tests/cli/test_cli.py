@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -21,6 +22,7 @@ from configs import common
 from vig_jax import config as configuration
 from vig_jax.cli import options
 from vig_jax.cli.main import COMMANDS, main
+from vig_jax.inference.loaded_model import load_for_inference
 from vig_jax.models import from_config
 from vig_jax.train.loop import run
 
@@ -42,6 +44,21 @@ def trained(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
     run(configuration.parse(settings), workdir)
     return workdir
+
+
+def test_a_run_becomes_a_hub_folder_with_its_metrics(trained, tmp_path, capsys):
+    folder = tmp_path / "folder"
+    assert main(["convert", str(trained), str(folder), "--to", "hub", "--verify"]) == 0
+    assert "verified" in capsys.readouterr().out
+    before, after = load_for_inference(trained), load_for_inference(folder)
+    assert after.metrics == before.metrics
+    assert set(after.metrics) >= {"top1", "top5", "loss"}
+    assert (after.step, after.ema) == (2, True)
+    assert after.config.model == dataclasses.replace(before.config.model, gla_implementation=None)
+    jax.tree.map(np.testing.assert_array_equal, after.variables, before.variables)
+    card = (folder / "README.md").read_text()
+    assert f"| top1 | {before.metrics['top1']:.4f} |" in card
+    assert "| weights | EMA, after 2 updates |" in card
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -1,6 +1,7 @@
 """Hub folders: written and read back, by functions and by commands, and refused when wrong."""
 
 import csv
+import dataclasses
 import json
 import sys
 import types
@@ -14,10 +15,9 @@ from PIL import Image
 import vig_jax
 from tests.weights import dense_case
 from vig_jax.cli.main import main
-from vig_jax.config import RunConfig
 from vig_jax.errors import ConfigError, WeightsError
 from vig_jax.inference.loaded_model import load_for_inference
-from vig_jax.weights.initial import with_sizes_of_start
+from vig_jax.weights.initial import classifier_variables, with_sizes_of_start
 from vig_jax.weights.load import save_safetensors
 from vig_jax.weights.published import published_config
 from vig_jax.weights.run_folder import metrics_of
@@ -184,13 +184,17 @@ def test_commands_take_and_make_folders(folder, tmp_path, capsys):
     assert "3 models are given: --csv is for several" in capsys.readouterr().err
 
 
-def test_a_run_starts_from_a_folder(folder, tmp_path):
-    import dataclasses
-
-    config: RunConfig = published_config("vig_t")
+def test_a_run_starts_from_a_folder(folder, model, tmp_path):
+    config = published_config("vig_t", settings={"img_size": 32})
     config = dataclasses.replace(config, init_weights=str(folder))
     started = with_sizes_of_start(config, tmp_path / "new")
     assert (started.model.embed_dim, started.model.depth) == (32, 1)
+    started = dataclasses.replace(started, model=dataclasses.replace(started.model, num_classes=3))
+    reordered = {"class_names": NAMES[::-1]}
+    variables, line = classifier_variables(started, model, reordered)
+    kernel = vig_jax.from_pretrained(folder).variables["params"]["head"]["kernel"]
+    np.testing.assert_array_equal(variables["params"]["head"]["kernel"], kernel[:, ::-1])
+    assert line.startswith(f"starting from {folder}")
 
 
 def change(folder, **values):
@@ -218,6 +222,25 @@ def test_config_and_weights_that_differ(folder, values, message, capsys):
         vig_jax.from_pretrained(folder)
     assert main(["predict", str(folder), str(folder / "README.md")]) == 1
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("config", []),
+        ("metadata", {"class_names": 3}),
+        ("metadata", {"class_names": [{}]}),
+        ("metrics", {"top1": "high"}),
+        ("metrics", None),
+        ("updates", "many"),
+        ("updates", -1),
+    ],
+)
+def test_values_of_other_types_are_refused(folder, key, value):
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+    with pytest.raises(WeightsError, match=f"is damaged: {key}: fetch"):
+        vig_jax.from_pretrained(folder)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"vig_jax": 1}', '{"vig_jax": 2}', "[" * 10**5])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -179,7 +180,7 @@ def write_folder(folder: Path, loaded: LoadedModel, licence: str) -> None:
     values = {
         "config": to_dict(config),
         "metadata": dict(loaded.metadata),
-        "metrics": dict(loaded.metrics),
+        "metrics": {name: x for name, x in loaded.metrics.items() if math.isfinite(x)},
         "updates": loaded.step,
         "license": licence,
     }

@@ -152,12 +152,12 @@ def _load_hub_folder(
         model, variables = _hub_variables(file, config)
     except WeightsError as error:
         raise WeightsError(f"{folder}: {CONFIG} and {WEIGHTS} differ: {error}") from error
-    updates = f" after {facts['updates']} updates" if facts.get("updates") else ""
+    updates = f" after {facts['updates']} updates" if facts["updates"] else ""
     kind = {True: "EMA ", False: "raw ", None: ""}[file.averaged]
     return LoadedModel(
         config=dataclasses.replace(config, model=model),
         variables=variables,
-        step=int(facts.get("updates", 0)),
+        step=facts["updates"],
         metadata=metadata,
         ema=file.averaged,
         description="; ".join((f"{kind}weights{updates} from {folder}", *file.notes)),

@@ -5,7 +5,7 @@ measured metrics. `model.safetensors` has the weights. Nothing in a folder is ex
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,27 @@ CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 _FORMAT = "vig_jax"  # key of the number of the format
 _NUMBER = 1
 _LARGEST_CONFIG = 2**24  # bytes
+
+
+def _is_metadata(value: Any) -> bool:
+    """Returns whether a value is a mapping whose lists of names are such."""
+    if not isinstance(value, dict):
+        return False
+    names = [value[key] for key in ("class_names", "instance_names") if key in value]
+    return all(isinstance(n, list) and all(isinstance(x, str) for x in n) for n in names)
+
+
+def _is_metrics(value: Any) -> bool:
+    """Returns whether a value is a mapping of numbers."""
+    return isinstance(value, dict) and all(type(x) in (int, float) for x in value.values())
+
+
+_RULES: dict[str, Callable[[Any], bool]] = {
+    "config": lambda value: isinstance(value, dict),
+    "metadata": _is_metadata,
+    "metrics": _is_metrics,
+    "updates": lambda value: type(value) is int and value >= 0,
+}
 
 
 def is_hub_folder(path: Path) -> bool:
@@ -42,12 +63,11 @@ def read_hub_config(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
         raise WeightsError(f"{file} cannot be read: {error}") from error
     if not isinstance(values, dict) or _FORMAT not in values:
         raise WeightsError(f"{file} was not written by vig_jax.save_pretrained")
-    stored, metadata, metrics = (values.get(key) for key in ("config", "metadata", "metrics"))
-    if values[_FORMAT] != _NUMBER or not all(
-        isinstance(value, dict) for value in (stored, metadata, metrics)
-    ):
+    if values[_FORMAT] != _NUMBER:
         raise WeightsError(f"{file} was written by another version of vig_jax: use that version")
-    assert isinstance(stored, dict)
+    if wrong := [key for key, holds in _RULES.items() if not holds(values.get(key))]:
+        raise WeightsError(f"{file} is damaged: {', '.join(wrong)}: fetch or write it again")
+    stored = values["config"]
     try:
         if unknown := unknown_settings(stored):
             raise ConfigError(f"it has unknown settings: {', '.join(unknown)}")
