@@ -58,7 +58,7 @@ def test_a_run_becomes_a_hub_folder_with_its_metrics(trained, tmp_path, capsys):
     jax.tree.map(np.testing.assert_array_equal, after.variables, before.variables)
     card = (folder / "README.md").read_text()
     assert f"| top1 | {before.metrics['top1']:.4f} |" in card
-    assert "| weights | EMA, after 2 updates |" in card
+    assert "| weights | EMA, after 2 updates |\n| trained on | `fashion_mnist` |" in card
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -86,6 +86,7 @@ def test_the_card_says_what_is_in_the_folder(folder, model, variables, tmp_path)
     card = (tmp_path / "bare" / "README.md").read_text()
     assert "license: unknown" in card
     assert "No metrics are stored" in card
+    assert "trained on" not in card
     assert "hustvl/ViG may be used is unclear" in card
 
 
@@ -119,6 +120,8 @@ def test_dense_models_come_back(kind, tmp_path):
     assert again.model == loaded.model
     assert (again.ema, again.metrics) == (True, {"mIoU": 0.5})
     assert type(again.model) is type(module)
+    with pytest.raises(ConfigError, match="takes whole images, not crops"):
+        vig_jax.data_config(again)
     file = tmp_path / "folder" / "config.json"
     config = json.loads(file.read_text())
     config["config"]["task"] = {"name": "classification"}

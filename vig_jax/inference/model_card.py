@@ -27,8 +27,7 @@ ViG (gated linear attention for images) for {task}, in JAX and Flax.
 | | |
 |---|---|
 | model | `{name}`, {classes} classes |
-| weights | {weights} |
-| data | `{source}` |
+| weights | {weights} |{trained_on}
 
 ## Results
 
@@ -65,7 +64,7 @@ def model_card(loaded: LoadedModel, licence: str) -> str:
         loaded: with the metrics that were measured, if any were.
         licence: an identifier of the Hub, e.g. "apache-2.0".
     """
-    config, kinds = loaded.config, {True: "EMA", False: "raw", None: "not said to be EMA or raw"}
+    config, kinds = loaded.config, {True: "EMA", False: "raw", None: "unknown whether EMA or raw"}
     updates = f", after {loaded.step} updates" if loaded.step else ""
     return _CARD.format(
         pipeline=_PIPELINES[config.task.name],
@@ -74,7 +73,7 @@ def model_card(loaded: LoadedModel, licence: str) -> str:
         task=config.task.name,
         classes=config.model.num_classes or "no",
         weights=kinds[loaded.ema] + updates,
-        source=config.data.source,
+        trained_on=f"\n| trained on | `{config.data.source}` |" if loaded.step else "",
         results=_results(loaded),
         images=_images(loaded),
         licence_text=_licence_text(licence),
@@ -86,8 +85,9 @@ def _results(loaded: LoadedModel) -> str:
         return "No metrics are stored with these weights."
     rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in loaded.metrics.items())
     return (
-        f"| metric | value |\n|---|---|\n{rows}\n\nMeasured on the evaluation data of the run. "
-        "Accuracies, IoU and AP are fractions."
+        f"| metric | value |\n|---|---|\n{rows}\n\nThose of a run are measured on its "
+        "evaluation data; others are as stated by whoever wrote this folder. Accuracies, IoU and "
+        "AP are fractions."
     )
 
 

@@ -6,9 +6,10 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
-from vig_jax.config import DataConfig
+from vig_jax.config import DataConfig, TaskConfig
 from vig_jax.data.preprocess.decode import load, to_rgb
 from vig_jax.data.preprocess.geometry import draw_view, image_size
+from vig_jax.errors import ConfigError
 from vig_jax.inference.loaded_model import LoadedModel
 from vig_jax.models import ViG, ViGH
 from vig_jax.weights.published import published_config
@@ -29,9 +30,15 @@ def data_config(
         filter is bicubic.
 
     Raises:
-        ConfigError: an unknown model.
+        ConfigError: an unknown model, or a loaded one that is no classifier.
     """
     if isinstance(model, LoadedModel):
+        task = model.config.task.name
+        if task != TaskConfig.name:
+            raise ConfigError(
+                f"a model for {task} takes whole images, not crops of one size: use vig predict "
+                "or vig_jax.inference.file_predictor.file_predictor(model)"
+            )
         data = model.config.data
     elif isinstance(model, str):
         data = published_config(model).data
