@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vig_jax.inference.export import export
     from vig_jax.inference.hub import from_pretrained, save_pretrained
     from vig_jax.inference.predictor import predictor
     from vig_jax.inference.transform import create_transform, data_config
@@ -16,6 +17,7 @@ __all__ = [
     "create_segmenter",
     "create_transform",
     "data_config",
+    "export",
     "from_pretrained",
     "list_models",
     "load_weights",
@@ -29,6 +31,7 @@ _HOMES = {
     "create_segmenter": "vig_jax.models",
     "create_transform": "vig_jax.inference.transform",
     "data_config": "vig_jax.inference.transform",
+    "export": "vig_jax.inference.export",
     "from_pretrained": "vig_jax.inference.hub",
     "list_models": "vig_jax.models",
     "load_weights": "vig_jax.weights",

@@ -49,6 +49,10 @@ class WeightsError(UserError, ValueError):
     """A weight file cannot be read or does not fit the model."""
 
 
+class ExportError(UserError, RuntimeError):
+    """A model cannot be translated, or the exported program has other results."""
+
+
 class CheckpointError(UserError, RuntimeError):
     """A checkpoint is missing or belongs to another run."""
 

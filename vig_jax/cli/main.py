@@ -1,4 +1,4 @@
-"""`vig <train|evaluate|predict|convert|report|benchmark|data>`."""
+"""`vig <train|evaluate|predict|convert|export|report|benchmark|data>`."""
 
 import argparse
 import gc
@@ -22,6 +22,7 @@ COMMANDS = {
     "evaluate": "metrics of a trained run or a weight file",
     "predict": "classes, class maps or objects of image files",
     "convert": "turn weight files into others, or into a checkpoint, and back",
+    "export": "write a model as StableHLO or ONNX, which run without this package",
     "report": "draw a run's curves and results, and sum it up",
     "benchmark": "images per second and memory of a model on this device",
     "data": "convert, inspect and time data sets; write the embedded photographs",

@@ -81,5 +81,5 @@ class Feature2Pyramid(nn.Module):
         """
         fine, middle, coarse, coarsest = maps
         fine = self.upsample_4x_3(self.upsample_4x_1(self.upsample_4x_0(fine), train))
-        pooled = nn.max_pool(coarsest, (2, 2), (2, 2))
+        pooled = nn.max_pool(coarsest, window_shape=(2, 2), strides=(2, 2))
         return fine, self.upsample_2x_0(middle), coarse, pooled

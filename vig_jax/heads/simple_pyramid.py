@@ -56,7 +56,7 @@ class SimplePyramid(nn.Module):
         norm = Norm("layer", 1e-6, "gelu", self.param_dtype, name="simfp_2_1")
         finest = deconv(dim // 4, "simfp_2_3")(norm(deconv(dim // 2, "simfp_2_0")(x)))
         finer = deconv(dim // 2, "simfp_3_0")(x)
-        pooled = nn.max_pool(x, (2, 2), (2, 2))
+        pooled = nn.max_pool(x, window_shape=(2, 2), strides=(2, 2))
         coarsest = level(pooled, 32, "simfp_5", 1)
         return (
             level(finest, 4, "simfp_2", 4),

@@ -5,6 +5,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from kernels_pallas.core.types import Dim
+
 
 class DropPath(nn.Module):
     """Draws which samples drop a residual branch, each with probability `rate`.
@@ -16,7 +18,7 @@ class DropPath(nn.Module):
     rate: float
 
     @nn.compact
-    def __call__(self, batch: int, train: bool) -> Float[Array, " B"] | None:
+    def __call__(self, batch: Dim, train: bool) -> Float[Array, " B"] | None:
         """Returns the factor on each sample's branch, 0 or 1 / (1 - rate); None if all are 1."""
         if not train or self.rate == 0.0:
             return None

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
+from kernels_pallas.core.types import Dim
 from vig_jax.errors import ConfigError
 from vig_jax.sharding.mesh import (
     BATCH_AXES,
@@ -167,7 +168,7 @@ def _devices(entry: str | tuple[str, ...] | None, mesh: AbstractMesh) -> int:
 
 
 def _check_divides(
-    shape: tuple[int, ...], spec: PartitionSpec, mesh: AbstractMesh, number: int
+    shape: tuple[Dim, ...], spec: PartitionSpec, mesh: AbstractMesh, number: int
 ) -> None:
     for axis, entry in enumerate(spec):
         devices = _devices(entry, mesh)
