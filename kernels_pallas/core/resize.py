@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
+from kernels_pallas.core.choice import only_portable
 from kernels_pallas.core.types import float32_or_wider
 
 Size = tuple[int, ...]  # rows, columns
@@ -94,7 +95,10 @@ def _enlarge(x: jax.Array, axis: int, factor: int) -> jax.Array:
         """Returns x moved by a position, and itself at a border."""
         edges = [(0, 0, 0)] * x.ndim
         edges[axis] = (by, -by, 0)
-        moved = jax.lax.pad(x, jnp.zeros((), x.dtype), edges)
+        if only_portable():  # other formats have no negative pads
+            moved = jnp.roll(x, by, axis)
+        else:
+            moved = jax.lax.pad(x, jnp.zeros((), x.dtype), edges)
         return jnp.where(position == border, x, moved)
 
     before, after, centre = (

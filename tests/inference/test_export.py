@@ -34,6 +34,8 @@ PLAIN = {"img_size": 32, "embed_dim": 16, "depth": 1, "num_heads": 2}
 FOUR = {"embed_dims": (8, 16, 16, 16), "depths": (1,) * 4, "num_heads": (1, 2, 2, 2)}
 NAMES = ("cat", "dog", "owl")
 SIDE = 32
+SLOW = ("vig_s", "vig_b", "vig_h_s", "vig_h_b")
+MODELS = ("vig_t", "vig_h_t", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW))
 
 pytestmark = pytest.mark.usefixtures("compilation_cache")
 
@@ -60,17 +62,7 @@ def logits_of(loaded, batch):
     return np.asarray(predictor(loaded.model, loaded.variables, len(batch), SIDE)(batch))
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "vig_t",
-        "vig_h_t",
-        *(
-            pytest.param(n, marks=pytest.mark.slow)
-            for n in ("vig_s", "vig_b", "vig_h_s", "vig_h_b")
-        ),
-    ],
-)
+@pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize(
     "names",
     [("xla_chunked", "xla"), ("xla_unrolled", "portable")],
@@ -167,6 +159,7 @@ def ask(address, data, server):
     pytest.fail("the server does not listen")
 
 
+@pytest.mark.parametrize("folder", MODELS, indirect=True)
 def test_onnx(folder, tmp_path, capsys):
     pytest.importorskip("jax2onnx")
     runtime = pytest.importorskip("onnxruntime")
@@ -215,6 +208,16 @@ def test_dense_models(tmp_path):
         program_of(detector, "labels", 64)
     with pytest.raises(ConfigError, match="multiple of 32"):
         program_of(detector, image_size=40)
+
+
+@pytest.mark.slow
+def test_onnx_of_a_segmenter(tmp_path):
+    for package in ("jax2onnx", "onnxruntime"):
+        pytest.importorskip(package)
+    segmenter, options = loaded_dense("segmenter", tmp_path), {"image_size": 64, "verify": True}
+    report = vig_jax.export(segmenter, tmp_path / "x.onnx", **options)
+    assert report.differences["logits"] < 1e-4
+    assert report.outputs == {"logits": "float32[b, 16, 16, 3]"}
 
 
 @pytest.fixture

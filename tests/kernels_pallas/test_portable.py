@@ -12,6 +12,7 @@ from kernels_pallas import bidirectional_gla, depthwise_conv, gla, implementatio
 from kernels_pallas.core.arg_specs import MODEL
 from kernels_pallas.core.dispatch import observe
 from kernels_pallas.core.launch import LAUNCH
+from kernels_pallas.core.resize import resize_bilinear
 from kernels_pallas.operators import OPERATORS
 from kernels_pallas.testing import TOLERANCES, rms_relative_error
 
@@ -161,3 +162,13 @@ def test_unrolled_over_many_chunks(reverse):
     assert_equal(*runs)
     both = functools.partial(bidirectional_gla, q, k, v, decay, decay[:, ::-1])
     assert_equal(both(implementation="xla_unrolled"), both(implementation="reference"))
+
+
+def test_maps_are_enlarged_without_negative_pads():
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, 4, 2)), "float32")
+    run = functools.partial(resize_bilinear, size=(6, 12))
+    assert "pad" in primitives(run, x)
+    expected = run(x)
+    with implementations("portable"):
+        assert "pad" not in primitives(run, x)
+        np.testing.assert_array_equal(run(x), expected)
