@@ -40,16 +40,17 @@ def get_config() -> ConfigDict:
     config.data.image_size = 64  # of the scenes
     config.data.workers = 0
 
-    config.optimizer.base_lr = 2.8e-3  # for 16 images
+    config.optimizer.base_lr = 4e-3  # for 16 images
     config.optimizer.warmup_lr = 1e-5
     config.optimizer.warmup_steps = 200
     config.optimizer.schedule = "cosine"
     config.optimizer.milestones = ()
+    config.optimizer.weight_decay = 0.005
 
     config.train.batch_size = 8
-    config.train.epochs = 10
+    config.train.epochs = 12
     config.train.ema_decay = 0.99
     config.train.log_every_steps = 250
-    config.train.eval_every_epochs = 5
+    config.train.eval_every_epochs = 6
     config.train.checkpoint_every_steps = 0  # every evaluation saves
     return config

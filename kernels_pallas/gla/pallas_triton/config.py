@@ -119,9 +119,9 @@ def _plain_heuristic(spec: GlaSpec) -> Config:
         return Config(usual, usual, usual)
     if spec.tokens < 1024 and num_warps < 4:
         forward = dataclasses.replace(usual, num_stages=4)
-        if rows <= 64 and num_warps == 2:
+        if rows <= 64 and num_warps == 2 and spec.gate_normalizer is not None:
             # A few programs leave most of the GPU idle, and their longest chain of steps counts:
-            # half the steps, each by twice the warps.
+            # half the steps, each by twice the warps. Measured for the mixer.
             forward = dataclasses.replace(usual, chunk=32, num_warps=4)
         return Config(forward, usual, usual)
     # Long walks gain from fewer states: chunks of 32, with two warps for their two rows of 16.
