@@ -20,7 +20,7 @@ OUTPUTS: dict[str, tuple[Outputs, ...]] = {
     "segmenter": ("logits", "features", "labels"),
     "detector": ("objects", "features"),
 }
-"""What a program may return by the kind of its model, the default first."""
+"""The results that a program can return, by the kind of its model; the default is first."""
 
 
 @dataclasses.dataclass(frozen=True)
