@@ -125,11 +125,11 @@ def test_peer(capsys, monkeypatch):
     assert run.main(["--op", "bidirectional_gla", "--case", "tiny", *FEW, "--peers", "fla"]) == 0
     printed = capsys.readouterr()
     assert "fla on tiny: output off by 5.0e-01, gradients by at most " in printed.err
-    rows = cells(printed.out)
-    assert [row["implementation"] for row in rows[2:4]] == ["fla", "fla, one direction"]
-    assert float(rows[2]["ms"]) >= 20
-    assert float(rows[2]["speed"][:-1]) < 1
-    assert [rows[3][name] for name in ("GB/s", "of floor", "speed")] == 3 * ["-"]
+    both, one = (row for row in cells(printed.out) if row["implementation"].startswith("fla"))
+    assert [both["implementation"], one["implementation"]] == ["fla", "fla, one direction"]
+    assert float(both["ms"]) >= 20
+    assert float(both["speed"][:-1]) < 1
+    assert [one[name] for name in ("GB/s", "of floor", "speed")] == 3 * ["-"]
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,15 @@ def test_the_process_ends_with_its_supervisor():
     process.communicate(timeout=20)  # until the child, which has the same pipes, has ended too
 
 
+@pytest.fixture
+def interruptible():
+    """Gives SIGINT Python's handler, which a process started in the background lacks."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_a_request_that_arrives_twice_at_once_is_one(monkeypatch):
     with StopRequest() as request:
         signal.raise_signal(signal.SIGINT)
