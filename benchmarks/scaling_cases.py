@@ -27,7 +27,7 @@ from vig_jax.sharding.mesh import (
 )
 
 ALLOWED_ERRORS = {"loss": 1e-3, "grad_norm": 2e-2, "logits": 2e-2}
-"""Of several devices against one, relative; both in bfloat16."""
+"""The largest relative differences of several devices from one, both in bfloat16."""
 _INPUTS = 2  # distinct batches
 _PROFILED = 3  # calls
 

@@ -69,7 +69,7 @@ def logits_of(loaded, batch):
     ids=["chunked", "unrolled"],
 )
 def test_a_symbolic_batch(name, names):
-    """Of every model, in the forms for StableHLO and for other formats."""
+    """Traces every model in the forms for StableHLO and for other formats."""
     model = vig_jax.create_model(name, num_classes=3, **sizes(name))
     x = jnp.asarray(np.random.default_rng(0).standard_normal((3, SIDE, 48, 3)), "float32")
     variables = jax.jit(model.init)(jax.random.key(0), x)

@@ -280,7 +280,7 @@ def check_predictor():
 
 
 def check_refusals():
-    """What cannot be split is refused in one sentence with the sizes that can."""
+    """Checks that an error names the sizes that can be split."""
     for name, message in (
         ("vig_t", r"72 rows .* 4 devices .* stride 8: use a multiple of 32 .* example 64 or 96"),
         ("vig_h_t", r"72 rows .* stride 32: use a multiple of 128 rows, for example 128, or"),

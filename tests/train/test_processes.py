@@ -1,4 +1,4 @@
-"""Which process of several this is, from options and from the variables of clusters."""
+"""Tests how a process finds its number, from options and from the variables of clusters."""
 
 import logging
 import sys

@@ -4,7 +4,7 @@ import logging
 import sys
 
 GC_THRESHOLDS = 100_000, 20, 100
-"""Of the garbage collector. Tracing makes many objects that stay; the default scans them often."""
+"""For `gc.set_threshold`: tracing makes many objects that stay; the default scans them often."""
 
 
 def block_jax_import() -> None:
