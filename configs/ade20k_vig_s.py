@@ -8,8 +8,8 @@ docs/segmentation.md has the layout of the data, evaluation and prediction.
 
 from ml_collections import ConfigDict
 
-from vig_jax.config import recipes
+from vig_jax.config import named
 
 
 def get_config() -> ConfigDict:
-    return recipes.ade20k("vig_s")
+    return named.get_config("ade20k_vig_s")

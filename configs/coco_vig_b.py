@@ -9,8 +9,8 @@ docs/detection.md has the layout of the data, evaluation and prediction.
 
 from ml_collections import ConfigDict
 
-from vig_jax.config import recipes
+from vig_jax.config import named
 
 
 def get_config() -> ConfigDict:
-    return recipes.coco("vig_b")
+    return named.get_config("coco_vig_b")

@@ -12,37 +12,8 @@ The values below are a start, not tuned.
 
 from ml_collections import ConfigDict
 
-from vig_jax.config import recipes
+from vig_jax.config import named
 
 
 def get_config() -> ConfigDict:
-    config = recipes.imagenet("vig_t")
-    config.model.drop_path_rate = 0.1
-
-    config.data.source = "elpv"
-    config.data.mean = (0.599, 0.599, 0.599)
-    config.data.std = (0.161, 0.161, 0.161)
-    config.data.crop_scale = (0.6, 1.0)  # cracks at the rim matter, too
-    config.data.crop_ratio = (0.9, 1.1)
-    config.data.crop_pct = 1.0  # evaluation sees the whole cell
-    # Dark spots and inverted grays are what defects look like: only mild changes of tone.
-    config.data.rand_augment_layers = 0
-    config.data.color_jitter = 0.2
-    config.data.erase_probability = 0.0
-    config.data.mixup_alpha = 0.2
-    config.data.cutmix_alpha = 0.0
-    config.data.mixup_group = 32
-
-    config.optimizer.base_lr = 5e-4
-    config.optimizer.warmup_lr = 1e-6
-    config.optimizer.min_lr = 1e-5
-    config.optimizer.lr_batch = 64
-    config.optimizer.warmup_epochs = 10.0
-
-    config.train.batch_size = 64
-    config.train.epochs = 150
-    config.train.ema_decay = 0.999
-    config.train.log_every_steps = 30
-    config.train.eval_every_epochs = 5
-    config.train.checkpoint_every_steps = 0  # every evaluation saves
-    return config
+    return named.get_config("elpv")

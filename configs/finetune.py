@@ -13,28 +13,8 @@ images, not tuned; docs/training.md has advice.
 
 from ml_collections import ConfigDict
 
-from vig_jax.config import recipes
+from vig_jax.config import named
 
 
 def get_config() -> ConfigDict:
-    config = recipes.imagenet("vig_s")
-    config.model.drop_path_rate = 0.1
-
-    config.data.crop_scale = (0.25, 1.0)  # smaller crops may not show the class
-    config.data.mixup_alpha = 0.0  # mixing needs long runs; then 0.8
-    config.data.cutmix_alpha = 0.0
-
-    config.optimizer.base_lr = 5e-4  # per 256 images; of the head
-    config.optimizer.warmup_lr = 1e-6
-    config.optimizer.min_lr = 1e-6
-    config.optimizer.lr_batch = 256
-    config.optimizer.warmup_epochs = 3.0
-    config.optimizer.layer_decay = 0.75
-
-    config.train.batch_size = 64
-    config.train.epochs = 30
-    config.train.ema_decay = 0.0  # too few updates: an EMA would still contain the random head
-    config.train.log_every_steps = 20
-    config.train.checkpoint_every_steps = 0  # every evaluation saves
-    config.train.keep_checkpoints = 1  # besides the best
-    return config
+    return named.get_config("finetune")

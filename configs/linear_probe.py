@@ -10,32 +10,8 @@ not tuned.
 
 from ml_collections import ConfigDict
 
-from vig_jax.config import recipes
+from vig_jax.config import named
 
 
 def get_config() -> ConfigDict:
-    config = recipes.imagenet("vig_s")
-    config.model.drop_path_rate = 0.0  # the backbone is not regularised
-
-    config.data.crop_scale = (0.25, 1.0)
-    config.data.rand_augment_layers = 0
-    config.data.erase_probability = 0.0
-    config.data.mixup_alpha = 0.0
-    config.data.cutmix_alpha = 0.0
-
-    config.optimizer.base_lr = 4e-3  # per 256 images
-    config.optimizer.warmup_lr = 4e-4
-    config.optimizer.min_lr = 0.0
-    config.optimizer.lr_batch = 256
-    config.optimizer.warmup_epochs = 1.0
-    config.optimizer.weight_decay = 0.0
-    config.optimizer.freeze = "backbone"
-
-    config.train.batch_size = 64
-    config.train.epochs = 30
-    config.train.label_smoothing = 0.0
-    config.train.ema_decay = 0.0
-    config.train.log_every_steps = 20
-    config.train.checkpoint_every_steps = 0  # every evaluation saves
-    config.train.keep_checkpoints = 1  # besides the best
-    return config
+    return named.get_config("linear_probe")

@@ -8,13 +8,8 @@ images each; any number of devices that divides the batch works. The recipe is t
 
 from ml_collections import ConfigDict
 
-from vig_jax.config import recipes
+from vig_jax.config import named
 
 
 def get_config() -> ConfigDict:
-    config = recipes.imagenet("vig_b")
-    config.model.drop_path_rate = 0.5
-    config.optimizer.base_lr = 1e-3  # per 512 images
-    config.optimizer.weight_decay = 0.05
-    config.data.mixup_group = 64  # images per GPU of the paper's run
-    return config
+    return named.get_config("vig_b")

@@ -10,12 +10,8 @@ in bfloat16, where the original computes in float16 with a scaled loss.
 
 from ml_collections import ConfigDict
 
-from vig_jax.config import recipes
+from vig_jax.config import named
 
 
 def get_config() -> ConfigDict:
-    config = recipes.imagenet("vig_h_b")
-    config.model.drop_path_rate = 0.6
-    config.optimizer.base_lr = 5e-4  # per 512 images
-    config.optimizer.weight_decay = 0.05
-    return config
+    return named.get_config("vig_h_b")

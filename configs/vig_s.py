@@ -8,12 +8,8 @@ images each; any number of devices that divides the batch works. The recipe is t
 
 from ml_collections import ConfigDict
 
-from vig_jax.config import recipes
+from vig_jax.config import named
 
 
 def get_config() -> ConfigDict:
-    config = recipes.imagenet("vig_s")
-    config.model.drop_path_rate = 0.2
-    config.optimizer.base_lr = 5e-4  # per 512 images
-    config.optimizer.weight_decay = 0.1
-    return config
+    return named.get_config("vig_s")

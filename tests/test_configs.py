@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vig_jax.config import DetectionConfig, parse, recipes, to_dict
+from vig_jax.config import DetectionConfig, named, parse, recipes, to_dict
+from vig_jax.errors import ConfigError
 from vig_jax.sharding.mesh import check_batch_size, make_mesh
 from vig_jax.tasks.registry import make_task
 from vig_jax.train.intervals import Intervals
@@ -63,6 +64,14 @@ def test_builds(name):
 @pytest.mark.parametrize("name", PAGES)
 def test_page_documents_its_command(name):
     assert f"--config=configs/{name}.py" in load(name).__doc__
+
+
+def test_every_config_of_the_package_has_a_page():
+    assert sorted(named.names()) == PAGES
+    for name in PAGES:
+        assert load(name).get_config().to_dict() == named.get_config(name).to_dict()
+    with pytest.raises(ConfigError, match="'vig_c' is not a config; did you mean 'vig_t'"):
+        named.get_config("vig_c")
 
 
 @pytest.mark.parametrize("name", PAPER)

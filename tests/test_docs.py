@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import pytest
 
 import vig_jax
-from vig_jax.config import parse
+from vig_jax.config import named, parse
 from vig_jax.train.processes import OPTIONS
 
 ROOT = Path(__file__).parents[1]
@@ -203,12 +203,15 @@ def check_training(words: list[str], where: str) -> None:
     page = flags.pop("config", "configs/NAME.py")
     for option in ("workdir", *OPTIONS):
         flags.pop(option, None)
-    if "NAME" in page or not page.startswith("configs/"):
+    if "NAME" in page:
         return
-    assert (ROOT / page.partition(":")[0]).exists(), where
-    module = importlib.import_module(page.partition(".py")[0].replace("/", "."))
-    variant = page.partition(":")[2]
-    config = module.get_config(variant) if variant else module.get_config()
+    if page.startswith("configs/"):
+        assert (ROOT / page).exists(), where
+        config = importlib.import_module(page.removesuffix(".py").replace("/", ".")).get_config()
+    elif "/" in page:
+        return
+    else:
+        config = named.get_config(page)
     for key, value in flags.items():
         *parents, last = key.removeprefix("config.").split(".")
         section = functools.reduce(getattr, parents, config)

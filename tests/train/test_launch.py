@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from configs import fashion_mnist
+from vig_jax.config import named
 from vig_jax.errors import NonFiniteLossError
 from vig_jax.train import launch
 
@@ -58,7 +59,7 @@ def train():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], r"error: --config=FILE is missing; known: configs/"),
+        ([], r"error: --config=NAME or --config=FILE is missing; known: configs/"),
         (
             ["--config=configs/vig_tt.py"],
             "does not exist; did you mean 'configs/vig_t.py",
@@ -110,29 +111,37 @@ def test_mistakes_end_in_one_line(options, message, tmp_path, train):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_config_file_is_found_by_its_name(tmp_path, monkeypatch, capsys):
-    page = tmp_path / "share" / "vig_jax" / "configs" / "vig_b.py"
-    page.parent.mkdir(parents=True)
-    page.touch()
-    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+def test_a_config_is_found_by_its_name(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for given in ("--config=vig_b", "--config=vig_b.py", "--config=configs/vig_b.py"):
-        found = launch._with_installed_config(["train.py", given, "--workdir=x"])
-        assert found == ["train.py", f"--config={page}", "--workdir=x"]
-    assert launch._with_installed_config(["train.py", "--config", "vig_b"])[2] == str(page)
+        (found,) = launch._with_named_config(["train.py", given])[1:]
+        file, _, name = found.removeprefix("--config=").partition(":")
+        assert (file, name) == (named.__file__, "vig_b")
+        assert launch._name_of(f"{file}:{name}") == "vig_b"
+    assert launch._with_named_config(["train.py", "--config", "vig_b"])[2] == f"{file}:vig_b"
+    assert launch._config_roots(["train.py", found]) == [str(tmp_path)]
     other = ["train.py", "--config=mine/vig_b.py", "--config.model.name=vig_b"]
-    assert launch._with_installed_config(other) == other
-    assert launch._known_configs(Path("configs")) == ["vig_b"]
+    assert launch._with_named_config(other) == other
     with pytest.raises(SystemExit):
         launch._parse_flags(["train.py", "--config=vig_c"])
-    assert "--config=vig_c does not exist; did you mean 'vig_b'?" in capsys.readouterr().err
+    assert "--config=vig_c does not exist; did you mean 'vig_t'?" in capsys.readouterr().err
 
 
-def test_a_config_of_the_repository_is_found_from_elsewhere(tmp_path, monkeypatch):
-    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+def test_a_page_in_configs_goes_before_the_config_of_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (found,) = launch._with_installed_config(["train.py", "--config=vig_b"])[1:]
-    assert Path(found.removeprefix("--config=")).samefile(ROOT / "configs" / "vig_b.py")
+    page = tmp_path / "configs" / "vig_b.py"
+    page.parent.mkdir()
+    page.touch()
+    found = launch._with_named_config(["train.py", "--config=vig_b"])
+    assert found == ["train.py", "--config=configs/vig_b.py"]
+    assert launch._name_of("configs/vig_b.py") == "vig_b"
+    assert launch._config_roots(found) == [str(tmp_path)] * 2
+
+
+def test_names_of_configs_are_listed(train):
+    status, printed, _ = train("--list")
+    assert status == 0
+    assert [line.split()[0] for line in printed.splitlines()] == list(named.names())
 
 
 def refused_by(error, monkeypatch, workdir):

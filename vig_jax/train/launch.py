@@ -1,7 +1,8 @@
 """The command line of `train.py` and `vig train`.
 
-The config file is Python outside of the package, loaded by path. It and the `--config.key=value`
-options are checked before anything is computed, and a mistake ends in one line without a traceback.
+The config is one of `vig_jax.config.named`, or a Python file outside of the package, loaded by path.
+It and the `--config.key=value` options are checked before anything is computed, and a mistake ends in
+one line without a traceback.
 """
 
 import contextlib
@@ -10,7 +11,6 @@ import logging
 import os
 import re
 import sys
-import sysconfig
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from vig_jax.config import parse
+from vig_jax.config import named, parse
 from vig_jax.errors import REPORTED_ERRORS, ConfigError, is_full_disk
 from vig_jax.text import did_you_mean, escape_output, is_utf8
 from vig_jax.train.processes import OPTIONS, find_member, joined
@@ -28,15 +28,16 @@ from vig_jax.train.processes import OPTIONS, find_member, joined
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
-    "The experiment: a file of configs/, or its name. Any setting can be changed with "
-    "--config.KEY=VALUE, for example --config.optimizer.base_lr=5e-4; vig_jax/config/recipes.py "
-    "lists them all.",
+    "The experiment: a name that --list prints, or a file like those of configs/. Any setting can be "
+    "changed with --config.KEY=VALUE, for example --config.optimizer.base_lr=5e-4; "
+    "vig_jax/config/recipes.py lists them all.",
 )
+flags.DEFINE_bool("list", False, "Prints the names that --config knows, and ends.")
 _WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
     "Folder for checkpoints and metrics, and of an interrupted run to resume. Default: runs/ and "
-    "the name of the config file.",
+    "the name of the config.",
 )
 _DISTRIBUTED = flags.DEFINE_bool("distributed", None, OPTIONS["distributed"])
 _COORDINATOR = flags.DEFINE_string("coordinator", None, OPTIONS["coordinator"])
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     escape_output()
     if argv is not None:
         sys.argv = list(argv)  # ml_collections looks for --config.KEY there
-    argv = sys.argv = _with_installed_config(sys.argv)
+    argv = sys.argv = _with_named_config(sys.argv)
     for place in _config_roots(argv):
         if place not in sys.path:
             sys.path.append(place)
@@ -75,6 +76,10 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
     if {"--help", "-help", "--helpshort", "-h"} & set(argv):
         print(_USAGE)
         print(flags.FLAGS.module_help(sys.modules[__name__]))
+        sys.exit(0)
+    if {"--list", "-list"} & set(argv):
+        for name, config in named.NAMED.items():
+            print(f"{name:<18}{config.description}")
         sys.exit(0)
     for option in (argument.partition("=")[0] for argument in argv):
         if not is_utf8(option):
@@ -118,9 +123,9 @@ def _train(argv: Sequence[str]) -> None:
     values = _CONFIG.value
     if values is None:
         known = ", ".join(_known_configs(Path("configs")))
-        _fail(f"--config=FILE is missing; known: {known or 'none'}")
+        _fail(f"--config=NAME or --config=FILE is missing; known: {known}")
     config_file = config_flags.get_config_filename(flags.FLAGS["config"])
-    workdir = _expand(Path(_WORKDIR.value or Path("runs") / Path(config_file).stem))
+    workdir = _expand(Path(_WORKDIR.value or Path("runs") / _name_of(config_file)))
     try:
         config = parse(values)
         member = find_member(
@@ -171,8 +176,8 @@ def _message_of(error: Exception, workdir: Path) -> str | None:
 
 def _config_roots(argv: Sequence[str]) -> list[str]:
     """Returns the folders that config files may import from."""
-    roots = [Path.cwd(), *(path.resolve().parent.parent for path in _config_files(argv))]
-    return [str(root) for root in roots]
+    files = [path for path in _config_files(argv) if path != Path(named.__file__)]
+    return [str(root) for root in (Path.cwd(), *(file.resolve().parent.parent for file in files))]
 
 
 def _config_files(argv: Sequence[str]) -> list[Path]:
@@ -185,33 +190,36 @@ def _config_files(argv: Sequence[str]) -> list[Path]:
     return files
 
 
-def _with_installed_config(argv: Sequence[str]) -> list[str]:
-    """Returns the arguments with the path of an installed config file in place of its name."""
+def _with_named_config(argv: Sequence[str]) -> list[str]:
+    """Returns the arguments with a file in place of the name of a config.
+
+    The file is a page of that name in `configs/`, if there is one, or else `vig_jax.config.named`.
+    """
     arguments = list(argv)
     for index, argument in enumerate(arguments):
         option, equals, value = argument.rpartition("=")
         is_value = option.lstrip("-") == "config" or arguments[index - 1].lstrip("-") == "config"
         if index == 0 or not is_value or Path(value).exists():
             continue
-        for folder in (Path("configs"), _installed_configs()):
-            page = folder / f"{Path(value).stem}.py"
-            if value in (page.stem, page.name, f"configs/{page.name}") and page.is_file():
+        name = Path(value).stem
+        page = Path("configs") / f"{name}.py"
+        if value in (name, page.name, str(page)):
+            if page.is_file():
                 arguments[index] = f"{option}{equals}{page}"
-                break
+            elif name in named.NAMED:
+                arguments[index] = f"{option}{equals}{named.__file__}:{name}"
     return arguments
 
 
-def _installed_configs() -> Path:
-    """Returns the folder of the config files installed with the package, or of its repository."""
-    installed = Path(sysconfig.get_path("data")) / "share" / "vig_jax" / "configs"
-    return installed if installed.is_dir() else Path(__file__).parents[2] / "configs"
+def _name_of(config_file: str) -> str:
+    """Returns the name of the config that a file, with the argument after its colon, stands for."""
+    file, _, argument = config_file.partition(":")
+    return argument if file == named.__file__ else Path(file).stem
 
 
 def _known_configs(folder: Path) -> list[str]:
-    """Returns the config files of a folder, or if it has none, the names of the installed ones."""
-    return [str(page) for page in _pages(folder)] or [
-        page.stem for page in _pages(_installed_configs())
-    ]
+    """Returns the config files of a folder, or if it has none, the names of all configs."""
+    return [str(page) for page in _pages(folder)] or list(named.NAMED)
 
 
 def _pages(folder: Path) -> list[Path]:
