@@ -208,7 +208,7 @@ def check_training(words: list[str], where: str) -> None:
     if page.startswith("configs/"):
         assert (ROOT / page).exists(), where
         config = importlib.import_module(page.removesuffix(".py").replace("/", ".")).get_config()
-    elif "/" in page:
+    elif page.endswith(".py"):
         return
     else:
         config = named.get_config(page)
