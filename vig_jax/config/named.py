@@ -1,4 +1,4 @@
-"""The configs that `vig train --config=NAME` knows without a file; `configs/` has a page of each."""
+"""The configs that `vig train --config=NAME` knows without a file; `configs/` has their pages."""
 
 import functools
 from collections.abc import Callable

@@ -1,6 +1,6 @@
 """Recipes: the one place of the values that runs are trained with.
 
-The configs of `vig_jax.config.named` start from a recipe here. `vig_jax.config.schema` has the types.
+The configs of `vig_jax.config.named` start from one. `vig_jax.config.schema` has the types.
 """
 
 from ml_collections import ConfigDict, config_dict

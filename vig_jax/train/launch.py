@@ -1,8 +1,8 @@
 """The command line of `train.py` and `vig train`.
 
-The config is one of `vig_jax.config.named`, or a Python file outside of the package, loaded by path.
-It and the `--config.key=value` options are checked before anything is computed, and a mistake ends in
-one line without a traceback.
+The config is one of `vig_jax.config.named`, or a Python file outside of the package, loaded by
+path. It and the `--config.key=value` options are checked before anything is computed, and a mistake
+ends in one line without a traceback.
 """
 
 import contextlib
@@ -28,8 +28,8 @@ from vig_jax.train.processes import OPTIONS, find_member, joined
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
-    "The experiment: a name that --list prints, or a file like those of configs/. Any setting can be "
-    "changed with --config.KEY=VALUE, for example --config.optimizer.base_lr=5e-4; "
+    "The experiment: a name that --list prints, or a file like those of configs/. Any setting can "
+    "be changed with --config.KEY=VALUE, for example --config.optimizer.base_lr=5e-4; "
     "vig_jax/config/recipes.py lists them all.",
 )
 flags.DEFINE_bool("list", False, "Prints the names that --config knows, and ends.")
