@@ -137,7 +137,7 @@ INTERNAL_INTERFACES = {
     ("vig_mixer", "gla"): {"pallas_triton", "pallas_triton.scan", "pallas_triton.config"},
     ("linear_swiglu", "swiglu"): {"pallas_triton"},
     ("swiglu_mlp", "swiglu"): {"pallas_triton", "pallas_triton.kernels"},
-    ("swiglu_mlp", "linear_swiglu"): {"pallas_triton"},
+    ("swiglu_mlp", "linear_swiglu"): {"pallas_triton", "pallas_mosaic_gpu"},
 }
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from kernels_pallas.core import config as core_config
 from kernels_pallas.core.derivatives import vjp_of_floats
-from kernels_pallas.core.dispatch import Call, Implementation, observe
+from kernels_pallas.core.dispatch import Call, Implementation, best_first, observe
 from kernels_pallas.core.launch import is_interpreting, target_device
 from kernels_pallas.core.timing import candidate, interleaved
 
@@ -114,7 +114,7 @@ def _tunable(call: Call, name: str | None) -> Implementation:
     """
     here = "cuda" if jax.default_backend() == "gpu" else jax.default_backend()
     reasons = []
-    for impl in call.table.values():
+    for impl in (call.table[n] for n in best_first(call.spec, target_device(), call.table)):
         if name not in (None, impl.name):
             continue
         reason = impl.supports(call.spec, target_device())

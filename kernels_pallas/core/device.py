@@ -15,11 +15,13 @@ class Device:
         platform: The platform as it is named when lowering, such as "cuda".
         name: The model, in the form that folders are named by, such as "nvidia_h200".
         compute_capability: The CUDA compute capability.
+        multiprocessors: The number of multiprocessors.
     """
 
     platform: str
     name: str
     compute_capability: float
+    multiprocessors: int = 132
 
 
 @functools.cache
@@ -31,4 +33,4 @@ def local_gpu() -> Device | None:
         return None
     lowest = min(devices, key=lambda device: float(device.compute_capability))
     name = re.sub(r"[^a-z0-9]+", "_", lowest.device_kind.lower()).strip("_")
-    return Device("cuda", name, float(lowest.compute_capability))
+    return Device("cuda", name, float(lowest.compute_capability), lowest.core_count)

@@ -50,6 +50,9 @@ class Module(Protocol):
 class Backend(Protocol):
     """An implementation in kernels: a `Module` with a config that can be chosen and tuned.
 
+    A backend may also define `leads(spec, device) -> bool`: it is tried before the implementations
+    that the table lists before it, because it is faster for this call on this GPU.
+
     Attributes:
         PLATFORMS: As of `Module`.
         TUNED_AS: Name of the stored winners, "<operator>.<backend>".
@@ -84,6 +87,7 @@ class Implementation:
         platforms: See `Module.PLATFORMS`.
         config_type: The type of its configs, or None if it has no settings.
         module: Where it is defined.
+        leads: See `Backend`.
     """
 
     name: str
@@ -92,6 +96,7 @@ class Implementation:
     platforms: tuple[str, ...] | None = None
     config_type: type | None = None
     module: Any = None
+    leads: Callable[[Any, Device], bool] = lambda spec, device: False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,8 +154,11 @@ def implementations(modules: Mapping[str, Any]) -> dict[str, Implementation]:
         config_type = getattr(module, "Config", None)
         static = ("config",) if config_type else ()
         run = jax.jit(module.run, static_argnums=0, static_argnames=static)
-        platforms = module.PLATFORMS
-        table[name] = Implementation(name, module.supports, run, platforms, config_type, module)
+        table[name] = Implementation(
+            name, module.supports, run, module.PLATFORMS, config_type, module
+        )
+        if hasattr(module, "leads"):
+            table[name] = dataclasses.replace(table[name], leads=module.leads)
     return table
 
 
@@ -169,8 +177,9 @@ def dispatch(
         op: The operator's name, for messages.
         spec: The static facts of the call.
         arrays: The operator's arrays in the order of `run`; an entry may be None.
-        implementation: A name, several names to try in order, or None for all in the table's order.
-            The context `kernels_pallas.implementations` has precedence.
+        implementation: A name, several names to try in order, or None for all in the table's order,
+            after those that lead on the GPU at hand. The context
+            `kernels_pallas.implementations` has precedence.
         config: The config of one of these implementations, which runs with it; None lets every
             implementation choose.
         table: All implementations by name, best first.
@@ -193,6 +202,8 @@ def dispatch(
     names = _names(op, implementation, table)
     _check_config(op, config, names, table)
     device = target_device()
+    if implementation is None:
+        names = best_first(spec, device, table)
     symbolic = "a size is symbolic, and kernels need numbers" if _is_symbolic(arrays) else None
     reasons = {
         name: (symbolic if table[name].platforms else None) or table[name].supports(spec, device)
@@ -258,6 +269,13 @@ def dispatch(
     branches = {platform: functools.partial(attempt, platform) for platform in sorted(special)}
     branches["default"] = functools.partial(attempt, None)
     return jax.lax.platform_dependent(*arrays, **branches)
+
+
+def best_first(spec: Any, device: Device | None, table: Mapping[str, Implementation]) -> list[str]:
+    """Returns the names of a table in the order in which a call without a name tries them."""
+    if device is None:
+        return list(table)
+    return sorted(table, key=lambda name: not table[name].leads(spec, device))
 
 
 def _is_symbolic(arrays: Sequence[Any]) -> bool:

@@ -1,7 +1,6 @@
 """Launches kernels: the launch primitive, its lowering and batching rules, and the interpreter.
 
-Nothing here depends on a backend of Pallas. `core.triton` has what kernels of the Triton backend
-need.
+Nothing here depends on a backend of Pallas: see `core.triton` and `core.mosaic`.
 """
 
 import contextlib
@@ -92,10 +91,22 @@ def kernel_call(
         interpret=is_interpreting(),
         name=name,
     )
+    return launchable(call, name=name, shapes=out_shape)
+
+
+def launchable(
+    call: Callable[..., Any], *, name: str, shapes: Sequence[jax.ShapeDtypeStruct]
+) -> Callable[..., Any]:
+    """Makes a kernel of Pallas the launch primitive, except inside `interpret`.
+
+    Args:
+        call: A function of arrays that runs the kernel.
+        name: The kernel's name.
+        shapes: Shapes and types of its outputs.
+    """
     if is_interpreting():
         return call
-    shapes = tuple(out_shape)
-    return functools.partial(_launch_p.bind, call=call, name=name, shapes=shapes)
+    return functools.partial(_launch_p.bind, call=call, name=name, shapes=tuple(shapes))
 
 
 # JAX lowers every branch of `platform_dependent` for every platform. So a program that is lowered
@@ -153,6 +164,9 @@ def _no_launch(
 def _cuda_launch(
     context: mlir.LoweringRuleContext, *nodes: Any, call: Callable[..., Any], **_: Any
 ) -> Any:
+    # Mosaic kernels cannot be lowered for several platforms at once, and this branch is CUDA's.
+    module_context = context.module_context.replace(platforms=("cuda",))
+    context = context.replace(module_context=module_context)
     with _some_gpu():
         return mlir.lower_fun(lambda *arrays: call(*arrays))(context, *nodes)
 

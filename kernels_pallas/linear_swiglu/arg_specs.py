@@ -26,6 +26,7 @@ CASES = (
     _case("vig_h_b_stage1", (256, 56, 56), 128, 352, MODEL),
     _case("vig_h_b_stage4", (256, 7, 7), 1024, 2752, MODEL),
     _case("ragged", (2, 35), 48, 80),
+    _case("tiles", (2, 140), 192, 192),
     _case("few_rows", (3,), 16, 16),
     _case("vector", (), 16, 16),
     _case("odd_widths", (2, 3), 12, 10, dtype="float32"),

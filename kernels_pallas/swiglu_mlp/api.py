@@ -8,10 +8,17 @@ from jaxtyping import Array, Float
 from kernels_pallas.core.checks import checked_array
 from kernels_pallas.core.dispatch import dispatch, implementations
 from kernels_pallas.linear_swiglu.spec import checked_spec
-from kernels_pallas.swiglu_mlp import pallas_triton, reference, xla
+from kernels_pallas.swiglu_mlp import pallas_mosaic_gpu, pallas_triton, reference, xla
 from kernels_pallas.swiglu_mlp.spec import SwigluMlpSpec
 
-_TABLE = implementations({"pallas_triton": pallas_triton, "xla": xla, "reference": reference})
+_TABLE = implementations(
+    {
+        "pallas_triton": pallas_triton,
+        "pallas_mosaic_gpu": pallas_mosaic_gpu,
+        "xla": xla,
+        "reference": reference,
+    }
+)
 
 IMPLEMENTATIONS: tuple[str, ...] = tuple(_TABLE)
 """Names that `implementation=` accepts, best first."""

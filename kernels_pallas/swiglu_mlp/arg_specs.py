@@ -37,6 +37,7 @@ CASES = (
     _case("vig_h_b_stage1", (256, 56, 56), 128, 352, 128, MODEL),
     _case("vig_h_b_stage4", (256, 7, 7), 1024, 2752, 1024, MODEL),
     _case("ragged", (2, 35), 32, 48, 5),
+    _case("tiles", (2, 68), 64, 128, 40),
     _case("vector", (), 16, 16, 24),
     _case("odd_widths", (2, 3), 12, 10, 7, dtype="float32"),
 )

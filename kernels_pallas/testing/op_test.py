@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kernels_pallas.core import mosaic
 from kernels_pallas.core.accuracy import rms_relative_error
 from kernels_pallas.core.arg_specs import MODEL, Case
 from kernels_pallas.core.derivatives import is_float, vjp_of_floats
@@ -21,6 +22,9 @@ from kernels_pallas.testing.tolerances import TOLERANCES
 
 on_gpu = pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs a CUDA GPU")
 """Skips a test on machines without a GPU; such tests are marked `gpu` too."""
+
+with_mosaic = pytest.mark.skipif(mosaic.plgpu is None, reason=f"{mosaic.unsupported(None)}")
+"""Skips a test of Mosaic kernels on a JAX without a backend for them."""
 
 Run = Callable[..., Any]
 
@@ -305,7 +309,8 @@ class OpTest:
         traced = jax.jit(both).trace(arrays, jax.eval_shape(run, *arrays))
         text = traced.lower(lowering_platforms=("cuda",)).as_text()
         kernels = {*self.forward_launches, *self.gradient_launches}
-        assert text.count("triton") >= len(kernels), "kernels in the program"
+        count = text.count("triton") + text.count("mosaic_gpu")
+        assert count >= len(kernels), "kernels in the program"
 
 
 def with_gradients(run: Run) -> Run:

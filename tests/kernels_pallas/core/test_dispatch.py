@@ -1,5 +1,6 @@
 """Choosing the implementation that serves a call, and logging the choice."""
 
+import dataclasses
 import inspect
 import logging
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from kernels_pallas.core import dispatch as dispatch_module
+from kernels_pallas.core.device import Device
 from kernels_pallas.core.dispatch import Implementation
 
 dispatch = inspect.unwrap(dispatch_module.dispatch)  # without the tests' type checker
@@ -31,6 +33,21 @@ def call(candidates, choice=None):
 def test_the_first_that_serves_wins():
     assert call([implementation("a", 1), implementation("b", 2)]) == 1
     assert call([implementation("a", 1, reason="too wide"), implementation("b", 2)]) == 2
+
+
+def test_an_implementation_can_lead_on_a_gpu(monkeypatch):
+    """Only where no name is given; a name and a sequence keep their order."""
+    faster = dataclasses.replace(
+        implementation("b", 2), leads=lambda spec, device: device.compute_capability == 9.0
+    )
+    candidates = [implementation("a", 1), faster]
+    for capability, expected in ((9.0, 2), (10.0, 1)):
+        gpu = Device("cuda", "made_up", capability)
+        monkeypatch.setattr(dispatch_module, "target_device", lambda gpu=gpu: gpu)
+        assert call(candidates) == expected
+        assert call(candidates, choice=("a", "b")) == 1
+    monkeypatch.setattr(dispatch_module, "target_device", lambda: None)
+    assert call(candidates) == 1
 
 
 def test_not_implemented_falls_through():

@@ -1,13 +1,18 @@
 """A linear map with SwiGLU's gate."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from kernels_pallas import linear_swiglu
+from kernels_pallas.core import mosaic
+from kernels_pallas.linear_swiglu.pallas_mosaic_gpu.config import Config as MosaicConfig
 from kernels_pallas.linear_swiglu.pallas_triton.config import Config
-from kernels_pallas.testing import interpret
-from kernels_pallas.testing.op_test import OpTest, on_gpu
+from kernels_pallas.testing import TOLERANCES, interpret
+from kernels_pallas.testing.op_test import OpTest, on_gpu, with_mosaic
 
 NAME = "pallas_triton"
 
@@ -46,6 +51,62 @@ class TestLinearSwiglu(OpTest):
     def test_configs_on_a_gpu(self, config):
         case = next(case for case in self.cases(model=False) if case.name == "ragged")
         self.check(case, case.bind(linear_swiglu, implementation=NAME, config=config))
+
+
+@with_mosaic
+class TestLinearSwigluOnMosaic(TestLinearSwiglu):
+    """The kernel for Hopper GPUs; gradients come from another implementation."""
+
+    backend = "pallas_mosaic_gpu"
+    test_formula = test_portable = None
+    test_several_tiles = test_configs_on_a_gpu = None
+    test_the_default_takes_the_kernels_on_cuda_only = None
+
+    @pytest.mark.parametrize(
+        "config",
+        [MosaicConfig(64, 128, stages=2, keep_rows=True), MosaicConfig(stages=3, keep_rows=False)],
+        ids=str,
+    )
+    def test_several_blocks_of_a_program(self, config, monkeypatch):
+        """Two programs walk over more blocks, the last of which has rows past the end."""
+        monkeypatch.setattr(mosaic, "MULTIPROCESSORS", 2)
+        case = next(case for case in self.cases(model=False) if case.name == "tiles")
+        arrays, _ = self.inputs(case)
+        expected = case.bind(linear_swiglu, implementation="reference")(
+            *(x.astype("float32") for x in arrays)
+        )
+        with interpret():
+            run = case.bind(linear_swiglu, implementation=self.backend, config=config)
+            out = jax.jit(run)(*arrays)
+        self.compare([out], [expected], TOLERANCES["bfloat16"].forward, "output")
+
+    @on_gpu
+    @pytest.mark.gpu
+    def test_candidates_on_a_gpu(self):
+        case = self.served(self.cases(model=True))[1].with_batch(4)
+        for config in self.call(case).table[self.backend].module.candidates(self.call(case).spec):
+            self.check(case, case.bind(linear_swiglu, implementation=self.backend, config=config))
+
+
+@with_mosaic
+@pytest.mark.parametrize(
+    ("shape", "dtype", "reason"),
+    [
+        ((8, 64, 64), "float32", "must be bfloat16"),
+        ((8, 96, 64), "bfloat16", "multiples of 64"),
+        ((8, 64, 96), "bfloat16", "multiples of 64"),
+        ((12, 64, 64), "bfloat16", "rows must be a multiple of 8"),
+        ((0, 64, 64), "bfloat16", "no rows"),
+    ],
+)
+def test_calls_that_the_mosaic_kernel_does_not_serve(shape, dtype, reason):
+    rows, features, width = shape
+    x = jax.ShapeDtypeStruct((rows, features), dtype)
+    kernel = jax.ShapeDtypeStruct((features, 2 * width), dtype)
+    with pytest.raises(NotImplementedError, match=reason):
+        jax.eval_shape(
+            functools.partial(linear_swiglu, implementation="pallas_mosaic_gpu"), x, kernel
+        )
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from kernels_pallas.swiglu.pallas_triton.config import KernelConfig
 from kernels_pallas.swiglu.pallas_triton.kernels import backward_and_output
 from kernels_pallas.swiglu.spec import SwigluSpec
 from kernels_pallas.testing import interpret
-from kernels_pallas.testing.op_test import OpTest, on_gpu
+from kernels_pallas.testing.op_test import OpTest, on_gpu, with_mosaic
 
 NAME = "pallas_triton"
 
@@ -46,6 +46,16 @@ class TestSwigluMlp(OpTest):
         _, pullback = jax.vjp(functools.partial(swiglu_mlp, implementation=NAME), *arrays)
         for first, second in zip(pullback(cotangent), pullback(cotangent), strict=True):
             np.testing.assert_array_equal(first, second)
+
+
+@with_mosaic
+class TestSwigluMlpOnMosaic(TestSwigluMlp):
+    """The kernel for Hopper GPUs; gradients come from another implementation."""
+
+    backend = "pallas_mosaic_gpu"
+    test_formula = test_portable = None
+    test_one_array_of_inner_width_is_kept = test_residuals_can_be_used_again = None
+    test_the_default_takes_the_kernels_on_cuda_only = None
 
 
 def test_the_output_of_the_gate_is_recomputed_to_the_bit():

@@ -1,0 +1,97 @@
+"""A linear map with SwiGLU's gate in a Pallas Mosaic kernel for Hopper GPUs.
+
+The kernel never writes the product to memory, and serves calls that are not differentiated. Under
+differentiation another implementation serves the call, with the product in memory.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from kernels_pallas.core import mosaic
+from kernels_pallas.core.config import choose
+from kernels_pallas.core.device import Device
+from kernels_pallas.core.launch import target_device
+from kernels_pallas.linear_swiglu import pallas_triton, xla
+from kernels_pallas.linear_swiglu.pallas_mosaic_gpu.config import (
+    DEPTH,
+    Config,
+    candidates,
+    heuristic,
+)
+from kernels_pallas.linear_swiglu.pallas_mosaic_gpu.kernels import forward
+from kernels_pallas.linear_swiglu.spec import LinearSwigluSpec
+
+__all__ = ["PLATFORMS", "TUNED_AS", "Config", "candidates", "heuristic", "run", "supports"]
+
+PLATFORMS = mosaic.PLATFORMS
+TUNED_AS = "linear_swiglu.pallas_mosaic_gpu"
+
+
+def supports(spec: LinearSwigluSpec, device: Device | None = None) -> str | None:
+    """Returns the reason for which a call cannot be served.
+
+    It must be bfloat16, with sizes that bulk copies allow.
+    """
+    if spec.dtype != jnp.bfloat16:
+        return f"x and kernel must be bfloat16, got {spec.dtype}"
+    if spec.features % DEPTH or spec.width % DEPTH:
+        return f"D and I must be multiples of {DEPTH}, got {spec.features} and {spec.width}"
+    if spec.rows == 0:
+        return "there is nothing to launch for no rows"
+    if spec.rows % mosaic.ROW_ALIGNMENT:
+        return f"the number of rows must be a multiple of {mosaic.ROW_ALIGNMENT}, got {spec.rows}"
+    if spec.rows > mosaic.MAX_ROWS:
+        return f"there must be at most {mosaic.MAX_ROWS} rows"
+    return mosaic.unsupported(device)
+
+
+def run(
+    spec: LinearSwigluSpec,
+    x: Float[Array, "... D"],
+    kernel: Float[Array, "D X"],
+    *,
+    config: Config | None = None,
+) -> Float[Array, "... I"]:
+    """Computes `kernels_pallas.linear_swiglu`."""
+    call = _Call(spec, config or choose(TUNED_AS, Config, heuristic, spec))
+    out = _linear_swiglu(call, x.reshape(spec.rows, spec.features), kernel)
+    return out.reshape(*x.shape[:-1], spec.width)
+
+
+class _Call(NamedTuple):
+    """The static arguments."""
+
+    spec: LinearSwigluSpec
+    config: Config
+
+
+_Pullback = Callable[[Array], tuple[Array, Array]]
+
+
+def _multiprocessors() -> int:
+    device = target_device()
+    return mosaic.MULTIPROCESSORS if device is None else device.multiprocessors
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _linear_swiglu(call: _Call, x: Array, kernel: Array) -> Array:
+    return forward(call.spec, call.config, x, kernel, _multiprocessors())
+
+
+def _linear_swiglu_forward(call: _Call, x: Array, kernel: Array) -> tuple[Array, _Pullback]:
+    other: Any = xla if pallas_triton.supports(call.spec, target_device()) else pallas_triton
+    return jax.vjp(functools.partial(other.run, call.spec), x, kernel)
+
+
+def _linear_swiglu_backward(
+    call: _Call, pullback: _Pullback, grad_out: Array
+) -> tuple[Array, Array]:
+    return pullback(grad_out)
+
+
+_linear_swiglu.defvjp(_linear_swiglu_forward, _linear_swiglu_backward, optimize_remat=True)

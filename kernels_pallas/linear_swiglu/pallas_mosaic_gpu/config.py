@@ -1,0 +1,64 @@
+"""Configurations of the kernel."""
+
+import dataclasses
+from collections.abc import Iterator
+
+from kernels_pallas.core.device import Device
+from kernels_pallas.core.integers import cdiv
+from kernels_pallas.linear_swiglu.spec import LinearSwigluSpec
+
+DEPTH = 64
+"""Input features per step of the product: a row of them fills the widest swizzle, 128 bytes."""
+
+_SHARED_BYTES = 230_000
+"""Shared memory of a multiprocessor that a program may use, without room for its barriers."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Configuration of the kernel.
+
+    Attributes:
+        rows: Rows of a tile, a multiple of 64.
+        columns: Outputs per row of a tile; the product has twice this number. 128 x 64 outputs are
+            128 registers of each thread of a warpgroup.
+        stages: Steps of the product whose operands shared memory holds.
+        keep_rows: A program keeps its rows of x in shared memory for all columns. Else they are
+            read again for each tile.
+    """
+
+    rows: int = 128
+    columns: int = 64
+    stages: int = 5
+    keep_rows: bool = True
+
+    def shared_bytes(self, features: int) -> int:
+        """Returns the shared memory that operands and outputs take."""
+        rows = self.rows * (cdiv(features, DEPTH) if self.keep_rows else self.stages)
+        weights = self.stages * 2 * self.columns
+        return 2 * (DEPTH * (rows + weights) + 2 * self.rows * self.columns)
+
+    def fits(self, spec: LinearSwigluSpec) -> bool:
+        """Returns whether a program has enough shared memory, and columns for both warpgroups."""
+        wide = not self.keep_rows or cdiv(spec.width, self.columns) > 1
+        return wide and self.shared_bytes(spec.features) <= _SHARED_BYTES
+
+
+def heuristic(spec: LinearSwigluSpec, device: Device | None = None) -> Config:
+    """Returns the config for a call that was not measured: the most stages that have room."""
+    for keep_rows in (True, False):
+        for stages in (8, 7, 6, 5, 4):
+            config = Config(stages=stages, keep_rows=keep_rows)
+            if config.fits(spec):
+                return config
+    return Config(stages=4, keep_rows=False)
+
+
+def candidates(spec: LinearSwigluSpec, device: Device | None = None) -> Iterator[Config]:
+    """Returns the configs that autotuning tries."""
+    for rows, columns in ((128, 64), (64, 128)):
+        for keep_rows in (True, False):
+            for stages in (3, 4, 5, 6, 8):
+                config = Config(rows, columns, stages, keep_rows)
+                if config.fits(spec):
+                    yield config

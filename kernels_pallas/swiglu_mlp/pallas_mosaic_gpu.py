@@ -1,0 +1,85 @@
+"""The SwiGLU MLP on Hopper GPUs: a Mosaic kernel with the gate inside, and XLA's second product.
+
+The kernel serves calls that are not differentiated. Under differentiation another implementation
+serves the call.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from kernels_pallas.core.config import choose
+from kernels_pallas.core.device import Device
+from kernels_pallas.core.launch import target_device
+from kernels_pallas.linear_swiglu import pallas_mosaic_gpu as linear_swiglu
+from kernels_pallas.swiglu_mlp import pallas_triton, xla
+from kernels_pallas.swiglu_mlp.spec import SwigluMlpSpec
+
+__all__ = ["PLATFORMS", "TUNED_AS", "Config", "candidates", "heuristic", "run", "supports"]
+
+PLATFORMS = linear_swiglu.PLATFORMS
+TUNED_AS = "swiglu_mlp.pallas_mosaic_gpu"
+Config = linear_swiglu.Config
+
+
+def supports(spec: SwigluMlpSpec, device: Device | None = None) -> str | None:
+    """Returns the reason for which its kernel cannot serve a call."""
+    return linear_swiglu.supports(spec.linear_swiglu, device)
+
+
+def heuristic(spec: SwigluMlpSpec, device: Device | None = None) -> Config:
+    """Returns the config for a call that was not measured: that of the product with the gate."""
+    return choose(linear_swiglu.TUNED_AS, Config, linear_swiglu.heuristic, spec.linear_swiglu)
+
+
+def candidates(spec: SwigluMlpSpec, device: Device | None = None) -> Any:
+    """Returns the configs that autotuning tries."""
+    return linear_swiglu.candidates(spec.linear_swiglu, device)
+
+
+def run(
+    spec: SwigluMlpSpec,
+    x: Float[Array, "... D"],
+    kernel: Float[Array, "D X"],
+    down_kernel: Float[Array, "I O"],
+    *,
+    config: Config | None = None,
+) -> Float[Array, "... O"]:
+    """Computes `kernels_pallas.swiglu_mlp`."""
+    call = _Call(spec, config or choose(TUNED_AS, Config, heuristic, spec))
+    out = _mlp(call, x.reshape(spec.rows, spec.features), kernel, down_kernel)
+    return out.reshape(*x.shape[:-1], spec.out_features)
+
+
+class _Call(NamedTuple):
+    """The static arguments."""
+
+    spec: SwigluMlpSpec
+    config: Config
+
+
+_Pullback = Callable[[Array], tuple[Array, Array, Array]]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _mlp(call: _Call, x: Array, kernel: Array, down_kernel: Array) -> Array:
+    hidden = linear_swiglu.run(call.spec.linear_swiglu, x, kernel, config=call.config)
+    return jnp.matmul(hidden, down_kernel)
+
+
+def _mlp_forward(
+    call: _Call, x: Array, kernel: Array, down_kernel: Array
+) -> tuple[Array, _Pullback]:
+    other: Any = xla if pallas_triton.supports(call.spec, target_device()) else pallas_triton
+    return jax.vjp(functools.partial(other.run, call.spec), x, kernel, down_kernel)
+
+
+def _mlp_backward(call: _Call, pullback: _Pullback, grad_out: Array) -> tuple[Array, Array, Array]:
+    return pullback(grad_out)
+
+
+_mlp.defvjp(_mlp_forward, _mlp_backward, optimize_remat=True)
