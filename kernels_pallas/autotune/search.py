@@ -1,7 +1,7 @@
 """Times the configs of an operator's kernels."""
 
 import concurrent.futures
-import contextvars
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from kernels_pallas.core import config as core_config
 from kernels_pallas.core.derivatives import vjp_of_floats
 from kernels_pallas.core.dispatch import Call, Implementation, best_first, observe
-from kernels_pallas.core.launch import is_interpreting, target_device
+from kernels_pallas.core.launch import interpret, is_interpreting, target_device
 from kernels_pallas.core.timing import candidate, interleaved
 
 _LOG = logging.getLogger("kernels_pallas")
@@ -144,23 +144,24 @@ def _rank(
     """
     inputs = [args, *([jnp.copy(x) for x in args] for _ in range(_INPUT_SETS - 1))]
 
+    # Contexts of JAX hold in one thread only.
+    context = interpret if is_interpreting() else contextlib.nullcontext
+
     def compiled(config: Any) -> Callable[..., Any] | None:
         function = functools.partial(run, config=config)
         try:
             both = with_gradients(function) if gradients else function
-            return jax.jit(both).lower(*args).compile()
+            with context():
+                return jax.jit(both).lower(*args).compile()
         except (jax.errors.JaxRuntimeError, ValueError, NotImplementedError) as error:
             _LOG.info("skipped %s: %s", config, str(error)[:200])
             return None
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        futures = [
-            pool.submit(contextvars.copy_context().run, compiled, config) for config in configs
-        ]
         programs = {
             config: program
-            for config, future in zip(configs, futures, strict=True)
-            if (program := future.result()) is not None
+            for config, program in zip(configs, pool.map(compiled, configs), strict=True)
+            if program is not None
         }
     if not programs:
         raise RuntimeError("no config compiles for this call on this GPU")

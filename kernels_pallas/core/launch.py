@@ -4,9 +4,8 @@ Nothing here depends on a backend of Pallas: see `core.triton` and `core.mosaic`
 """
 
 import contextlib
-import contextvars
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,29 +22,23 @@ LAUNCH = "kernels_pallas_launch"
 MAX_PROGRAMS = 2**31 - 1
 """Most programs of a launch on a GPU."""
 
-_interpreting = contextvars.ContextVar("kernels_pallas_interpreting", default=False)
+# Part of the keys of JAX's caches, so that `interpret` need not clear them.
+_interpreting = jax.make_user_context(default_value=False)
 
 
-@contextlib.contextmanager
-def interpret() -> Iterator[None]:
+def interpret() -> contextlib.AbstractContextManager[None]:
     """Traces kernels for Pallas's interpreter, so that they run on any platform.
 
     Name the implementation: None, and a sequence that has a portable implementation in it, choose
-    by platform and so take the portable one outside of CUDA. Functions that were compiled before
-    are compiled again inside the context, and once more after it.
+    by platform and so take the portable one outside of CUDA. Functions that were compiled outside
+    of the context are compiled again inside of it.
     """
-    jax.clear_caches()
-    token = _interpreting.set(True)
-    try:
-        yield
-    finally:
-        _interpreting.reset(token)
-        jax.clear_caches()
+    return _interpreting(True)
 
 
 def is_interpreting() -> bool:
     """Returns True inside of `interpret`."""
-    return _interpreting.get()
+    return _interpreting.value
 
 
 def target_device() -> Device | None:
