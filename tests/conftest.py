@@ -1,6 +1,7 @@
 """Array shapes and types of every annotated function are checked while the tests run."""
 
 import ast
+import functools
 import gc
 import importlib
 import os
@@ -9,6 +10,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+import beartype
 import jaxtyping
 import pytest
 from jaxtyping._import_hook import JaxtypingTransformer
@@ -29,6 +31,9 @@ if shutil.which("nvidia-smi") is None and os.environ.get("VIG_TESTS_XLA") != "de
             os.environ.get("XLA_FLAGS", ""),  # last, so that it has precedence
         )
     )
+
+# JAX looks at every frame of every exception that passes through it, with system calls for each.
+os.environ.setdefault("JAX_TRACEBACK_FILTERING", "off")
 
 # Tracing makes many small objects that stay alive; the default thresholds scan them too often.
 gc.set_threshold(100_000, 20, 100)
@@ -55,7 +60,23 @@ def _visit_outside_of_functions(self, node):
 # Nested functions are not checked: they would be wrapped again at each call of the outer one, which
 # took a third of the time of tracing a model.
 JaxtypingTransformer.generic_visit = _visit_outside_of_functions
-jaxtyping.install_import_hook(["kernels_pallas", "vig_jax"], "beartype.beartype")
+
+
+def checked_when_called(function):
+    """Applies beartype when the function is called first: a test calls few of all functions."""
+    checked = None
+
+    @functools.wraps(function)
+    def check(*args, **kwargs):
+        nonlocal checked
+        if checked is None:
+            checked = beartype.beartype(function)
+        return checked(*args, **kwargs)
+
+    return check
+
+
+jaxtyping.install_import_hook(["kernels_pallas", "vig_jax"], f"{__name__}.checked_when_called")
 
 
 def pytest_addoption(parser):

@@ -1,7 +1,7 @@
 """The base class of operator tests: the cases and the checks that all operators share."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -79,8 +79,11 @@ class OpTest:
 
     def call(self, case: Case) -> Call:
         """Returns what implementations see of a case."""
-        with jax.enable_x64(case.dtype == np.float64):
-            return observe(case.bind(self.function), *case.args.values())
+        key = (self.op, _key(case))
+        if key not in _calls:
+            with jax.enable_x64(case.dtype == np.float64):
+                _calls[key] = observe(case.bind(self.function), *case.args.values())
+        return _calls[key]
 
     def served(self, cases: Iterable[Case]) -> list[Case]:
         """Returns the cases that the kernels serve."""
@@ -91,27 +94,30 @@ class OpTest:
                 found.append(case)
         return found
 
-    def pytest_generate_tests(self, metafunc: Any) -> None:
-        """Parametrizes the tests that take a case or an implementation."""
+    def cases_of(self, test: str) -> list[Case]:
+        """Returns the cases of a test."""
         small, model = self.cases(model=False), self.cases(model=True)
         first = small[0]
-        narrow_and_wide = [*small, small[0].astype("float32")]
-        cases: Mapping[str, list[Case]] = {
-            "test_formula": small,
-            "test_portable": [
-                *small[: self.portable_cases],
-                *map(first.astype, ("float64", "float32", "float16")),
-            ],
-            "test_interpreted": self.served(narrow_and_wide),
-            "test_lowers_for_cuda": self.served([*model, model[0].astype("float32")]),
-            "test_lowers_for_cuda_with_64_bits": self.served([first, first.astype("float32")])[:2]
-            or self.served(small)[:1],
-            "test_on_gpu": self.served(
-                [*small, *model, *(case.astype("float32") for case in (*small, *model))]
-            ),
-        }
+        if test == "test_formula":
+            return small
+        if test == "test_portable":
+            others = map(first.astype, ("float64", "float32", "float16"))
+            return [*small[: self.portable_cases], *others]
+        if test == "test_interpreted":
+            return self.served([*small, first.astype("float32")])
+        if test == "test_lowers_for_cuda":
+            return self.served([*model, model[0].astype("float32")])
+        if test == "test_lowers_for_cuda_with_64_bits":
+            return self.served([first, first.astype("float32")]) or self.served(small)[:1]
+        if test == "test_on_gpu":
+            both = [*small, *model]
+            return self.served([*both, *(case.astype("float32") for case in both)])
+        raise ValueError(f"{test} has no cases")
+
+    def pytest_generate_tests(self, metafunc: Any) -> None:
+        """Parametrizes the tests that take a case or an implementation."""
         if "case" in metafunc.fixturenames:
-            by_key = {_key(case): case for case in cases[metafunc.function.__name__]}
+            by_key = {_key(case): case for case in self.cases_of(metafunc.function.__name__)}
             metafunc.parametrize("case", by_key.values(), ids=by_key)
         if "implementation" in metafunc.fixturenames:
             metafunc.parametrize("implementation", self.portable)
@@ -339,6 +345,7 @@ def _key(case: Case) -> str:
 
 
 _MOST_BYTES = 2**26
+_calls: dict[tuple[str, str], Call] = {}
 _references: dict[tuple[str, str, str], Run] = {}
 _expected: dict[str, dict[str, Any]] = {}
 """Results of the reference by operator and case, which several tests share."""
