@@ -58,7 +58,10 @@ def run(
     config: Config | None = None,
 ) -> Float[Array, "... I"]:
     """Computes `kernels_pallas.linear_swiglu`."""
-    call = _Call(spec, config or choose(TUNED_AS, Config, heuristic, spec))
+    config = config or choose(TUNED_AS, Config, heuristic, spec)
+    if reason := config.unsuitable(spec):
+        raise ValueError(f"linear_swiglu: {config} does not suit the call: {reason}")
+    call = _Call(spec, config)
     out = _linear_swiglu(call, x.reshape(spec.rows, spec.features), kernel)
     return out.reshape(*x.shape[:-1], spec.width)
 

@@ -38,10 +38,17 @@ class Config:
         weights = self.stages * 2 * self.columns
         return 2 * (DEPTH * (rows + weights) + 2 * self.rows * self.columns)
 
-    def fits(self, spec: LinearSwigluSpec) -> bool:
-        """Returns whether a program has enough shared memory, and columns for both warpgroups."""
-        wide = not self.keep_rows or cdiv(spec.width, self.columns) > 1
-        return wide and self.shared_bytes(spec.features) <= _SHARED_BYTES
+    def unsuitable(self, spec: LinearSwigluSpec) -> str | None:
+        """Returns the reason for which a call cannot use the config, or None."""
+        size, steps = self.shared_bytes(spec.features), cdiv(spec.features, DEPTH)
+        if self.keep_rows and cdiv(spec.width, self.columns) < 2:
+            return "keep_rows needs two tiles of columns, one for each warpgroup: use less columns"
+        if self.keep_rows and self.stages < steps - 1:
+            # A tile starts when all of its rows are there, and the ring is filled beside them.
+            return f"keep_rows needs {steps - 1} stages for {spec.features} features"
+        if size > _SHARED_BYTES:
+            return f"it needs {size} bytes of shared memory, more than {_SHARED_BYTES}"
+        return None
 
 
 def heuristic(spec: LinearSwigluSpec, device: Device | None = None) -> Config:
@@ -49,7 +56,7 @@ def heuristic(spec: LinearSwigluSpec, device: Device | None = None) -> Config:
     for keep_rows in (True, False):
         for stages in (8, 7, 6, 5, 4):
             config = Config(stages=stages, keep_rows=keep_rows)
-            if config.fits(spec):
+            if config.unsuitable(spec) is None:
                 return config
     return Config(stages=4, keep_rows=False)
 
@@ -60,5 +67,5 @@ def candidates(spec: LinearSwigluSpec, device: Device | None = None) -> Iterator
         for keep_rows in (True, False):
             for stages in (3, 4, 5, 6, 8):
                 config = Config(rows, columns, stages, keep_rows)
-                if config.fits(spec):
+                if config.unsuitable(spec) is None:
                     yield config

@@ -90,6 +90,25 @@ class TestLinearSwigluOnMosaic(TestLinearSwiglu):
 
 @with_mosaic
 @pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (MosaicConfig(rows=256), "bytes of shared memory"),
+        (MosaicConfig(columns=128), "two tiles of columns"),
+        (MosaicConfig(stages=4), "needs 5 stages for 384 features"),
+    ],
+    ids=str,
+)
+def test_configs_that_the_mosaic_kernel_refuses(config, reason):
+    """The last one would wait forever: the rows of a tile behind a ring that is full."""
+    x = jax.ShapeDtypeStruct((256, 384), "bfloat16")
+    kernel = jax.ShapeDtypeStruct((384, 256), "bfloat16")
+    run = functools.partial(linear_swiglu, implementation="pallas_mosaic_gpu", config=config)
+    with pytest.raises(ValueError, match=reason):
+        jax.eval_shape(run, x, kernel)
+
+
+@with_mosaic
+@pytest.mark.parametrize(
     ("shape", "dtype", "reason"),
     [
         ((8, 64, 64), "float32", "must be bfloat16"),
