@@ -1,6 +1,7 @@
-r"""Measures how models scale over the GPUs of one machine, in one process, in bfloat16.
+r"""Measures how models scale over the GPUs of one machine, in bfloat16.
 
   python -m benchmarks.scaling --minutes 9 --out scaling
+  python -m benchmarks.scaling --minutes 9 --out scaling --processes
   python -m benchmarks.scaling --only "vig_s training" fsdp --gpus 8 1 --out scaling
   XLA_FLAGS=--xla_force_host_platform_device_count=8 JAX_PLATFORMS=cpu \
       python -m benchmarks.scaling --tiny --out /tmp/scaling
@@ -19,6 +20,9 @@ fit into --minutes is dropped, the least important first, and named at the end. 
 JAX_COMPILATION_CACHE_DIR set to a folder, a later call on the same machine reads the programs of
 earlier ones.
 
+One process runs all GPUs. With --processes there is one process for each GPU, as Slurm and Open MPI
+start them; profiles are those of the first GPU then.
+
   img/s       calls queued back to back: the median of three samples
   ms, waited  milliseconds of a call, queued, and if the host waits for each
   speed-up    speed over that of one GPU
@@ -35,6 +39,7 @@ exit status is 1 if a program failed or its results differ by more than is allow
 
 import argparse
 import functools
+import json
 import os
 import sys
 import time
@@ -43,12 +48,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks import scaling_processes
+
 if TYPE_CHECKING:
     from benchmarks.scaling_cases import Case, Measured, Work
 
 # Shares of the time after which no program is lowered, and the compilation of none begins.
 _LOWERED, _COMPILED = 0.55, 0.7
-_KERNELS = 15  # of a row, in the file
+_KERNELS = 60  # of a row, in the file
 
 Row = dict[str, Any]
 
@@ -61,7 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     escape_output()
     try:
-        return Scaling(options).run()
+        if options.rank is not None:
+            scaling_processes.join(options)
+        return (Processes(options) if options.processes else Scaling(options)).run()
     except REPORTED_ERRORS as error:
         print(f"scaling.py: {error}", file=sys.stderr)
         return 1
@@ -83,6 +92,10 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--threads", type=int, help="programs compiled at a time (default: cores/8)"
     )
+    parser.add_argument(
+        "--processes", action="store_true", help="one process for each GPU, instead of one for all"
+    )
+    scaling_processes.add_options(parser)
     parser.add_argument("--sample-seconds", type=float, default=0.7, help="(default 0.7)")
     parser.add_argument("--tiny", action="store_true", help="small models and images, for trying")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
@@ -104,7 +117,7 @@ class Scaling:
 
         self.options = options
         self.begun = time.monotonic()
-        self.devices = jax.local_devices()
+        self.devices = jax.devices()
         self.counts = options.gpus or _powers(len(self.devices))
         if not 1 <= min(self.counts) <= max(self.counts) <= len(self.devices):
             raise ConfigError(
@@ -134,8 +147,11 @@ class Scaling:
         self._write()  # fail now if it cannot be written
         works = self._compiled()
         self.facts["compiled_seconds"] = round(time.monotonic() - self.begun)
+        if self.options.rank is not None:
+            scaling_processes.wait_for_turn(self.options.out, self.options.rank)
         self._measure(works)
-        self._print()
+        if not self.options.rank:
+            self._print()
         return int(bool(self.failed))
 
     def _pairs(self) -> list[tuple["Case", int]]:
@@ -154,19 +170,21 @@ class Scaling:
 
     def _compiled(self) -> list["Work"]:
         """Compiles the programs in time; returns those that are compiled."""
-        from benchmarks.scaling_cases import work_of
+        from benchmarks.scaling_cases import agreed_by_all, work_of
 
         seconds = 60 * self.options.minutes
         threads = self.options.threads or max(1, min(16, (os.cpu_count() or 1) // 8))
         futures: list[tuple[Work, Future[Any]]] = []
+        works: list[Work | None] = []
         with ThreadPoolExecutor(threads) as pool:
             for case, count in self._pairs():
+                works.append(None)
                 if time.monotonic() > self.begun + _LOWERED * seconds:
                     self.dropped.append(_name(case, count))
                     continue
                 name, small = _name(case, count), self.options.tiny
                 make = functools.partial(work_of, case, self.devices[:count], small=small)
-                work = self._try(name, make)
+                works[-1] = work = self._try(name, make)
                 if case.files:
                     of_base = [future for other, future in futures if other.case.name == case.base
                                and other.mesh.size == count]  # fmt: skip
@@ -174,7 +192,10 @@ class Scaling:
                 elif work and (lowered := self._try(name, work.lower)):
                     futures.append((work, pool.submit(lowered.compile)))
             end = self.begun + _COMPILED * seconds
-            return [work for work, future in futures if self._wait(work, future, end)]
+            done = {id(work) for work, future in futures if self._wait(work, future, end)}
+        # Programs that another process lacks are not run.
+        everywhere = agreed_by_all([id(work) in done for work in works])
+        return [work for work, there in zip(works, everywhere, strict=True) if work and there]
 
     def _wait(self, work: "Work", future: "Future[Any]", end: float) -> bool:
         """Waits for a program; those that no thread has begun in time are dropped."""
@@ -189,17 +210,20 @@ class Scaling:
 
     def _measure(self, works: Sequence["Work"]) -> None:
         """Measures the programs in time, and writes each row."""
-        from benchmarks.scaling_cases import Inputs, measure
+        import jax
+
+        from benchmarks.scaling_cases import Inputs, agreed, measure
         from benchmarks.scaling_records import measure_records
 
-        inputs = Inputs(self.devices[0])
+        inputs = Inputs(jax.local_devices()[0])
         end = self.begun + 60 * self.options.minutes
-        kernels = (self.options.out / "kernels.txt").open("w")
+        name = f"kernels-{self.options.rank}.txt" if self.options.rank else "kernels.txt"
+        kernels = (self.options.out / name).open("w")
         with kernels:
             for work in works:
                 name = _name(work.case, work.mesh.size)
                 begun = time.monotonic()
-                if begun + 1.2 * self.longest > end:
+                if agreed(begun + 1.2 * self.longest > end):
                     self.dropped.append(name)
                     continue
                 seconds = self.options.sample_seconds
@@ -248,10 +272,14 @@ class Scaling:
             return None
 
     def _write(self) -> None:
+        if self.options.rank:
+            return  # the first process writes
         from vig_jax.bench.throughput import write_tables
 
         facts = {**self.facts, "failed": self.failed, "dropped": self.dropped}
         write_tables(facts, self.rows, json_file=self.options.out / "rows.json", csv_file=None)
+        if self.options.rank == 0:
+            scaling_processes.write_outputs(self.measured, self.options.out)
 
     def _print(self) -> None:
         """Prints what failed and was dropped, and the table last."""
@@ -264,6 +292,43 @@ class Scaling:
         names = [case.name for case in self.cases]
         for row in sorted(self.rows, key=lambda row: (names.index(row["case"]), row["gpus"])):
             print(_text(row))
+
+
+class Processes(Scaling):
+    """A run of the benchmark with one process for each GPU.
+
+    Args:
+        options: of the command line.
+    """
+
+    def __init__(self, options: argparse.Namespace):
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the groups need them
+        super().__init__(options)
+
+    def run(self) -> int:
+        """Runs the groups, compares and prints; returns the exit status."""
+        from benchmarks import table
+        from benchmarks.scaling_cases import Measured
+
+        self.facts = table.facts() | {"devices": len(self.devices), "processes": "one per GPU"}
+        self._write()
+        order = sorted(set(self.counts), reverse=True)
+        counts = list(dict.fromkeys([order[0], order[-1], *order]))
+        for group in scaling_processes.run_groups(self.options, counts):
+            if (reason := scaling_processes.failure(group)) is not None:
+                self.failed.append(reason)
+                continue
+            written = json.loads((group.folder / "rows.json").read_text())
+            self.failed += written["failed"]
+            self.dropped += written["dropped"]
+            outputs = scaling_processes.read_outputs(group.folder)
+            for row in written["rows"]:
+                found = Measured(row, outputs[row["case"]], [])
+                self.measured[row["case"], row["gpus"]] = found
+                self.rows.append(row)
+        self._compare()
+        self._print()
+        return int(bool(self.failed))
 
 
 def _powers(count: int) -> list[int]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from kernels_pallas.core.accuracy import rms_relative_error
@@ -25,6 +26,7 @@ from vig_jax.sharding.mesh import (
     max_in_flight,
     replicated,
 )
+from vig_jax.sharding.rules import place
 
 ALLOWED_ERRORS = {"loss": 1e-3, "grad_norm": 2e-2, "logits": 2e-2}
 """The largest relative differences of several devices from one, both in bfloat16."""
@@ -231,11 +233,9 @@ class Inputs:
         """Returns the program with its inputs on the GPUs. All GPUs get equal images."""
         case, config, mesh = work.case, work.config, work.mesh
         if work.parts is None:
-            variables = jax.device_put(self._draw(work), replicated(mesh))
-            pixels = [
-                jax.device_put(random_pixels(config, seed), images_sharded(mesh))
-                for seed in range(_INPUTS)
-            ]
+            everywhere, split = replicated(mesh), images_sharded(mesh)
+            variables = jax.tree.map(lambda x: place(x, everywhere), self._draw(work))
+            pixels = [place(random_pixels(config, seed), split) for seed in range(_INPUTS)]
             return Program(work.compiled, [(variables, images) for images in pixels])
         count = 1 if case.axis == "sequence" else mesh.size
         alone = config_of(case, 1, small=work.small)
@@ -243,9 +243,10 @@ class Inputs:
         for seed in range(_INPUTS):
             one = jax.device_get(random_batch(alone, work.parts.task.batch_spec, seed))
             tiled = {k: np.tile(x, (count, *[1] * (x.ndim - 1))) for k, x in one.items()}
-            inputs.append((jax.device_put(tiled, batch_sharded(mesh)),))
+            rows = batch_sharded(mesh)
+            inputs.append(({name: place(x, rows) for name, x in tiled.items()},))
         # Copies, because a step donates its state.
-        state = jax.device_put(self._draw(work), work.parts.split)
+        state = jax.tree.map(place, self._draw(work), work.parts.split)
         return Program(work.compiled, inputs, state)
 
     def _draw(self, work: Work) -> Any:
@@ -299,7 +300,7 @@ def measure(work: Work, inputs: Inputs, *, seconds: float) -> Measured:
         del state
     del first  # the next call donates it
     run = candidate(call)
-    found = measure_latency(run, None, repeats=3, sample_seconds=seconds)
+    found = measure_latency(run, None, repeats=3, sample_seconds=seconds, agree=agreed)
     timelines = profile(run, _PROFILED)
     row = row_of(
         work,
@@ -343,6 +344,20 @@ def row_of(
     return row
 
 
+def agreed(number: int) -> int:
+    """Returns the number of process 0, in every process."""
+    if jax.process_count() == 1:
+        return number
+    return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+
+
+def agreed_by_all(flags: Sequence[bool]) -> list[bool]:
+    """Returns which flags are set in every process."""
+    if jax.process_count() == 1:
+        return list(flags)
+    return list(multihost_utils.process_allgather(np.array(flags, bool)).all(0))
+
+
 def _alone(call: Callable[[], Any]) -> Callable[[], Any]:
     """Returns a function that waits for each call where several must not be queued."""
     return call if max_in_flight() else lambda: jax.block_until_ready(call())
@@ -359,7 +374,7 @@ def _bytes_of_a_device(tree: Any) -> int:
 
 def _peak_bytes(mesh: Mesh) -> int | None:
     """Returns the most bytes that a GPU has held since the process began; None on a CPU."""
-    peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in mesh.devices.flat]
+    peaks = [(one.memory_stats() or {}).get("peak_bytes_in_use") for one in mesh.local_devices]
     return max((peak for peak in peaks if peak is not None), default=None)
 
 

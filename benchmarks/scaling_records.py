@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks.scaling_cases import Inputs, Measured, Work, row_of
+from benchmarks.scaling_cases import Inputs, Measured, Work, agreed, row_of
 from vig_jax.config import DataConfig
 from vig_jax.data import open_dataset, train_batches
 from vig_jax.data.preprocess.classification import ClassificationPreprocess
@@ -28,11 +28,11 @@ def measure_records(work: Work, inputs: Inputs, *, seconds: float) -> Measured:
     Args:
         work: compiled.
         inputs: makes the state.
-        seconds: at least, after the first steps.
+        seconds: about, after the first steps.
     """
     program, spec = inputs.program(work), work.parts.task.batch_spec if work.parts else {}
     batch_size = work.case.batch_size(work.mesh.size)
-    workers = max(1, (os.cpu_count() or 1) - 2)
+    workers = max(1, ((os.cpu_count() or 1) - 2) // jax.process_count())
     with tempfile.TemporaryDirectory() as folder:
         write_images(Path(folder), 2 * batch_size)
         data = dataclasses.replace(
@@ -52,16 +52,21 @@ def _train(
         ClassificationPreprocess(data, train=True),
         batch_size=work.case.batch_size(work.mesh.size),
         seed=0,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
         workers=workers,
         prefetch=2,
     ) as batches:
-        steps, begun = 0, 0.0
+        steps, begun, last = 0, 0.0, 3 * _WARM
         metrics: Any = None
         for _, batch in prefetch_to_device(batches, work.mesh, list(spec)):
             jax.block_until_ready(metrics)  # of the step before
             if steps == _WARM:
                 begun = time.perf_counter()
-            if steps > _WARM and time.perf_counter() - begun > seconds:
+            if steps == 3 * _WARM:
+                so_far = time.perf_counter() - begun
+                last = agreed(max(steps, _WARM + round(seconds / so_far * 2 * _WARM)))
+            if steps == last:
                 break
             state, metrics = work.compiled(state, batch)
             steps += 1

@@ -26,7 +26,11 @@ def candidate(call: Callable[[], Any]) -> Candidate:
 
 
 def interleaved(
-    candidates: Mapping[str, Candidate], *, repeats: int, sample_seconds: float
+    candidates: Mapping[str, Candidate],
+    *,
+    repeats: int,
+    sample_seconds: float,
+    agree: Callable[[int], int] = int,
 ) -> dict[str, list[float]]:
     """Times candidates in rounds, so that drift affects all of them alike.
 
@@ -36,6 +40,7 @@ def interleaved(
         candidates: Candidates by name.
         repeats: Rounds: samples of each candidate.
         sample_seconds: Length of a sample; it is at least one call.
+        agree: Returns the same number in all processes that run the programs together.
 
     Returns:
         Seconds per call, a list of samples for each candidate.
@@ -43,7 +48,7 @@ def interleaved(
     calls = {}
     for name, run in candidates.items():
         run(1)  # compile
-        calls[name] = max(1, round(sample_seconds / max(1e-6, _seconds(run, 1))))
+        calls[name] = agree(max(1, round(sample_seconds / max(1e-6, _seconds(run, 1)))))
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(repeats):
         for name, run in candidates.items():

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import scaling, scaling_cases
+from benchmarks import scaling, scaling_cases, scaling_processes
 from benchmarks.scaling_cases import Measured
 
 ROOT = Path(__file__).parents[2]
@@ -25,9 +25,10 @@ class Toys:
         self.lowered, self.measured = [], []
         self.lower_seconds = self.measure_seconds = self.clock = 0.0
         self.wrong = self.broken = ""
+        device = jax.devices()[0]
         clock = SimpleNamespace(monotonic=lambda: self.clock, sleep=time.sleep)
         monkeypatch.setattr(scaling, "time", clock)
-        monkeypatch.setattr(jax, "local_devices", lambda: [jax.devices()[0]] * 8)
+        monkeypatch.setattr(jax, "devices", lambda: [device] * 8)
         monkeypatch.setattr(scaling_cases, "work_of", self.work_of)
         monkeypatch.setattr(scaling_cases, "measure", self.measure)
 
@@ -46,10 +47,14 @@ class Toys:
         case, count = work.case, work.mesh.size
         self.measured.append((case.name, count))
         self.clock += self.measure_seconds
-        row = {"case": case.name, "gpus": count, "images": 8, "img_per_s": 100.0 * count**0.5}
-        row |= {"ms": 1.0, "waited_ms": 2.0, "state_bytes": None, "program_bytes": 3}
         value = np.array(2.0 if case.name == self.wrong and count > 1 else 1.0)
-        return Measured(row | {"exposed_share": None}, {"loss": value}, [])
+        return Measured(self.row(case.name, count), {"loss": value}, [])
+
+    @staticmethod
+    def row(name, count):
+        row = {"case": name, "gpus": count, "images": 8, "img_per_s": 100.0 * count**0.5}
+        row |= {"ms": 1.0, "waited_ms": 2.0, "state_bytes": None, "program_bytes": 3}
+        return row | {"exposed_share": None}
 
 
 @pytest.fixture
@@ -108,6 +113,59 @@ def test_what_cannot_be_run(toys, tmp_path, capsys):
     assert "--gpus is 9; there are 8: give numbers from 1 to 8" in capsys.readouterr().err
     assert scaling.main(["--out", str(tmp_path), "--only", "resnet"]) == 1
     assert "--only resnet fits none of the rows (vig_s training, " in capsys.readouterr().err
+
+
+def test_groups_of_processes_are_compared_with_one(toys, monkeypatch, tmp_path, capsys):
+    def run_groups(options, counts):
+        assert counts == [8, 1, 4]  # the extremes first
+        groups = []
+        for count in counts:
+            group = scaling_processes.Group(count, tmp_path / f"{count}_processes", [])
+            groups.append(group)
+            group.folder.mkdir()
+            (group.folder / "0.log").write_text("reading\nValueError: no such shape\n")
+            if count == 4:
+                continue  # it has failed
+            row = toys.row("vig_s training", count)
+            found = {(row["case"], count): Measured(row, {"loss": np.array(1.0 + count)}, [])}
+            scaling_processes.write_outputs(found, group.folder)
+            written = {"failed": [], "dropped": [f"vig_b training on {count}"], "rows": [row]}
+            (group.folder / "rows.json").write_text(json.dumps(written))
+        return groups
+
+    monkeypatch.setattr(scaling_processes, "run_groups", run_groups)
+    status, written = run(tmp_path, "--processes", "--gpus", "1", "4", "8")
+    assert status == 1
+    assert written["failed"] == [
+        "4 processes: reading ValueError: no such shape",
+        "vig_s training on 8: differs from one GPU by {'loss': 3.5}",
+    ]
+    assert written["dropped"] == ["vig_b training on 8", "vig_b training on 1"]
+    assert [row["gpus"] for row in written["rows"]] == [8, 1]
+    assert written["rows"][0]["efficiency"] == pytest.approx(8**0.5 / 8)
+    assert "2.83  0.354" in capsys.readouterr().out.splitlines()[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.multidevice
+def test_one_process_per_device(tmp_path):
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
+    command = [sys.executable, "-m", "benchmarks.scaling", "--tiny", "--sample-seconds", "0.01"]
+    done = subprocess.run(
+        [*command, "--processes", "--only", "JPEG", "--out", str(tmp_path)],
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    written = json.loads((tmp_path / "rows.json").read_text())
+    assert {(row["case"], row["gpus"]) for row in written["rows"]} == {
+        ("vig_s training", 1),
+        ("vig_s training", 2),
+        ("vig_s training, JPEG", 2),
+    }
 
 
 @pytest.mark.multidevice

@@ -51,7 +51,12 @@ class Latency:
 
 
 def measure_latency(
-    run: Candidate, host: HostCall | None, *, repeats: int = 10, sample_seconds: float = 0.2
+    run: Candidate,
+    host: HostCall | None,
+    *,
+    repeats: int = 10,
+    sample_seconds: float = 0.2,
+    agree: Callable[[int], int] = int,
 ) -> Latency:
     """Measures the latencies of a program.
 
@@ -61,8 +66,11 @@ def measure_latency(
         repeats: samples of queued calls.
         sample_seconds: length of such a sample. The single calls are measured for as long together,
             and at least `repeats` times.
+        agree: see `interleaved`; `host` must be None then.
     """
-    (queued,) = interleaved({"": run}, repeats=repeats, sample_seconds=sample_seconds).values()
+    (queued,) = interleaved(
+        {"": run}, repeats=repeats, sample_seconds=sample_seconds, agree=agree
+    ).values()
     if host is None:
         (alone,) = interleaved({"": run}, repeats=repeats, sample_seconds=0.0).values()
         steps = [alone]

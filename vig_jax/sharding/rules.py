@@ -85,14 +85,20 @@ def placed(tree: Any, mesh: Mesh, rules: Rules = FSDP) -> Any:
         mesh: from `make_mesh`.
         rules: the first that matches decides.
     """
-
-    def place(array: Any, sharding: NamedSharding) -> jax.Array:
-        if sharding.is_fully_addressable:
-            return jax.device_put(array, sharding)
-        local = np.asarray(array)
-        return jax.make_array_from_callback(local.shape, sharding, lambda index: local[index])
-
     return jax.tree.map(place, tree, shardings(tree, mesh, rules))
+
+
+def place(array: Any, sharding: NamedSharding) -> jax.Array:
+    """Returns an array, the same in every process, on the devices of a sharding.
+
+    Args:
+        array: of the host or of this process's devices.
+        sharding: over devices of any processes.
+    """
+    if sharding.is_fully_addressable:
+        return jax.device_put(array, sharding)
+    local = np.asarray(array)
+    return jax.make_array_from_callback(local.shape, sharding, lambda index: local[index])
 
 
 def gathered(params: Any, split: Any) -> Any:
