@@ -1,7 +1,7 @@
 """Runs `benchmarks.scaling` with one process per GPU.
 
-For each number of GPUs it starts as many processes of the benchmark. All compile at the same time;
-then one group after the other measures, because autotuning and measuring would disturb each other.
+For each number of GPUs it starts a group of processes of the benchmark, one per GPU. All compile at
+the same time. Then one group after the other measures, because autotuning would disturb it.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def write_outputs(measured: dict[tuple[str, int], "Measured"], folder: Path) -> 
         for (case, _), found in measured.items()
         for name, value in found.outputs.items()
     }
-    np.savez(folder / "outputs.npz", **arrays)
+    np.savez(folder / "outputs.npz", **arrays)  # type: ignore[arg-type]
 
 
 def read_outputs(folder: Path) -> dict[str, dict[str, np.ndarray]]:
@@ -87,17 +87,17 @@ class Group:
 
     @property
     def ended(self) -> bool:
-        """Whether no process runs."""
+        """Returns True if no process runs."""
         return all(process.poll() is not None for process in self.processes)
 
     @property
     def broken(self) -> bool:
-        """Whether a process has failed without results."""
+        """Returns True if a process has failed without results."""
         return any(process.poll() not in (None, 0, 1) for process in self.processes)
 
     @property
     def compiled(self) -> bool:
-        """Whether all processes have compiled their programs, or one has ended."""
+        """Returns True if all processes have compiled their programs, or one has ended."""
         done = all((self.folder / f"{_COMPILED}-{rank}").exists() for rank in range(self.count))
         return done or any(process.poll() is not None for process in self.processes)
 

@@ -59,6 +59,7 @@ def test_kubernetes():
         ({}, {"coordinator": "a"}, "--coordinator=a has no port: give HOST:PORT"),
         ({}, {"num_processes": 2, "process_id": 2}, "--process_id=2 .* must be from 0 to 1"),
         ({}, {"distributed": False, "process_id": 0}, "--nodistributed contradicts"),
+        ({}, {"local_processes": 2, "process_id": 0}, "--local_processes starts all processes"),
         ({"JAX_PROCESS_ID": "x"}, {"distributed": True}, "variable JAX_PROCESS_ID=x is not a num"),
     ],
 )

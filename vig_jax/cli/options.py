@@ -86,17 +86,22 @@ def add_processes(parser: argparse.ArgumentParser) -> None:
         "--num-processes", type=positive, metavar="N", help=OPTIONS["num_processes"]
     )
     parser.add_argument("--process-id", type=count, metavar="I", help=OPTIONS["process_id"])
+    parser.add_argument(
+        "--local-processes", type=positive, metavar="N", help=OPTIONS["local_processes"]
+    )
 
 
 def member(args: argparse.Namespace) -> Member | None:
     """Returns which process of several this is, by the options; None if it is the only one."""
-    if not args.distributed and args.coordinator is args.num_processes is args.process_id is None:
+    given = (args.coordinator, args.num_processes, args.process_id, args.local_processes)
+    if not args.distributed and given == (None,) * 4:
         return None
     return find_member(
         distributed=args.distributed,
         coordinator=args.coordinator,
         num_processes=args.num_processes,
         process_id=args.process_id,
+        local_processes=args.local_processes,
     )
 
 

@@ -45,6 +45,9 @@ _NUM_PROCESSES = flags.DEFINE_integer(
     "num_processes", None, OPTIONS["num_processes"], lower_bound=1
 )
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, OPTIONS["process_id"], lower_bound=0)
+_LOCAL_PROCESSES = flags.DEFINE_integer(
+    "local_processes", None, OPTIONS["local_processes"], lower_bound=1
+)
 STOPPED_STATUS = 76
 """The exit status of a run that a signal has ended early, after saving."""
 
@@ -133,6 +136,7 @@ def _train(argv: Sequence[str]) -> None:
             coordinator=_COORDINATOR.value,
             num_processes=_NUM_PROCESSES.value,
             process_id=_PROCESS_ID.value,
+            local_processes=_LOCAL_PROCESSES.value,
         )
     except ConfigError as error:
         _fail(str(error))

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import NoReturn
 
 from vig_jax.errors import ConfigError, is_lost_process
+from vig_jax.train.local_processes import place_among_local_processes
 from vig_jax.train.supervise import leave_lost, supervise
 
 OPTIONS = {
@@ -25,6 +26,9 @@ OPTIONS = {
     "coordinator": "HOST:PORT of the first process, with any free port; the same on all hosts.",
     "num_processes": "Number of processes of the run, usually one per host.",
     "process_id": "Number of this process, from 0.",
+    "local_processes": "Number of processes to start on this host, each with one of its GPUs. "
+    "Several short kernels are launched at the same time then, which is faster in segmentation and "
+    "detection. Instead of the options above.",
 }
 """The options of a command that can run on several processes, and their help."""
 START_SECONDS = 300
@@ -61,15 +65,19 @@ def find_member(
     coordinator: str | None,
     num_processes: int | None,
     process_id: int | None,
+    local_processes: int | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> Member | None:
     """Returns which process this is; None if it is the only one.
+
+    With `local_processes` it starts them, and returns in each of them.
 
     Args:
         distributed: None: the other options decide.
         coordinator: HOST:PORT.
         num_processes: of the run.
         process_id: from 0.
+        local_processes: number of processes to start on this host, one per GPU.
         environment: by default that of the process.
 
     Raises:
@@ -78,6 +86,14 @@ def find_member(
     """
     env = os.environ if environment is None else environment
     given = [coordinator, num_processes, process_id] != [None] * 3
+    if local_processes:
+        if given or distributed:
+            raise ConfigError(
+                "--local_processes starts all processes of the run, on this host: leave out "
+                "--distributed, --coordinator, --num_processes and --process_id"
+            )
+        address, number = place_among_local_processes(local_processes)
+        return Member(address, local_processes, number, all_devices=False)
     if not distributed and not given:
         if distributed is None:
             _check_launcher(env)
