@@ -35,6 +35,7 @@ LAYERS = (
     "vig_jax.evaluation",
     "vig_jax.train",
     "vig_jax.inference",
+    "vig_jax.explain",
     "vig_jax.bench",
     "vig_jax.cli",
     "vig_jax.__main__",

@@ -26,6 +26,7 @@ SECTIONS: tuple[tuple[str, str, tuple[str, ...] | None], ...] = (
     ("Operators", "kernels_pallas", None),
     ("Models, weights, inference", "vig_jax", None),
     ("Loaded models", "vig_jax.inference.loaded_model", ("LoadedModel",)),
+    ("Explanations", "vig_jax.explain", None),
     ("Backbones", "vig_jax.models.backbone", ("Backbone", "ParameterGroups", "FeatureInfo")),
     ("Data sets", "vig_jax.data", ("register_dataset", "open_dataset", "Dataset*", "Preprocess")),
     ("Data sets for classification", "vig_jax.data.dataset", ("Classification*",)),

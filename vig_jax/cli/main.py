@@ -1,4 +1,4 @@
-"""`vig <train|evaluate|predict|convert|export|report|benchmark|data>`."""
+"""`vig <train|evaluate|predict|explain|convert|export|report|benchmark|data>`."""
 
 import argparse
 import gc
@@ -21,6 +21,7 @@ COMMANDS = {
     "train": "train a model from a config file",
     "evaluate": "metrics of a trained run or a weight file",
     "predict": "classes, class maps or objects of image files",
+    "explain": "draw receptive fields, gates and saliency of a model for image files",
     "convert": "turn weight files into others, or into a checkpoint, and back",
     "export": "write a model as StableHLO or ONNX, which run without this package",
     "report": "draw a run's curves and results, and sum it up",

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
 from kernels_pallas.core.integers import cdiv
 from vig_jax.config import DataConfig
@@ -16,7 +16,12 @@ from vig_jax.data.formats.image_folder import find_image_files
 from vig_jax.data.preprocess.decode import decode, load_checked
 from vig_jax.data.preprocess.geometry import draw_view, image_size
 from vig_jax.data.preprocess.limits import MAX_PIXELS
-from vig_jax.errors import ConfigError, NonFiniteLossError, UndecodableImageError
+from vig_jax.errors import (
+    ConfigError,
+    NonFiniteLossError,
+    UndecodableImageError,
+    UnreadableRecordError,
+)
 from vig_jax.figures import drawable
 from vig_jax.files import read_regular_file
 from vig_jax.inference.file_predictor import PredictOptions
@@ -151,8 +156,7 @@ class Classifier:
         damages: dict[int, str | None] = {}
         for row, file in enumerate(files):
             try:
-                image, damages[row] = load_checked(read_regular_file(file), data)
-                images[row] = draw_view(image_size(image), data, None).image(image)
+                images[row], damages[row] = _view(read_regular_file(file), data)
             except (UndecodableImageError, OSError) as error:
                 errors[row] = str(error)
         logits = np.asarray(run(images))
@@ -200,6 +204,32 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     if not files:
         raise FileNotFoundError(f"no image files in {', '.join(map(str, paths))}")
     return files
+
+
+def load_images(files: Sequence[Path], data: DataConfig) -> UInt8[np.ndarray, "N H W 3"]:
+    """Returns the pixels of image files, prepared as in evaluation.
+
+    Args:
+        files: image files.
+        data: the settings of the images; see `vig_jax.data_config`.
+
+    Raises:
+        UndecodableImageError: a file is no image; the message names it.
+        OSError: a file cannot be read.
+    """
+    images = []
+    for file in files:
+        try:
+            images.append(_view(read_regular_file(file), data)[0])
+        except (UndecodableImageError, UnreadableRecordError) as error:
+            raise UndecodableImageError(f"{file}: {error}") from error
+    return np.stack(images)
+
+
+def _view(content: bytes, data: DataConfig) -> tuple[UInt8[np.ndarray, "H W 3"], str | None]:
+    """Returns the pixels of an image as in evaluation, and the damage that was found, or None."""
+    image, damage = load_checked(content, data)
+    return draw_view(image_size(image), data, None).image(image), damage
 
 
 def draw(
