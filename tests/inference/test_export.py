@@ -164,7 +164,7 @@ def test_onnx(folder, tmp_path, capsys):
     pytest.importorskip("jax2onnx")
     runtime = pytest.importorskip("onnxruntime")
     target = tmp_path / "pets.onnx"
-    assert main(["export", str(folder), str(target), "--verify"]) == 0
+    assert main(["export", str(folder), str(target), "--verify", "--image-size", str(SIDE)]) == 0
     assert "onnx: " in capsys.readouterr().out
     session = runtime.InferenceSession(str(target))
     expected = logits_of(vig_jax.from_pretrained(folder), images(3))
