@@ -20,6 +20,9 @@ from vig_jax.train.local_processes import place_among_local_processes
 address, index = place_among_local_processes(3)
 """
 
+# One write each, so that lines do not mix.
+PRINT = "os.write(1, f'{address} {index} {os.environ[\"JAX_LOCAL_DEVICE_IDS\"]}\\n'.encode())"
+
 
 def start(code):
     return subprocess.Popen(
@@ -28,13 +31,19 @@ def start(code):
 
 
 def test_each_has_a_number_and_a_gpu():
-    place = "f\"{address} {index} {os.environ['JAX_LOCAL_DEVICE_IDS']}\\n\""
-    process = start(f"os.write(1, {place}.encode())")  # one write each: lines do not mix
+    process = start(PRINT)
     lines = [line.split() for line in process.communicate(timeout=60)[0].splitlines()]
     assert process.returncode == 0
     assert sorted(line[1:] for line in lines) == [["0", "0"], ["1", "1"], ["2", "2"]]
     (address,) = {line[0] for line in lines}
     assert address.startswith("127.0.0.1:")
+
+
+def test_the_child_of_a_supervisor_starts_nothing():
+    supervised = "from vig_jax.train.supervise import supervise\nsupervise()\n"
+    process = start(supervised + "address, index = place_among_local_processes(3)\n" + PRINT)
+    assert len(process.communicate(timeout=60)[0].splitlines()) == 3
+    assert process.returncode == 0
 
 
 def test_a_failure_is_the_status():

@@ -37,11 +37,11 @@ def place_among_local_processes(count: int) -> tuple[str, int]:
         SystemExit: in the process that has started the others. The status is 0 if all have ended
             with 0. Otherwise it is that of a process that failed by itself, if there is one.
     """
-    parent, _, place = os.environ.get(_PLACE, "").partition(":")
-    if parent == str(os.getppid()):
-        index, _, port = place.partition(":")
-        threading.Thread(target=end_with_parent, args=(os.getppid(),), daemon=True).start()
-        return f"127.0.0.1:{port}", int(index)
+    if place := os.environ.get(_PLACE):  # of this process, or of the supervisor that started it
+        parent, index, port = map(int, place.split(":"))
+        if parent == os.getppid():
+            threading.Thread(target=end_with_parent, args=(parent,), daemon=True).start()
+        return f"127.0.0.1:{port}", index
     gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
     if 0 < gpus < count:
         raise ConfigError(f"--local_processes={count}, but this host has {gpus} GPUs")
