@@ -3,7 +3,7 @@
 from kernels_pallas.autotune import autotune
 from kernels_pallas.core.choice import implementations
 from kernels_pallas.depthwise_conv import depthwise_conv
-from kernels_pallas.gla import IMPLEMENTATIONS, bidirectional_gla, gla
+from kernels_pallas.gla import IMPLEMENTATIONS, bidirectional_gla, gla, gla_step
 from kernels_pallas.im2col import im2col
 from kernels_pallas.linear_swiglu import linear_swiglu
 from kernels_pallas.norm import norm_act, residual_norm
@@ -18,6 +18,7 @@ __all__ = [
     "bidirectional_gla",
     "depthwise_conv",
     "gla",
+    "gla_step",
     "im2col",
     "implementations",
     "linear_swiglu",

@@ -1,7 +1,8 @@
 """The documentation keeps its promises: code blocks run, commands and links exist.
 
 A Python block of README or docs runs, unless the line before it is an HTML comment with "compile
-only". The blocks of the operators' pages are fragments. All calls must fit the signatures.
+only". The blocks of the operators' pages are fragments, except those with the comment "runs". All
+calls must fit the signatures.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from vig_jax.train.processes import OPTIONS
 
 ROOT = Path(__file__).parents[1]
 COMPILE_ONLY = "compile only"
+RUNS = "<!-- runs -->"
 OPTIONAL = {"onnxruntime"}  # packages of extras, whose calls are not checked
 
 
@@ -99,6 +101,14 @@ def test_code_runs(name, monkeypatch, tmp_path):
         value = names[symbol]
         value = value[0] if isinstance(value, tuple) else value
         assert value.shape == shape, symbol
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_code_of_operators_runs(number):
+    """Each of these blocks is a program."""
+    found = [b for name in WITH_CODE for b in python_blocks(name) if b.above == RUNS]
+    assert len(found) == 5
+    exec(compile("\n" * (found[number].line - 1) + found[number].text, "README.md", "exec"), {})
 
 
 def promised_shapes(name: str) -> dict[str, tuple[int, ...]]:

@@ -8,12 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from kernels_pallas.core.checks import checked_array
 from kernels_pallas.core.dispatch import dispatch, implementations
 from kernels_pallas.gla import pallas_triton, reference, xla_chunked, xla_unrolled
 from kernels_pallas.gla.exchange import Exchange, checked_exchange
+from kernels_pallas.gla.sequences import checked_cu_seqlens
 from kernels_pallas.gla.spec import GlaSpec
 
 _TABLE = implementations(
@@ -38,13 +39,14 @@ def gla(
     log_decay: Float[Array, "B T H K"],
     *,
     scale: float | None = None,
-    initial_state: Float[Array, "B H K V"] | None = None,
+    initial_state: Float[Array, "S H K V"] | None = None,
     reverse: bool = False,
     return_final_state: bool = False,
     min_log_decay: float | None = None,
+    cu_seqlens: Int[Array | np.ndarray, " M"] | None = None,
     implementation: str | Sequence[str] | None = None,
     config: Any = None,
-) -> Float[Array, "B T H V"] | tuple[Float[Array, "B T H V"], Float[Array, "B H K V"]]:
+) -> Float[Array, "B T H V"] | tuple[Float[Array, "B T H V"], Float[Array, "S H K V"]]:
     """Computes gated linear attention along the tokens, in one direction.
 
     For each image and head, with g_t = log_decay of token t::
@@ -73,53 +75,54 @@ def gla(
             outside of `jax.jit` and other transformations.
         scale: Factor on the queries, a Python number; K**-0.5 if None.
         initial_state: State before the first scanned token, any of the types above; zero if None.
+            There are S = B of them, or S = N with `cu_seqlens`.
         reverse: Scan from the last token to the first: S_t is computed from S_{t+1}.
         return_final_state: Also return the state after the last scanned token.
         min_log_decay: A promise, a Python number: no log-decay is lower. Implementations may skip
             what only strong decays need; results are wrong if the promise is broken. It is checked
             where KERNELS_PALLAS_CHECK_DECAY=1 checks.
+        cu_seqlens: Borders of N sequences that lie side by side in one row of tokens (B = 1), N + 1
+            integers from 0 up, none smaller than the one before: sequence n has the tokens from
+            cu_seqlens[n] to cu_seqlens[n + 1]. It may be empty. No state passes a border, whatever
+            the decays. Tokens after the last border are one more sequence, which starts from zeros.
+            Values are checked where they are known. None: each row is one sequence.
         implementation: None for the best one on the platform that the program is lowered for, a
             name in `kernels_pallas.gla.IMPLEMENTATIONS`, or several names to try in order.
         config: A config of the implementation, such as `kernels_pallas.autotune` returns; None for
             its own choice.
 
     Returns:
-        The output in the type of v; with `return_final_state` a pair of it and the final state,
-        which is float32 (float64 for float64 inputs).
+        The output in the type of v; with `return_final_state` a pair of it and the final state of
+        each row or sequence, which is float32 (float64 for float64 inputs). An empty sequence
+        returns its initial state.
 
     Raises:
         TypeError: An argument is not an array or has a type not listed above, or the config does
             not belong to the implementation.
-        ValueError: Shapes do not fit together, or an implementation is unknown.
+        ValueError: Shapes do not fit together, `cu_seqlens` are no borders of the tokens, or an
+            implementation is unknown.
         NotImplementedError: The implementation that was named cannot serve this call.
 
     Source: "Gated Linear Attention Transformers with Hardware-Efficient Training", ICML 2024.
     """
     q, k, v, log_decay = _arrays({"q": q, "k": k, "v": v, "log_decay": log_decay})
-    least = _least(min_log_decay)
-    _check_shapes(q, k, v, {"log_decay": log_decay}, least)
-    if initial_state is not None:
-        (initial_state,) = _arrays({"initial_state": initial_state})
-        _check_state(q, v, initial_state)
-    spec = _spec(
-        q,
-        v,
-        log_decay,
-        scale,
-        reverse=_flag("reverse", reverse),
-        has_initial_state=initial_state is not None,
-        return_final_state=_flag("return_final_state", return_final_state),
-        min_log_decay=least,
-    )
-    out, state = dispatch(
+    states = None if initial_state is None else {"initial_state": initial_state}
+    out, finals = _attend(
         "gla",
-        spec,
-        (q, k, v, (log_decay,), initial_state),
+        q,
+        k,
+        v,
+        {"log_decay": log_decay},
+        states,
+        cu_seqlens,
+        scale=scale,
+        min_log_decay=min_log_decay,
+        reverse=_flag("reverse", reverse),
+        return_final_state=_flag("return_final_state", return_final_state),
         implementation=implementation,
         config=config,
-        table=_TABLE,
     )
-    return (out, state) if return_final_state else out
+    return out if finals is None else (out, finals[0])
 
 
 def bidirectional_gla(
@@ -130,11 +133,17 @@ def bidirectional_gla(
     log_decay_bwd: Float[Array, "B T H K"],
     *,
     scale: float | None = None,
+    initial_states: tuple[Float[Array, "S H K V"], Float[Array, "S H K V"]] | None = None,
+    return_final_states: bool = False,
     min_log_decay: float | None = None,
+    cu_seqlens: Int[Array | np.ndarray, " M"] | None = None,
     exchange: Exchange | None = None,
     implementation: str | Sequence[str] | None = None,
     config: Any = None,
-) -> Float[Array, "B T H V"]:
+) -> (
+    Float[Array, "B T H V"]
+    | tuple[Float[Array, "B T H V"], tuple[Float[Array, "S H K V"], Float[Array, "S H K V"]]]
+):
     """Computes gated linear attention in both directions, each with its own decays.
 
     The result equals `gla(q, k, v, log_decay_fwd) + gla(q, k, v, log_decay_bwd, reverse=True)`. So
@@ -147,15 +156,22 @@ def bidirectional_gla(
         log_decay_fwd: Log-decays of the scan from first to last token, as in `gla`.
         log_decay_bwd: Log-decays of the scan from last to first token, type of log_decay_fwd.
         scale: As in `gla`.
+        initial_states: The state before the first token for the scan from first to last token, and
+            the state after the last token for the other scan, as in `gla`; zeros if None.
+        return_final_states: Also return the final state of each scan: that after the last token,
+            and that before the first.
         min_log_decay: As in `gla`, for both directions.
+        cu_seqlens: As in `gla`, for both directions.
         exchange: Passes states between devices that hold consecutive parts of the tokens, such as
             the shards of `jax.shard_map`; see `kernels_pallas.gla.exchange.Exchange`. The result
-            is this part of that for all tokens. None: the tokens are the whole sequence.
+            is this part of that for all tokens. It excludes the three arguments about states and
+            sequences. None: the tokens are the whole sequence.
         implementation: As in `gla`.
         config: As in `gla`.
 
     Returns:
-        The sum of both directions in the type of v.
+        The sum of both directions in the type of v; with `return_final_states` a pair of it and the
+        pair of final states, as in `gla`.
 
     Raises:
         TypeError, ValueError, NotImplementedError: As in `gla`.
@@ -166,27 +182,78 @@ def bidirectional_gla(
     named = {"q": q, "k": k, "v": v}
     named |= {"log_decay_fwd": log_decay_fwd, "log_decay_bwd": log_decay_bwd}
     q, k, v, log_decay_fwd, log_decay_bwd = _arrays(named)
-    log_decays = {"log_decay_fwd": log_decay_fwd, "log_decay_bwd": log_decay_bwd}
-    least = _least(min_log_decay)
-    _check_shapes(q, k, v, log_decays, least)
-    spec = _spec(
-        q,
-        v,
-        log_decay_fwd,
-        scale,
-        bidirectional=True,
-        min_log_decay=least,
-        exchange=checked_exchange(exchange),
-    )
-    out, _ = dispatch(
+    return_final_states = _flag("return_final_states", return_final_states)
+    if exchange is not None:
+        given = {
+            "initial_states": initial_states is not None,
+            "return_final_states": return_final_states,
+            "cu_seqlens": cu_seqlens is not None,
+        }
+        if names := [name for name, is_given in given.items() if is_given]:
+            raise ValueError(f"exchange excludes {', '.join(names)}: leave one of them out")
+    states = None
+    if initial_states is not None:
+        if not isinstance(initial_states, tuple | list) or len(initial_states) != 2:
+            raise TypeError(
+                "initial_states must be a pair of arrays, one per direction, "
+                f"got {type(initial_states).__name__}"
+            )
+        states = {f"initial_states[{i}]": state for i, state in enumerate(initial_states)}
+    out, finals = _attend(
         "bidirectional_gla",
+        q,
+        k,
+        v,
+        {"log_decay_fwd": log_decay_fwd, "log_decay_bwd": log_decay_bwd},
+        states,
+        cu_seqlens,
+        scale=scale,
+        min_log_decay=min_log_decay,
+        bidirectional=True,
+        return_final_state=return_final_states,
+        exchange=checked_exchange(exchange),
+        implementation=implementation,
+        config=config,
+    )
+    return out if finals is None else (out, (finals[0], finals[1]))
+
+
+def _attend(
+    op: str,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    log_decays: Mapping[str, jax.Array],
+    states: Mapping[str, object] | None,
+    cu_seqlens: object,
+    *,
+    implementation: str | Sequence[str] | None,
+    config: Any,
+    **facts: Any,
+) -> tuple[jax.Array, tuple[jax.Array, ...] | None]:
+    """Checks the arguments and runs an implementation.
+
+    Returns the output, and the final state of each direction if the call returns them.
+    """
+    facts["min_log_decay"] = least = _least(facts["min_log_decay"])
+    _check_shapes(q, k, v, log_decays, least)
+    checked = None
+    if cu_seqlens is not None:
+        checked = checked_cu_seqlens(cu_seqlens, q.shape)
+        facts["sequences"] = checked.shape[0] - 1
+    spec = _spec(q, v, next(iter(log_decays.values())), has_initial_state=bool(states), **facts)
+    arrays = None
+    if states is not None:
+        arrays = tuple(_arrays(states))
+        _check_states(spec, dict(zip(states, arrays, strict=True)))
+    return dispatch(
+        op,
         spec,
-        (q, k, v, (log_decay_fwd, log_decay_bwd), None),
+        (q, k, v, tuple(log_decays.values()), arrays, checked),
         implementation=implementation,
         config=config,
         table=_TABLE,
     )
-    return out
 
 
 def _arrays(named: Mapping[str, object]) -> list[jax.Array]:
@@ -259,14 +326,14 @@ def _check_shapes(
                     raise ValueError(f"{name} goes down to {lowest}, below min_log_decay={least}")
 
 
-def _check_state(q: jax.Array, v: jax.Array, initial_state: jax.Array) -> None:
-    batch, _, heads, key_width = q.shape
-    expected = (batch, heads, key_width, v.shape[3])
-    if initial_state.shape != expected:
-        raise ValueError(
-            f"initial_state must have shape [batch, heads, key width, value width], {expected}, "
-            f"got {initial_state.shape}"
-        )
+def _check_states(spec: GlaSpec, states: Mapping[str, jax.Array]) -> None:
+    count = "batch" if spec.sequences is None else "sequences"
+    for name, state in states.items():
+        if state.shape != spec.state_shape:
+            raise ValueError(
+                f"{name} must have shape [{count}, heads, key width, value width], "
+                f"{spec.state_shape}, got {state.shape}"
+            )
 
 
 def _spec(
@@ -281,6 +348,7 @@ def _spec(
     return_final_state: bool = False,
     min_log_decay: float | None = None,
     exchange: Exchange | None = None,
+    sequences: int | None = None,
 ) -> GlaSpec:
     batch, tokens, heads, key_width = q.shape
     if scale is None:
@@ -302,4 +370,5 @@ def _spec(
         return_final_state=return_final_state,
         min_log_decay=min_log_decay,
         exchange=exchange,
+        sequences=sequences,
     )

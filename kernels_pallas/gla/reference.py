@@ -10,10 +10,11 @@ from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from kernels_pallas.core.device import Device
 from kernels_pallas.gla.exchange import arriving_states
+from kernels_pallas.gla.sequences import borders, sequence_of, with_rest
 from kernels_pallas.gla.spec import GlaSpec
 
 PLATFORMS = None
@@ -30,21 +31,22 @@ def run(
     k: Float[Array, "B T H K"],
     v: Float[Array, "B T H V"],
     log_decays: tuple[Float[Array, "B T H K"], ...],
-    initial_state: Float[Array, "B H K V"] | None,
-) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"] | None]:
-    """Computes the output and the final state; see `kernels_pallas.gla.api`."""
-    directions = (False, True) if spec.bidirectional else (spec.reverse,)
+    initial_states: tuple[Float[Array, "S H K V"], ...] | None,
+    cu_seqlens: Int[Array, " M"] | None = None,
+) -> tuple[Float[Array, "B T H V"], tuple[Float[Array, "S H K V"], ...] | None]:
+    """Computes the output and the final state of each direction; see `kernels_pallas.gla.api`."""
     scans = [
-        functools.partial(_scan, spec, q, k, v, log_decay, reverse=reverse)
-        for log_decay, reverse in zip(log_decays, directions, strict=True)
+        functools.partial(_scan, spec, q, k, v, log_decay, reverse, cu_seqlens)
+        for log_decay, reverse in zip(log_decays, spec.directions, strict=True)
     ]
-    initial_states: Iterable[Array | None] = [initial_state] * len(scans)
+    states: Iterable[Array | None] = initial_states or [None] * len(scans)
     if spec.exchange is not None:
         own = [scan(None)[1] for scan in scans]
-        initial_states = arriving_states(spec.exchange, own, log_decays, directions)
-    results = [scan(state) for scan, state in zip(scans, initial_states, strict=True)]
+        states = arriving_states(spec.exchange, own, log_decays, spec.directions)
+    results = [scan(state) for scan, state in zip(scans, states, strict=True)]
     out = functools.reduce(jnp.add, [out for out, _ in results])
-    return out.astype(spec.dtype), results[0][1] if spec.return_final_state else None
+    finals = tuple(final for _, final in results) if spec.return_final_state else None
+    return out.astype(spec.dtype), finals
 
 
 def _scan(
@@ -53,20 +55,37 @@ def _scan(
     k: Array,
     v: Array,
     log_decay: Array,
-    state: Array | None,
     reverse: bool,
+    cu_seqlens: Array | None,
+    state: Array | None,
 ) -> tuple[Array, Array]:
-    """Scans in one direction; returns the output and the final state in `spec.state_dtype`."""
+    """Scans in one direction; returns the output and the final states in `spec.state_dtype`."""
 
     def step(state, token):
-        q, k, v, log_decay = token  # [B, H, K], [B, H, K], [B, H, V], [B, H, K]
+        q, k, v, log_decay, *start = token  # [B, H, K], [B, H, K], [B, H, V], [B, H, K]
+        if start:
+            fresh, number = start
+            state = jnp.where(fresh, initial[number], state)
         state = jnp.exp(log_decay)[..., None] * state + k[..., None] * v[..., None, :]
         out = jnp.einsum("bhk,bhkv->bhv", spec.scale * q, state, precision="highest")
-        return state, out
+        return state, (out, state if start and spec.return_final_state else None)
 
     tokens = [jnp.moveaxis(x.astype(spec.state_dtype), 1, 0) for x in (q, k, v, log_decay)]
     if state is None:
-        shape = (spec.batch, spec.heads, spec.key_width, spec.value_width)
-        state = jnp.zeros(shape, spec.state_dtype)
-    final, out = jax.lax.scan(step, state.astype(spec.state_dtype), tokens, reverse=reverse)
+        state = jnp.zeros(spec.state_shape, spec.state_dtype)
+    initial = state.astype(spec.state_dtype)
+    if cu_seqlens is None:
+        final, (out, _) = jax.lax.scan(step, initial, tokens, reverse=reverse)
+        return jnp.moveaxis(out, 0, 1), final
+
+    starts = borders(cu_seqlens, spec.tokens)
+    number = sequence_of(starts[:-1], spec.tokens)
+    first, last = (starts[1:] - 1, starts[:-1]) if reverse else (starts[:-1], starts[1:] - 1)
+    tokens += [jnp.arange(spec.tokens) == first[number], number]
+    initial = with_rest(initial)
+    _, (out, states) = jax.lax.scan(step, jnp.zeros_like(initial[:1]), tokens, reverse=reverse)
+    final = initial[:-1]
+    if spec.return_final_state:
+        empty = (starts[:-1] == starts[1:])[:-1, None, None, None]
+        final = jnp.where(empty, final, states[:, 0][last[:-1]])
     return jnp.moveaxis(out, 0, 1), final

@@ -28,15 +28,16 @@ class GlaSpec:
         decay_dtype: Type of the log-decays.
         scale: Factor on the queries.
         reverse: A single scan runs from the last token to the first.
-        bidirectional: The result is the sum of both scans. Then `reverse` is False, and there is no
-            state.
-        has_initial_state: The scan starts from a given state.
-        return_final_state: The state after the last scanned token is returned.
+        bidirectional: The result is the sum of both scans. Then `reverse` is False.
+        has_initial_state: Each scan starts from a given state.
+        return_final_state: The state after the last scanned token of each scan is returned.
         min_log_decay: A promise that no log-decay is lower, or None.
         gate_normalizer: If given, the log-decays are log_sigmoid(x) / gate_normalizer of gates x.
             The public operators take log-decays, so it is None for them.
         exchange: The tokens are a part of a sequence, and both scans start from the states that
             this function receives from other parts. None: they are the whole sequence.
+        sequences: Number N of sequences that lie side by side in the tokens; then the batch is 1,
+            and an array of borders is given. None: each row of tokens is one sequence.
     """
 
     batch: Dim
@@ -54,13 +55,26 @@ class GlaSpec:
     min_log_decay: float | None = None
     gate_normalizer: float | None = None
     exchange: Exchange | None = None
+    sequences: Dim | None = None
+
+    @property
+    def directions(self) -> tuple[bool, ...]:
+        """The scans of the call: for each, True if it is reversed."""
+        return (False, True) if self.bidirectional else (self.reverse,)
+
+    @property
+    def state_shape(self) -> tuple[Dim, ...]:
+        """Shape of the initial states, and of the final states, of one direction."""
+        count = self.batch if self.sequences is None else self.sequences
+        return count, self.heads, self.key_width, self.value_width
 
     @property
     def tuning_key(self) -> tuple[Hashable, ...]:
         """Key of the call among the stored winners."""
         decays = self.decay_dtype.name if self.gate_normalizer is None else "gates"
         shape = (self.batch, self.tokens, self.heads, self.key_width, self.value_width)
-        return (*shape, self.dtype.name, decays, self.bidirectional)
+        packed = () if self.sequences is None else (self.sequences,)
+        return (*shape, self.dtype.name, decays, self.bidirectional, *packed)
 
     @property
     def state_dtype(self) -> np.dtype:

@@ -6,17 +6,19 @@ one product, is used where all decays of a group of rows are mild. `halved` is r
 in [-inf, 0].
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from kernels_pallas.core.device import Device
 from kernels_pallas.core.integers import cdiv, next_power_of_two
 from kernels_pallas.gla.exchange import arriving_states
+from kernels_pallas.gla.sequences import Aligned, Restarts, borders
 from kernels_pallas.gla.spec import GlaSpec
 
 # Tokens per chunk, a power of two. More tokens mean fewer states but wider score matrices.
@@ -48,10 +50,11 @@ def run(
     k: Float[Array, "B T H K"],
     v: Float[Array, "B T H V"],
     log_decays: tuple[Float[Array, "B T H K"], ...],
-    initial_state: Float[Array, "B H K V"] | None,
-) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"] | None]:
-    """Computes the output and the final state; see `kernels_pallas.gla.api`."""
-    return run_by(_scan, spec, q, k, v, log_decays, initial_state)
+    initial_states: tuple[Float[Array, "S H K V"], ...] | None,
+    cu_seqlens: Int[Array, " M"] | None = None,
+) -> tuple[Float[Array, "B T H V"], tuple[Float[Array, "S H K V"], ...] | None]:
+    """Computes the output and the final state of each direction; see `kernels_pallas.gla.api`."""
+    return run_by(_scan, spec, q, k, v, log_decays, initial_states, cu_seqlens)
 
 
 def run_by(
@@ -61,20 +64,31 @@ def run_by(
     k: Array,
     v: Array,
     log_decays: tuple[Array, ...],
-    initial_state: Array | None,
-) -> tuple[Array, Array | None]:
+    initial_states: tuple[Array, ...] | None,
+    cu_seqlens: Array | None,
+) -> tuple[Array, tuple[Array, ...] | None]:
     """Computes the operator by a function like `_scan`."""
-    directions = (False, True) if spec.bidirectional else (spec.reverse,)
+    directions = spec.directions
     by_direction = dict(zip(directions, log_decays, strict=True))
-    initial_states = None
-    if initial_state is not None:
-        initial_states = dict.fromkeys(directions, initial_state)
     if spec.exchange is not None:
         own = [_own_state(spec, k, v, x, reverse) for reverse, x in by_direction.items()]
-        arriving = arriving_states(spec.exchange, own, log_decays, directions)
-        initial_states = dict(zip(directions, arriving, strict=True))
-    out, states = scan(spec, q, k, v, by_direction, initial_states)
-    return out, states[0] if spec.return_final_state else None
+        initial_states = tuple(arriving_states(spec.exchange, own, log_decays, directions))
+    given = dict(zip(directions, initial_states, strict=True)) if initial_states else None
+    if cu_seqlens is None:
+        out, finals = scan(spec, q, k, v, by_direction, given, None)
+    else:
+        chunk, _ = chunking(spec)
+        layout = Aligned.from_borders(borders(cu_seqlens, spec.tokens), spec.tokens, chunk)
+        spread = functools.partial(layout.spread, chunk=chunk)
+        restarts = {
+            reverse: layout.restarts(given[reverse] if given else None, reverse)
+            for reverse in directions
+        }
+        aligned = dataclasses.replace(spec, tokens=layout.chunks * chunk)
+        arrays = *map(spread, (q, k, v)), jax.tree.map(spread, by_direction)
+        out, finals = scan(aligned, *arrays, None, restarts)
+        out = layout.collect(out)
+    return out, tuple(finals) if spec.return_final_state else None
 
 
 def _scan(
@@ -84,11 +98,12 @@ def _scan(
     v: Array,
     log_decays: Mapping[bool, Array],
     states: Mapping[bool, Array] | None,
+    restarts: Mapping[bool, Restarts] | None,
 ) -> tuple[Array, list[Array]]:
     """Returns the sum over the directions, and the final state of each.
 
-    The keys of `log_decays` and of initial `states` are True for the reversed direction. The
-    backward pass keeps only the inputs, and recomputes each group of rows.
+    The keys of `log_decays`, of initial `states` and of `restarts` are True for the reversed
+    direction. The backward pass keeps only the inputs, and recomputes each group of rows.
     """
     rows = spec.batch * spec.heads
     chunk, chunks = chunking(spec)
@@ -104,22 +119,44 @@ def _scan(
         x = x.reshape(spec.batch, chunks, chunk, spec.heads, x.shape[-1]).transpose(0, 3, 1, 2, 4)
         return x.reshape(groups, rows // groups, chunks, chunk, x.shape[-1]).swapaxes(1, 2)
 
+    def split_states(x):
+        """Returns states [.., rows, K, V] by groups of rows."""
+        x = x.reshape(-1, groups, rows // groups, spec.key_width, spec.value_width)
+        return jnp.moveaxis(x, 1, 0)
+
+    def group(xs):
+        states, restart_states, *arrays = xs
+        if restarts is None:
+            return _group(spec, states, None, *arrays)
+        given = {
+            reverse: x._replace(states=restart_states[reverse]) for reverse, x in restarts.items()
+        }
+        return _group(spec, None, given, *arrays)
+
     shape = (groups, rows // groups, spec.key_width, spec.value_width)
-    if states is None:
-        states = dict.fromkeys(log_decays, jnp.zeros(shape, spec.state_dtype))
-    initial = {reverse: x.reshape(shape) for reverse, x in states.items()}
-    xs = (initial, split(q), split(k), split(v), jax.tree.map(split, log_decays))
-    out, finals = jax.lax.map(_remat(lambda xs: _group(spec, *xs)), xs)
+    initial = restart_states = None
+    if restarts is not None:
+        restart_states = {reverse: x.states for reverse, x in restarts.items()}
+        restart_states = jax.tree.map(split_states, restart_states)
+    elif states is None:
+        initial = dict.fromkeys(log_decays, jnp.zeros(shape, spec.state_dtype))
+    else:
+        initial = {reverse: x.reshape(shape) for reverse, x in states.items()}
+    xs = (initial, restart_states, split(q), split(k), split(v), jax.tree.map(split, log_decays))
+    out, finals = jax.lax.map(_remat(group), xs)
     out = out.swapaxes(1, 2).reshape(spec.batch, spec.heads, chunks, chunk, spec.value_width)
     out = out.transpose(0, 2, 3, 1, 4)  # [B, N, C, H, V]
     out = out.reshape(spec.batch, padded, spec.heads, spec.value_width)[:, : spec.tokens]
-    final = (spec.batch, spec.heads, spec.key_width, spec.value_width)
-    return out.astype(spec.dtype), [x.reshape(final) for x in finals]
+    if restarts is not None:
+        finals = [jnp.moveaxis(x, 0, 1) for x in finals]
+    return out.astype(spec.dtype), [x.reshape(spec.state_shape) for x in finals]
 
 
 def chunking(spec: GlaSpec) -> tuple[int, int]:
     """Returns the tokens of a chunk and the number of chunks."""
-    chunk = min(_CHUNK, next_power_of_two(spec.tokens))
+    chunk = _CHUNK
+    if spec.sequences is None:
+        chunk = min(chunk, next_power_of_two(spec.tokens))
     return chunk, cdiv(spec.tokens, chunk)
 
 
@@ -145,7 +182,8 @@ def _own_state(spec: GlaSpec, k: Array, v: Array, log_decay: Array, reverse: boo
 
 def _group(
     spec: GlaSpec,
-    states: Mapping[bool, Array],
+    states: Mapping[bool, Array] | None,
+    restarts: Mapping[bool, Restarts] | None,
     q: Array,
     k: Array,
     v: Array,
@@ -156,6 +194,7 @@ def _group(
     Args:
         spec: The call.
         states: Initial states [X, K, V]; the key is True for the reversed direction.
+        restarts: In place of `states` for several sequences, whose states are [N, X, K, V].
         q: [N, X, C, K].
         k: [N, X, C, K].
         v: [N, X, C, V].
@@ -186,9 +225,17 @@ def _group(
 
     out, finals = dot("nxij,nxjv->nxiv", within, v), []
     for reverse, (q_in, k_out, decay) in parts.items():
-        updates = (decay, dot("nxck,nxcv->nxkv", k_out, v))
+        update = dot("nxck,nxcv->nxkv", k_out, v)
         unroll = min(_UNROLL, decay.shape[0])
-        final, before = jax.lax.scan(step, states[reverse], updates, reverse=reverse, unroll=unroll)
+        scan = functools.partial(jax.lax.scan, step, reverse=reverse, unroll=unroll)
+        if restarts is None:
+            assert states is not None
+            final, before = scan(states[reverse], (decay, update))
+        else:
+            zeros = jnp.zeros_like(update[0])
+            before, final = restarts[reverse].pass_on(
+                lambda *chunks, scan=scan, zeros=zeros: scan(zeros, chunks)[1], decay, update
+            )
         out += dot("nxck,nxkv->nxcv", q_in, before)
         finals.append(final)
     return out, finals

@@ -10,9 +10,10 @@ import functools
 from collections.abc import Mapping
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from kernels_pallas.core.device import Device
+from kernels_pallas.gla.sequences import Restarts
 from kernels_pallas.gla.spec import GlaSpec
 from kernels_pallas.gla.xla_chunked import chunking, halved, run_by
 
@@ -30,10 +31,11 @@ def run(
     k: Float[Array, "B T H K"],
     v: Float[Array, "B T H V"],
     log_decays: tuple[Float[Array, "B T H K"], ...],
-    initial_state: Float[Array, "B H K V"] | None,
-) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"] | None]:
-    """Computes the output and the final state; see `kernels_pallas.gla.api`."""
-    return run_by(_scan, spec, q, k, v, log_decays, initial_state)
+    initial_states: tuple[Float[Array, "S H K V"], ...] | None,
+    cu_seqlens: Int[Array, " M"] | None = None,
+) -> tuple[Float[Array, "B T H V"], tuple[Float[Array, "S H K V"], ...] | None]:
+    """Computes the output and the final state of each direction; see `kernels_pallas.gla.api`."""
+    return run_by(_scan, spec, q, k, v, log_decays, initial_states, cu_seqlens)
 
 
 def _scan(
@@ -43,10 +45,12 @@ def _scan(
     v: Array,
     log_decays: Mapping[bool, Array],
     states: Mapping[bool, Array] | None,
+    restarts: Mapping[bool, Restarts] | None,
 ) -> tuple[Array, list[Array]]:
     """Returns the sum over the directions, and the final state of each.
 
-    The keys of `log_decays` and of initial `states` are True for the reversed direction.
+    The keys of `log_decays`, of initial `states` and of `restarts` are True for the reversed
+    direction.
     """
     chunk, chunks = chunking(spec)
     dot = functools.partial(jnp.einsum, precision=spec.dot_precision)
@@ -67,7 +71,18 @@ def _scan(
         q_in, k_out, decay, within = halved(dot, q, k, split(log_decay), reverse)
         update = by_chunk(dot("bxck,bxcv->bxkv", k_out, v))
         initial = jnp.zeros_like(update[:, :, 0]) if states is None else states[reverse]
-        before, final = _pass_on(by_chunk(decay), update, initial.astype(update.dtype), reverse)
+        pass_on = functools.partial(_pass_on, initial=initial.astype(update.dtype), reverse=reverse)
+        if restarts is None:
+            before, final = pass_on(by_chunk(decay), update)
+        else:  # the batch is 1, and chunks are the first axis of what `Restarts` takes
+
+            def scan(decay, update, pass_on=pass_on):
+                by_head = (x.swapaxes(0, 1)[None] for x in (decay, update))
+                return pass_on(*by_head)[0][0].swapaxes(0, 1)
+
+            first = (x[0].swapaxes(0, 1) for x in (by_chunk(decay), update))
+            before, final = restarts[reverse].pass_on(scan, *first)
+            before = before.swapaxes(0, 1)[None]
         before = before.reshape(spec.batch, spec.heads * chunks, *before.shape[3:])
         out += dot("bxij,bxjv->bxiv", within, v) + dot("bxck,bxkv->bxcv", q_in, before)
         finals.append(final)

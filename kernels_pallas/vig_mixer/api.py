@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Float, Int
 
 from kernels_pallas.core.checks import checked_array
 from kernels_pallas.core.dispatch import dispatch, implementations
 from kernels_pallas.gla.exchange import Exchange, checked_exchange
+from kernels_pallas.gla.sequences import checked_cu_seqlens
 from kernels_pallas.gla.spec import MAX_GATE_NORMALIZER
 from kernels_pallas.vig_mixer import pallas_triton, reference, xla_chunked, xla_unrolled
 from kernels_pallas.vig_mixer.spec import MixerInputs, MixerSpec
@@ -43,6 +45,7 @@ def vig_mixer(
     gate_normalizer: float = 16.0,
     epsilon: float = 1e-6,
     activation: str | None = None,
+    cu_seqlens: Int[Array | np.ndarray, " M"] | None = None,
     exchange: Exchange | None = None,
     implementation: str | Sequence[str] | None = None,
     config: Any = None,
@@ -77,6 +80,7 @@ def vig_mixer(
         gate_normalizer: Divides the log-sigmoid; above 0 and at most 256.
         epsilon: Added to the mean square in both norms.
         activation: "silu" to use z * sigmoid(z) in place of z, or None.
+        cu_seqlens: As in `kernels_pallas.gla`, for several sequences in one row of tokens.
         exchange: As in `kernels_pallas.bidirectional_gla`, for parts of the tokens.
         implementation: None for the best one on the platform that the program is lowered for, a
             name in `kernels_pallas.vig_mixer.IMPLEMENTATIONS`, or several names to try in order.
@@ -107,10 +111,16 @@ def vig_mixer(
     )
     spec = _spec(inputs, heads, scale, gate_normalizer, epsilon, activation)
     spec = dataclasses.replace(spec, exchange=checked_exchange(exchange))
+    borders = None
+    if cu_seqlens is not None:
+        if exchange is not None:
+            raise ValueError("exchange excludes cu_seqlens: leave one of them out")
+        borders = checked_cu_seqlens(cu_seqlens, inputs.projected.shape)
+        spec = dataclasses.replace(spec, sequences=borders.shape[0] - 1)
     return dispatch(
         "vig_mixer",
         spec,
-        (inputs,),
+        (inputs, borders),
         implementation=implementation,
         table=_TABLE,
         config=config,

@@ -2,10 +2,11 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from kernels_pallas.core.device import Device
 from kernels_pallas.core.types import float32_or_wider
@@ -20,15 +21,20 @@ def supports(spec: MixerSpec, device: Device | None = None) -> str | None:
     return None
 
 
-def run(spec: MixerSpec, inputs: MixerInputs) -> Float[Array, "B T O"]:
+def run(
+    spec: MixerSpec, inputs: MixerInputs, cu_seqlens: Int[Array, " M"] | None = None
+) -> Float[Array, "B T O"]:
     """Computes the mixer; see `kernels_pallas.vig_mixer.api.vig_mixer`."""
     wide = float32_or_wider(spec.dtype)
     wide_inputs = MixerInputs(*(x.astype(wide) for x in inputs))
-    return compose(spec, gla.run, wide_inputs).astype(spec.dtype)
+    return compose(spec, gla.run, wide_inputs, cu_seqlens).astype(spec.dtype)
 
 
 def compose(
-    spec: MixerSpec, scan: Callable[..., tuple[Array, Array | None]], inputs: MixerInputs
+    spec: MixerSpec,
+    scan: Callable[..., tuple[Array, Any]],
+    inputs: MixerInputs,
+    cu_seqlens: Array | None,
 ) -> Float[Array, "B T O"]:
     """Computes the mixer with `scan`, an implementation of `gla`, in the type of `projected`."""
 
@@ -52,7 +58,7 @@ def compose(
     scan_spec = dataclasses.replace(
         spec.scan, gate_normalizer=None, dtype=q.dtype, decay_dtype=decays[0].dtype
     )
-    scanned, _ = scan(scan_spec, q, k, v, tuple(decays), None)
+    scanned, _ = scan(scan_spec, q, k, v, tuple(decays), None, cu_seqlens)
     mixed = norm(scanned, inputs.scan_scale)
     local = norm(heads(inputs.local), inputs.local_scale)
     gate_bias = inputs.gate_bias.astype(wide).reshape(spec.heads, -1)

@@ -42,6 +42,7 @@ class MixerSpec:
         epsilon: Added to the mean square in both norms.
         activation: Activation of the blend, "silu" or None.
         exchange: The tokens are a part of a sequence: see `GlaSpec`.
+        sequences: Number of sequences that lie side by side in the tokens, or None: see `GlaSpec`.
     """
 
     batch: Dim
@@ -56,6 +57,7 @@ class MixerSpec:
     epsilon: float
     activation: str | None
     exchange: Exchange | None = None
+    sequences: Dim | None = None
 
     @property
     def tuning_key(self) -> tuple[Hashable, ...]:
@@ -97,4 +99,5 @@ class MixerSpec:
             bidirectional=True,
             gate_normalizer=self.gate_normalizer,
             exchange=self.exchange,
+            sequences=self.sequences,
         )

@@ -1,6 +1,6 @@
 """The mixer in plain XLA around the scan without loops, for translation to other formats."""
 
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from kernels_pallas.core.device import Device
 from kernels_pallas.gla import xla_unrolled as gla
@@ -15,6 +15,8 @@ def supports(spec: MixerSpec, device: Device | None = None) -> str | None:
     return None
 
 
-def run(spec: MixerSpec, inputs: MixerInputs) -> Float[Array, "B T O"]:
+def run(
+    spec: MixerSpec, inputs: MixerInputs, cu_seqlens: Int[Array, " M"] | None = None
+) -> Float[Array, "B T O"]:
     """Computes the mixer; see `kernels_pallas.vig_mixer.api.vig_mixer`."""
-    return compose(spec, gla.run, inputs)
+    return compose(spec, gla.run, inputs, cu_seqlens)

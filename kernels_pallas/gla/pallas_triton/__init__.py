@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from kernels_pallas.core import triton
 from kernels_pallas.core.device import Device
@@ -21,6 +21,7 @@ from kernels_pallas.gla.pallas_triton.config import (
     choose,
     heuristic,
 )
+from kernels_pallas.gla.sequences import borders
 from kernels_pallas.gla.spec import GlaSpec
 
 __all__ = [
@@ -60,13 +61,15 @@ def run(
     k: Float[Array, "B T H K"],
     v: Float[Array, "B T H V"],
     log_decays: tuple[Float[Array, "B T H K"], ...],
-    initial_state: Float[Array, "B H K V"] | None,
+    initial_states: tuple[Float[Array, "S H K V"], ...] | None,
+    cu_seqlens: Int[Array, " M"] | None = None,
     *,
     config: Config | None = None,
-) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"] | None]:
-    """Computes the output and the final state; see `kernels_pallas.gla.api`."""
+) -> tuple[Float[Array, "B T H V"], tuple[Float[Array, "S H K V"], ...] | None]:
+    """Computes the output and the final state of each direction; see `kernels_pallas.gla.api`."""
     call = _Call(spec, config or choose(spec))
-    return _attend(call, scan.ScanInputs(q, k, v, log_decays), initial_state)
+    starts = None if cu_seqlens is None else borders(cu_seqlens, spec.tokens)
+    return _attend(call, scan.ScanInputs(q, k, v, log_decays), initial_states, starts)
 
 
 class _Call(NamedTuple):
@@ -76,69 +79,86 @@ class _Call(NamedTuple):
     config: Config
 
 
+_States = tuple[Array, ...] | None
+"""A state [B, H, K, V], or [N, H, K, V] for N sequences in a row, of each direction, or None."""
+
+
 class _Residuals(NamedTuple):
     """Arrays that the backward pass reads.
 
     Attributes:
         inputs: As given.
-        initial_state: As given, or None.
+        initial_states: As given, or None.
+        borders: First token of each sequence, and T, or None if rows are sequences.
         chunk_states: States before each chunk. Recomputing them was slower than storing them.
     """
 
     inputs: scan.ScanInputs
-    initial_state: Array | None
+    initial_states: _States
+    borders: Array | None
     chunk_states: Array
 
 
-_Result = tuple[Array, Array | None]
-"""The output [B, T, H, V], and the final state [B, H, K, V] if the call returns it."""
+_Result = tuple[Array, _States]
+"""The output [B, T, H, V], and the final states if the call returns them."""
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(call: _Call, inputs: scan.ScanInputs, initial_state: Array | None) -> _Result:
-    return _run(call, call.config.forward, inputs, initial_state, chunk_states=False)[0]
+def _attend(
+    call: _Call, inputs: scan.ScanInputs, initial_states: _States, borders: Array | None
+) -> _Result:
+    config = call.config.forward
+    return _run(call, config, inputs, initial_states, borders, chunk_states=False)[0]
 
 
 def _run(
     call: _Call,
     config: KernelConfig,
     inputs: scan.ScanInputs,
-    initial_state: Array | None,
+    initial_states: _States,
+    borders: Array | None,
     *,
     chunk_states: bool,
 ) -> tuple[_Result, Array | None]:
     """Returns the result, and the states before each chunk if asked for."""
-    results = scan.forward(call.spec, config, inputs, initial_state, chunk_states=chunk_states)
+    results = scan.forward(
+        call.spec, config, inputs, initial_states, borders, chunk_states=chunk_states
+    )
     out = results.out[0]
     for other in results.out[1:]:
         out = (out.astype(jnp.float32) + other.astype(jnp.float32)).astype(out.dtype)
-    return (out, results.final_state), results.chunk_states
+    return (out, results.final_states), results.chunk_states
 
 
 def _attend_forward(
-    call: _Call, inputs: scan.ScanInputs, initial_state: Array | None
+    call: _Call, inputs: scan.ScanInputs, initial_states: _States, borders: Array | None
 ) -> tuple[_Result, _Residuals]:
-    result, states = _run(call, call.config.training, inputs, initial_state, chunk_states=True)
+    config = call.config.training
+    result, states = _run(call, config, inputs, initial_states, borders, chunk_states=True)
     assert states is not None
-    return result, _Residuals(inputs, initial_state, states)
+    return result, _Residuals(inputs, initial_states, borders, states)
 
 
 def _attend_backward(
     call: _Call, residuals: _Residuals, grads: _Result
-) -> tuple[scan.ScanInputs, Array | None]:
-    inputs, initial_state, chunk_states = residuals
-    grad_out, grad_final_state = grads
-    grad_inputs, grad_state = scan.backward(
+) -> tuple[scan.ScanInputs, _States, None]:
+    inputs, initial_states, borders, chunk_states = residuals
+    grad_out, grad_final_states = grads
+    grad_inputs, grad_states = scan.backward(
         call.spec,
         call.config.backward,
         inputs,
         grad_out.astype(inputs.v.dtype),
-        grad_final_state,
+        grad_final_states,
         chunk_states,
+        borders,
     )
-    if initial_state is not None and grad_state is not None:
-        grad_state = grad_state.astype(initial_state.dtype)
-    return grad_inputs, grad_state
+    if initial_states is not None and grad_states is not None:
+        grad_states = tuple(
+            grad.astype(state.dtype)
+            for grad, state in zip(grad_states, initial_states, strict=True)
+        )
+    return grad_inputs, grad_states, None
 
 
 _attend.defvjp(_attend_forward, _attend_backward, optimize_remat=True)

@@ -26,6 +26,7 @@ def backward(
     grad_out: jax.Array,
     chunk_states: jax.Array,
     grad_final_states: jax.Array | None,
+    borders: jax.Array | None,
     *,
     initial_states: bool,
 ) -> tuple[ScanInputs, jax.Array | None]:
@@ -40,6 +41,7 @@ def backward(
         chunk_states: States before each chunk, as the forward kernel returns them.
         grad_final_states: Gradients of the states at the end of each segment
             [directions, B * H * segments, K, V], or None.
+        borders: First token of each sequence, and T, or None if rows are sequences.
         initial_states: Also return the gradients of the states at the start of each segment.
 
     Returns:
@@ -73,7 +75,7 @@ def backward(
         problem=problem,
         config=config,
         directions=directions,
-        inputs=_inputs(inputs, grad_out, chunk_states, grad_final_states),
+        inputs=_inputs(inputs, grad_out, chunk_states, grad_final_states, borders),
         outputs=outputs,
     )
 
@@ -105,6 +107,7 @@ def backward_in_place(
     grad_out: jax.Array,
     chunk_states: jax.Array,
     grad_final_states: jax.Array | None,
+    borders: jax.Array | None,
     into: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """Runs the backward kernel on inputs that are columns of one array.
@@ -118,6 +121,7 @@ def backward_in_place(
         grad_out: Gradient of the output [B, T, H, V].
         chunk_states: States before each chunk, as the forward kernel returns them.
         grad_final_states: Gradients of the states at the end of each segment, or None.
+        borders: As of `backward`.
         into: [B, T, E], consumed. The gradients of q, k and v are written into their columns.
 
     Returns:
@@ -145,7 +149,7 @@ def backward_in_place(
         problem=problem,
         config=config,
         directions=directions,
-        inputs=_inputs(inputs, grad_out, chunk_states, grad_final_states),
+        inputs=_inputs(inputs, grad_out, chunk_states, grad_final_states, borders),
         outputs={
             "array": jax.ShapeDtypeStruct(into.shape, into.dtype),
             "logits": jax.ShapeDtypeStruct(logits, into.dtype),
@@ -165,6 +169,7 @@ def _inputs(
     grad_out: jax.Array,
     chunk_states: jax.Array,
     grad_final_states: jax.Array | None,
+    borders: jax.Array | None,
 ) -> dict[str, Tree]:
     return {
         "q": inputs.q,
@@ -174,6 +179,7 @@ def _inputs(
         "log_decays": inputs.log_decays,
         "chunk_states": chunk_states,
         "final_gradients": grad_final_states,
+        "borders": borders,
     }
 
 

@@ -146,7 +146,7 @@ class BackwardScan:
             return grad_state, jnp.minimum(least, end)
 
         ones = jnp.ones((problem.key_block,), jnp.float32)
-        return jax.lax.fori_loop(0, problem.chunks, step, (grad_state, ones))
+        return jax.lax.fori_loop(0, self.program.chunks, step, (grad_state, ones))
 
     def _step(
         self, number: Scalar, order: _Triangles, weights: GateWeights | None, grad_state: Block
@@ -184,9 +184,8 @@ class BackwardScan:
         across = triton.widen(keys.k_out) * k_across
         grad_log_decay += row_sums(problem, order.before, across, 1)
         if self.starts_empty:  # the first decay has nothing to act on
-            rows = number * problem.chunk + jnp.arange(problem.chunk)[:, None]
-            first = problem.tokens - 1 if self.direction.reverse else 0
-            grad_log_decay = jnp.where(rows == first, 0.0, grad_log_decay)
+            first = self.program.end - 1 if self.direction.reverse else self.program.start
+            grad_log_decay = jnp.where(chunk.rows == first, 0.0, grad_log_decay)
         if self.direction.add:
             grad_q += so_far[0].astype(jnp.float32)
             grad_k += so_far[1].astype(jnp.float32)

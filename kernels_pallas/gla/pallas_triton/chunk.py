@@ -9,24 +9,27 @@ from kernels_pallas.gla.pallas_triton.shapes import Program, Scalar
 
 
 class Chunk:
-    """The rows of one chunk of operands [B, T, H, K or V]; rows past T are never accessed.
+    """The rows of one chunk of operands [B, T, H, K or V].
+
+    Rows past T, and those of other sequences, are never accessed.
 
     Attributes:
         program: The program that the chunk belongs to.
         rows: Token numbers [C, 1].
-        inside: True for rows before T, or None if all are.
+        inside: True for rows of the sequence, or None if all are.
     """
 
     def __init__(self, program: Program, number: Scalar):
         problem = program.problem
         self.program = program
-        self.rows = number * problem.chunk + jnp.arange(problem.chunk)[:, None]
+        rows = number * problem.chunk + jnp.arange(problem.chunk)[:, None]
+        self.rows = rows if problem.sequences is None else program.start + rows
         keys = jnp.arange(problem.key_block)[None, :]
         block = problem.value_block
         values = program.value_block * block + jnp.arange(block)[None]
         inside = None
-        if problem.tokens % (problem.chunk * problem.segments):
-            inside = self.rows < problem.tokens
+        if problem.sequences is not None or problem.tokens % (problem.chunk * problem.segments):
+            inside = self.rows < program.end
         self.inside = inside
         self._columns = {"K": (keys, problem.key_width), "V": (values, problem.value_width)}
         self._mask = {axis: self.mask(*columns) for axis, columns in self._columns.items()}

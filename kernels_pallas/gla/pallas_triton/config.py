@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from kernels_pallas.core import config as core_config
 from kernels_pallas.core.device import Device
-from kernels_pallas.core.integers import next_power_of_two
+from kernels_pallas.core.integers import cdiv, next_power_of_two
 from kernels_pallas.gla.spec import GlaSpec
 
 
@@ -84,6 +84,14 @@ def default_warps(spec: GlaSpec) -> int:
 
 def heuristic(spec: GlaSpec, device: Device | None = None) -> Config:
     """Returns the tilings for a call that was not measured."""
+    if spec.sequences is not None:  # as for images of their mean size, in one segment
+        count = max(1, spec.sequences)
+        alike = dataclasses.replace(
+            spec, batch=count, tokens=cdiv(spec.tokens, count), sequences=None
+        )
+        kernels = heuristic(alike, device)
+        whole = functools.partial(dataclasses.replace, segments=1)
+        return Config(whole(kernels.forward), whole(kernels.training), whole(kernels.backward))
     config = _plain_heuristic(spec)
     if spec.gate_normalizer is None:
         return config

@@ -58,7 +58,8 @@ def launch_scans(
         problem: Static shape of the launch.
         config: Tiling of both launches.
         directions: For each direction, True if it is reversed.
-        inputs: As of `launch`.
+        inputs: As of `launch`. "borders" are the first token of each sequence, and T, or None if
+            rows are sequences.
         outputs: As of `launch`.
         start_from: As of `launch`.
 
@@ -123,7 +124,7 @@ def _scan_kernel(
     if split:
         which = number % len(directions)
         number = number // len(directions)
-    program = Program.from_number(problem, number)
+    program = Program.from_number(problem, number, ref["borders"])
     scan = make_scan(ref, program, exact)
 
     def run(chosen: Sequence[Direction]) -> None:

@@ -28,6 +28,7 @@ def forward(
     directions: Sequence[bool],
     inputs: ScanInputs,
     initial_states: jax.Array | None,
+    borders: jax.Array | None,
     *,
     final_states: bool,
     chunk_states: bool,
@@ -41,18 +42,19 @@ def forward(
         inputs: Operands of the scans.
         initial_states: States [directions, B * H * segments, K, V] at the start of each segment,
             padded as by `pad_state`, or None for zeros.
+        borders: First token of each sequence, and T, or None if rows are sequences.
         final_states: Also return the state at the end of each segment.
         chunk_states: Also return the state before each chunk.
 
     Returns:
         "out", a list of outputs [B, T, H, V], one per direction if `config.split_directions`, else
         one; "final_states" in the layout of `initial_states`, or None; "chunk_states"
-        [directions, B * H * segments, chunks, K, V], or None.
+        [directions, *problem.chunk_states_shape], or None.
     """
     problem = Problem.from_spec(spec, config)
     copies = len(directions) if config.split_directions else 1
     states = (len(directions), problem.rows, *problem.state_shape)
-    states_of_chunks = (*states[:2], problem.chunks, *states[2:])
+    states_of_chunks = (len(directions), *problem.chunk_states_shape)
     shape = jax.ShapeDtypeStruct
     outputs = {
         "out": [shape((spec.batch, spec.tokens, spec.heads, spec.value_width), spec.dtype)]
@@ -66,7 +68,7 @@ def forward(
         problem=problem,
         config=config,
         directions=directions,
-        inputs={**inputs._asdict(), "initial_states": initial_states},
+        inputs={**inputs._asdict(), "initial_states": initial_states, "borders": borders},
         outputs=outputs,
     )
 
@@ -148,4 +150,4 @@ def _scan(
         return state, jnp.minimum(least, end)
 
     ones = jnp.ones((problem.key_block,), jnp.float32)
-    return jax.lax.fori_loop(0, problem.chunks, step, (state, ones))
+    return jax.lax.fori_loop(0, program.chunks, step, (state, ones))

@@ -4,9 +4,11 @@ Segments, and parts of a sequence on several devices, are handled here: their fi
 computed before the main kernel runs.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from kernels_pallas.gla.pallas_triton import backward as backward_kernel
 from kernels_pallas.gla.pallas_triton import forward as forward_kernel
@@ -32,25 +34,21 @@ class ScanOutputs(NamedTuple):
 
     Attributes:
         out: Outputs [B, T, H, V], one per direction if `config.split_directions`, else one.
-        final_state: State [B, H, K, V] after the last token, or None.
+        final_states: State [B, H, K, V] after the last token of each direction, or None.
         chunk_states: States before each chunk, in the kernels' layout, or None.
     """
 
     out: list[jax.Array]
-    final_state: jax.Array | None
+    final_states: tuple[jax.Array, ...] | None
     chunk_states: jax.Array | None
-
-
-def directions(spec: GlaSpec) -> tuple[bool, ...]:
-    """Returns the directions of a call: for each, True if it is reversed."""
-    return (False, True) if spec.bidirectional else (spec.reverse,)
 
 
 def forward(
     spec: GlaSpec,
     config: KernelConfig,
     inputs: ScanInputs,
-    initial_state: jax.Array | None = None,
+    initial_states: Sequence[jax.Array] | None = None,
+    borders: jax.Array | None = None,
     *,
     chunk_states: bool,
 ) -> ScanOutputs:
@@ -60,17 +58,18 @@ def forward(
         spec: The call.
         config: Tiling of the kernels.
         inputs: Operands of the scans.
-        initial_state: State [B, H, K, V] before the first token, or None.
+        initial_states: State [B, H, K, V] before the first token of each direction, or None.
+        borders: First token of each sequence, and T, if there are several in a row of tokens.
         chunk_states: Also return the states before each chunk, which the backward pass reads.
     """
     initial = final = None
-    if initial_state is not None:
-        initial = pad_state(Problem.from_spec(spec, config), initial_state)
+    if initial_states is not None:
+        initial = _pad_states(Problem.from_spec(spec, config), initial_states)
     if config.segments > 1 or spec.exchange is not None:
         initial, final = border_states(
             spec,
             config,
-            directions(spec),
+            spec.directions,
             inputs.k,
             inputs.v,
             inputs.log_decays,
@@ -80,17 +79,18 @@ def forward(
     results = forward_kernel.forward(
         spec,
         config,
-        directions(spec),
+        spec.directions,
         inputs,
         initial,
+        borders,
         final_states=spec.return_final_state and final is None,
         chunk_states=chunk_states,
     )
-    final_state = None
+    final_states = None
     if spec.return_final_state:
         final = results["final_states"] if final is None else final
-        final_state = unpad_state(spec, final[0])
-    return ScanOutputs(results["out"], final_state, results["chunk_states"])
+        final_states = tuple(unpad_state(spec, state) for state in final)
+    return ScanOutputs(results["out"], final_states, results["chunk_states"])
 
 
 def backward(
@@ -98,9 +98,10 @@ def backward(
     config: KernelConfig,
     inputs: ScanInputs,
     grad_out: jax.Array,
-    grad_final_state: jax.Array | None,
+    grad_final_states: Sequence[jax.Array] | None,
     chunk_states: jax.Array,
-) -> tuple[ScanInputs, jax.Array | None]:
+    borders: jax.Array | None = None,
+) -> tuple[ScanInputs, tuple[jax.Array, ...] | None]:
     """Computes the gradients of inputs that are whole arrays.
 
     Args:
@@ -108,32 +109,34 @@ def backward(
         config: Tiling of the kernels; chunks and segments are those of the forward pass.
         inputs: Operands of the scans.
         grad_out: Gradient of the output [B, T, H, V].
-        grad_final_state: Gradient of the final state [B, H, K, V], or None.
+        grad_final_states: Gradients of the final states [B, H, K, V], or None.
         chunk_states: States before each chunk, from the forward pass.
+        borders: As of `forward`.
 
     Returns:
-        Gradients of the inputs, and of the initial state [B, H, K, V] if the call has one.
+        Gradients of the inputs, and of the initial states [B, H, K, V] if the call has them.
     """
     final = start = None
-    if grad_final_state is not None:
-        final = pad_state(Problem.from_spec(spec, config), grad_final_state)
+    if grad_final_states is not None:
+        final = _pad_states(Problem.from_spec(spec, config), grad_final_states)
     if config.segments > 1 or spec.exchange is not None:
         final, start = _border_gradients(spec, config, inputs, grad_out, final)
     grads, initial = backward_kernel.backward(
         spec,
         config,
-        directions(spec),
+        spec.directions,
         inputs,
         grad_out,
         chunk_states,
         final,
+        borders,
         initial_states=spec.has_initial_state and start is None,
     )
     if not spec.has_initial_state:
         return grads, None
     start = initial if start is None else start
     assert start is not None
-    return grads, unpad_state(spec, start[0])
+    return grads, tuple(unpad_state(spec, state) for state in start)
 
 
 def backward_in_place(
@@ -143,6 +146,7 @@ def backward_in_place(
     grad_out: jax.Array,
     chunk_states: jax.Array,
     into: jax.Array,
+    borders: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Computes the gradients of inputs that are columns of one array [B, T, E].
 
@@ -153,6 +157,7 @@ def backward_in_place(
         grad_out: Gradient of the output [B, T, H, V].
         chunk_states: States before each chunk, from the forward pass.
         into: [B, T, E], consumed. The gradients of q, k and v are written into their columns.
+        borders: As of `forward`.
 
     Returns:
         `into` with these columns written, and the gradient [B, T, F] of the gates.
@@ -161,8 +166,12 @@ def backward_in_place(
     if config.segments > 1 or spec.exchange is not None:
         final, _ = _border_gradients(spec, config, inputs, grad_out, None)
     return backward_kernel.backward_in_place(
-        spec, config, directions(spec), inputs, grad_out, chunk_states, final, into
+        spec, config, spec.directions, inputs, grad_out, chunk_states, final, borders, into
     )
+
+
+def _pad_states(problem: Problem, states: Sequence[jax.Array]) -> jax.Array:
+    return jnp.concatenate([pad_state(problem, state) for state in states])
 
 
 def _border_gradients(
@@ -173,5 +182,5 @@ def _border_gradients(
     final: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array]:
     return border_states(
-        spec, config, directions(spec), inputs.q, grad_out, inputs.log_decays, final, gradient=True
+        spec, config, spec.directions, inputs.q, grad_out, inputs.log_decays, final, gradient=True
     )

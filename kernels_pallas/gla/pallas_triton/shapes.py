@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from kernels_pallas.core import triton
 from kernels_pallas.core.integers import cdiv, next_power_of_two
-from kernels_pallas.core.types import Block, Index
+from kernels_pallas.core.types import Block, Index, Ref
 from kernels_pallas.gla.pallas_triton.config import KernelConfig
 from kernels_pallas.gla.spec import GlaSpec
 
@@ -40,6 +41,8 @@ class Problem:
         strong_decays: A chunk may decay by more than the factored scores allow.
         exact_dtype: The inputs are float32, so nothing may be rounded to fewer bits.
         continues: The tokens are a part of a sequence, so states pass its ends in both directions.
+        sequences: Number of sequences that lie side by side in the tokens, that of the tokens after
+            the last border included; each has its own programs. None: each row is one sequence.
     """
 
     batch: int
@@ -56,10 +59,19 @@ class Problem:
     strong_decays: bool
     exact_dtype: bool
     continues: bool = False
+    sequences: int | None = None
 
     @classmethod
     def from_spec(cls, spec: GlaSpec, config: KernelConfig) -> "Problem":
-        """Returns the shape of a call's launches."""
+        """Returns the shape of a call's launches.
+
+        Raises:
+            NotImplementedError: The tiling splits the tokens of a call with several sequences.
+        """
+        if spec.sequences is not None and config.segments > 1:
+            raise NotImplementedError(
+                f"cu_seqlens needs a config with segments=1, got {config.segments}"
+            )
         exact_dtype = spec.dtype == jnp.float32
         promised = -math.inf if spec.min_log_decay is None else spec.min_log_decay * config.chunk
         return cls(
@@ -77,12 +89,14 @@ class Problem:
             strong_decays=promised < _lowest_total(exact_dtype),
             exact_dtype=exact_dtype,
             continues=spec.exchange is not None,
+            sequences=None if spec.sequences is None else spec.sequences + 1,
         )
 
     @property
     def rows(self) -> int:
-        """Number of segments of all heads and images."""
-        return self.batch * self.heads * self.segments
+        """Number of segments of all heads and images or sequences."""
+        count = self.batch if self.sequences is None else self.sequences
+        return count * self.heads * self.segments
 
     @property
     def value_blocks(self) -> int:
@@ -103,6 +117,14 @@ class Problem:
     def state_shape(self) -> tuple[int, int]:
         """Padded widths (K, V) of arrays of states."""
         return self.key_block, self.value_blocks * self.value_block
+
+    @property
+    def chunk_states_shape(self) -> tuple[int, ...]:
+        """Shape of one direction's states before each chunk."""
+        if self.sequences is None:
+            return self.rows, self.chunks, *self.state_shape
+        # The chunks of a sequence follow those of all before it: `Program.chunk_state_index`.
+        return self.heads, self.tokens // self.chunk + self.sequences, *self.state_shape
 
     @property
     def operand_dtype(self) -> DTypeLike:
@@ -134,41 +156,63 @@ class Program:
     Attributes:
         problem: The launch.
         image: Index of the image.
+        sequence: Index of the image, or of the sequence if there are several in a row of tokens.
         segment: Index of the segment.
         value_block: Index of the block of values.
         head: Index of the head.
+        start: First token of the sequence.
+        end: Token after its last.
     """
 
     problem: Problem
     image: Scalar
+    sequence: Scalar
     segment: Scalar
     value_block: Scalar
     head: Scalar
+    start: Scalar
+    end: Scalar
 
     @classmethod
-    def from_number(cls, problem: Problem, number: Scalar) -> "Program":
+    def from_number(cls, problem: Problem, number: Scalar, borders: Ref | None = None) -> "Program":
         """Returns a program from its number in the grid.
 
         Programs with neighbouring numbers share an image, whose heads are neighbours in memory.
+
+        Args:
+            problem: The launch.
+            number: The number.
+            borders: The first token of each sequence, and T; None if rows are sequences.
         """
         head = number % problem.heads
         rest = number // problem.heads
         value_block = rest % problem.value_blocks
         rest = rest // problem.value_blocks
-        image, segment = rest // problem.segments, rest % problem.segments
-        return cls(problem, image, segment, value_block, head)
+        sequence, segment = rest // problem.segments, rest % problem.segments
+        place = (segment, value_block, head)
+        if borders is None:
+            return cls(problem, sequence, sequence, *place, 0, problem.tokens)
+        start, end = (triton.load(borders, (sequence + i,)) for i in range(2))
+        return cls(problem, 0, sequence, *place, start, end)
 
     @property
     def row(self) -> Scalar:
-        """Index into arrays with an entry per image, head and segment."""
+        """Index into arrays with an entry per image or sequence, head and segment."""
         heads, segments = self.problem.heads, self.problem.segments
-        return (self.image * heads + self.head) * segments + self.segment
+        return (self.sequence * heads + self.head) * segments + self.segment
+
+    @property
+    def chunks(self) -> Scalar:
+        """Number of chunks that the program walks over."""
+        if self.problem.sequences is None:
+            return self.problem.chunks
+        return (self.end - self.start + self.problem.chunk - 1) // self.problem.chunk
 
     def chunk_number(self, step: Scalar, reverse: bool) -> Scalar:
         """Returns the number of the chunk that a scan of the segment takes at `step`."""
         if reverse:
-            step = self.problem.chunks - 1 - step
-        return self.segment * self.problem.chunks + step
+            step = self.chunks - 1 - step
+        return self.segment * self.chunks + step
 
     def state_index(self, *leading: Scalar) -> Index:
         """Returns the index of the program's part [K, V] of an array of states [..., K, V]."""
@@ -179,7 +223,12 @@ class Program:
     def chunk_state_index(self, direction: int, chunk: Scalar) -> Index:
         """Returns the index of the program's part of a chunk's state.
 
-        The array of states is [directions, rows, chunks per segment, K, V].
+        The array of states is [directions, rows, chunks per segment, K, V], or, for several
+        sequences in a row, [directions, heads, chunks, K, V]. There the chunks of a sequence that
+        starts at token s are numbered from s // C + its number, and none has two.
         """
+        if self.problem.sequences is not None:
+            first = self.start // self.problem.chunk + self.sequence
+            return self.state_index(direction, self.head, first + chunk)
         within = chunk - self.segment * self.problem.chunks
         return self.state_index(direction, self.row, within)

@@ -24,17 +24,22 @@ from kernels_pallas.gla.spec import GlaSpec
 
 
 def pad_state(problem: Problem, state: jax.Array) -> jax.Array:
-    """Converts [B, H, K, V] to the kernels' layout: [1, B * H, K, V], float32, padded by zeros."""
-    batch, heads, key_width, value_width = state.shape
-    state = state.astype(jnp.float32).reshape(1, batch * heads, key_width, value_width)
+    """Converts [B, H, K, V] to the kernels' layout: [1, B * H, K, V], float32, padded by zeros.
+
+    For several sequences in a row these are [N, H, K, V] and [1, (N + 1) * H, K, V].
+    """
+    count, heads, key_width, value_width = state.shape
+    state = state.astype(jnp.float32).reshape(1, count * heads, key_width, value_width)
     keys, values = problem.state_shape
-    return jnp.pad(state, ((0, 0), (0, 0), (0, keys - key_width), (0, values - value_width)))
+    rows = problem.rows // problem.segments - count * heads
+    pads = (0, 0), (0, rows), (0, keys - key_width), (0, values - value_width)
+    return jnp.pad(state, pads)
 
 
 def unpad_state(spec: GlaSpec, state: jax.Array) -> jax.Array:
-    """Converts [B * H, K, V] from the kernels' layout to [B, H, K, V]."""
-    state = state[:, : spec.key_width, : spec.value_width]
-    return state.reshape(spec.batch, spec.heads, spec.key_width, spec.value_width)
+    """Converts [B * H, K, V] from the kernels' layout to [B, H, K, V]: see `pad_state`."""
+    count, heads, key_width, value_width = spec.state_shape
+    return state[: count * heads, :key_width, :value_width].reshape(spec.state_shape)
 
 
 def border_states(

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from kernels_pallas.core import triton
 from kernels_pallas.core.device import Device
@@ -18,6 +18,7 @@ from kernels_pallas.core.products import weight_gradient
 from kernels_pallas.gla import pallas_triton as gla
 from kernels_pallas.gla.pallas_triton import scan
 from kernels_pallas.gla.pallas_triton.config import Config, KernelConfig, choose
+from kernels_pallas.gla.sequences import borders
 from kernels_pallas.vig_mixer.pallas_triton import backward, forward
 from kernels_pallas.vig_mixer.spec import MixerInputs, MixerSpec
 
@@ -50,10 +51,15 @@ def candidates(spec: MixerSpec, device: Device | None = None) -> Iterator[Config
 
 
 def run(
-    spec: MixerSpec, inputs: MixerInputs, *, config: Config | None = None
+    spec: MixerSpec,
+    inputs: MixerInputs,
+    cu_seqlens: Int[Array, " M"] | None = None,
+    *,
+    config: Config | None = None,
 ) -> Float[Array, "B T O"]:
     """Computes the mixer; see `kernels_pallas.vig_mixer.api.vig_mixer`."""
-    return _mix(_Call(spec, config or choose(spec.scan)), inputs)
+    starts = None if cu_seqlens is None else borders(cu_seqlens, spec.tokens)
+    return _mix(_Call(spec, config or choose(spec.scan)), inputs, starts)
 
 
 class _Call(NamedTuple):
@@ -68,11 +74,13 @@ class _Residuals(NamedTuple):
 
     Attributes:
         inputs: As given.
+        borders: First token of each sequence, and T, or None if rows are sequences.
         total: Sum of the scans [B, T, H, V].
         chunk_states: States of the scan before each chunk.
     """
 
     inputs: MixerInputs
+    borders: Array | None
     total: Array
     chunk_states: Array
 
@@ -95,27 +103,40 @@ def _scan_inputs(spec: MixerSpec, inputs: MixerInputs) -> scan.ScanInputs:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _mix(call: _Call, inputs: MixerInputs) -> Array:
+def _mix(call: _Call, inputs: MixerInputs, borders: Array | None) -> Array:
     spec = call.spec
-    operands = _scan_inputs(spec, inputs)
-    scans = scan.forward(spec.scan, call.config.forward, operands, chunk_states=False)
+    scans = _scan(call, call.config.forward, inputs, borders, chunk_states=False)
     blend, _ = forward.forward(spec, scans.out, inputs, total=False)
     return jnp.matmul(blend, inputs.out_kernel, precision=spec.scan.dot_precision)
 
 
-def _mix_forward(call: _Call, inputs: MixerInputs) -> tuple[Array, _Residuals]:
+def _scan(
+    call: _Call,
+    config: KernelConfig,
+    inputs: MixerInputs,
+    borders: Array | None,
+    *,
+    chunk_states: bool,
+) -> scan.ScanOutputs:
     spec = call.spec
     operands = _scan_inputs(spec, inputs)
-    scans = scan.forward(spec.scan, call.config.training, operands, chunk_states=True)
+    return scan.forward(spec.scan, config, operands, borders=borders, chunk_states=chunk_states)
+
+
+def _mix_forward(
+    call: _Call, inputs: MixerInputs, borders: Array | None
+) -> tuple[Array, _Residuals]:
+    spec = call.spec
+    scans = _scan(call, call.config.training, inputs, borders, chunk_states=True)
     assert scans.chunk_states is not None
     blend, total = forward.forward(spec, scans.out, inputs, total=True)
     out = jnp.matmul(blend, inputs.out_kernel, precision=spec.scan.dot_precision)
-    return out, _Residuals(inputs, total, scans.chunk_states)
+    return out, _Residuals(inputs, borders, total, scans.chunk_states)
 
 
-def _mix_backward(call: _Call, residuals: _Residuals, grad: Array) -> tuple[MixerInputs]:
+def _mix_backward(call: _Call, residuals: _Residuals, grad: Array) -> tuple[MixerInputs, None]:
     spec = call.spec
-    inputs, total, chunk_states = residuals
+    inputs, borders, total, chunk_states = residuals
     precision = spec.scan.dot_precision
     grad_blend = jnp.matmul(grad, inputs.out_kernel.T, precision=precision)
     blend, grads = backward.backward(spec, total, inputs, grad_blend)
@@ -126,6 +147,7 @@ def _mix_backward(call: _Call, residuals: _Residuals, grad: Array) -> tuple[Mixe
         grads.total,
         chunk_states,
         grads.projected,
+        borders,
     )
 
     # The bias is the weight of a feature that is 1, so its gradient needs no separate pass. Enough
@@ -147,7 +169,7 @@ def _mix_backward(call: _Call, residuals: _Residuals, grad: Array) -> tuple[Mixe
         local_scale=grads.local_scale,
         out_kernel=weight_gradient(blend, grad, precision),
     )
-    return (grad_inputs,)
+    return grad_inputs, None
 
 
 _mix.defvjp(_mix_forward, _mix_backward, optimize_remat=True)

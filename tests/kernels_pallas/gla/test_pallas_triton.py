@@ -66,9 +66,9 @@ def kernels(spec, config=None):
 
     def run(q, k, v, *others):
         count = 2 if spec.bidirectional else 1
-        log_decays, [state] = others[:count], others[count:] or [None]
-        result = pallas_triton.run(spec, q, k, v, log_decays, state, config=config)
-        return result if spec.return_final_state else result[0]
+        log_decays, states = others[:count], others[count:] or None
+        out, finals = pallas_triton.run(spec, q, k, v, log_decays, states, config=config)
+        return (out, *finals) if spec.return_final_state else out
 
     return run
 
