@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vig_jax.inference.export import export
     from vig_jax.inference.hub import from_pretrained, save_pretrained
+    from vig_jax.inference.packing import packed_predictor
     from vig_jax.inference.predictor import predictor
     from vig_jax.inference.transform import create_transform, data_config
     from vig_jax.models import create_detector, create_model, create_segmenter, list_models
@@ -21,6 +22,7 @@ __all__ = [
     "from_pretrained",
     "list_models",
     "load_weights",
+    "packed_predictor",
     "predictor",
     "save_pretrained",
 ]
@@ -35,6 +37,7 @@ _HOMES = {
     "from_pretrained": "vig_jax.inference.hub",
     "list_models": "vig_jax.models",
     "load_weights": "vig_jax.weights",
+    "packed_predictor": "vig_jax.inference.packing",
     "predictor": "vig_jax.inference.predictor",
     "save_pretrained": "vig_jax.inference.hub",
 }

@@ -10,6 +10,7 @@ from vig_jax.layers.gated_linear_attention import GatedLinearAttention
 from vig_jax.layers.linear import Dtype, Initializer, xavier_mixer
 from vig_jax.layers.mlp import SwiGLU
 from vig_jax.layers.norm import Norm, Residual
+from vig_jax.layers.packing import Packing
 from vig_jax.layers.padding import Padding
 
 
@@ -61,10 +62,12 @@ class Block(nn.Module):
         self.attn_drop = DropPath(self.drop_path)
         self.mlp_drop = DropPath(self.drop_path)
 
-    def __call__(self, stream: Residual, train: bool, padding: Padding | None = None) -> Residual:
+    def __call__(
+        self, stream: Residual, train: bool, layout: Padding | Packing | None = None
+    ) -> Residual:
         batch = stream.x.shape[0]
         x, normed = self.attn_norm.add(stream)
-        stream = Residual(x, self.attn(normed, padding), self.attn_drop(batch, train))
+        stream = Residual(x, self.attn(normed, layout), self.attn_drop(batch, train))
         x, normed = self.mlp_norm.add(stream)
         return Residual(x, self.mlp(normed), self.mlp_drop(batch, train))
 

@@ -19,8 +19,9 @@ from vig_jax.layers.linear import (
     xavier_mixer,
 )
 from vig_jax.layers.locality import DepthwiseConv
+from vig_jax.layers.packing import Packing
 from vig_jax.layers.padding import Padding
-from vig_jax.sharding.kernels import MAPS, WHOLE, shard_kernel
+from vig_jax.sharding.kernels import MAPS, ROWS, WHOLE, shard_kernel
 from vig_jax.sharding.sequence import exchange_states
 
 GATE_RANK = 16
@@ -39,7 +40,7 @@ class GatedLinearAttention(nn.Module):
     and `local` [B, T, D], the inputs of `kernels_pallas.vig_mixer`; `log_decay_fwd` and
     `log_decay_bwd` [B, T, H, K], the log-decays of the two directions; and `local_gate` [B, T, D],
     the weight of the scan, where 1 minus it is the weight of `s`. Otherwise none of them is
-    computed. With `padding`, their tokens are in the order of `Padding.flatten`.
+    computed. With `Padding`, their tokens are in the order of `Padding.flatten`.
 
     Attributes:
         features: model width D.
@@ -74,21 +75,23 @@ class GatedLinearAttention(nn.Module):
         self.o_proj = LinearWeights(self.features, self.kernel_init, self.param_dtype)
 
     def __call__(
-        self, x: Float[Array, "B h w D"], padding: Padding | None = None
+        self, x: Float[Array, "B h w D"], layout: Padding | Packing | None = None
     ) -> Float[Array, "B h w D"]:
         """Returns the mixed map.
 
-        With `padding`, the result for each valid part is that of the part alone, and zero in the
-        padding: pads have zeros in `s`, so their queries, keys and values are zero, too.
+        With `Padding`, the result for each valid part is that of the part alone, and zero in the
+        padding: pads have zeros in `s`, so their queries, keys and values are zero, too. With
+        `Packing`, maps are rows of tokens [R, T, 1, D], and the result for each image is that of
+        the image alone.
         """
         batch, rows, columns, _ = x.shape  # a batch of no images has no size to infer
-        if padding is None:
-            s = self.dwconv(x).reshape(batch, rows * columns, self.features)
+        if isinstance(layout, Padding):
+            s = layout.flatten(self.dwconv(layout.zero_pads(x)))
         else:
-            s = padding.flatten(self.dwconv(padding.zero_pads(x)))
+            s = self.dwconv(x, layout).reshape(batch, rows * columns, self.features)
         value_width = self.features // self.num_heads
         mixer = functools.partial(
-            _mix_part,
+            _mix_packed if isinstance(layout, Packing) else _mix_part,
             heads=self.num_heads,
             scale=self.merge_scale * (value_width // 2) ** -0.5,
             gate_normalizer=GATE_NORMALIZER,
@@ -108,7 +111,9 @@ class GatedLinearAttention(nn.Module):
         projected = shard_kernel(dot, (MAPS, WHOLE), MAPS)(s, merged)
         if self.is_mutable_collection("intermediates"):
             self._capture(projected, s, gate_bias, decay_kernel, decay_bias)
-        out = shard_kernel(mixer, (MAPS, MAPS, *[WHOLE] * 6), MAPS)(
+        borders = (layout.cu_seqlens,) if isinstance(layout, Packing) else ()
+        specs = (MAPS, MAPS, *[WHOLE] * 6, *[ROWS] * len(borders))
+        out = shard_kernel(mixer, specs, MAPS)(
             projected,
             s,
             gate_bias,
@@ -117,8 +122,9 @@ class GatedLinearAttention(nn.Module):
             self.g_norm(value_width),
             self.l_norm(value_width),
             out_kernel,
+            *borders,
         )
-        return out.reshape(x.shape) if padding is None else padding.unflatten(out)
+        return layout.unflatten(out) if isinstance(layout, Padding) else out.reshape(x.shape)
 
     def _capture(
         self,
@@ -152,6 +158,16 @@ class GatedLinearAttention(nn.Module):
 def _mix_part(*arrays: jax.Array, **options: Any) -> jax.Array:
     """Computes the mixer for the tokens of this device; states arrive from the other devices."""
     return vig_mixer(*arrays, **options, exchange=exchange_states())
+
+
+def _mix_packed(*arrays: jax.Array, **options: Any) -> jax.Array:
+    """Computes the mixer for rows of images: the rows of this device become one row."""
+    projected, local, *weights, borders = arrays
+    rows, tokens, _ = projected.shape
+    cu_seqlens = borders + tokens * jnp.arange(rows, dtype=borders.dtype)[:, None]
+    row = (x.reshape(1, rows * tokens, -1) for x in (projected, local))
+    out = vig_mixer(*row, *weights, **options, cu_seqlens=cu_seqlens.reshape(-1))
+    return out.reshape(rows, tokens, -1)
 
 
 class HeadScale(nn.Module):

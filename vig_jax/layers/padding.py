@@ -39,7 +39,7 @@ class Padding(flax.struct.PyTreeNode):
         batch, rows, columns, width = x.shape
         if self.to_front is None or self.to_map is None:
             return self.zero_pads(x).reshape(batch, rows * columns, width)
-        return _take(x.reshape(batch, rows * columns, width), self.to_front, self.to_map)
+        return take_tokens(x.reshape(batch, rows * columns, width), self.to_front, self.to_map)
 
     def unflatten(self, tokens: Float[Array, "B T D"]) -> Float[Array, "B h w D"]:
         """Returns the map of a sequence that is ordered as by `flatten`.
@@ -47,7 +47,7 @@ class Padding(flax.struct.PyTreeNode):
         The padding is zero if the tokens that follow the valid ones are.
         """
         if self.to_front is not None and self.to_map is not None:
-            tokens = _take(tokens, self.to_map, self.to_front)
+            tokens = take_tokens(tokens, self.to_map, self.to_front)
         return tokens.reshape(*self.valid.shape, tokens.shape[-1])
 
 
@@ -103,10 +103,10 @@ def valid_tokens(
     )
 
 
-def _take(tokens: jax.Array, source: jax.Array, inverse: jax.Array) -> jax.Array:
+def take_tokens(tokens: jax.Array, source: jax.Array, inverse: jax.Array) -> jax.Array:
     """Returns `tokens` [B, T, D] at the numbers `source` [B, T], and zero at the number T.
 
-    `inverse` are the numbers that undo it.
+    `inverse` are the numbers that undo it. The gradient is a gather, too.
     """
     return shard_kernel(_permute, (ROWS, ROWS, ROWS), ROWS)(tokens, source, inverse)
 

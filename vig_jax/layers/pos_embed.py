@@ -78,17 +78,53 @@ def resize_pos_embed_to_sizes(
     return jnp.einsum("bhi,bwj,ijd->bhwd", rows, columns, table, precision=highest)
 
 
+def resize_pos_embed_at(
+    pos_embed: Float[Array, "1 N D"],
+    sizes: tuple[Int[Array, "R T"], Int[Array, "R T"]],
+    positions: tuple[Int[Array, "R T"], Int[Array, "R T"]],
+) -> Float[Array, "R T D"]:
+    """Resizes a square position embedding for tokens of grids of different sizes.
+
+    Args:
+        pos_embed: as for `resize_pos_embed`.
+        sizes: rows and columns of each token's grid.
+        positions: row and column of each token.
+
+    Returns:
+        For each token what `resize_pos_embed` returns for its grid; zero outside of the grid.
+    """
+    side = math.isqrt(pos_embed.shape[1])
+    dtype = float32_or_wider(pos_embed.dtype)
+    rows, columns = (
+        _bicubic_weights(side, size, position, dtype).astype(pos_embed.dtype)
+        for size, position in zip(sizes, positions, strict=True)
+    )
+    weights = (rows[..., None] * columns[..., None, :]).reshape(*rows.shape[:2], side * side)
+    return jnp.dot(weights, pos_embed[0], precision=jax.lax.Precision.HIGHEST)
+
+
 def _bicubic_matrices(
     source: int, targets: Int[Array, " B"], length: int, dtype: np.dtype
 ) -> Float[Array, "B length source"]:
     """Returns `bicubic_matrix(source, target)` for each target, with zero rows up to `length`."""
+    position = jnp.arange(length, dtype=targets.dtype)
+    wide, position = jnp.broadcast_arrays(targets[:, None], position)
+    return _bicubic_weights(source, wide, position, dtype)
+
+
+def _bicubic_weights(
+    source: int, targets: Int[Array, "B T"], position: Int[Array, "B T"], dtype: np.dtype
+) -> Float[Array, "B T source"]:
+    """Returns the row `position` of `bicubic_matrix(source, target)` for each target.
+
+    It is zero for a position outside of the target.
+    """
     a = -0.75
-    position = jnp.arange(length, dtype=targets.dtype)[None, :]
-    target = jnp.maximum(targets, 1)[:, None]
+    target = jnp.maximum(targets, 1)
     # In integers, (i + 0.5) * source / target - 0.5 has an exact floor and an exact remainder.
     centre, remainder = jnp.divmod((2 * position + 1) * source - target, 2 * target)
     fraction = remainder.astype(dtype) / (2 * target).astype(dtype)
-    matrices = jnp.zeros((len(targets), length, source), dtype)
+    weights = jnp.zeros((*targets.shape, source), dtype)
     for tap in range(-1, 3):
         d = jnp.abs(fraction - tap)
         if tap in (0, 1):
@@ -96,6 +132,5 @@ def _bicubic_matrices(
         else:
             weight = ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
         column = jnp.clip(centre + tap, 0, source - 1)
-        matrices += weight[..., None] * jax.nn.one_hot(column, source, dtype=dtype)
-    inside = position < targets[:, None]
-    return jnp.where(inside[..., None], matrices, 0)
+        weights += weight[..., None] * jax.nn.one_hot(column, source, dtype=dtype)
+    return jnp.where((position < targets)[..., None], weights, 0)

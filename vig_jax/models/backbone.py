@@ -168,6 +168,52 @@ def checked_sizes(
     return jnp.asarray(sizes, jnp.int32)
 
 
+def checked_packed_sizes(
+    patches: jax.Array, sizes: Int[Array | np.ndarray, "R N 2"], patch_size: int, channels: int
+) -> Int[Array, "R N 2"]:
+    """Returns `sizes` as int32, after checks of shapes and, unless traced, of the values.
+
+    Args:
+        patches: the patches of packed images [R, T, P, P, channels].
+        sizes: rows and columns of each image in patches.
+        patch_size: P of the model.
+        channels: those of the model's images.
+
+    Raises:
+        ValueError: the arrays are not floats and integers of these shapes, or (ConfigError) images
+            are too large for a row, P is too small, or the rows of images are split over devices.
+    """
+    if patch_size < 4:  # the stem then makes a token more than whole patches
+        raise ConfigError(f"patch_size={patch_size} must be at least 4 for packed images")
+    if row_devices() > 1:
+        raise ConfigError(
+            f"packed images cannot be split by rows over {row_devices()} devices: use a mesh whose "
+            "axis sequence has one device"
+        )
+    if patches.ndim != 5 or patches.shape[2:] != (patch_size, patch_size, channels):
+        raise ValueError(
+            f"patches have shape {patches.shape}; they must be [rows, tokens, {patch_size}, "
+            f"{patch_size}, {channels}]"
+        )
+    if not jnp.issubdtype(patches.dtype, jnp.floating):
+        raise ValueError(f"patches are {patches.dtype}; they must be normalised floats")
+    rows, tokens = patches.shape[:2]
+    fits = sizes.ndim == 3 and (sizes.shape[0], sizes.shape[2]) == (rows, 2)
+    if not fits or not jnp.issubdtype(sizes.dtype, jnp.integer):
+        raise ValueError(
+            f"sizes are {sizes.dtype}{list(sizes.shape)}; they must be integers [{rows}, N, 2]: "
+            "rows and columns of each image in patches"
+        )
+    if not isinstance(sizes, jax.core.Tracer):
+        most = int(np.asarray(sizes).prod(axis=2).sum(axis=1).max(initial=0))
+        if most > tokens or (np.asarray(sizes) < 0).any():
+            raise ConfigError(
+                f"images with {most} patches are more than the {tokens} tokens of a row, or a size "
+                "is negative: use fewer images in a row"
+            )
+    return jnp.asarray(sizes, jnp.int32)
+
+
 def check_images(images: jax.Array, channels: int) -> None:
     """Checks that an array is a batch of normalised images.
 

@@ -7,7 +7,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Float, Int
 
 from vig_jax.errors import ConfigError
 from vig_jax.heads.classification import classification_head, mean_pool
@@ -15,8 +16,13 @@ from vig_jax.layers.block import block_class
 from vig_jax.layers.linear import Dtype, normal_002
 from vig_jax.layers.mlp import swiglu_hidden
 from vig_jax.layers.norm import Residual, rms_norm
+from vig_jax.layers.packing import Packing
 from vig_jax.layers.padding import Padding, valid_cells, valid_tokens
-from vig_jax.layers.pos_embed import resize_pos_embed, resize_pos_embed_to_sizes
+from vig_jax.layers.pos_embed import (
+    resize_pos_embed,
+    resize_pos_embed_at,
+    resize_pos_embed_to_sizes,
+)
 from vig_jax.layers.stem import ConvStem, smallest_image
 from vig_jax.models.backbone import (
     FeatureInfo,
@@ -27,6 +33,7 @@ from vig_jax.models.backbone import (
     check_images,
     check_implementation,
     check_indices,
+    checked_packed_sizes,
     checked_sizes,
     drop_path_rates,
 )
@@ -215,6 +222,40 @@ class ViG(nn.Module):
         if norm_last and self.depth - 1 in indices:
             _, maps[self.depth - 1] = self.norm.add(stream)
         return tuple(maps[i] if padding is None else padding.zero_pads(maps[i]) for i in indices)
+
+    def packed(
+        self,
+        patches: Float[Array, "R T P P in_chans"],
+        sizes: Int[Array | np.ndarray, "R N 2"],
+    ) -> Float[Array, "R N classes"]:
+        """Returns for each image what `__call__` returns for the image alone, up to rounding.
+
+        Images of different sizes lie side by side in rows of T tokens. A token is a patch; those of
+        an image follow each other row by row, and the images in their order. What a row holds after
+        them does not matter. One compiled program serves all sizes.
+        `vig_jax.inference.packing.pack` makes the arguments.
+
+        Args:
+            patches: normalised pixels, P = `patch_size`.
+            sizes: rows and columns of each image in patches; 0 for no image, whose result has no
+                meaning. That all images of a row have T tokens together is not checked if the array
+                is traced.
+
+        Raises:
+            ValueError: the arrays do not fit together or (ConfigError) to the model, or the rows of
+                images are split over devices.
+        """
+        sizes = checked_packed_sizes(patches, sizes, self.patch_size, self.in_chans)
+        packing = Packing.from_sizes(sizes, patches.shape[1])
+        x = self.patch_embed(packing.zero_rest(patches), packing)
+        grids, places = (packing.height, packing.width), (packing.row, packing.column)
+        position = resize_pos_embed_at(self.pos_embed, grids, places)
+        stream = Residual(x + position[:, :, None].astype(x.dtype))
+        for block in self.blocks:
+            stream = block(stream, False, packing)
+        _, x = self.norm.add(stream)
+        pooled = packing.mean(x[:, :, 0])
+        return self.head(pooled) if self.num_classes else pooled
 
     def _embed(
         self, images: jax.Array, sizes: Sizes | None, padded_right: bool
