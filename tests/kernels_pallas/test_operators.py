@@ -34,7 +34,8 @@ def call_of(operator, **options):
 
 def test_no_operator_is_forgotten():
     public = {name for name in kernels_pallas.__all__ if name.islower()}
-    assert public - {"autotune", "implementations"} == set(OPERATORS)
+    # gla_step has no implementations: it is one token of `gla`.
+    assert public - {"autotune", "implementations", "gla_step"} == set(OPERATORS)
 
 
 @pytest.fixture

@@ -235,14 +235,14 @@ def test_only_padding_on_the_right_moves_tokens(name, monkeypatch):
 
         monkeypatch.setattr(owner, method, counted)
 
-    count(padding, "_take")
+    count(padding, "take_tokens")
     count(padding.Padding, "zero_pads")
 
     def trace(**options):
         calls.clear()
         apply = functools.partial(model.apply, method="features", **options)
         jax.eval_shape(apply, variables, images)
-        return calls["_take"], calls["zero_pads"]
+        return calls["take_tokens"], calls["zero_pads"]
 
     blocks = sum(depth for _, depth in model.stage_sizes)
     ends = 1 + len(model.feature_info)  # the pixels and the maps

@@ -1,0 +1,31 @@
+"""The comparison of packed, padded and bucketed images."""
+
+import json
+
+import pytest
+
+from benchmarks import packing
+
+
+def test_all_ways_return_the_same(tmp_path, capsys):
+    path = tmp_path / "rows.json"
+    sizes = ["--images", "6", "--batch-size", "3", "--buckets", "2", "--tokens", "24"]
+    sides = ["--smallest", "32", "--largest", "64", "--repeats", "1", "--depth", "1"]
+    assert packing.main(["--model", "vig_t", *sizes, *sides, "--json", str(path)]) == 0
+    packed, padded, bucketed = json.loads(path.read_text())["rows"]
+    assert packed["difference"] < 2e-2  # bfloat16
+    assert bucketed["difference"] < 2e-2
+    assert 1 <= packed["tokens"] < padded["tokens"]
+    assert bucketed["tokens"] < padded["tokens"]
+    assert (padded["calls"], bucketed["calls"]) == (2, 2)
+    assert "packed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [("--images=100", "--images 100 must be a multiple of"), ("--model=vig_h_t", "use vig_t")],
+)
+def test_options_that_do_not_fit(option, message, capsys):
+    with pytest.raises(SystemExit):
+        packing.main([option])
+    assert message in capsys.readouterr().err
