@@ -14,7 +14,7 @@ TINY = {"img_size": 16, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads
 
 
 def photo(rows, columns, channels=3):
-    """Returns an image of so many patches of 8 pixels; no two pixels of a channel are equal."""
+    """Returns an image of rows and columns of patches of 8 pixels."""
     shape = (rows * 8, columns * 8, channels)
     return np.random.default_rng(rows * columns).integers(0, 256, shape, np.uint8)
 

@@ -187,7 +187,7 @@ def test_sequences_lower_for_cuda():
 
 
 def test_sequences_take_whole_programs():
-    """As many as images of their mean size would; tokens are not split further."""
+    """Their number is that for images of their mean size; tokens are not split further."""
     spec = GlaSpec(
         batch=1, tokens=8192, heads=3, key_width=32, value_width=64,
         dtype=jnp.dtype("bfloat16"), decay_dtype=jnp.dtype("bfloat16"), scale=1.0,
