@@ -39,11 +39,17 @@ CAPABILITIES = (9.0, 10.0)
 MULTIPROCESSORS = 132
 """Of an H100 or H200: those that persistent programs are spread over where no GPU is known."""
 
+SHARED_BYTES = 231_424
+"""Shared memory of a multiprocessor that a program may use, without room for its barriers."""
+
 ROW_ALIGNMENT = 8
 """The number of rows of an array must be a multiple of it, for copies into tiles of products."""
 
 MAX_ROWS = 2**31 - 2**16
 """Most rows that kernels count in 32 bits, those included that a tile has past the end."""
+
+_COPYING_REGISTERS = 40
+"""Registers that a thread needs which only copies."""
 
 Slice = Any
 """A range of an axis of a reference, from `span`."""
@@ -134,6 +140,24 @@ def axis_index(name: str) -> jax.Array:
     return jax.lax.axis_index(name)
 
 
+def share_registers(warpgroups: int, *, copies: bool) -> None:
+    """Gives registers of the warpgroup that copies to those that compute.
+
+    Args:
+        warpgroups: Warpgroups of the program, of which one copies. Each must call this. With three
+            of them it does nothing: each has 168 registers, and more were no faster.
+        copies: The calling warpgroup is the one that copies.
+    """
+    if warpgroups <= 3:
+        return
+    own = 65536 // (128 * warpgroups) // 8 * 8
+    if copies:
+        plgpu.set_max_registers(_COPYING_REGISTERS, action="decrease")
+    else:
+        more = (own * warpgroups - _COPYING_REGISTERS) // (warpgroups - 1) // 8 * 8
+        plgpu.set_max_registers(more, action="increase")
+
+
 def tile(shape: Sequence[int], dtype: DTypeLike, swizzle: int = 128) -> Any:
     """Describes shared memory that products read; `swizzle` bytes divide a row's."""
     columns = swizzle // jnp.dtype(dtype).itemsize
@@ -175,6 +199,56 @@ def with_sums(run: Callable[..., Any], shapes: Sequence[tuple[int, int]]) -> Any
         shapes: Shapes of the accumulators, float32.
     """
     return pl.run_scoped(run, *(plgpu.ACC(shape, jnp.float32) for shape in shapes))
+
+
+def zeros(shape: tuple[int, int]) -> Block:
+    """Returns float32 zeros, laid out as sums of products."""
+    return matrix(jnp.zeros(shape, jnp.float32))
+
+
+def ones_row(width: int) -> Block:
+    """Returns float32 ones, laid out as `row`."""
+    return plgpu.layout_cast(jnp.ones((width,), jnp.float32), plgpu.Layout.WGMMA.reduce(0))
+
+
+def iota(shape: tuple[int, int], axis: int) -> Block:
+    """Returns the numbers of rows (axis 0) or columns (axis 1), laid out as sums of products."""
+    return plgpu.broadcasted_iota(jnp.int32, shape, axis, layout=plgpu.Layout.WGMMA)
+
+
+def matrix(value: Block) -> Block:
+    """Lays out a matrix as sums of products are."""
+    return plgpu.layout_cast(value, plgpu.Layout.WGMMA)
+
+
+def read_matrix(ref: Ref) -> Block:
+    """Reads a matrix from GPU memory, laid out as sums of products."""
+    return plgpu.load(ref, layout=plgpu.Layout.WGMMA, optimized=False)
+
+
+def row(ref: Ref) -> Block:
+    """Reads a vector from shared memory, with an element for each column of a matrix."""
+    return plgpu.load(ref, layout=plgpu.Layout.WGMMA.reduce(0))
+
+
+def read_row(ref: Ref) -> Block:
+    """Reads a vector from GPU memory, with an element for each column of a matrix."""
+    return plgpu.load(ref, layout=plgpu.Layout.WGMMA.reduce(0), optimized=False)
+
+
+def read_column(ref: Ref) -> Block:
+    """Reads a vector from GPU memory, with an element for each row of a matrix."""
+    return plgpu.load(ref, layout=plgpu.Layout.WGMMA.reduce(1), optimized=False)
+
+
+def along_rows(vector: Block, shape: tuple[int, int]) -> Block:
+    """Repeats a vector with an element for each column, for all rows."""
+    return jax.lax.broadcast_in_dim(vector, shape, (1,))
+
+
+def along_columns(vector: Block, shape: tuple[int, int]) -> Block:
+    """Repeats a vector with an element for each row, for all columns."""
+    return jax.lax.broadcast_in_dim(vector, shape, (0,))
 
 
 def sigmoid(x: Block) -> Block:

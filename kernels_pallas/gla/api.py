@@ -12,7 +12,13 @@ from jaxtyping import Array, Float, Int
 
 from kernels_pallas.core.checks import checked_array
 from kernels_pallas.core.dispatch import dispatch, implementations
-from kernels_pallas.gla import pallas_triton, reference, xla_chunked, xla_unrolled
+from kernels_pallas.gla import (
+    pallas_mosaic_gpu,
+    pallas_triton,
+    reference,
+    xla_chunked,
+    xla_unrolled,
+)
 from kernels_pallas.gla.exchange import Exchange, checked_exchange
 from kernels_pallas.gla.sequences import checked_cu_seqlens
 from kernels_pallas.gla.spec import GlaSpec
@@ -20,6 +26,7 @@ from kernels_pallas.gla.spec import GlaSpec
 _TABLE = implementations(
     {
         "pallas_triton": pallas_triton,
+        "pallas_mosaic_gpu": pallas_mosaic_gpu,
         "xla_chunked": xla_chunked,
         "xla_unrolled": xla_unrolled,
         "reference": reference,

@@ -55,14 +55,16 @@ WORKLOADS: dict[str, Workload] = {
         Workload("vig_h_b_224_stage4", 256, 49, 32, 16, 32),
         # A language model's heads, one direction.
         Workload("lm_2048", 8, 2048, 16, 64, 128, op="gla"),
+        Workload("lm_4096", 4, 4096, 16, 128, 128, op="gla"),
         # Small enough for a laptop.
         Workload("cpu_784", 4, 784, 6, 32, 64),
         Workload("cpu_196", 8, 196, 6, 32, 64),
         Workload("cpu_49", 8, 49, 24, 16, 32),
-        # For tests: less than a chunk, ragged chunks, odd widths.
+        # For tests: less than a chunk, ragged chunks, odd widths, wide heads.
         Workload("tiny", 1, 5, 1, 4, 8),
         Workload("tiny_ragged", 2, 75, 2, 8, 12),
         Workload("tiny_odd", 1, 40, 3, 5, 7),
+        Workload("tiny_wide", 1, 72, 1, 64, 64),
     )
 }
 """Every workload by name."""

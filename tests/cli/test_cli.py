@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import kernels_pallas
 import vig_jax
 from configs import common
+from kernels_pallas.vig_mixer import IMPLEMENTATIONS as MIXER_IMPLEMENTATIONS
 from vig_jax import config as configuration
 from vig_jax.cli import options
 from vig_jax.cli.main import COMMANDS, main
@@ -90,7 +90,7 @@ def test_help_does_not_import_jax():
 
 def test_names_in_help():
     assert vig_jax.list_models() == options.MODELS
-    assert options.IMPLEMENTATIONS == kernels_pallas.IMPLEMENTATIONS
+    assert options.IMPLEMENTATIONS == MIXER_IMPLEMENTATIONS
     assert (
         tuple(field.name for field in dataclasses.fields(configuration.MeshConfig))
         == options.MESH_AXES

@@ -11,7 +11,7 @@ from vig_jax.train.processes import OPTIONS, Member, find_member
 MODELS = ("vig_t", "vig_s", "vig_b", "vig_h_t", "vig_h_s", "vig_h_b")
 """`vig_jax.list_models()`."""
 IMPLEMENTATIONS = ("pallas_triton", "xla_chunked", "xla_unrolled", "reference")
-"""`kernels_pallas.IMPLEMENTATIONS`."""
+"""`kernels_pallas.vig_mixer.IMPLEMENTATIONS`."""
 MESH_AXES = ("data", "fsdp", "sequence")
 """The fields of `vig_jax.config.MeshConfig`."""
 

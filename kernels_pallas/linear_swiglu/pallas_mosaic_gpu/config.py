@@ -3,15 +3,13 @@
 import dataclasses
 from collections.abc import Iterator
 
+from kernels_pallas.core import mosaic
 from kernels_pallas.core.device import Device
 from kernels_pallas.core.integers import cdiv
 from kernels_pallas.linear_swiglu.spec import LinearSwigluSpec
 
 DEPTH = 64
 """Input features per step of the product: a row of them fills the widest swizzle, 128 bytes."""
-
-_SHARED_BYTES = 230_000
-"""Shared memory of a multiprocessor that a program may use, without room for its barriers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +44,8 @@ class Config:
         if self.keep_rows and self.stages < steps - 1:
             # A tile starts when all of its rows are there, and the ring is filled beside them.
             return f"keep_rows needs {steps - 1} stages for {spec.features} features"
-        if size > _SHARED_BYTES:
-            return f"it needs {size} bytes of shared memory, more than {_SHARED_BYTES}"
+        if size > mosaic.SHARED_BYTES:
+            return f"it needs {size} bytes of shared memory, more than {mosaic.SHARED_BYTES}"
         return None
 
 

@@ -19,7 +19,7 @@ from kernels_pallas.testing import (
 from kernels_pallas.testing.numpy_gla import numpy_gla
 
 # The CUDA kernels need a GPU or long compilations: test_pallas_triton.py.
-PORTABLE = [name for name in IMPLEMENTATIONS if name != "pallas_triton"]
+PORTABLE = [name for name in IMPLEMENTATIONS if not name.startswith("pallas_")]
 implementations = pytest.mark.parametrize("implementation", PORTABLE)
 fast_implementations = pytest.mark.parametrize(
     "implementation", [name for name in PORTABLE if name != "reference"]

@@ -1,0 +1,113 @@
+"""Gated linear attention in one direction with wide heads, in a Mosaic kernel for Hopper GPUs.
+
+The kernel serves calls that are not differentiated. Under differentiation another implementation
+serves the call.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from kernels_pallas.core import mosaic
+from kernels_pallas.core.config import choose
+from kernels_pallas.core.device import Device
+from kernels_pallas.core.launch import target_device
+from kernels_pallas.gla import pallas_triton, xla_chunked
+from kernels_pallas.gla.pallas_mosaic_gpu.config import VALUES, Config, candidates, heuristic
+from kernels_pallas.gla.pallas_mosaic_gpu.kernels import forward
+from kernels_pallas.gla.spec import GlaSpec
+
+__all__ = ["PLATFORMS", "TUNED_AS", "Config", "candidates", "heuristic", "run", "supports"]
+
+PLATFORMS = mosaic.PLATFORMS
+TUNED_AS = "gla.pallas_mosaic_gpu"
+
+KEY_WIDTHS = (64, 128)
+"""Key widths whose chunks fill tiles, and fit in the shared memory of a multiprocessor."""
+
+
+def supports(spec: GlaSpec, device: Device | None = None) -> str | None:
+    """Returns the reason for which a call cannot be served, or None."""
+    if spec.bidirectional or spec.gate_normalizer is not None:
+        return "it scans in one direction, with log-decays"
+    if spec.sequences is not None:
+        return "it takes rows of tokens that are one sequence each, no cu_seqlens"
+    if spec.dtype != jnp.bfloat16:
+        return f"q, k and v must be bfloat16, got {spec.dtype}"
+    if spec.decay_dtype not in (jnp.bfloat16, jnp.float32):
+        return f"log-decays must be bfloat16 or float32, got {spec.decay_dtype}"
+    if spec.key_width not in KEY_WIDTHS or spec.value_width % VALUES:
+        return (
+            f"key width must be {' or '.join(map(str, KEY_WIDTHS))} and value width a multiple of "
+            f"{VALUES}, got {spec.key_width} and {spec.value_width}"
+        )
+    if spec.tokens % mosaic.ROW_ALIGNMENT:
+        return f"tokens must be a multiple of {mosaic.ROW_ALIGNMENT}, got {spec.tokens}"
+    if spec.batch == 0:
+        return "there is nothing to launch for an empty batch"
+    return mosaic.unsupported(device)
+
+
+def run(
+    spec: GlaSpec,
+    q: Float[Array, "B T H K"],
+    k: Float[Array, "B T H K"],
+    v: Float[Array, "B T H V"],
+    log_decays: tuple[Float[Array, "B T H K"], ...],
+    initial_states: tuple[Float[Array, "B H K V"], ...] | None,
+    cu_seqlens: None = None,
+    *,
+    config: Config | None = None,
+) -> tuple[Float[Array, "B T H V"], tuple[Float[Array, "B H K V"], ...] | None]:
+    """Computes the output and the final state; see `kernels_pallas.gla.api`."""
+    config = config or choose(TUNED_AS, Config, heuristic, spec)
+    if reason := config.unsuitable(spec):
+        raise ValueError(f"gla: {config} does not suit the call: {reason}")
+    return _attend(_Call(spec, config), _Inputs(q, k, v, log_decays, initial_states))
+
+
+class _Call(NamedTuple):
+    """The static arguments."""
+
+    spec: GlaSpec
+    config: Config
+
+
+class _Inputs(NamedTuple):
+    """The arrays of a call."""
+
+    q: Array
+    k: Array
+    v: Array
+    log_decays: tuple[Array, ...]
+    initial_states: tuple[Array, ...] | None
+
+
+_Result = tuple[Array, tuple[Array, ...] | None]
+_Pullback = Callable[[_Result], tuple[Any, ...]]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(call: _Call, inputs: _Inputs) -> _Result:
+    q, k, v, (log_decays,), initial_states = inputs
+    initial_state = None if initial_states is None else initial_states[0]
+    out, final_state = forward(call.spec, call.config, q, k, v, log_decays, initial_state)
+    return out, None if final_state is None else (final_state,)
+
+
+def _attend_forward(call: _Call, inputs: _Inputs) -> tuple[_Result, _Pullback]:
+    other: Any = (
+        xla_chunked if pallas_triton.supports(call.spec, target_device()) else pallas_triton
+    )
+    return jax.vjp(functools.partial(other.run, call.spec), *inputs)
+
+
+def _attend_backward(call: _Call, pullback: _Pullback, grads: _Result) -> tuple[_Inputs]:
+    return (_Inputs(*pullback(grads)),)
+
+
+_attend.defvjp(_attend_forward, _attend_backward, optimize_remat=True)
