@@ -39,7 +39,7 @@ CAPABILITIES = (9.0, 10.0)
 MULTIPROCESSORS = 132
 """Of an H100 or H200: those that persistent programs are spread over where no GPU is known."""
 
-SHARED_BYTES = 231_424
+SHARED_BYTES = 230_000
 """Shared memory of a multiprocessor that a program may use, without room for its barriers."""
 
 ROW_ALIGNMENT = 8
