@@ -36,7 +36,7 @@ class Config:
         operands = self.stages * CHUNK * (4 * keys + 2 * values + 2 * CHUNK)
         decays = CHUNK * keys * (self.decay_stages * spec.decay_dtype.itemsize + 2 * self.preparing)
         vectors = 8 * self.stages * keys
-        return operands + decays + vectors + 2 * CHUNK * CHUNK + 2 * values * (keys + CHUNK)
+        return operands + decays + vectors + 4 * CHUNK * CHUNK + 2 * values * (keys + CHUNK)
 
     def unsuitable(self, spec: GlaSpec) -> str | None:
         """Returns the reason for which a call cannot use the config, or None."""

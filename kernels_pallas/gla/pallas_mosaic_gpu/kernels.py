@@ -33,6 +33,10 @@ LOWEST_HALF = -60.0
 """Lowest sum of log-decays over half a chunk whose exponential may be divided by."""
 
 
+HALVES = 16
+"""Columns of the product that sums the log-decays of both halves; two are used."""
+
+
 class _Place:
     """The part of the arrays that one warpgroup of a program works on."""
 
@@ -113,7 +117,7 @@ def _copy(place: _Place, ref: SimpleNamespace, shared: SimpleNamespace) -> None:
 def _prepare(place: _Place, shared: SimpleNamespace, group: Scalar) -> None:
     """Replaces q and k of chunks by decayed ones, and computes scores and decays of chunks."""
     spec, config = place.spec, place.config
-    shape = (CHUNK, spec.key_width)
+    shape, totals_shape = (CHUNK, spec.key_width), (spec.key_width, HALVES)
 
     def scanned(first: Block, second: Block) -> Block:
         """Returns where the first tokens are scanned before the second, or are the same."""
@@ -123,10 +127,28 @@ def _prepare(place: _Place, shared: SimpleNamespace, group: Scalar) -> None:
         return scanned(mosaic.iota((CHUNK, CHUNK), 1), mosaic.iota((CHUNK, CHUNK), 0))
 
     middle = CHUNK // 2 if spec.reverse else CHUNK // 2 - 1  # the last token of the first half
-    # Products with these rows are sums from the middle. Two warpgroups write the same ones.
+
+    def early(tokens: Block) -> Block:
+        return jnp.where(scanned(tokens, jnp.int32(middle)), 1.0, 0.0)
+
+    # Products with these are sums of log-decays: of each token from the middle, and of both halves.
+    # Two warpgroups write the same.
     through = jnp.where(causal(), 1.0, 0.0)
-    half = jnp.where(scanned(mosaic.iota((CHUNK, CHUNK), 1), jnp.int32(middle)), 1.0, 0.0)
-    shared.sums[...] = (through - half).astype(jnp.float16)
+    shared.sums[...] = (through - early(mosaic.iota((CHUNK, CHUNK), 1))).astype(jnp.float16)
+    half, first = mosaic.iota((CHUNK, CHUNK), 0), early(mosaic.iota((CHUNK, CHUNK), 1))
+    halves = jnp.where(half == 0, first, jnp.where(half == 1, 1.0 - first, 0.0))
+    shared.halves[...] = halves.astype(jnp.float16)
+
+    def log_decay_sums(narrow: Ref) -> tuple[Block, Block]:
+        """Returns sums from the middle [C, K], and those of both halves in two columns [K, 16]."""
+
+        def products(sums: Ref, totals: Ref) -> tuple[Block, Block]:
+            plgpu.wgmma(sums, shared.sums, narrow)
+            plgpu.wgmma(totals, narrow.T, shared.halves.at[mosaic.span(0, HALVES)].T)
+            return sums[...], totals[...]
+
+        sums, totals = mosaic.with_sums(products, [shape, totals_shape])
+        return sums * LOG2_E, totals * LOG2_E
 
     @mosaic.loop(0, jax.lax.div(place.chunks - 1 - group + config.preparing, config.preparing))
     def _(n: Scalar) -> None:
@@ -138,18 +160,16 @@ def _prepare(place: _Place, shared: SimpleNamespace, group: Scalar) -> None:
         shared.narrow[group] = log_decays.astype(jnp.float16)
         plgpu.barrier_arrive(shared.decays_free.at[slot])
         plgpu.commit_smem()
-        early = scanned(mosaic.iota(shape, 0), jnp.int32(middle))
-        start = jnp.exp2(jnp.sum(jnp.where(early, log_decays, 0.0), axis=0) * LOG2_E)
-        sums = mosaic.dot(shared.sums, shared.narrow.at[group], shape) * LOG2_E
+        sums, totals = log_decay_sums(shared.narrow.at[group])
         slot = jax.lax.rem(step, config.stages)
         plgpu.barrier_wait(shared.loaded.at[slot])
         k = mosaic.matrix(shared.k[slot]).astype(jnp.float32)
         shared.k[slot] = (k * jnp.exp2(-sums)).astype(spec.dtype)
         q = mosaic.matrix(shared.q[slot]).astype(jnp.float32)
-        decay = jnp.exp2(sums)
-        shared.q[slot] = (q * (decay * spec.scale)).astype(spec.dtype)
-        shared.start[slot] = start
-        shared.end[slot] = jnp.min(decay, axis=0)  # decays only shrink
+        shared.q[slot] = (q * (jnp.exp2(sums) * spec.scale)).astype(spec.dtype)
+        for number, vector in ((0, shared.start), (1, shared.end)):
+            total = jnp.where(mosaic.iota(totals_shape, 1) == number, totals, 0.0)
+            vector[slot] = jnp.exp2(jnp.sum(total, axis=1))
         plgpu.commit_smem()
         scores = mosaic.dot(shared.q.at[slot], shared.k.at[slot].T, (CHUNK, CHUNK))
         shared.scores[slot] = jnp.where(causal(), scores, 0.0).astype(spec.dtype)
@@ -290,6 +310,7 @@ def forward(
             "log_decays": mosaic.tile((config.decay_stages, CHUNK, keys), log_decays.dtype),
             "narrow": mosaic.tile((config.preparing, CHUNK, keys), jnp.float16),
             "sums": mosaic.tile((CHUNK, CHUNK), jnp.float16),
+            "halves": mosaic.tile((CHUNK, CHUNK), jnp.float16),
             "scores": narrow((stages, CHUNK, CHUNK)),
             "state": narrow((groups, VALUES, keys)),
             "out": narrow((groups, CHUNK, VALUES)),
