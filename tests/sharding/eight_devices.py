@@ -263,6 +263,24 @@ def check_padded_images():
         assert not COLLECTIVE.findall(run.as_text())
 
 
+def check_packed_images():
+    """Each device packs the images of its rows, and has no part of another's."""
+    settings = {"img_size": 16, "patch_size": 8, "embed_dim": 8, "depth": 1, "num_heads": 1}
+    model = vig_jax.create_model("vig_t", 3, gla_implementation="reference", **settings)
+    generator = np.random.default_rng(0)
+    sides = ((8, 24), (16, 16), (8, 8), (24, 8))
+    images = [generator.integers(0, 256, (*side, 3), np.uint8) for side in sides]
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
+    make = functools.partial(vig_jax.packed_predictor, model, variables, tokens=7, most_images=2)
+    split = make(rows=2, mesh=make_mesh(jax.devices()[:2]))
+    chex.assert_trees_all_close(
+        jax.device_get(split(images)), jax.device_get(make(rows=1)(images)), rtol=1e-5, atol=1e-6
+    )
+    assert not COLLECTIVE.findall(split.compiled.as_text())
+    with pytest.raises(ConfigError, match="rows=3 cannot be split over 2 devices"):
+        make(rows=3, mesh=make_mesh(jax.devices()[:2]))
+
+
 def check_segmentation():
     """Loss, gradients and batch statistics of a segmenter are those of one device."""
     values = recipes.ade20k("vig_t")
@@ -379,6 +397,7 @@ else:
     check_explicit_axes()
     check_interpreted_kernels()
     check_padded_images()
+    check_packed_images()
     check_init()
     check_steps()
     check_segmentation()
