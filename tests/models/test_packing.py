@@ -21,7 +21,8 @@ TOKENS, MOST = 20, 3  # a row ends in tokens without an image, and has room for 
 
 
 def small_model(name="vig_s", **changed):
-    return vig_jax.create_model(name, num_classes=5, **(SETTINGS | changed))
+    settings = SETTINGS | {"gla_implementation": "reference"} | changed
+    return vig_jax.create_model(name, num_classes=5, **settings)
 
 
 def inputs(model, dtype="float32"):
@@ -141,7 +142,7 @@ def test_position_embedding_of_packed_tokens():
 
 
 def test_packed_images_lower_for_cuda():
-    model = small_model(depth=1)
+    model = small_model(depth=1, gla_implementation=None)
     variables, images = inputs(model)
     patches, sizes, _ = pack(images, model.patch_size, tokens=TOKENS, most_images=MOST)
     run = jax.jit(functools.partial(model.apply, method="packed"))
@@ -153,7 +154,9 @@ def test_packed_images_lower_for_cuda():
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_packed_images_on_a_gpu(dtype):
-    model = small_model("vig_s", embed_dim=128, dtype=jnp.dtype(dtype))
+    model = small_model(
+        "vig_s", embed_dim=128, dtype=jnp.dtype(dtype), gla_implementation="pallas_triton"
+    )
     check(model, "float32", TOLERANCES[dtype].forward * 4)
 
 
