@@ -69,7 +69,7 @@ def unsupported(device: Device | None) -> str | None:
         device: The device, or None if it is not known yet.
     """
     if plgpu is None:
-        return f"JAX {jax.__version__} is too old for the Mosaic kernels, which need JAX 0.11"
+        return f"JAX {jax.__version__} has no Mosaic GPU backend of Pallas as of JAX 0.11"
     if device is not None:
         lowest, end = CAPABILITIES
         if not lowest <= device.compute_capability < end:

@@ -40,7 +40,7 @@ LOG2_E = math.log2(math.e)
 if plgpu is None:
     logging.getLogger("kernels_pallas").warning(
         "JAX %s has no Triton backend of Pallas: implementations named 'pallas_triton' are not "
-        "available, and portable ones are used",
+        "available, and others are used",
         jax.__version__,
     )
 

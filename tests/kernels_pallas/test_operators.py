@@ -111,20 +111,23 @@ def test_a_config_of_another_implementation_is_refused(operator):
         jax.eval_shape(run, *arrays)
 
 
-def test_without_the_triton_backend_portable_implementations_serve():
-    """In a process in which the module cannot be imported; the reason is logged once."""
+def test_without_backends_of_pallas_portable_implementations_serve():
+    """In a process in which the modules cannot be imported; the reason is logged once."""
     program = """
         import logging, sys
         logging.basicConfig(level=logging.INFO)
-        sys.modules["jax.experimental.pallas.triton"] = None
+        for name in ("triton", "mosaic_gpu"):
+            sys.modules[f"jax.experimental.pallas.{name}"] = None
         import jax.numpy as jnp
         import kernels_pallas
         x = jnp.ones((2, 4))
         print(kernels_pallas.swiglu(x).shape, kernels_pallas.swiglu(2 * x).shape)
-        try:
-            kernels_pallas.swiglu(x, implementation="pallas_triton")
-        except NotImplementedError as error:
-            print(error)
+        for op, name in (("swiglu", "triton"), ("gla", "mosaic_gpu")):
+            arrays = (x,) if op == "swiglu" else (jnp.ones((1, 8, 1, 64), "bfloat16"),) * 4
+            try:
+                getattr(kernels_pallas, op)(*arrays, implementation=f"pallas_{name}")
+            except NotImplementedError as error:
+                print(error)
     """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program)],
@@ -136,6 +139,7 @@ def test_without_the_triton_backend_portable_implementations_serve():
     )
     assert "(2, 2) (2, 2)" in done.stdout
     assert "has no Triton backend of Pallas" in done.stdout
+    assert "has no Mosaic GPU backend of Pallas as of JAX 0.11" in done.stdout
     assert done.stderr.count("WARNING:kernels_pallas") == 1
     assert done.stderr.count("swiglu: using xla") == 1
 
