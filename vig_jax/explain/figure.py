@@ -92,7 +92,8 @@ def _draw_upper(figure: Any, explanation: Explanation, row: int) -> None:
         shown = axes.imshow(cells, cmap="RdBu_r", vmin=-largest, vmax=largest)
         name, probability = drawable(explanation.name_of(row), 20), explanation.probabilities[row]
         axes.set_title(f"Saliency of {name}\n(probability {probability:.0%})", fontsize=10)
-        label = f"added to the logit by {side} x {side} pixels"
+        cell = f"{side} x {side} pixels" if side > 1 else "a pixel"
+        label = f"added to the logit by {cell}"
         _colour_bar(figure, shown, axes, label, [-largest, 0.0, largest])
     images = len(explanation.images)
     for name, field in fields.items():
