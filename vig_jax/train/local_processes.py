@@ -46,7 +46,7 @@ def place_among_local_processes(count: int) -> tuple[str, int]:
     if 0 < gpus < count:
         raise ConfigError(f"--local_processes={count}, but this host has {gpus} GPUs")
     with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
+        port = free.getsockname()[1]
     processes = [_start(index, port) for index in range(count)]
 
     def pass_on(number: int, frame: FrameType | None) -> None:
@@ -59,7 +59,7 @@ def place_among_local_processes(count: int) -> tuple[str, int]:
     sys.exit(_status([process.wait() for process in processes]))
 
 
-def _start(index: int, port: str) -> "subprocess.Popen[bytes]":
+def _start(index: int, port: int) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
         [sys.executable, *sys.orig_argv[1:]],
         env={
