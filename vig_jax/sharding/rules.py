@@ -106,8 +106,8 @@ def gathered(params: Any, split: Any) -> Any:
 
     XLA could also compute with split weights and exchange activations, which are larger. It gathers
     each array by itself, before its first use. The gradient of an array is summed over the devices
-    and then split as the array is; XLA for GPUs makes a reduce-scatter of both. Split at once, the
-    layers' own slices of weights would exchange parts of gradients.
+    and then split as the array is. Split at once, the layers' own slices of weights would exchange
+    parts of gradients.
 
     Args:
         params: arrays.
