@@ -28,7 +28,7 @@ from vig_jax.train.processes import OPTIONS
 ROOT = Path(__file__).parents[1]
 COMPILE_ONLY = "compile only"
 RUNS = "<!-- runs -->"
-OPTIONAL = {"onnxruntime"}  # packages of extras, whose calls are not checked
+OPTIONAL = {"onnxruntime", "stripes"}  # of extras and examples, whose calls are not checked
 
 
 class Block(NamedTuple):
@@ -128,7 +128,7 @@ def test_calls_fit_the_signatures(name):
     for block in python_blocks(name):
         tree = ast.parse(block.text)
         for node in ast.walk(tree):
-            if isinstance(node, ast.ImportFrom):
+            if isinstance(node, ast.ImportFrom) and node.module not in OPTIONAL:
                 module = importlib.import_module(node.module or "")
                 known |= {a.asname or a.name: getattr(module, a.name) for a in node.names}
             elif isinstance(node, ast.Import):

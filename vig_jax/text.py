@@ -51,6 +51,12 @@ def _escape(character: str) -> str:
     return character.encode("unicode_escape", "backslashreplace").decode("ascii")
 
 
+def first_line(error: Exception) -> str:
+    """Returns the kind of an error and the first line of its message."""
+    lines = str(error).strip().splitlines()
+    return ": ".join([type(error).__name__, *(printable(line) for line in lines[:1])])
+
+
 def is_utf8(text: str) -> bool:
     """Returns whether a text from the system, such as a path, came from UTF-8."""
     try:

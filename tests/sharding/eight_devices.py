@@ -370,7 +370,7 @@ def check_detection():
             total, aux = task.loss({"params": params}, batch, key)
             return total, aux.metrics
 
-        images = task.training_inputs(batch)
+        images = task.training_inputs(batch, key)
         found = task.model.apply({"params": params}, images, batch["size"])
         return jax.value_and_grad(loss, has_aux=True)(params), found
 

@@ -161,8 +161,9 @@ def test_settings_of_a_task_are_checked():
         parse(values)
     with pytest.raises(ConfigError, match="'square' is not a task; did you mean 'squares'"):
         get_task("square")
-    with pytest.raises(ValueError, match="'classification' is a built-in task"):
-        register_task("classification", TaskEntry(toy.make, toy.REPORT))
+    for name in ("classification", "squares"):
+        with pytest.raises(ConfigError, match=f"{name!r} is the name of a task already"):
+            register_task(name, TaskEntry(toy.make, toy.REPORT))
 
 
 def test_predictions_for_files_need_a_predictor(whole, tmp_path, capsys):

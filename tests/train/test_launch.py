@@ -91,6 +91,18 @@ def train():
             ["--config=configs/fashion_mnist.py", "--config.init_weights=absent.pth"],
             "error: config.init_weights=absent.pth: no weight file at absent.pth",
         ),
+        (
+            ["--config=configs/fashion_mnist.py", "--plugin=absent"],
+            "error: plugin absent cannot be imported: there is no module 'absent'; name one",
+        ),
+        (
+            ["--config=configs/fashion_mnist.py", "--config.train.loggers=('tensorbord',)"],
+            "error: config.train.loggers: 'tensorbord' is not a logger; did you mean 'tensorboard'",
+        ),
+        (
+            ["--config=configs/fashion_mnist.py", "--config.data.augmentations=('blur',)"],
+            "error: config.data.augmentations: 'blur' is not registered by a plugin; known: none",
+        ),
         # What only the model finds.
         (
             ["--config=configs/fashion_mnist.py", "--config.model.gla_implementation=pallas"],
@@ -149,6 +161,7 @@ def refused_by(error, monkeypatch, workdir):
     config = SimpleNamespace(value=fashion_mnist.get_config())
     monkeypatch.setattr(launch, "_CONFIG", config)
     monkeypatch.setattr(launch, "_WORKDIR", SimpleNamespace(value=str(workdir)))
+    monkeypatch.setattr(launch, "_PLUGIN", SimpleNamespace(value=[]))
     for option in ("_DISTRIBUTED", "_COORDINATOR", "_NUM_PROCESSES", "_PROCESS_ID"):
         monkeypatch.setattr(launch, option, SimpleNamespace(value=None))
     monkeypatch.setattr(launch.config_flags, "get_config_filename", lambda flag: "configs/x.py")

@@ -53,6 +53,7 @@ _SIZES: dict[str, int | tuple[int, int]] = {
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
+    options.add_plugins(parser)
     parser.add_argument("--model", nargs="+", default=["vig_s"], help=", ".join(options.MODELS))
     parser.add_argument("--task", choices=list(_SIZES), default="classification")
     parser.add_argument(

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from vig_jax.cli.worker import GC_THRESHOLDS, block_jax_import
 from vig_jax.errors import REPORTED_ERRORS, is_full_disk
@@ -28,6 +29,15 @@ COMMANDS = {
     "benchmark": "images per second and memory of a model on this device",
     "data": "convert, inspect and time data sets; write the embedded photographs",
 }
+
+
+def _import_plugins(names: Sequence[str]) -> None:
+    """Imports the modules of --plugin, which may lie in the present folder."""
+    if names:
+        from vig_jax.config import import_plugins
+
+        sys.path.append(str(Path.cwd()))
+        import_plugins(names)
 
 
 class _PlainFormatter(logging.Formatter):
@@ -65,7 +75,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     command.configure(subparser)
     try:
-        status: int = command.run(subparser.parse_args(argv[1:]))
+        args = subparser.parse_args(argv[1:])
+        _import_plugins(getattr(args, "plugin", ()))
+        status: int = command.run(args)
         sys.stdout.flush()
         return status
     except REPORTED_ERRORS as error:

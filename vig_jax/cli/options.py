@@ -76,6 +76,17 @@ def image_size(text: str) -> int | tuple[int, int]:
     return (positive(height), positive(width)) if times else positive(text)
 
 
+def add_plugins(parser: argparse.ArgumentParser) -> None:
+    """Declares the option that imports plugins."""
+    parser.add_argument(
+        "--plugin",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="import this module, which registers data sets, tasks or models; can be repeated",
+    )
+
+
 def add_processes(parser: argparse.ArgumentParser) -> None:
     """Declares the options of a command that can run on several processes."""
     parser.add_argument(

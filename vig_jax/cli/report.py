@@ -14,6 +14,7 @@ from vig_jax.cli import options
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
+    options.add_plugins(parser)
     parser.add_argument("run", type=options.path, help="a run's workdir")
 
 

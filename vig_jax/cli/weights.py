@@ -29,7 +29,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def describe_model(parser: argparse.ArgumentParser, of_a_run: str = "") -> None:
-    """Declares --model and --set; `of_a_run` says what --set does with a run."""
+    """Declares --plugin, --model and --set; `of_a_run` says what --set does with a run."""
+    options.add_plugins(parser)
     parser.add_argument("--model", metavar="NAME", help=", ".join(options.MODELS))
     parser.add_argument(
         "--set",

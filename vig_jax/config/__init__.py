@@ -1,6 +1,7 @@
 """Settings of a run: their types (`schema`), values (`recipes`) and parsing (`parse`)."""
 
 from vig_jax.config.parse import parse, to_dict, unknown_settings
+from vig_jax.config.plugins import import_plugins
 from vig_jax.config.schema import (
     DataConfig,
     MeshConfig,
@@ -22,6 +23,7 @@ __all__ = [
     "SegmentationConfig",
     "TaskConfig",
     "TrainConfig",
+    "import_plugins",
     "parse",
     "to_dict",
     "unknown_settings",

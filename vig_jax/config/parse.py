@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from ml_collections import ConfigDict
 
+from vig_jax.config.plugins import check_plugins
 from vig_jax.config.schema import TASK_CONFIGS, Ascending, Bounds, RunConfig, TaskConfig
 from vig_jax.errors import ConfigError
 from vig_jax.text import did_you_mean
@@ -27,9 +28,11 @@ def parse(values: Mapping[str, Any] | ConfigDict) -> RunConfig:
         values: exactly the keys of `RunConfig`, nested; unset placeholders become None.
 
     Raises:
-        ConfigError: unknown key (with the nearest known one), missing key, or a wrong type.
+        ConfigError: unknown key (with the nearest known one), missing key, a wrong type, or a
+            plugin that is not imported.
     """
     plain = values.to_dict() if isinstance(values, ConfigDict) else values
+    check_plugins(plain, "the config")
     return _parse(plain, RunConfig, "config")
 
 

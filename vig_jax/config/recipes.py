@@ -22,6 +22,7 @@ def imagenet(name: str = "vig_t") -> ConfigDict:
     """
     config = ConfigDict()
     config.seed = 0
+    config.plugins = ()  # modules of your own, see docs/extending.md
     config.task = ConfigDict({"name": "classification"})  # a name of vig_jax.tasks.registry
     # Fine-tuning: a .pth or .safetensors file, or a run, to start from. A head for another number
     # of classes is initialised randomly; a position embedding for another img_size is resized.
@@ -68,6 +69,7 @@ def imagenet(name: str = "vig_t") -> ConfigDict:
     config.data.rand_augment_layers = 2  # operations per image, each with probability 1/2; 0: off
     config.data.rand_augment_magnitude = 9.0  # mean, 0 to 10
     config.data.rand_augment_std = 0.5  # standard deviation of the magnitude
+    config.data.augmentations = ()  # of plugins, before all others
     config.data.color_jitter = 0.0  # strength; used only without RandAugment; 0: off
     config.data.erase_probability = 0.25  # probability of random erasing
     config.data.mixup_alpha = 0.8  # 0: off
@@ -112,6 +114,7 @@ def imagenet(name: str = "vig_t") -> ConfigDict:
     config.train.label_smoothing = 0.1
     config.train.ema_decay = 0.9999  # 0: off
     config.train.log_every_steps = 50
+    config.train.loggers = ("tensorboard",)  # or wandb, mlflow, or of plugins
     config.train.eval_every_epochs = 1  # set one of the three; all 0: only at the end
     config.train.eval_every_steps = 0
     config.train.eval_every_examples = 0

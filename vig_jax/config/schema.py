@@ -105,6 +105,7 @@ class DataConfig:
     rand_augment_layers: Count = 0  # operations per image, each with probability 1/2; 0: off
     rand_augment_magnitude: Annotated[float, Bounds(0, 10)] = 0.0  # mean
     rand_augment_std: NonNegative = 0.0  # standard deviation of the magnitude
+    augmentations: tuple[str, ...] = ()  # names of vig_jax.augment.registry, applied first
     color_jitter: Probability = 0.0  # brightness, contrast, saturation; without RandAugment
     erase_probability: Probability = 0.0  # of random erasing, per image
     # Width times height of an image file; larger ones are left out. Neutral: Pillow's own limit.
@@ -167,6 +168,7 @@ class TrainConfig:
     eval_every_examples: Count = 0
     checkpoint_every_epochs: Count = 0
     checkpoint_every_examples: Count = 0
+    loggers: tuple[str, ...] = ()  # names of vig_jax.train.logging.loggers
     compilation_cache: str = ""  # folder of compiled programs; "": off
     # In which weights' gradients are summed over devices, if the model computes in bfloat16.
     reduce_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -209,3 +211,4 @@ class RunConfig:
     init_weights: str | None = None  # weight file or run to start from; None: random parameters
     task: TaskConfig = TaskConfig()
     mesh: MeshConfig = MeshConfig()
+    plugins: tuple[str, ...] = ()  # modules that register what the settings above name

@@ -21,7 +21,14 @@ from vig_jax.errors import ConfigError
 from vig_jax.files import to_json, write_atomically
 from vig_jax.inference.loaded_model import LoadedModel, load_for_inference, restore_weights
 from vig_jax.inference.model_card import UNKNOWN_LICENCE, model_card
-from vig_jax.models import ViG, ViGH, create_model, list_models, model_settings
+from vig_jax.models import (
+    ViG,
+    ViGH,
+    create_model,
+    is_published,
+    list_models,
+    model_settings,
+)
 from vig_jax.text import printable
 from vig_jax.weights.hub_folder import CARD, CONFIG, WEIGHTS, config_file
 from vig_jax.weights.load import save_safetensors
@@ -200,8 +207,13 @@ def _portable(config: RunConfig) -> RunConfig:
         config.model, num_classes=config.model.num_classes or None, gla_implementation=None
     )
     data = dataclasses.replace(config.data, path=None)
-    train = dataclasses.replace(config.train, compilation_cache="")
-    return dataclasses.replace(config, model=model, data=data, train=train, init_weights=None)
+    train = dataclasses.replace(config.train, compilation_cache="", loggers=())
+    config = dataclasses.replace(config, model=model, data=data, train=train, init_weights=None)
+    if not is_published(model.name):
+        return config
+    # Its plugins have only served to train it.
+    data = dataclasses.replace(data, augmentations=())
+    return dataclasses.replace(config, data=data, plugins=())
 
 
 def _from_module(

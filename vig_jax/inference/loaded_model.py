@@ -73,7 +73,8 @@ class LoadedModel:
         if isinstance(task, DetectionConfig):
             return detector_from_config(self.config)
         if task.name == TaskConfig.name:
-            return model_from_config(self.config.model)
+            classifier: Any = model_from_config(self.config.model)
+            return classifier
         return make_task(self.config, self.metadata).task.model
 
 

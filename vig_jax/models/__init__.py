@@ -3,7 +3,13 @@
 from vig_jax.models.backbone import Backbone, FeatureInfo, ParameterGroups
 from vig_jax.models.detector import Detections, Detector, create_detector
 from vig_jax.models.segmenter import Segmenter, create_segmenter
-from vig_jax.models.variants import create_model, list_models, model_settings
+from vig_jax.models.variants import (
+    create_model,
+    is_published,
+    list_models,
+    model_settings,
+    register_model,
+)
 from vig_jax.models.vig import ViG
 from vig_jax.models.vig_h import ViGH
 
@@ -19,6 +25,8 @@ __all__ = [
     "create_detector",
     "create_model",
     "create_segmenter",
+    "is_published",
     "list_models",
     "model_settings",
+    "register_model",
 ]

@@ -105,4 +105,10 @@ def create_dense_model(
     if "out_norms" in fields:
         rest.setdefault("out_norms", True)
     given = {key: value for key, value in overrides.items() if key in own}
-    return family(create_model(name, 0, **rest), num_classes=num_classes, **given)
+    backbone = create_model(name, 0, **rest)
+    if not isinstance(backbone, ViG | ViGH):
+        raise ConfigError(
+            f"{name} is a {type(backbone).__name__}; the backbone of a "
+            f"{family.__name__.lower()} must be a ViG or a ViGH, or derived from one"
+        )
+    return family(backbone, num_classes=num_classes, **given)

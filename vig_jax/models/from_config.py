@@ -8,14 +8,13 @@ import jax.numpy as jnp
 
 from vig_jax.config import DetectionConfig, ModelConfig, RunConfig, SegmentationConfig
 from vig_jax.errors import ConfigError
+from vig_jax.models.backbone import Backbone
 from vig_jax.models.detector import Detector, create_detector
 from vig_jax.models.segmenter import Segmenter, create_segmenter
 from vig_jax.models.variants import create_model
-from vig_jax.models.vig import ViG
-from vig_jax.models.vig_h import ViGH
 
 
-def model_from_config(config: ModelConfig) -> ViG | ViGH:
+def model_from_config(config: ModelConfig) -> Backbone:
     """Returns the model; settings that are None keep the defaults of the variant.
 
     Raises:
@@ -74,6 +73,8 @@ def detector_from_config(config: RunConfig) -> Detector:
 def _given(config: ModelConfig) -> dict[str, Any]:
     """Returns the settings that are not None, for the function that creates the model."""
     given = {name: value for name, value in dataclasses.asdict(config).items() if value is not None}
+    if not config.remat:  # the default of all models, and not a setting of each
+        del given["remat"]
     return given | {"dtype": jnp.dtype(config.dtype)}
 
 

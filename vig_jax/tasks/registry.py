@@ -126,18 +126,18 @@ _REGISTERED: dict[str, TaskEntry] = {}
 
 
 def register_task(name: str, entry: TaskEntry, config: type[TaskConfig] = TaskConfig) -> None:
-    """Adds a task, or replaces the one that was registered under the name.
+    """Adds a task.
 
     Args:
-        name: the value of `config.task.name`.
+        name: the value of `config.task.name`, not in use yet.
         entry: the task.
         config: the class of `config.task`, a frozen dataclass derived from `TaskConfig`.
 
     Raises:
-        ValueError: the name is that of a built-in task.
+        ConfigError: the name is in use.
     """
-    if name in _BUILT_IN:
-        raise ValueError(f"{name!r} is a built-in task: choose another name")
+    if name in _BUILT_IN or name in _REGISTERED:
+        raise ConfigError(f"{name!r} is the name of a task already: choose another one")
     _REGISTERED[name] = entry
     TASK_CONFIGS[name] = config
 

@@ -54,6 +54,7 @@ _LOG = logging.getLogger("vig_jax")
 # Another GLA implementation, another mesh, or remat may round differently; then the run is not
 # bit-identical.
 MUTABLE_KEYS = (
+    "plugins",
     "model.gla_implementation",
     "model.remat",
     "data.path",
@@ -65,6 +66,7 @@ MUTABLE_KEYS = (
     "data.damaged_jpegs",
     "data.image_seconds",
     "train.log_every_steps",
+    "train.loggers",
     "train.eval_every_epochs",
     "train.eval_every_steps",
     "train.eval_every_examples",

@@ -20,7 +20,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from vig_jax.config import named, parse
+from vig_jax.config import import_plugins, named, parse
 from vig_jax.errors import REPORTED_ERRORS, ConfigError, is_full_disk
 from vig_jax.text import did_you_mean, escape_output, is_utf8
 from vig_jax.train.processes import OPTIONS, find_member, joined
@@ -38,6 +38,11 @@ _WORKDIR = flags.DEFINE_string(
     None,
     "Folder for checkpoints and metrics, and of an interrupted run to resume. Default: runs/ and "
     "the name of the config.",
+)
+_PLUGIN = flags.DEFINE_multi_string(
+    "plugin",
+    [],
+    "A module to import, which registers what the config names; see docs/extending.md.",
 )
 _DISTRIBUTED = flags.DEFINE_bool("distributed", None, OPTIONS["distributed"])
 _COORDINATOR = flags.DEFINE_string("coordinator", None, OPTIONS["coordinator"])
@@ -130,6 +135,9 @@ def _train(argv: Sequence[str]) -> None:
     config_file = config_flags.get_config_filename(flags.FLAGS["config"])
     workdir = _expand(Path(_WORKDIR.value or Path("runs") / _name_of(config_file)))
     try:
+        with values.unlocked():
+            values.plugins = (*values.get("plugins", ()), *_PLUGIN.value)
+        import_plugins(values.plugins)
         config = parse(values)
         member = find_member(
             distributed=_DISTRIBUTED.value,

@@ -37,6 +37,7 @@ from vig_jax.train.experiment import Experiment
 from vig_jax.train.intervals import Intervals
 from vig_jax.train.logging.first_batch import FIRST_BATCH_FILE, draw_first_batch
 from vig_jax.train.logging.history import write_report
+from vig_jax.train.logging.loggers import LoggedRun, Logger, check_loggers, open_loggers
 from vig_jax.train.logging.metrics import DeviceMetrics
 from vig_jax.train.logging.writers import RunLog
 from vig_jax.train.state import TrainState
@@ -64,9 +65,10 @@ def run(config: RunConfig, workdir: Path) -> Outcome:
 
     Args:
         config: the run's settings.
-        workdir: created if absent. Gets config.json, metrics.jsonl, tensorboard/ and checkpoints/;
-            first_batch.png when the run begins, the task's detailed results with every evaluation
-            (for classification confusion.npz), and at the end the figures of `vig report`.
+        workdir: created if absent. Gets config.json, metrics.jsonl, checkpoints/ and the files of
+            the loggers, such as tensorboard/; first_batch.png when the run begins, the task's
+            detailed results with every evaluation (for classification confusion.npz), and at the
+            end the figures of `vig report`.
 
     Raises:
         DataSetError: the data set is missing or malformed.
@@ -79,6 +81,7 @@ def run(config: RunConfig, workdir: Path) -> Outcome:
         DataWorkerError: a process that makes batches is gone.
     """
     check_utf8(workdir, "Orbax")
+    check_loggers(config.train.loggers)
     use_compilation_cache(config.train.compilation_cache)
     experiment = Experiment.from_config(with_sizes_of_start(config, workdir))
     config, intervals, mesh = experiment.config, experiment.intervals, experiment.mesh
@@ -109,8 +112,14 @@ def run(config: RunConfig, workdir: Path) -> Outcome:
                     "total_steps": intervals.total,
                 }
                 write_json(workdir / CONFIG_FILE, facts)
-            evaluated = bool(begin.metrics)
-            with RunLog(workdir, intervals, start_step=begin.step, evaluated=evaluated) as log:
+            log = RunLog(
+                workdir,
+                intervals,
+                start_step=begin.step,
+                evaluated=bool(begin.metrics),
+                loggers=_loggers(config, workdir, begin.step),
+            )
+            with log:
                 log.say(_describe(experiment, begin, workdir))
                 if initial:
                     log.say(initial[1])
@@ -192,6 +201,13 @@ def _train(
                 _show_first_batch(experiment, on_devices, state, workdir, log)
             clock.restart(step + 1)
     return step, Outcome(results, stopping)
+
+
+def _loggers(config: RunConfig, workdir: Path, start_step: int) -> list[Logger]:
+    """Returns the loggers of the run; only the first process has any."""
+    if jax.process_index() > 0:
+        return []
+    return open_loggers(config.train.loggers, LoggedRun(workdir, start_step, to_dict(config)))
 
 
 def _lock(workdir: Path) -> contextlib.AbstractContextManager[FolderLock | None]:

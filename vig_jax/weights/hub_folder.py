@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vig_jax.config import RunConfig, parse, unknown_settings
+from vig_jax.config.plugins import check_plugins
 from vig_jax.errors import ConfigError, WeightsError
 from vig_jax.files import read_regular_file
 
@@ -55,6 +56,7 @@ def read_hub_config(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
 
     Raises:
         WeightsError: the file is not one of this version.
+        ConfigError: the model uses plugins that are not imported.
     """
     file = folder / CONFIG
     try:
@@ -68,6 +70,7 @@ def read_hub_config(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
     if wrong := [key for key, holds in _RULES.items() if not holds(values.get(key))]:
         raise WeightsError(f"{file} is damaged: {', '.join(wrong)}: fetch or write it again")
     stored = values["config"]
+    check_plugins(stored, folder)
     try:
         if unknown := unknown_settings(stored):
             raise ConfigError(f"it has unknown settings: {', '.join(unknown)}")

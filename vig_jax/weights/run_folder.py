@@ -19,6 +19,7 @@ from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import SingleDeviceSharding
 
 from vig_jax.config import RunConfig, parse, unknown_settings
+from vig_jax.config.plugins import check_plugins
 from vig_jax.errors import CheckpointError, ConfigError, DamagedCheckpointError, UserError
 from vig_jax.files import check_utf8
 from vig_jax.text import preview_names
@@ -91,9 +92,11 @@ def read_run(directory: Path) -> dict[str, Any]:
 
     Raises:
         DamagedCheckpointError: it cannot be read.
+        ConfigError: the run uses plugins that are not imported.
     """
     with reading(directory):
         stored = json.loads((directory / "run" / "metadata").read_text(encoding="utf-8"))
+        check_plugins(stored["config"], directory)
         # Version 0.1.0 knew classification only.
         if "class_names" in stored:
             stored["metadata"] = {"class_names": stored.pop("class_names")}

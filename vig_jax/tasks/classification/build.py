@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from vig_jax.augment.mixup import Mix, draw
+from vig_jax.augment.registry import check_augmentations
 from vig_jax.config import DataConfig, RunConfig
 from vig_jax.data.dataset import ClassificationDataset, Dataset
 from vig_jax.data.datasets.relabel import match_classes
@@ -35,10 +36,11 @@ def make_classification(config: RunConfig, metadata: Mapping[str, Any]) -> TaskB
     """
     names = tuple(metadata.get("class_names", ()))
     config = with_num_classes(with_image_size(config), names)
+    check_augmentations(config.data.augmentations)
     _check_mixing(config.data, config.train.batch_size // config.train.accumulation_steps)
     classes = config.model.num_classes
     assert classes is not None
-    model = model_from_config(config.model)
+    model: Any = model_from_config(config.model)
     task = Classification(model, classes, config.data, config.train.label_smoothing)
     return TaskBundle(
         config=config,

@@ -13,6 +13,7 @@ from vig_jax.augment.color_jitter import color_jitter
 from vig_jax.augment.erasing import erase
 from vig_jax.augment.mixup import mix_images, mix_targets
 from vig_jax.augment.rand_augment import mean_color, rand_augment
+from vig_jax.augment.registry import apply_augmentations
 from vig_jax.config import DataConfig
 from vig_jax.layers.pixels import normalise
 from vig_jax.sharding.mesh import smallest_batch
@@ -78,7 +79,7 @@ class Classification:
 def augment(
     key: PRNGKeyArray, images: UInt8[Array, "B H W 3"], data: DataConfig
 ) -> Float[Array, "B H W 3"]:
-    """Applies RandAugment or else colour jitter, normalisation and random erasing.
+    """Applies registered augmentations, RandAugment or else colour jitter, and random erasing.
 
     Args:
         key: drives all draws.
@@ -87,8 +88,12 @@ def augment(
 
     Returns:
         Normalised images.
+
+    Raises:
+        ConfigError: an augmentation that is not registered, or changes shape or dtype.
     """
     change_key, erase_key = jax.random.split(key)
+    images = apply_augmentations(key, images, data.augmentations)
     if data.rand_augment_layers:
         images, _ = rand_augment(
             change_key,

@@ -50,7 +50,7 @@ class DetectionPreview:
     def inputs(self, batch: Batch, key: jax.Array, rows: np.ndarray) -> PreviewArrays:
         """Returns the pixels and the objects of the given rows."""
         rows = rows[:_MOST]
-        images, data = self.task.training_inputs(batch)[rows], self.task.data
+        images, data = self.task.training_inputs(batch, key)[rows], self.task.data
         bright = images * jnp.asarray(data.std) + jnp.asarray(data.mean)
         pixels = jnp.round(255 * jnp.clip(bright, 0, 1)).astype(jnp.uint8)
         boxes, labels, valid = (batch[name][rows] for name in ("boxes", "labels", "valid"))

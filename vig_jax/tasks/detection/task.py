@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
+from vig_jax.augment.registry import apply_augmentations
 from vig_jax.config import DataConfig, DetectionConfig
 from vig_jax.heads.rpn import AnchorPredictions
 from vig_jax.heads.select import Proposals
@@ -85,7 +86,7 @@ class Detection:
         """
         settings, sizes = self.settings, batch["size"]
         draw_key, drop_key = jax.random.split(key)
-        images = self.training_inputs(batch)
+        images = self.training_inputs(batch, key)
         canvas = (images.shape[1], images.shape[2])
         apply: Callable[..., Any] = functools.partial(self.model.apply, variables)
         rngs = {"dropout": drop_key}
@@ -118,9 +119,10 @@ class Detection:
         total = sum((weights[name] * loss for name, loss in losses.items()), jnp.zeros(()))
         return total, Aux(losses)
 
-    def training_inputs(self, batch: Batch) -> Float[Array, "B H W 3"]:
-        """Returns normalised images, 0 (the mean colour) beyond their size."""
-        return normalise_parts(batch["image"], batch["size"], self.data.mean, self.data.std)
+    def training_inputs(self, batch: Batch, key: jax.Array) -> Float[Array, "B H W 3"]:
+        """Returns augmented, normalised images, 0 (the mean colour) beyond their size."""
+        images = apply_augmentations(key, batch["image"], self.data.augmentations)
+        return normalise_parts(images, batch["size"], self.data.mean, self.data.std)
 
     def targets(
         self, keys: jax.Array, canvas: tuple[int, int], batch: Batch, proposals: Proposals

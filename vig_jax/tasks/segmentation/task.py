@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from vig_jax.augment.photometric import photometric_distortion
+from vig_jax.augment.registry import apply_augmentations
 from vig_jax.config import DataConfig, SegmentationConfig
 from vig_jax.layers.pixels import normalise_parts
 from vig_jax.models.segmenter import Segmenter
@@ -75,8 +76,9 @@ class Segmentation:
         return loss, Aux(metrics, mutable)
 
     def training_inputs(self, batch: Batch, key: jax.Array) -> Float[Array, "B S S 3"]:
-        """Returns distorted, normalised crops, 0 (the mean colour) beyond their size."""
+        """Returns augmented, normalised crops, 0 (the mean colour) beyond their size."""
         images, sizes = batch["image"], batch["size"]
+        images = apply_augmentations(key, images, self.data.augmentations)
         if self.settings.photometric:
             images = photometric_distortion(jax.random.split(key)[0], images, sizes)
         return normalise_parts(images, sizes, self.data.mean, self.data.std)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from vig_jax.config.plugins import check_plugins
 from vig_jax.errors import ReportError
 from vig_jax.figures import save_figure
 from vig_jax.tasks.registry import Panel, ReportSpec, get_task
@@ -46,7 +47,7 @@ class RunHistory:
 
         Raises:
             ReportError: no workdir, or a run that has not logged anything yet.
-            ConfigError: the run's task is not registered.
+            ConfigError: the run uses plugins that are not imported.
         """
         if not (workdir / CONFIG_FILE).is_file() or not (workdir / METRICS_FILE).is_file():
             raise ReportError(
@@ -58,6 +59,7 @@ class RunHistory:
                 f"{workdir / CONFIG_FILE} was written by an older version: resume the run once"
             )
         config = stored["config"]
+        check_plugins(config, workdir)
         lines = []
         for line in (workdir / METRICS_FILE).read_text(encoding="utf-8").splitlines():
             try:

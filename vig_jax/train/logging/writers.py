@@ -1,21 +1,21 @@
-"""Writes a run's metrics to `metrics.jsonl`, TensorBoard files and the console."""
+"""Writes a run's metrics to `metrics.jsonl`, the console and the loggers of the run."""
 
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
 import jax
 import numpy as np
-import tensorboardX
 import tqdm
 from jaxtyping import UInt8
 
 from vig_jax.files import to_json, write_text
 from vig_jax.text import printable_lines
 from vig_jax.train.intervals import Intervals
+from vig_jax.train.logging.loggers import Logger
 from vig_jax.train.workdir import METRICS_FILE
 
 
@@ -25,11 +25,16 @@ class RunLog:
     `metrics.jsonl` gets one object per call of `write`: `step` (updates done), `epoch` and the
     metrics, accuracies as fractions. A resumed run first drops the lines beyond the step it starts
     from, and the part of a line that a killed run may have left, so that no step appears twice.
-    TensorBoard drops the same steps.
     """
 
     def __init__(
-        self, workdir: Path, intervals: Intervals, *, start_step: int, evaluated: bool
+        self,
+        workdir: Path,
+        intervals: Intervals,
+        *,
+        start_step: int,
+        evaluated: bool,
+        loggers: Sequence[Logger] = (),
     ) -> None:
         """Opens the files in `workdir`, which exists. Only the first process writes anything.
 
@@ -38,8 +43,10 @@ class RunLog:
             intervals: of the run.
             start_step: updates already done.
             evaluated: whether the evaluation at `start_step` is done, too.
+            loggers: of the first process; closed at the end.
         """
         self._intervals = intervals
+        self._loggers = loggers
         self._start_step = start_step
         self._started: float | None = None  # when the first, compiled update is done
         self._active = jax.process_index() == 0
@@ -48,9 +55,6 @@ class RunLog:
             path = workdir / METRICS_FILE
             write_text(path, "".join(_lines_before(path, start_step, evaluated)))
             self._jsonl = path.open("a", encoding="utf-8")
-            self._board = tensorboardX.SummaryWriter(
-                str(workdir / "tensorboard"), purge_step=start_step + 1
-            )
 
     def __enter__(self) -> "RunLog":
         return self
@@ -62,8 +66,9 @@ class RunLog:
         trace: TracebackType | None,
     ) -> None:
         self._bars.close()
+        for logger in self._loggers:
+            logger.close()
         if self._active:
-            self._board.close()
             self._jsonl.close()
 
     def advance(self) -> None:
@@ -80,8 +85,8 @@ class RunLog:
         record = {"step": step, "epoch": round(epoch, 4), **metrics}
         self._jsonl.write(to_json(record, indent=None))
         self._jsonl.flush()
-        for name, value in metrics.items():
-            self._board.add_scalar(name, value, step)
+        for logger in self._loggers:
+            logger.scalars(step, metrics)
         text = "  ".join(f"{name.removeprefix('train/')} {v:.4g}" for name, v in metrics.items())
         if self._bars.shown and all(name.startswith("train/") for name in metrics):
             self._bars.show(text)
@@ -90,9 +95,9 @@ class RunLog:
             self.say(f"[{place}{self._time_left(step)}]  {text}")
 
     def figure(self, name: str, pixels: UInt8[np.ndarray, "H W 3"]) -> None:
-        """Adds an image to TensorBoard, at step 0."""
-        if self._active:
-            self._board.add_image(name, pixels, 0, dataformats="HWC")
+        """Hands an image to the loggers."""
+        for logger in self._loggers:
+            logger.image(name, pixels)
 
     def say(self, text: str) -> None:
         """Prints lines on the console without breaking the progress bars."""
