@@ -19,7 +19,16 @@ from kernels_pallas.linear_swiglu import pallas_mosaic_gpu as linear_swiglu
 from kernels_pallas.swiglu_mlp import pallas_triton, xla
 from kernels_pallas.swiglu_mlp.spec import SwigluMlpSpec
 
-__all__ = ["PLATFORMS", "TUNED_AS", "Config", "candidates", "heuristic", "run", "supports"]
+__all__ = [
+    "PLATFORMS",
+    "TUNED_AS",
+    "Config",
+    "candidates",
+    "heuristic",
+    "leads",
+    "run",
+    "supports",
+]
 
 PLATFORMS = linear_swiglu.PLATFORMS
 TUNED_AS = "swiglu_mlp.pallas_mosaic_gpu"
@@ -29,6 +38,11 @@ Config = linear_swiglu.Config
 def supports(spec: SwigluMlpSpec, device: Device | None = None) -> str | None:
     """Returns the reason for which its kernel cannot serve a call."""
     return linear_swiglu.supports(spec.linear_swiglu, device)
+
+
+def leads(spec: SwigluMlpSpec, device: Device) -> bool:
+    """Returns whether its kernel is faster than those of other implementations."""
+    return linear_swiglu.leads(spec.linear_swiglu, device)
 
 
 def heuristic(spec: SwigluMlpSpec, device: Device | None = None) -> Config:

@@ -21,33 +21,34 @@ class Config:
     Attributes:
         stages: Chunks of q, k and v that shared memory holds.
         decay_stages: Chunks of log-decays that it holds.
-        preparing: Warpgroups that prepare chunks, each every other one if there are two.
         scanning: Warpgroups that hold the state, for 64 values each. A program has no other values.
     """
 
     stages: int = 2
     decay_stages: int = 1
-    preparing: int = 1
     scanning: int = 1
 
     def shared_bytes(self, spec: GlaSpec) -> int:
         """Returns the shared memory that a program takes, without barriers."""
         keys, values = spec.key_width, VALUES * self.scanning
         operands = self.stages * CHUNK * (4 * keys + 2 * values + 2 * CHUNK)
-        decays = CHUNK * keys * (self.decay_stages * spec.decay_dtype.itemsize + 2 * self.preparing)
+        decays = CHUNK * keys * (self.decay_stages * spec.decay_dtype.itemsize + 2)
         vectors = 8 * self.stages * keys
-        return operands + decays + vectors + 4 * CHUNK * CHUNK + 2 * values * (keys + CHUNK)
+        return operands + decays + vectors + 2 * CHUNK * CHUNK + 2 * values * (keys + CHUNK)
 
     def unsuitable(self, spec: GlaSpec) -> str | None:
         """Returns the reason for which a call cannot use the config, or None."""
         if spec.value_width % (VALUES * self.scanning):
             return f"{self.scanning} warpgroups need a multiple of {VALUES * self.scanning} values"
-        if self.stages % self.preparing or self.decay_stages % self.preparing:
-            return f"stages must be multiples of the {self.preparing} warpgroups that prepare"
         size = self.shared_bytes(spec)
         if size > mosaic.SHARED_BYTES:
             return f"it needs {size} bytes of shared memory, more than {mosaic.SHARED_BYTES}"
         return None
+
+
+def programs(spec: GlaSpec, config: Config) -> int:
+    """Returns the number of programs of a call."""
+    return spec.batch * spec.heads * (spec.value_width // (VALUES * config.scanning))
 
 
 def heuristic(spec: GlaSpec, device: Device | None = None) -> Config:
@@ -57,8 +58,7 @@ def heuristic(spec: GlaSpec, device: Device | None = None) -> Config:
     two warpgroups that share the prepared chunks are faster than two programs one after the other.
     """
     multiprocessors = mosaic.MULTIPROCESSORS if device is None else device.multiprocessors
-    programs = spec.batch * spec.heads * (spec.value_width // VALUES)
-    if programs > multiprocessors and spec.value_width % (2 * VALUES) == 0:
+    if programs(spec, Config()) > multiprocessors and spec.value_width % (2 * VALUES) == 0:
         return Config(scanning=2)
     return Config()
 
@@ -67,8 +67,7 @@ def candidates(spec: GlaSpec, device: Device | None = None) -> Iterator[Config]:
     """Returns the configs that autotuning tries."""
     for stages in (2, 3, 4):
         for decay_stages in (1, 2):
-            for preparing in (1, 2):
-                for scanning in (1, 2):
-                    config = Config(stages, decay_stages, preparing, scanning)
-                    if config.unsuitable(spec) is None:
-                        yield config
+            for scanning in (1, 2):
+                config = Config(stages, decay_stages, scanning)
+                if config.unsuitable(spec) is None:
+                    yield config

@@ -1,8 +1,8 @@
 """The kernel of one scan: outputs and the final state, exact for any decays.
 
 A program owns 64 or 128 values of a head, and walks over chunks of 64 tokens. One warpgroup copies
-chunks into shared memory. One or two prepare them: sums of log-decays, decayed queries and keys,
-and scores. One or two hold the state, and compute outputs and the next state.
+chunks into shared memory. One prepares them: sums of log-decays, decayed queries and keys, and
+scores. One or two hold the state, and compute outputs and the next state.
 
 With G the sum of log-decays from the start of a chunk through a token, and R that through the
 middle of the chunk, queries are multiplied by exp(G - R) and keys by exp(R - G). Both are finite
@@ -33,8 +33,8 @@ LOWEST_HALF = -60.0
 """Lowest sum of log-decays over half a chunk whose exponential may be divided by."""
 
 
-HALVES = 16
-"""Columns of the product that sums the log-decays of both halves; two are used."""
+_FIRST_SCANNING = 2
+"""Number of the first warpgroup that holds a state, after those that copy and prepare."""
 
 
 class _Place:
@@ -61,24 +61,22 @@ def _kernel(
 ) -> None:
     place = _Place(spec, config)
     warpgroup = mosaic.axis_index("warpgroup")
-    first_scanning = 1 + config.preparing
-
-    share = functools.partial(mosaic.share_registers, first_scanning + config.scanning)
+    share = functools.partial(mosaic.share_registers, _FIRST_SCANNING + config.scanning)
 
     @mosaic.when(warpgroup == 0)
     def _() -> None:
         share(copies=True)
         _copy(place, ref, shared)
 
-    @mosaic.when((warpgroup > 0) & (warpgroup < first_scanning))
+    @mosaic.when(warpgroup == 1)
     def _() -> None:
         share(copies=False)
-        _prepare(place, shared, warpgroup - 1)
+        _prepare(place, shared)
 
-    @mosaic.when(warpgroup >= first_scanning)
+    @mosaic.when(warpgroup >= _FIRST_SCANNING)
     def _() -> None:
         share(copies=False)
-        _scan(place, ref, shared, warpgroup - first_scanning)
+        _scan(place, ref, shared, warpgroup - _FIRST_SCANNING)
 
 
 def _copy(place: _Place, ref: SimpleNamespace, shared: SimpleNamespace) -> None:
@@ -114,10 +112,14 @@ def _copy(place: _Place, ref: SimpleNamespace, shared: SimpleNamespace) -> None:
             plgpu.barrier_wait(free.at[step % stages])
 
 
-def _prepare(place: _Place, shared: SimpleNamespace, group: Scalar) -> None:
-    """Replaces q and k of chunks by decayed ones, and computes scores and decays of chunks."""
+def _prepare(place: _Place, shared: SimpleNamespace) -> None:
+    """Replaces q and k of chunks by decayed ones, and computes scores and decays of chunks.
+
+    It is one warpgroup, because the shared memory that reductions between its warps pass through is
+    not divided among warpgroups.
+    """
     spec, config = place.spec, place.config
-    shape, totals_shape = (CHUNK, spec.key_width), (spec.key_width, HALVES)
+    shape = (CHUNK, spec.key_width)
 
     def scanned(first: Block, second: Block) -> Block:
         """Returns where the first tokens are scanned before the second, or are the same."""
@@ -127,49 +129,32 @@ def _prepare(place: _Place, shared: SimpleNamespace, group: Scalar) -> None:
         return scanned(mosaic.iota((CHUNK, CHUNK), 1), mosaic.iota((CHUNK, CHUNK), 0))
 
     middle = CHUNK // 2 if spec.reverse else CHUNK // 2 - 1  # the last token of the first half
-
-    def early(tokens: Block) -> Block:
-        return jnp.where(scanned(tokens, jnp.int32(middle)), 1.0, 0.0)
-
-    # Products with these are sums of log-decays: of each token from the middle, and of both halves.
-    # Two warpgroups write the same.
+    # Products with these rows are sums from the middle.
     through = jnp.where(causal(), 1.0, 0.0)
-    shared.sums[...] = (through - early(mosaic.iota((CHUNK, CHUNK), 1))).astype(jnp.float16)
-    half, first = mosaic.iota((CHUNK, CHUNK), 0), early(mosaic.iota((CHUNK, CHUNK), 1))
-    halves = jnp.where(half == 0, first, jnp.where(half == 1, 1.0 - first, 0.0))
-    shared.halves[...] = halves.astype(jnp.float16)
+    half = jnp.where(scanned(mosaic.iota((CHUNK, CHUNK), 1), jnp.int32(middle)), 1.0, 0.0)
+    shared.sums[...] = (through - half).astype(jnp.float16)
 
-    def log_decay_sums(narrow: Ref) -> tuple[Block, Block]:
-        """Returns sums from the middle [C, K], and those of both halves in two columns [K, 16]."""
-
-        def products(sums: Ref, totals: Ref) -> tuple[Block, Block]:
-            plgpu.wgmma(sums, shared.sums, narrow)
-            plgpu.wgmma(totals, narrow.T, shared.halves.at[mosaic.span(0, HALVES)].T)
-            return sums[...], totals[...]
-
-        sums, totals = mosaic.with_sums(products, [shape, totals_shape])
-        return sums * LOG2_E, totals * LOG2_E
-
-    @mosaic.loop(0, jax.lax.div(place.chunks - 1 - group + config.preparing, config.preparing))
-    def _(n: Scalar) -> None:
-        step = n * config.preparing + group
+    @mosaic.loop(0, place.chunks)
+    def _(step: Scalar) -> None:
         slot = jax.lax.rem(step, config.decay_stages)
         plgpu.barrier_wait(shared.decays_loaded.at[slot])
         log_decays = mosaic.matrix(shared.log_decays[slot]).astype(jnp.float32)
         log_decays = jnp.maximum(log_decays, LOWEST_LOG_DECAY)
-        shared.narrow[group] = log_decays.astype(jnp.float16)
+        shared.narrow[...] = log_decays.astype(jnp.float16)
         plgpu.barrier_arrive(shared.decays_free.at[slot])
         plgpu.commit_smem()
-        sums, totals = log_decay_sums(shared.narrow.at[group])
+        early = scanned(mosaic.iota(shape, 0), jnp.int32(middle))
+        start = jnp.exp2(jnp.sum(jnp.where(early, log_decays, 0.0), axis=0) * LOG2_E)
+        sums = mosaic.dot(shared.sums, shared.narrow, shape) * LOG2_E
         slot = jax.lax.rem(step, config.stages)
         plgpu.barrier_wait(shared.loaded.at[slot])
         k = mosaic.matrix(shared.k[slot]).astype(jnp.float32)
         shared.k[slot] = (k * jnp.exp2(-sums)).astype(spec.dtype)
         q = mosaic.matrix(shared.q[slot]).astype(jnp.float32)
-        shared.q[slot] = (q * (jnp.exp2(sums) * spec.scale)).astype(spec.dtype)
-        for number, vector in ((0, shared.start), (1, shared.end)):
-            total = jnp.where(mosaic.iota(totals_shape, 1) == number, totals, 0.0)
-            vector[slot] = jnp.exp2(jnp.sum(total, axis=1))
+        decay = jnp.exp2(sums)
+        shared.q[slot] = (q * (decay * spec.scale)).astype(spec.dtype)
+        shared.start[slot] = start
+        shared.end[slot] = jnp.min(decay, axis=0)  # decays only shrink
         plgpu.commit_smem()
         scores = mosaic.dot(shared.q.at[slot], shared.k.at[slot].T, (CHUNK, CHUNK))
         shared.scores[slot] = jnp.where(causal(), scores, 0.0).astype(spec.dtype)
@@ -301,16 +286,15 @@ def forward(
             "head": spec.heads,
             "image": spec.batch,
         },
-        warpgroups=1 + config.preparing + groups,
+        warpgroups=_FIRST_SCANNING + groups,
         outputs=list(outputs.values()),
         scratch={
             "q": narrow((stages, CHUNK, keys)),
             "k": narrow((stages, CHUNK, keys)),
             "v": narrow((stages, groups, CHUNK, VALUES)),
             "log_decays": mosaic.tile((config.decay_stages, CHUNK, keys), log_decays.dtype),
-            "narrow": mosaic.tile((config.preparing, CHUNK, keys), jnp.float16),
+            "narrow": mosaic.tile((CHUNK, keys), jnp.float16),
             "sums": mosaic.tile((CHUNK, CHUNK), jnp.float16),
-            "halves": mosaic.tile((CHUNK, CHUNK), jnp.float16),
             "scores": narrow((stages, CHUNK, CHUNK)),
             "state": narrow((groups, VALUES, keys)),
             "out": narrow((groups, CHUNK, VALUES)),

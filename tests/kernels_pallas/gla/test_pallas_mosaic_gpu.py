@@ -1,5 +1,6 @@
 """Gated linear attention in a Mosaic kernel for Hopper GPUs."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,8 +8,12 @@ import jax.numpy as jnp
 import pytest
 
 from kernels_pallas import gla
+from kernels_pallas.core.device import Device
+from kernels_pallas.core.dispatch import observe
+from kernels_pallas.gla import pallas_mosaic_gpu
 from kernels_pallas.gla.pallas_mosaic_gpu.config import Config
 from kernels_pallas.gla.pallas_mosaic_gpu.kernels import has_strong_decays
+from kernels_pallas.operators import OPERATORS
 from kernels_pallas.testing import GATE_KINDS, TOLERANCES, interpret, random_inputs
 from kernels_pallas.testing.numpy_gla import numpy_gla
 from kernels_pallas.testing.op_test import OpTest, on_gpu, with_mosaic
@@ -57,7 +62,7 @@ def check(inputs, *, reverse=False, config=None):
     ("tokens", "value_width", "gates", "reverse", "config"),
     [
         (136, 64, "typical", False, None),  # more chunks than stages, the last one ragged
-        (200, 64, "typical", True, Config(stages=2, decay_stages=2, preparing=2)),
+        (200, 64, "typical", True, Config(stages=3, decay_stages=2)),
         (72, 64, "reset", False, None),
         (72, 64, "mixed", True, None),
     ],
@@ -92,7 +97,7 @@ def test_decays_on_a_gpu(key_width, value_width, gates, reverse):
 @pytest.mark.gpu
 @pytest.mark.parametrize(
     "config",
-    [Config(3, 1, 1, 2), Config(4, 2, 2, 1), Config(2, 2, 2, 2)],
+    [Config(3, 1, 2), Config(4, 2, 1), Config(2, 2, 2)],
     ids=str,
 )
 def test_configs_on_a_gpu(config):
@@ -133,7 +138,6 @@ def test_calls_that_are_not_served(changes, reason):
     ("config", "reason"),
     [
         (Config(scanning=2), "multiple of 128 values"),
-        (Config(stages=3, preparing=2), "multiples of the 2 warpgroups"),
         (Config(stages=9), "bytes of shared memory"),
     ],
     ids=str,
@@ -144,9 +148,27 @@ def test_configs_that_are_refused(config, reason):
         jax.eval_shape(run, *arrays)
 
 
+@with_mosaic
+@pytest.mark.parametrize(
+    ("changes", "capability", "expected"),
+    [
+        ({}, 9.0, True),
+        ({"value_width": 256}, 9.0, True),
+        ({"key_width": 64}, 9.0, False),
+        ({"batch": 1}, 9.0, False),  # 32 programs leave most multiprocessors idle
+        ({"bidirectional": True}, 9.0, False),
+        ({}, 10.0, False),
+    ],
+)
+def test_it_leads_where_it_was_faster(changes, capability, expected):
+    case = next(case for case in OPERATORS["gla"].cases if case.name == "lm_4096")
+    spec = dataclasses.replace(observe(case.bind(gla), *case.args.values()).spec, **changes)
+    assert pallas_mosaic_gpu.leads(spec, Device("cuda", "made_up", capability)) == expected
+
+
 @pytest.mark.parametrize(("least", "strong"), [(None, True), (-1.9, True), (-1.8, False)])
 def test_a_promise_of_mild_decays_leaves_the_exact_pass_out(least, strong):
     case = TestGlaOnMosaic().cases(model=False)[0]
     call = TestGlaOnMosaic().call(case)
-    spec = type(call.spec)(**{**vars(call.spec), "min_log_decay": least})
+    spec = dataclasses.replace(call.spec, min_log_decay=least)
     assert has_strong_decays(spec) == strong

@@ -9,8 +9,11 @@ import pytest
 
 from kernels_pallas import linear_swiglu
 from kernels_pallas.core import mosaic
+from kernels_pallas.core.device import Device
+from kernels_pallas.linear_swiglu import pallas_mosaic_gpu
 from kernels_pallas.linear_swiglu.pallas_mosaic_gpu.config import Config as MosaicConfig
 from kernels_pallas.linear_swiglu.pallas_triton.config import Config
+from kernels_pallas.linear_swiglu.spec import LinearSwigluSpec
 from kernels_pallas.testing import TOLERANCES, interpret
 from kernels_pallas.testing.op_test import OpTest, on_gpu, with_mosaic
 
@@ -97,11 +100,28 @@ class TestLinearSwigluOnMosaic(TestLinearSwiglu):
 
 @with_mosaic
 @pytest.mark.parametrize(
+    ("rows", "features", "capability", "expected"),
+    [
+        (50176, 384, 9.0, True),
+        (50176, 768, 9.0, True),
+        (50176, 192, 9.0, False),
+        (2048, 384, 9.0, False),  # 16 blocks of rows leave most multiprocessors idle
+        (17920, 384, 9.0, False),  # 140 blocks are a second round for 8 of them
+        (50176, 384, 10.0, False),
+    ],
+)
+def test_mosaic_leads_where_it_was_faster(rows, features, capability, expected):
+    spec = LinearSwigluSpec(rows, features, 1024, np.dtype(jnp.bfloat16))
+    assert pallas_mosaic_gpu.leads(spec, Device("cuda", "made_up", capability)) == expected
+
+
+@with_mosaic
+@pytest.mark.parametrize(
     ("config", "reason"),
     [
         (MosaicConfig(rows=256), "bytes of shared memory"),
-        (MosaicConfig(columns=128), "two tiles of columns"),
-        (MosaicConfig(stages=4), "needs 5 stages for 384 features"),
+        (MosaicConfig(columns=128, keep_rows=True), "two tiles of columns"),
+        (MosaicConfig(stages=4, keep_rows=True), "needs 5 stages for 384 features"),
     ],
     ids=str,
 )
