@@ -178,7 +178,7 @@ def dispatch(
         spec: The static facts of the call.
         arrays: The operator's arrays in the order of `run`; an entry may be None.
         implementation: A name, several names to try in order, or None for all in the table's order,
-            after those that lead on the GPU at hand. The context
+            after those that lead on the GPU at hand and that `config` is for. The context
             `kernels_pallas.implementations` has precedence.
         config: The config of one of these implementations, which runs with it; None lets every
             implementation choose.
@@ -204,6 +204,8 @@ def dispatch(
     device = target_device()
     if implementation is None:
         names = best_first(spec, device, table)
+        if config is not None:  # the implementation that it is for comes first
+            names.sort(key=lambda name: table[name].config_type is not type(config))
     symbolic = "a size is symbolic, and kernels need numbers" if _is_symbolic(arrays) else None
     reasons = {
         name: (symbolic if table[name].platforms else None) or table[name].supports(spec, device)

@@ -50,6 +50,23 @@ def test_an_implementation_can_lead_on_a_gpu(monkeypatch):
     assert call(candidates) == 1
 
 
+def test_the_implementation_that_a_config_is_for_comes_first():
+    """Also before one that leads."""
+
+    class Config:
+        pass
+
+    def run(spec, x, config=None):
+        return x + (1 if config is None else 3)
+
+    tuned = Implementation("a", lambda spec, device: None, run, config_type=Config)
+    table = {"b": implementation("b", 2), "a": tuned}
+    x = jnp.float32(0)
+    for config, expected in ((None, 2), (Config(), 3)):
+        out = dispatch("op", "a spec", (x,), implementation=None, config=config, table=table)
+        assert out == expected
+
+
 def test_not_implemented_falls_through():
     late = implementation("a", 1, error=NotImplementedError("no such tile"))
     assert call([late, implementation("b", 2)]) == 2
