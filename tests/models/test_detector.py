@@ -47,7 +47,7 @@ COUNTS = {
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_parameter_counts(name):
-    params = shapes(vig_jax.create_detector(name))
+    params = shapes(vig_jax.create_detector(name, gla_implementation="reference"))
     total, neck = COUNTS[name]
     assert round(size(params) / 1e6, 1) == total
     assert size(params["neck"]) == neck
@@ -90,8 +90,8 @@ def test_padding_changes_nothing(name):
             return apply(method="features"), apply()
 
         sizes = np.array([image.shape[:2]], np.int32)
-        lone_maps, lone = run(params, padded(image, (64, 96)), sizes)
-        maps, found = run(params, padded(image, (96, 160)), sizes)
+        lone_maps, lone = jax.device_get(run(params, padded(image, (64, 96)), sizes))
+        maps, found = jax.device_get(run(params, padded(image, (96, 160)), sizes))
         for x, expected in zip(maps, lone_maps, strict=True):
             height, width = expected.shape[1:3]
             chex.assert_trees_all_close(x[:, :height, :width], expected, rtol=1e-9, atol=1e-12)
@@ -107,9 +107,10 @@ def test_padding_changes_nothing(name):
 def test_detections():
     """A row without an image has none; boxes, scores and masks are wide in bfloat16, too."""
     model = small("vig_h_t", dtype=jnp.bfloat16, score_threshold=0.05)
-    params = jax.tree.map(jnp.float32, spread(shapes(model), np.random.default_rng(0)))
+    params = jax.tree.map(np.float32, spread(shapes(model), np.random.default_rng(0)))
     images = np.random.default_rng(1).standard_normal((2, 64, 64, 3)).astype(np.float32)
-    found = jax.jit(model.apply)({"params": params}, images, np.array([[64, 64], [0, 0]], np.int32))
+    sizes = np.array([[64, 64], [0, 0]], np.int32)
+    found = jax.device_get(jax.jit(model.apply)({"params": params}, images, sizes))
     assert {x.dtype for x in (found.boxes, found.scores, found.masks)} == {jnp.dtype("float32")}
     assert found.masks.shape == (2, 6, 28, 28)
     assert (np.asarray(found.classes[1]) == -1).all()

@@ -54,7 +54,7 @@ def build(name: str, merge_scale: float, dtype: str, **settings):
     model = vig_jax.create_model(variant, drop_path_rate=0.0, **settings)
     state_dict = golden.weights(keys, multipliers)
     assert golden.digest(state_dict) == case["weights_sha256"]
-    params = jax.tree.map(lambda x: jnp.asarray(x, dtype), upstream.to_params(state_dict, model))
+    params = jax.tree.map(lambda x: np.asarray(x, dtype), upstream.to_params(state_dict, model))
     return model, {"params": params}, case, arrays
 
 

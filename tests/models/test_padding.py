@@ -53,9 +53,7 @@ def inputs(name, model, dtype):
     shape = (len(sizes), *(n * unit(model) for n in CANVAS[name]), 3)
     images = jax.ShapeDtypeStruct(shape, jnp.float32)
     variables = jax.tree.map(
-        lambda x: jnp.asarray(
-            (x.ndim == 1) + 0.2 * generator.standard_normal(x.shape), dtype=dtype
-        ),
+        lambda x: ((x.ndim == 1) + 0.2 * generator.standard_normal(x.shape)).astype(dtype),
         jax.eval_shape(functools.partial(model.init, method="features"), jax.random.key(0), images),
     )
     return variables, generator.standard_normal(shape).astype(dtype), sizes
@@ -104,13 +102,16 @@ def alone(model, variables, images, sizes):
 
 def check(actual, expected, sizes, model, tolerance):
     """Compares the results for padded images with those for each of them alone."""
+    actual, expected = jax.tree.map(np.array, (actual, expected))
     maps, grads, image_grads = actual
     close = functools.partial(rms_close, tolerance=tolerance)
     for number, size in enumerate(sizes):
         for x, info in zip(maps, model.feature_info, strict=True):
-            outside = x[number].at[: size[0] // info.reduction, : size[1] // info.reduction].set(0)
+            outside = x[number].copy()
+            cut(outside, size, info.reduction)[...] = 0
             assert not np.any(outside)
-        outside = image_grads[number].at[: size[0], : size[1]].set(0)
+        outside = image_grads[number].copy()
+        cut(outside, size)[...] = 0
         assert not np.any(outside)
     for number, (lone_maps, _, lone_image_grads) in enumerate(expected):
         size = sizes[number]
