@@ -26,7 +26,7 @@ def image_folder(tmp_path_factory):
     return root
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny(image_folder, compilation_cache):
     """A function from changes, by dotted key, to a config of 3 epochs of 4 steps."""
 
@@ -40,6 +40,7 @@ def tiny(image_folder, compilation_cache):
             num_heads=1,
             drop_path_rate=0.1,
             dtype="float32",
+            gla_implementation="reference",  # compiles fastest
         )
         values.data.update(
             path=str(image_folder), image_size=16, mixup_group=4, workers=0, crop_scale=(0.5, 1.0)

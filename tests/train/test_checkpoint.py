@@ -17,9 +17,12 @@ from vig_jax.train.experiment import Experiment
 EVALUATION = {"eval/top1": 0.5, "eval/ema_top1": 0.5}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def experiment(tiny):
-    return Experiment.from_config(tiny())
+    """An experiment whose first state is computed once."""
+    made = Experiment.from_config(tiny())
+    state = made.new_state()
+    return dataclasses.replace(made, new_state=lambda: state)
 
 
 def numbered(experiment, step):

@@ -24,7 +24,6 @@ def test_run_with_everything(weights, tiny, tmp_path, monkeypatch, capsys):
     file, theirs = weights
     config = tiny(
         init_weights=str(file),
-        model__gla_implementation="reference",  # compiles fastest
         data__mixup_alpha=0.0,
         data__cutmix_alpha=0.0,
         optimizer__freeze="patch_embed,blocks_*/attn",

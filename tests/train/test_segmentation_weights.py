@@ -77,6 +77,12 @@ def config(name="vig_t", **changes):
 
 
 @functools.cache
+def experiment_of(name="vig_t"):
+    """The experiment of `config`, traced once."""
+    return Experiment.from_config(config(name))
+
+
+@functools.cache
 def classifier(seed=0):
     """Parameters of a classifier of ten classes."""
     model = create_model("vig_t", num_classes=10, **CLASSIFIER)
@@ -161,7 +167,7 @@ def test_sizes_are_those_of_the_classifier(start, tmp_path):
 
 
 def test_start_from_a_segmenter_of_other_classes(tmp_path):
-    experiment = Experiment.from_config(config())
+    experiment = experiment_of()
     others = {**experiment.info.metadata, "class_names": (*NAMES[:-1], "hat")}
     _, ema = as_run(experiment, tmp_path / "start", others)
     experiment = Experiment.from_config(config(init_weights=str(tmp_path / "start")))
@@ -256,8 +262,7 @@ def test_files_of_mmsegmentation(tmp_path, capsys):
 
 
 def test_misfits_are_reported(tmp_path):
-    experiment = Experiment.from_config(config())
-    as_run(experiment, tmp_path / "start")
+    as_run(experiment_of(), tmp_path / "start")
     for changes, message in (
         ({"task__channels": 16}, r"shapes differ.* decode_head"),
         ({"task__aux_channels": 8}, r"shapes differ.* \(6\): auxiliary_head"),
@@ -291,7 +296,7 @@ def test_data_to_evaluate_on(trained, classes, message):
 
 @pytest.mark.slow
 def test_evaluation_of_a_file_without_names(tmp_path, capsys):
-    experiment = Experiment.from_config(config("vig_h_t"))
+    experiment = experiment_of("vig_h_t")
     variables = random_variables(experiment)
     file = tmp_path / "segmenter.pth"
     torch_writer.save(torch_writer.state_dict(mmseg.from_variables(variables)), file)
