@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike, DTypeLike
 
 from kernels_pallas.core.derivatives import is_float
 
@@ -21,6 +22,11 @@ MODEL = "model"
 def normal(scale: float = 1.0, mean: float = 0.0) -> Draw:
     """Draws normal values."""
     return lambda generator, shape: mean + scale * generator.standard_normal(shape)
+
+
+def on_device(values: ArrayLike, dtype: DTypeLike) -> jax.Array:
+    """Rounds to a type in numpy and copies: JAX would compile a program for each shape."""
+    return jnp.asarray(np.asarray(values, jnp.dtype(dtype)), dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +87,7 @@ class Case:
         """Draws the arrays; float64 ones need `jax.enable_x64`."""
         generator = np.random.default_rng(seed)
         return tuple(
-            jnp.asarray(self.draws.get(name, normal())(generator, x.shape), x.dtype)
+            on_device(self.draws.get(name, normal())(generator, x.shape), x.dtype)
             for name, x in self.args.items()
         )
 

@@ -3,9 +3,10 @@
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+
+from kernels_pallas.core.arg_specs import on_device
 
 GATE_KINDS: tuple[str, ...] = ("typical", "mild", "strong", "none", "reset", "mixed")
 """Kinds of log-decays that `random_inputs` makes."""
@@ -63,10 +64,10 @@ def random_inputs(
     wide = "float64" if dtype == "float64" else "float32"
 
     def normal(shape: tuple[int, ...], dtype: str) -> jax.Array:
-        return jnp.asarray(generator.standard_normal(shape), dtype)
+        return on_device(generator.standard_normal(shape), dtype)
 
     def log_decay() -> jax.Array:
-        return jnp.asarray(draw_log_decays(generator, keys, gates), decay_dtype or wide)
+        return on_device(draw_log_decays(generator, keys, gates), decay_dtype or wide)
 
     return Inputs(
         q=normal(keys, dtype),

@@ -11,7 +11,7 @@ import pytest
 
 from kernels_pallas.core import mosaic
 from kernels_pallas.core.accuracy import rms_relative_error
-from kernels_pallas.core.arg_specs import MODEL, Case
+from kernels_pallas.core.arg_specs import MODEL, Case, on_device
 from kernels_pallas.core.derivatives import is_float, vjp_of_floats
 from kernels_pallas.core.dispatch import Call, observe
 from kernels_pallas.core.launch import interpret
@@ -253,7 +253,7 @@ class OpTest:
         outs = jax.eval_shape(case.bind(self.function, implementation="reference"), *arrays)
         generator = np.random.default_rng(1)
         return arrays, jax.tree.map(
-            lambda out: jnp.asarray(generator.standard_normal(out.shape), out.dtype), outs
+            lambda out: on_device(generator.standard_normal(out.shape), out.dtype), outs
         )
 
     def check(self, case: Case, run: Run) -> None:

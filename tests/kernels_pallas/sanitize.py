@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import kernels_pallas as kp
+from kernels_pallas.core.arg_specs import on_device
 from kernels_pallas.core.derivatives import is_float, vjp_of_floats
 from kernels_pallas.testing import TOLERANCES, random_inputs, rms_relative_error
 
@@ -29,7 +30,7 @@ def cases() -> Iterator[Case]:
     generator = np.random.default_rng(0)
 
     def normal(*shape: int, deviation: float = 1.0, mean: float = 0.0, dtype: str = _TYPE) -> Any:
-        return jnp.asarray(mean + deviation * generator.standard_normal(shape), dtype)
+        return on_device(mean + deviation * generator.standard_normal(shape), dtype)
 
     def weight(*shape: int) -> Any:
         return normal(*shape, deviation=0.3, mean=1.0, dtype="float32")

@@ -1,5 +1,6 @@
 """Compares every implementation with float64 runs of the published PyTorch recurrence."""
 
+import functools
 import pathlib
 
 import jax
@@ -16,9 +17,18 @@ FILES = sorted(path.stem for path in FOLDER.glob("*.npz"))
 PORTABLE = [name for name in IMPLEMENTATIONS if not name.startswith("pallas_")]
 FAST = [name for name in PORTABLE if name != "reference"]
 
-# The reference mostly in float64, the others mostly in float32: the other pairs add little.
+# The reference mostly in float64, the others mostly in float32: the other pairs add little. For the
+# sizes of the slow ones, test_gla.py compares with the reference.
+QUICK = ("t49_reset", "t200_strong")
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 CASES = [
-    *((name, implementation, "float32") for name in FILES for implementation in FAST),
+    *((name, implementation, "float32") for name in QUICK for implementation in FAST),
+    *(
+        slow(name, implementation, "float32")
+        for name in FILES
+        for implementation in FAST
+        if name not in QUICK
+    ),
     *((name, implementation, "float64") for name in ("t33_odd",) for implementation in FAST),
     *((name, "reference", "float64") for name in ("t33_odd", "t49_reset")),
     ("t64_strong", "reference", "float32"),

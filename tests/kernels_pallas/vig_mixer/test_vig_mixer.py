@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from kernels_pallas import vig_mixer
-from kernels_pallas.core.arg_specs import Case, normal
+from kernels_pallas.core.arg_specs import Case, normal, on_device
 from kernels_pallas.gla.pallas_triton.config import Config, KernelConfig
 from kernels_pallas.testing import (
     TOLERANCES,
@@ -42,7 +42,7 @@ def make(shape, dtype, *, strength=1.0, rank=16):
     generator = np.random.default_rng(tokens)
 
     def normal(*shape, dtype=dtype, mean=0.0, deviation=1.0):
-        return jnp.asarray(mean + deviation * generator.standard_normal(shape), dtype)
+        return on_device(mean + deviation * generator.standard_normal(shape), dtype)
 
     wide = "float64" if dtype == "float64" else "float32"
     inputs = MixerInputs(
