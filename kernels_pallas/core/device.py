@@ -33,4 +33,5 @@ def local_gpu() -> Device | None:
         return None
     lowest = min(devices, key=lambda device: float(device.compute_capability))
     name = re.sub(r"[^a-z0-9]+", "_", lowest.device_kind.lower()).strip("_")
-    return Device("cuda", name, float(lowest.compute_capability), lowest.core_count)
+    count = getattr(lowest, "core_count", Device.multiprocessors)
+    return Device("cuda", name, float(lowest.compute_capability), count)

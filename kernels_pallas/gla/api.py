@@ -64,9 +64,9 @@ def gla(
     The decay acts before the current token is added. So a token does not decay itself, and the
     decay of the first scanned token acts on `initial_state`.
 
-    The operator is differentiable in every array. `pallas_triton`, and so the default under
-    `jax.jit`, is differentiable once and in reverse mode; the other implementations any number of
-    times and in both modes.
+    The operator is differentiable in every array. Kernels, and so the default under `jax.jit`, are
+    differentiable once and in reverse mode; the other implementations any number of times and in
+    both modes.
 
     Values must be finite, also those of padding (use zeros). The products of a chunk multiply by
     zero what a token must not see, so a NaN or an infinity in the v of a later token would reach
