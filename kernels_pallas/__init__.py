@@ -1,16 +1,16 @@
 """Fast operators for JAX, usable on their own: `from kernels_pallas import gla`."""
 
-from kernels_pallas.autotune import autotune
-from kernels_pallas.core.choice import implementations
-from kernels_pallas.depthwise_conv import depthwise_conv
-from kernels_pallas.gla import IMPLEMENTATIONS, bidirectional_gla, gla, gla_step
-from kernels_pallas.im2col import im2col
-from kernels_pallas.linear_swiglu import linear_swiglu
-from kernels_pallas.norm import norm_act, residual_norm
-from kernels_pallas.resize_cross_entropy import resize_cross_entropy
-from kernels_pallas.swiglu import swiglu
-from kernels_pallas.swiglu_mlp import swiglu_mlp
-from kernels_pallas.vig_mixer import vig_mixer
+from .autotune import autotune
+from .core.choice import implementations
+from .depthwise_conv import depthwise_conv
+from .gla import IMPLEMENTATIONS, bidirectional_gla, gla, gla_step
+from .im2col import im2col
+from .linear_swiglu import linear_swiglu
+from .norm import norm_act, residual_norm
+from .resize_cross_entropy import resize_cross_entropy
+from .swiglu import swiglu
+from .swiglu_mlp import swiglu_mlp
+from .vig_mixer import vig_mixer
 
 __all__ = [
     "IMPLEMENTATIONS",

@@ -3,17 +3,29 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import kernels_pallas
-from kernels_pallas.core.arg_specs import Case
-from kernels_pallas.depthwise_conv import arg_specs as depthwise_conv
-from kernels_pallas.gla import arg_specs as gla
-from kernels_pallas.im2col import arg_specs as im2col
-from kernels_pallas.linear_swiglu import arg_specs as linear_swiglu
-from kernels_pallas.norm import arg_specs as norm
-from kernels_pallas.resize_cross_entropy import arg_specs as resize_cross_entropy
-from kernels_pallas.swiglu import arg_specs as swiglu
-from kernels_pallas.swiglu_mlp import arg_specs as swiglu_mlp
-from kernels_pallas.vig_mixer import arg_specs as vig_mixer
+from . import (
+    bidirectional_gla,
+    depthwise_conv,
+    gla,
+    im2col,
+    linear_swiglu,
+    norm_act,
+    residual_norm,
+    resize_cross_entropy,
+    swiglu,
+    swiglu_mlp,
+    vig_mixer,
+)
+from .core.arg_specs import Case
+from .depthwise_conv import arg_specs as depthwise_conv_specs
+from .gla import arg_specs as gla_specs
+from .im2col import arg_specs as im2col_specs
+from .linear_swiglu import arg_specs as linear_swiglu_specs
+from .norm import arg_specs as norm_specs
+from .resize_cross_entropy import arg_specs as resize_cross_entropy_specs
+from .swiglu import arg_specs as swiglu_specs
+from .swiglu_mlp import arg_specs as swiglu_mlp_specs
+from .vig_mixer import arg_specs as vig_mixer_specs
 
 
 class Operator(NamedTuple):
@@ -29,18 +41,16 @@ class Operator(NamedTuple):
 
 
 OPERATORS: dict[str, Operator] = {
-    "bidirectional_gla": Operator(kernels_pallas.bidirectional_gla, gla.BIDIRECTIONAL_CASES),
-    "depthwise_conv": Operator(kernels_pallas.depthwise_conv, depthwise_conv.CASES),
-    "gla": Operator(kernels_pallas.gla, gla.GLA_CASES),
-    "im2col": Operator(kernels_pallas.im2col, im2col.CASES),
-    "linear_swiglu": Operator(kernels_pallas.linear_swiglu, linear_swiglu.CASES),
-    "norm_act": Operator(kernels_pallas.norm_act, norm.NORM_CASES),
-    "residual_norm": Operator(kernels_pallas.residual_norm, norm.RESIDUAL_CASES),
-    "resize_cross_entropy": Operator(
-        kernels_pallas.resize_cross_entropy, resize_cross_entropy.CASES
-    ),
-    "swiglu": Operator(kernels_pallas.swiglu, swiglu.CASES),
-    "swiglu_mlp": Operator(kernels_pallas.swiglu_mlp, swiglu_mlp.CASES),
-    "vig_mixer": Operator(kernels_pallas.vig_mixer, vig_mixer.CASES),
+    "bidirectional_gla": Operator(bidirectional_gla, gla_specs.BIDIRECTIONAL_CASES),
+    "depthwise_conv": Operator(depthwise_conv, depthwise_conv_specs.CASES),
+    "gla": Operator(gla, gla_specs.GLA_CASES),
+    "im2col": Operator(im2col, im2col_specs.CASES),
+    "linear_swiglu": Operator(linear_swiglu, linear_swiglu_specs.CASES),
+    "norm_act": Operator(norm_act, norm_specs.NORM_CASES),
+    "residual_norm": Operator(residual_norm, norm_specs.RESIDUAL_CASES),
+    "resize_cross_entropy": Operator(resize_cross_entropy, resize_cross_entropy_specs.CASES),
+    "swiglu": Operator(swiglu, swiglu_specs.CASES),
+    "swiglu_mlp": Operator(swiglu_mlp, swiglu_mlp_specs.CASES),
+    "vig_mixer": Operator(vig_mixer, vig_mixer_specs.CASES),
 }
 """All operators by name."""

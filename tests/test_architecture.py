@@ -47,14 +47,28 @@ COMPARISON = "kernels_pallas/benchmarks/fla_peer.py"  # loaded only by the bench
 def imports(file: Path) -> set[str]:
     """Dotted names that a file imports, function bodies included."""
     names = set()
+    package = file.relative_to(ROOT).parent.parts
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{file}: relative import"
-            names |= {node.module or ""}
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join([*above, *filter(None, [node.module])])
+            names |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
     return names
+
+
+def test_only_kernels_name_their_modules_relatively():
+    """Their folder works below another package, under any name."""
+    for file in python_files("kernels_pallas", "vig_jax"):
+        kernels = file.relative_to(ROOT).parts[0] == "kernels_pallas"
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                own = node.level > 0 or (node.module or "").split(".")[0] == "kernels_pallas"
+                assert (node.level > 0) == (kernels and own), f"{file}:{node.lineno}"
+            elif isinstance(node, ast.Import):
+                absolute = {alias.name.split(".")[0] for alias in node.names}
+                assert not (kernels and "kernels_pallas" in absolute), f"{file}:{node.lineno}"
 
 
 def unit_of(name: str) -> str | None:

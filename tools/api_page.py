@@ -63,6 +63,15 @@ def names_of(node: ast.stmt) -> list[str]:
     return [target.id for target in targets if isinstance(target, ast.Name)]
 
 
+def _imported(module: str, node: ast.ImportFrom) -> str:
+    """Returns the module that a statement in another module imports from."""
+    if not node.level:
+        return node.module or ""
+    package = module.split(".")
+    up = node.level - ROOT.joinpath(*package).is_dir()
+    return ".".join([*package[: len(package) - up], *filter(None, [node.module])])
+
+
 def find(module: str, name: str) -> tuple[str, Definition, str]:
     """Follows imports to the definition of a name.
 
@@ -78,7 +87,7 @@ def find(module: str, name: str) -> tuple[str, Definition, str]:
             continue
         if isinstance(node, ast.ImportFrom):
             original = next(a.name for a in node.names if (a.asname or a.name) == name)
-            return find(node.module or "", original)
+            return find(_imported(module, node), original)
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             return module, node, ast.get_docstring(node) or ""
         if isinstance(node, ast.Assign | ast.AnnAssign):

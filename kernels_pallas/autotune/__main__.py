@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import jax
 
-from kernels_pallas.autotune.search import autotune
-from kernels_pallas.core.arg_specs import MODEL
-from kernels_pallas.core.launch import target_device
-from kernels_pallas.operators import OPERATORS
+from ..core.arg_specs import MODEL
+from ..core.launch import target_device
+from ..operators import OPERATORS
+from .search import autotune
 
 
 def main(argv: Sequence[str] | None = None) -> int:

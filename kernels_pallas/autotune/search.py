@@ -14,11 +14,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kernels_pallas.core import config as core_config
-from kernels_pallas.core.derivatives import vjp_of_floats
-from kernels_pallas.core.dispatch import Call, Implementation, best_first, observe
-from kernels_pallas.core.launch import interpret, is_interpreting, target_device
-from kernels_pallas.core.timing import candidate, interleaved
+from ..core import config as core_config
+from ..core.derivatives import vjp_of_floats
+from ..core.dispatch import Call, Implementation, best_first, observe
+from ..core.launch import interpret, is_interpreting, target_device
+from ..core.timing import candidate, interleaved
 
 _LOG = logging.getLogger("kernels_pallas")
 _INPUT_SETS = 2  # so that inputs are read from memory, and not from the cache

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from fla.ops.gla import chunk_gla
 
-from kernels_pallas.core.timing import Candidate
+from ..core.timing import Candidate
 
 ONE_DIRECTION = "fla, one direction"
 

@@ -21,15 +21,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kernels_pallas.core.accuracy import rms_relative_error
-from kernels_pallas.core.arg_specs import MODEL, Case
-from kernels_pallas.core.derivatives import is_float, vjp_of_floats
-from kernels_pallas.core.dispatch import observe
-from kernels_pallas.core.timing import Candidate, candidate, commit, driver, interleaved
-from kernels_pallas.gla.arg_specs import Workload, make_case
-from kernels_pallas.operators import OPERATORS
-from kernels_pallas.testing import GATE_KINDS, TOLERANCES
-from kernels_pallas.testing.inputs import draw_log_decays
+from ..core.accuracy import rms_relative_error
+from ..core.arg_specs import MODEL, Case
+from ..core.derivatives import is_float, vjp_of_floats
+from ..core.dispatch import observe
+from ..core.timing import Candidate, candidate, commit, driver, interleaved
+from ..gla.arg_specs import Workload, make_case
+from ..operators import OPERATORS
+from ..testing import GATE_KINDS, TOLERANCES
+from ..testing.inputs import draw_log_decays
 
 _GLA = ("bidirectional_gla", "gla")
 _SWEEP = (196, 392, 784, 1568, 3136, 4096, 8192, 16384)
@@ -219,7 +219,7 @@ def load_peer(name: str | None) -> Any:
     if jax.default_backend() != "gpu":  # and before PyTorch loads a cuDNN that may be too old
         sys.exit("--peers fla: its kernels need a CUDA GPU, and JAX sees none")
     try:
-        from kernels_pallas.benchmarks import fla_peer
+        from . import fla_peer
     except ImportError as error:
         sys.exit(f"--peers fla: {error}; it needs PyTorch and fla: pip install torch fla-core")
     return fla_peer

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
-from kernels_pallas.core.derivatives import is_float
+from .derivatives import is_float
 
 Draw = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
 """Draws the values of an argument of a given shape."""

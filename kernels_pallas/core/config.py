@@ -22,8 +22,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from kernels_pallas.core.device import Device
-from kernels_pallas.core.launch import target_device
+from .device import Device
+from .launch import target_device
 
 C = TypeVar("C")
 

@@ -19,9 +19,9 @@ from typing import Any, Protocol
 import jax
 from jax import export
 
-from kernels_pallas.core.choice import chosen, known, register
-from kernels_pallas.core.device import Device
-from kernels_pallas.core.launch import target_device
+from .choice import chosen, known, register
+from .device import Device
+from .launch import target_device
 
 _LOG = logging.getLogger("kernels_pallas")
 

@@ -14,7 +14,7 @@ from jax.experimental import pallas as pl
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from kernels_pallas.core.device import Device, local_gpu
+from .device import Device, local_gpu
 
 LAUNCH = "kernels_pallas_launch"
 """Name of the primitive that launches a kernel; its parameter `name` is the kernel's name."""

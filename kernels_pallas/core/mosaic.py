@@ -16,9 +16,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.typing import DTypeLike
 
-from kernels_pallas.core.device import Device
-from kernels_pallas.core.launch import is_interpreting, launchable
-from kernels_pallas.core.types import Block, Ref
+from .device import Device
+from .launch import is_interpreting, launchable
+from .types import Block, Ref
 
 plgpu: Any
 """The module of the backend, or None on a JAX that has none or an older one."""

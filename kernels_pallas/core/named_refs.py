@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import jax
 
-from kernels_pallas.core import triton
-from kernels_pallas.core.types import Ref, Tree
+from . import triton
+from .types import Ref, Tree
 
 Refs = Mapping[str, Tree]
 """References by name: trees of references, or None for an array that a call does not have."""

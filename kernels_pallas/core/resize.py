@@ -10,8 +10,8 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
-from kernels_pallas.core.choice import only_portable
-from kernels_pallas.core.types import float32_or_wider
+from .choice import only_portable
+from .types import float32_or_wider
 
 Size = tuple[int, ...]  # rows, columns
 

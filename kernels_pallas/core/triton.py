@@ -20,9 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import pallas as pl
 
-from kernels_pallas.core.device import Device
-from kernels_pallas.core.launch import is_interpreting, kernel_call
-from kernels_pallas.core.types import Block, Index, Mask, Ref
+from .device import Device
+from .launch import is_interpreting, kernel_call
+from .types import Block, Index, Mask, Ref
 
 try:
     from jax.experimental.pallas import triton as plgpu

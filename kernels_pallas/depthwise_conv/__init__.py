@@ -1,5 +1,5 @@
 """Depthwise 3x3 convolution of maps, with an optional activation."""
 
-from kernels_pallas.depthwise_conv.api import IMPLEMENTATIONS, depthwise_conv
+from .api import IMPLEMENTATIONS, depthwise_conv
 
 __all__ = ["IMPLEMENTATIONS", "depthwise_conv"]

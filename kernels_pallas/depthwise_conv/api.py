@@ -5,10 +5,10 @@ from typing import Any
 
 from jaxtyping import Array, Float
 
-from kernels_pallas.core.checks import checked_array
-from kernels_pallas.core.dispatch import dispatch, implementations
-from kernels_pallas.depthwise_conv import pallas_triton, reference, xla
-from kernels_pallas.depthwise_conv.spec import DepthwiseConvSpec
+from ..core.checks import checked_array
+from ..core.dispatch import dispatch, implementations
+from . import pallas_triton, reference, xla
+from .spec import DepthwiseConvSpec
 
 _TABLE = implementations({"pallas_triton": pallas_triton, "xla": xla, "reference": reference})
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from jax import ShapeDtypeStruct as Array
 
-from kernels_pallas.core.arg_specs import MODEL, Case
+from ..core.arg_specs import MODEL, Case
 
 
 def _case(name: str, shape: tuple[int, ...], *tags: str, activation: str | None = "silu") -> Case:

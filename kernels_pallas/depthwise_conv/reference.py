@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kernels_pallas.core.device import Device
-from kernels_pallas.depthwise_conv.spec import DepthwiseConvSpec
+from ..core.device import Device
+from .spec import DepthwiseConvSpec
 
 PLATFORMS = None
 

@@ -5,7 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
-from kernels_pallas.core.types import Dim
+from ..core.types import Dim
 
 
 @dataclasses.dataclass(frozen=True)

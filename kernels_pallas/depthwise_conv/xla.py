@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kernels_pallas.core.choice import only_portable
-from kernels_pallas.core.device import Device
-from kernels_pallas.depthwise_conv.spec import DepthwiseConvSpec
+from ..core.choice import only_portable
+from ..core.device import Device
+from .spec import DepthwiseConvSpec
 
 PLATFORMS = None
 

@@ -10,18 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from kernels_pallas.core.checks import checked_array
-from kernels_pallas.core.dispatch import dispatch, implementations
-from kernels_pallas.gla import (
+from ..core.checks import checked_array
+from ..core.dispatch import dispatch, implementations
+from . import (
     pallas_mosaic_gpu,
     pallas_triton,
     reference,
     xla_chunked,
     xla_unrolled,
 )
-from kernels_pallas.gla.exchange import Exchange, checked_exchange
-from kernels_pallas.gla.sequences import checked_cu_seqlens
-from kernels_pallas.gla.spec import GlaSpec
+from .exchange import Exchange, checked_exchange
+from .sequences import checked_cu_seqlens
+from .spec import GlaSpec
 
 _TABLE = implementations(
     {

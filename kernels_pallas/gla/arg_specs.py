@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 
-from kernels_pallas.core.arg_specs import MODEL, Case
+from ..core.arg_specs import MODEL, Case
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from kernels_pallas.core.device import Device
-from kernels_pallas.gla.exchange import arriving_states
-from kernels_pallas.gla.sequences import borders, sequence_of, with_rest
-from kernels_pallas.gla.spec import GlaSpec
+from ..core.device import Device
+from .exchange import arriving_states
+from .sequences import borders, sequence_of, with_rest
+from .spec import GlaSpec
 
 PLATFORMS = None
 

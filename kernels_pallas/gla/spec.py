@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kernels_pallas.core.types import Dim
-from kernels_pallas.gla.exchange import Exchange
+from ..core.types import Dim
+from .exchange import Exchange
 
 MAX_GATE_NORMALIZER = 256.0
 """Largest gate normalizer: a gate that is closed stays closed after the division by it."""

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kernels_pallas.core.checks import checked_array
-from kernels_pallas.core.types import float32_or_wider
+from ..core.checks import checked_array
+from ..core.types import float32_or_wider
 
 
 def gla_step(

@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from kernels_pallas.core.device import Device
-from kernels_pallas.core.integers import cdiv, next_power_of_two
-from kernels_pallas.gla.exchange import arriving_states
-from kernels_pallas.gla.sequences import Aligned, Restarts, borders
-from kernels_pallas.gla.spec import GlaSpec
+from ..core.device import Device
+from ..core.integers import cdiv, next_power_of_two
+from .exchange import arriving_states
+from .sequences import Aligned, Restarts, borders
+from .spec import GlaSpec
 
 # Tokens per chunk, a power of two. More tokens mean fewer states but wider score matrices.
 _CHUNK = 32

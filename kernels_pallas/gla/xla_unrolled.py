@@ -12,10 +12,10 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from kernels_pallas.core.device import Device
-from kernels_pallas.gla.sequences import Restarts
-from kernels_pallas.gla.spec import GlaSpec
-from kernels_pallas.gla.xla_chunked import chunking, halved, run_by
+from ..core.device import Device
+from .sequences import Restarts
+from .spec import GlaSpec
+from .xla_chunked import chunking, halved, run_by
 
 PLATFORMS = None
 

@@ -1,5 +1,5 @@
 """The pixels under each position of a convolution's kernel: the operator, its implementations."""
 
-from kernels_pallas.im2col.api import IMPLEMENTATIONS, im2col
+from .api import IMPLEMENTATIONS, im2col
 
 __all__ = ["IMPLEMENTATIONS", "im2col"]

@@ -5,11 +5,11 @@ from typing import Any
 
 from jaxtyping import Array, Float
 
-from kernels_pallas.core.checks import checked_array
-from kernels_pallas.core.dispatch import dispatch, implementations
-from kernels_pallas.core.integers import cdiv
-from kernels_pallas.im2col import pallas_triton, reference, xla
-from kernels_pallas.im2col.spec import Im2colSpec
+from ..core.checks import checked_array
+from ..core.dispatch import dispatch, implementations
+from ..core.integers import cdiv
+from . import pallas_triton, reference, xla
+from .spec import Im2colSpec
 
 _TABLE = implementations({"pallas_triton": pallas_triton, "xla": xla, "reference": reference})
 

@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kernels_pallas.core.device import Device
-from kernels_pallas.im2col.spec import Im2colSpec
+from ..core.device import Device
+from .spec import Im2colSpec
 
 PLATFORMS = None
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from kernels_pallas.core.types import Dim
+from ..core.types import Dim
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,9 +3,9 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kernels_pallas.core.device import Device
-from kernels_pallas.core.integers import cdiv
-from kernels_pallas.im2col.spec import Im2colSpec
+from ..core.device import Device
+from ..core.integers import cdiv
+from .spec import Im2colSpec
 
 PLATFORMS = None
 

@@ -1,5 +1,5 @@
 """A linear map with SwiGLU's gate behind it: the operator and its implementations."""
 
-from kernels_pallas.linear_swiglu.api import IMPLEMENTATIONS, linear_swiglu
+from .api import IMPLEMENTATIONS, linear_swiglu
 
 __all__ = ["IMPLEMENTATIONS", "linear_swiglu"]

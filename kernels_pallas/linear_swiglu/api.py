@@ -5,10 +5,10 @@ from typing import Any
 
 from jaxtyping import Array, Float
 
-from kernels_pallas.core.checks import checked_array
-from kernels_pallas.core.dispatch import dispatch, implementations
-from kernels_pallas.linear_swiglu import pallas_mosaic_gpu, pallas_triton, reference, xla
-from kernels_pallas.linear_swiglu.spec import checked_spec
+from ..core.checks import checked_array
+from ..core.dispatch import dispatch, implementations
+from . import pallas_mosaic_gpu, pallas_triton, reference, xla
+from .spec import checked_spec
 
 _TABLE = implementations(
     {

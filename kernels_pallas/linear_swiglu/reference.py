@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kernels_pallas.core.device import Device
-from kernels_pallas.linear_swiglu.spec import LinearSwigluSpec
+from ..core.device import Device
+from .spec import LinearSwigluSpec
 
 PLATFORMS = None
 

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from kernels_pallas.core.types import Dim
-from kernels_pallas.swiglu.spec import SwigluSpec
+from ..core.types import Dim
+from ..swiglu.spec import SwigluSpec
 
 
 @dataclasses.dataclass(frozen=True)

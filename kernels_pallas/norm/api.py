@@ -8,11 +8,11 @@ from typing import Any
 import jax
 from jaxtyping import Array, Float
 
-from kernels_pallas.core.checks import checked_array
-from kernels_pallas.core.dispatch import dispatch, implementations
-from kernels_pallas.core.types import Dim
-from kernels_pallas.norm import pallas_triton, reference, xla
-from kernels_pallas.norm.spec import ACTIVATIONS, KINDS, NormSpec
+from ..core.checks import checked_array
+from ..core.dispatch import dispatch, implementations
+from ..core.types import Dim
+from . import pallas_triton, reference, xla
+from .spec import ACTIVATIONS, KINDS, NormSpec
 
 _TABLE = implementations({"pallas_triton": pallas_triton, "xla": xla, "reference": reference})
 

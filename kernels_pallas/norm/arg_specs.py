@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from jax import ShapeDtypeStruct as Array
 
-from kernels_pallas.core.arg_specs import MODEL, Case, normal
+from ..core.arg_specs import MODEL, Case, normal
 
 _DRAWS = {"x": normal(mean=0.5), "scale": normal(0.5, mean=1.0)}
 # Large, so that the gradients of one or two channels do not cancel altogether.

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kernels_pallas.core.device import Device
-from kernels_pallas.norm.spec import NormSpec
+from ..core.device import Device
+from .spec import NormSpec
 
 PLATFORMS = None
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from kernels_pallas.core.types import Dim, float32_or_wider
+from ..core.types import Dim, float32_or_wider
 
 KINDS = ("rms", "layer")
 ACTIVATIONS = (None, "silu", "gelu")

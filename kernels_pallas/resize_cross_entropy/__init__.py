@@ -1,5 +1,5 @@
 """Cross entropy of logits that are resized to the labels: the operator, its implementations."""
 
-from kernels_pallas.resize_cross_entropy.api import IMPLEMENTATIONS, resize_cross_entropy
+from .api import IMPLEMENTATIONS, resize_cross_entropy
 
 __all__ = ["IMPLEMENTATIONS", "resize_cross_entropy"]

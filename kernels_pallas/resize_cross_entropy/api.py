@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from kernels_pallas.core.checks import checked_array
-from kernels_pallas.core.dispatch import dispatch, implementations
-from kernels_pallas.resize_cross_entropy import pallas_triton, reference, xla
-from kernels_pallas.resize_cross_entropy.spec import ResizeCrossEntropySpec
+from ..core.checks import checked_array
+from ..core.dispatch import dispatch, implementations
+from . import pallas_triton, reference, xla
+from .spec import ResizeCrossEntropySpec
 
 _TABLE = implementations({"pallas_triton": pallas_triton, "xla": xla, "reference": reference})
 

@@ -3,7 +3,7 @@
 import numpy as np
 from jax import ShapeDtypeStruct as Array
 
-from kernels_pallas.core.arg_specs import MODEL, Case, Draw
+from ..core.arg_specs import MODEL, Case, Draw
 
 
 def _labels(classes: int) -> Draw:

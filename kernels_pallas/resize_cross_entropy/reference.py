@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
-from kernels_pallas.core.device import Device
-from kernels_pallas.resize_cross_entropy.spec import ResizeCrossEntropySpec
+from ..core.device import Device
+from .spec import ResizeCrossEntropySpec
 
 PLATFORMS = None
 

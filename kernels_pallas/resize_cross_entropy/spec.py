@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 
-from kernels_pallas.core.types import Dim, float32_or_wider
+from ..core.types import Dim, float32_or_wider
 
 
 @dataclasses.dataclass(frozen=True)

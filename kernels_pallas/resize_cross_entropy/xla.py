@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
-from kernels_pallas.core.device import Device
-from kernels_pallas.core.resize import Size, bilinear_matrix, multiply_axis
-from kernels_pallas.resize_cross_entropy.spec import ResizeCrossEntropySpec
+from ..core.device import Device
+from ..core.resize import Size, bilinear_matrix, multiply_axis
+from .spec import ResizeCrossEntropySpec
 
 PLATFORMS = None
 

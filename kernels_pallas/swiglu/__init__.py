@@ -1,5 +1,5 @@
 """SwiGLU's gate: the operator and its implementations."""
 
-from kernels_pallas.swiglu.api import IMPLEMENTATIONS, swiglu
+from .api import IMPLEMENTATIONS, swiglu
 
 __all__ = ["IMPLEMENTATIONS", "swiglu"]

@@ -2,7 +2,7 @@
 
 from jax import ShapeDtypeStruct as Array
 
-from kernels_pallas.core.arg_specs import MODEL, Case, normal
+from ..core.arg_specs import MODEL, Case, normal
 
 
 def _case(name: str, *shape: int, tags: frozenset[str] = frozenset()) -> Case:

@@ -6,8 +6,8 @@ Source: Shazeer, "GLU Variants Improve Transformer", 2020.
 import jax
 from jaxtyping import Array, Float
 
-from kernels_pallas.core.device import Device
-from kernels_pallas.swiglu.spec import SwigluSpec
+from ..core.device import Device
+from .spec import SwigluSpec
 
 PLATFORMS = None
 

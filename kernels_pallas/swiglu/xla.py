@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kernels_pallas.core.device import Device
-from kernels_pallas.swiglu.spec import SwigluSpec
+from ..core.device import Device
+from .spec import SwigluSpec
 
 PLATFORMS = None
 

@@ -5,11 +5,11 @@ from typing import Any
 
 from jaxtyping import Array, Float
 
-from kernels_pallas.core.checks import checked_array
-from kernels_pallas.core.dispatch import dispatch, implementations
-from kernels_pallas.linear_swiglu.spec import checked_spec
-from kernels_pallas.swiglu_mlp import pallas_mosaic_gpu, pallas_triton, reference, xla
-from kernels_pallas.swiglu_mlp.spec import SwigluMlpSpec
+from ..core.checks import checked_array
+from ..core.dispatch import dispatch, implementations
+from ..linear_swiglu.spec import checked_spec
+from . import pallas_mosaic_gpu, pallas_triton, reference, xla
+from .spec import SwigluMlpSpec
 
 _TABLE = implementations(
     {

@@ -3,7 +3,7 @@
 import numpy as np
 from jax import ShapeDtypeStruct as Array
 
-from kernels_pallas.core.arg_specs import MODEL, Case
+from ..core.arg_specs import MODEL, Case
 
 
 def _weights(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:

@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kernels_pallas.core.config import choose
-from kernels_pallas.core.device import Device
-from kernels_pallas.core.launch import target_device
-from kernels_pallas.linear_swiglu import pallas_mosaic_gpu as linear_swiglu
-from kernels_pallas.swiglu_mlp import pallas_triton, xla
-from kernels_pallas.swiglu_mlp.spec import SwigluMlpSpec
+from ..core.config import choose
+from ..core.device import Device
+from ..core.launch import target_device
+from ..linear_swiglu import pallas_mosaic_gpu as linear_swiglu
+from . import pallas_triton, xla
+from .spec import SwigluMlpSpec
 
 __all__ = [
     "PLATFORMS",

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kernels_pallas.core.device import Device
-from kernels_pallas.swiglu_mlp.spec import SwigluMlpSpec
+from ..core.device import Device
+from .spec import SwigluMlpSpec
 
 PLATFORMS = None
 

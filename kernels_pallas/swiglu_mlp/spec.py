@@ -4,9 +4,9 @@ import dataclasses
 
 import numpy as np
 
-from kernels_pallas.core.types import Dim
-from kernels_pallas.linear_swiglu.spec import LinearSwigluSpec
-from kernels_pallas.swiglu.spec import SwigluSpec
+from ..core.types import Dim
+from ..linear_swiglu.spec import LinearSwigluSpec
+from ..swiglu.spec import SwigluSpec
 
 
 @dataclasses.dataclass(frozen=True)

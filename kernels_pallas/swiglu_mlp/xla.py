@@ -3,9 +3,9 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kernels_pallas.core.device import Device
-from kernels_pallas.linear_swiglu import xla as linear_swiglu
-from kernels_pallas.swiglu_mlp.spec import SwigluMlpSpec
+from ..core.device import Device
+from ..linear_swiglu import xla as linear_swiglu
+from .spec import SwigluMlpSpec
 
 PLATFORMS = None
 

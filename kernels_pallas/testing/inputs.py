@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-from kernels_pallas.core.arg_specs import on_device
+from ..core.arg_specs import on_device
 
 GATE_KINDS: tuple[str, ...] = ("typical", "mild", "strong", "none", "reset", "mixed")
 """Kinds of log-decays that `random_inputs` makes."""

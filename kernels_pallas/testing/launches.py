@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from jax.extend import core
 
-from kernels_pallas.core.launch import LAUNCH
+from ..core.launch import LAUNCH
 
 
 def launches(run: Callable[..., Any], *arguments: Any) -> collections.Counter[str]:

@@ -9,16 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kernels_pallas.core import mosaic
-from kernels_pallas.core.accuracy import rms_relative_error
-from kernels_pallas.core.arg_specs import MODEL, Case, on_device
-from kernels_pallas.core.derivatives import is_float, vjp_of_floats
-from kernels_pallas.core.dispatch import Call, observe
-from kernels_pallas.core.launch import interpret
-from kernels_pallas.core.types import float32_or_wider
-from kernels_pallas.operators import OPERATORS
-from kernels_pallas.testing.launches import launches
-from kernels_pallas.testing.tolerances import TOLERANCES
+from ..core import mosaic
+from ..core.accuracy import rms_relative_error
+from ..core.arg_specs import MODEL, Case, on_device
+from ..core.derivatives import is_float, vjp_of_floats
+from ..core.dispatch import Call, observe
+from ..core.launch import interpret
+from ..core.types import float32_or_wider
+from ..operators import OPERATORS
+from .launches import launches
+from .tolerances import TOLERANCES
 
 on_gpu = pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs a CUDA GPU")
 """Skips a test on machines without a GPU; such tests are marked `gpu` too."""

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from kernels_pallas.core.checks import checked_array
-from kernels_pallas.core.dispatch import dispatch, implementations
-from kernels_pallas.gla.exchange import Exchange, checked_exchange
-from kernels_pallas.gla.sequences import checked_cu_seqlens
-from kernels_pallas.gla.spec import MAX_GATE_NORMALIZER
-from kernels_pallas.vig_mixer import pallas_triton, reference, xla_chunked, xla_unrolled
-from kernels_pallas.vig_mixer.spec import MixerInputs, MixerSpec
+from ..core.checks import checked_array
+from ..core.dispatch import dispatch, implementations
+from ..gla.exchange import Exchange, checked_exchange
+from ..gla.sequences import checked_cu_seqlens
+from ..gla.spec import MAX_GATE_NORMALIZER
+from . import pallas_triton, reference, xla_chunked, xla_unrolled
+from .spec import MixerInputs, MixerSpec
 
 _TABLE = implementations(
     {

@@ -3,8 +3,8 @@
 import numpy as np
 from jax import ShapeDtypeStruct as Array
 
-from kernels_pallas.core.arg_specs import MODEL, Case, normal
-from kernels_pallas.gla.arg_specs import WORKLOADS, Workload
+from ..core.arg_specs import MODEL, Case, normal
+from ..gla.arg_specs import WORKLOADS, Workload
 
 
 def _weights(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from kernels_pallas.core.device import Device
-from kernels_pallas.core.types import float32_or_wider
-from kernels_pallas.gla import reference as gla
-from kernels_pallas.vig_mixer.spec import MixerInputs, MixerSpec
+from ..core.device import Device
+from ..core.types import float32_or_wider
+from ..gla import reference as gla
+from .spec import MixerInputs, MixerSpec
 
 PLATFORMS = None
 

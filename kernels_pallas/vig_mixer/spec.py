@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Array, Float
 
-from kernels_pallas.core.types import Dim
-from kernels_pallas.gla.exchange import Exchange
-from kernels_pallas.gla.spec import GlaSpec
+from ..core.types import Dim
+from ..gla.exchange import Exchange
+from ..gla.spec import GlaSpec
 
 
 class MixerInputs(NamedTuple):

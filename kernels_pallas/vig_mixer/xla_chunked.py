@@ -2,10 +2,10 @@
 
 from jaxtyping import Array, Float, Int
 
-from kernels_pallas.core.device import Device
-from kernels_pallas.gla import xla_chunked as gla
-from kernels_pallas.vig_mixer.reference import compose
-from kernels_pallas.vig_mixer.spec import MixerInputs, MixerSpec
+from ..core.device import Device
+from ..gla import xla_chunked as gla
+from .reference import compose
+from .spec import MixerInputs, MixerSpec
 
 PLATFORMS = None
 

@@ -3,9 +3,9 @@
 import dataclasses
 from collections.abc import Iterator
 
-from kernels_pallas.core.device import Device
-from kernels_pallas.core.integers import cdiv
-from kernels_pallas.depthwise_conv.spec import DepthwiseConvSpec
+from ...core.device import Device
+from ...core.integers import cdiv
+from ..spec import DepthwiseConvSpec
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from kernels_pallas.core import triton
-from kernels_pallas.core.triton import both
-from kernels_pallas.core.types import Block, Mask, Ref
-from kernels_pallas.depthwise_conv.pallas_triton.config import KernelConfig
-from kernels_pallas.depthwise_conv.spec import DepthwiseConvSpec
+from ...core import triton
+from ...core.triton import both
+from ...core.types import Block, Mask, Ref
+from ..spec import DepthwiseConvSpec
+from .config import KernelConfig
 
 
 class _Tile:

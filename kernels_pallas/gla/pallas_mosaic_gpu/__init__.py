@@ -12,20 +12,20 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kernels_pallas.core import mosaic
-from kernels_pallas.core.config import choose
-from kernels_pallas.core.device import Device
-from kernels_pallas.core.launch import target_device
-from kernels_pallas.gla import pallas_triton, xla_chunked
-from kernels_pallas.gla.pallas_mosaic_gpu.config import (
+from ...core import mosaic
+from ...core.config import choose
+from ...core.device import Device
+from ...core.launch import target_device
+from .. import pallas_triton, xla_chunked
+from ..spec import GlaSpec
+from .config import (
     VALUES,
     Config,
     candidates,
     heuristic,
     programs,
 )
-from kernels_pallas.gla.pallas_mosaic_gpu.kernels import forward
-from kernels_pallas.gla.spec import GlaSpec
+from .kernels import forward
 
 __all__ = [
     "PLATFORMS",

@@ -3,9 +3,9 @@
 import dataclasses
 from collections.abc import Iterator
 
-from kernels_pallas.core import mosaic
-from kernels_pallas.core.device import Device
-from kernels_pallas.gla.spec import GlaSpec
+from ...core import mosaic
+from ...core.device import Device
+from ..spec import GlaSpec
 
 CHUNK = 64
 """Tokens per chunk: the rows of the smallest product of a warpgroup."""

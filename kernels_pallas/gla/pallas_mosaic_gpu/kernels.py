@@ -17,12 +17,12 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 
-from kernels_pallas.core import mosaic
-from kernels_pallas.core.integers import cdiv
-from kernels_pallas.core.mosaic import Scalar, along_columns, along_rows, plgpu
-from kernels_pallas.core.types import Block, Ref
-from kernels_pallas.gla.pallas_mosaic_gpu.config import CHUNK, VALUES, Config
-from kernels_pallas.gla.spec import GlaSpec
+from ...core import mosaic
+from ...core.integers import cdiv
+from ...core.mosaic import Scalar, along_columns, along_rows, plgpu
+from ...core.types import Block, Ref
+from ..spec import GlaSpec
+from .config import CHUNK, VALUES, Config
 
 LOG2_E = math.log2(math.e)
 

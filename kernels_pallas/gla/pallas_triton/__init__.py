@@ -10,10 +10,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from kernels_pallas.core import triton
-from kernels_pallas.core.device import Device
-from kernels_pallas.gla.pallas_triton import scan
-from kernels_pallas.gla.pallas_triton.config import (
+from ...core import triton
+from ...core.device import Device
+from ..sequences import borders
+from ..spec import GlaSpec
+from . import scan
+from .config import (
     TUNED_AS,
     Config,
     KernelConfig,
@@ -21,8 +23,6 @@ from kernels_pallas.gla.pallas_triton.config import (
     choose,
     heuristic,
 )
-from kernels_pallas.gla.sequences import borders
-from kernels_pallas.gla.spec import GlaSpec
 
 __all__ = [
     "PLATFORMS",

@@ -7,15 +7,15 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from kernels_pallas.core import triton
-from kernels_pallas.core.named_refs import Refs
-from kernels_pallas.core.types import Block, Tree
-from kernels_pallas.gla.pallas_triton.backward_scan import BackwardScan, Gradients
-from kernels_pallas.gla.pallas_triton.config import KernelConfig
-from kernels_pallas.gla.pallas_triton.driver import Direction, Scan, launch_scans
-from kernels_pallas.gla.pallas_triton.operands import Columns, Gates, ScanInputs
-from kernels_pallas.gla.pallas_triton.shapes import Problem, Program
-from kernels_pallas.gla.spec import GlaSpec
+from ...core import triton
+from ...core.named_refs import Refs
+from ...core.types import Block, Tree
+from ..spec import GlaSpec
+from .backward_scan import BackwardScan, Gradients
+from .config import KernelConfig
+from .driver import Direction, Scan, launch_scans
+from .operands import Columns, Gates, ScanInputs
+from .shapes import Problem, Program
 
 
 def backward(

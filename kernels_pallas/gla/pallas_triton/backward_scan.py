@@ -6,12 +6,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kernels_pallas.core import triton
-from kernels_pallas.core.named_refs import Refs
-from kernels_pallas.core.types import Block
-from kernels_pallas.gla.pallas_triton.chunk import Chunk
-from kernels_pallas.gla.pallas_triton.driver import Direction
-from kernels_pallas.gla.pallas_triton.gates import (
+from ...core import triton
+from ...core.named_refs import Refs
+from ...core.types import Block
+from .chunk import Chunk
+from .driver import Direction
+from .gates import (
     GateWeights,
     LogDecays,
     gate_gradient,
@@ -19,15 +19,15 @@ from kernels_pallas.gla.pallas_triton.gates import (
     read_gate_weights,
     read_log_decays,
 )
-from kernels_pallas.gla.pallas_triton.operands import Operand
-from kernels_pallas.gla.pallas_triton.scores import (
+from .operands import Operand
+from .scores import (
     dot,
     exact_gradients,
     exact_scores,
     row_sums,
     scanned_before,
 )
-from kernels_pallas.gla.pallas_triton.shapes import Program, Scalar
+from .shapes import Program, Scalar
 
 
 class Gradients(NamedTuple):

@@ -2,10 +2,10 @@
 
 import jax.numpy as jnp
 
-from kernels_pallas.core import triton
-from kernels_pallas.core.types import Block, Index, Mask, Ref
-from kernels_pallas.gla.pallas_triton.operands import Columns, Operand
-from kernels_pallas.gla.pallas_triton.shapes import Program, Scalar
+from ...core import triton
+from ...core.types import Block, Index, Mask, Ref
+from .operands import Columns, Operand
+from .shapes import Program, Scalar
 
 
 class Chunk:

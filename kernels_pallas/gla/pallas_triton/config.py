@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import jax.numpy as jnp
 
-from kernels_pallas.core import config as core_config
-from kernels_pallas.core.device import Device
-from kernels_pallas.core.integers import cdiv, next_power_of_two
-from kernels_pallas.gla.spec import GlaSpec
+from ...core import config as core_config
+from ...core.device import Device
+from ...core.integers import cdiv, next_power_of_two
+from ..spec import GlaSpec
 
 
 @dataclasses.dataclass(frozen=True)

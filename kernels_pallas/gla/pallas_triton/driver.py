@@ -7,11 +7,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kernels_pallas.core import triton
-from kernels_pallas.core.named_refs import Refs, launch
-from kernels_pallas.core.types import Block, Tree
-from kernels_pallas.gla.pallas_triton.config import KernelConfig
-from kernels_pallas.gla.pallas_triton.shapes import Problem, Program
+from ...core import triton
+from ...core.named_refs import Refs, launch
+from ...core.types import Block, Tree
+from .config import KernelConfig
+from .shapes import Problem, Program
 
 
 class Direction(NamedTuple):

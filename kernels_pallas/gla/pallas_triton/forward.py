@@ -5,21 +5,21 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from kernels_pallas.core import triton
-from kernels_pallas.core.named_refs import Refs
-from kernels_pallas.core.types import Block, Tree
-from kernels_pallas.gla.pallas_triton.chunk import Chunk
-from kernels_pallas.gla.pallas_triton.config import KernelConfig
-from kernels_pallas.gla.pallas_triton.driver import Direction, Scan, launch_scans
-from kernels_pallas.gla.pallas_triton.gates import (
+from ...core import triton
+from ...core.named_refs import Refs
+from ...core.types import Block, Tree
+from ..spec import GlaSpec
+from .chunk import Chunk
+from .config import KernelConfig
+from .driver import Direction, Scan, launch_scans
+from .gates import (
     log_decay_sums,
     read_gate_weights,
     read_log_decays,
 )
-from kernels_pallas.gla.pallas_triton.operands import ScanInputs
-from kernels_pallas.gla.pallas_triton.scores import dot, exact_scores, scanned_before
-from kernels_pallas.gla.pallas_triton.shapes import Problem, Program
-from kernels_pallas.gla.spec import GlaSpec
+from .operands import ScanInputs
+from .scores import dot, exact_scores, scanned_before
+from .shapes import Problem, Program
 
 
 def forward(

@@ -5,14 +5,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kernels_pallas.core import triton
-from kernels_pallas.core.integers import next_power_of_two
-from kernels_pallas.core.triton import LOG2_E
-from kernels_pallas.core.types import Block
-from kernels_pallas.gla.pallas_triton.chunk import Chunk
-from kernels_pallas.gla.pallas_triton.operands import Gates, Operand
-from kernels_pallas.gla.pallas_triton.scores import dot, row_sums
-from kernels_pallas.gla.pallas_triton.shapes import Problem, Program
+from ...core import triton
+from ...core.integers import next_power_of_two
+from ...core.triton import LOG2_E
+from ...core.types import Block
+from .chunk import Chunk
+from .operands import Gates, Operand
+from .scores import dot, row_sums
+from .shapes import Problem, Program
 
 # Replaces -inf: its exponential is zero too, but sums and products of it are finite.
 LOWEST_LOG_DECAY = -9984.0

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from kernels_pallas.core.types import Ref
+from ...core.types import Ref
 
 
 @jax.tree_util.register_dataclass

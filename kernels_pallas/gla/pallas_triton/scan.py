@@ -10,13 +10,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kernels_pallas.gla.pallas_triton import backward as backward_kernel
-from kernels_pallas.gla.pallas_triton import forward as forward_kernel
-from kernels_pallas.gla.pallas_triton.config import KernelConfig
-from kernels_pallas.gla.pallas_triton.operands import Columns, Gates, ScanInputs
-from kernels_pallas.gla.pallas_triton.shapes import Problem
-from kernels_pallas.gla.pallas_triton.states import border_states, pad_state, unpad_state
-from kernels_pallas.gla.spec import GlaSpec
+from ..spec import GlaSpec
+from . import backward as backward_kernel
+from . import forward as forward_kernel
+from .config import KernelConfig
+from .operands import Columns, Gates, ScanInputs
+from .shapes import Problem
+from .states import border_states, pad_state, unpad_state
 
 __all__ = [
     "Columns",

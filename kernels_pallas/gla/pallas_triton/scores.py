@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from kernels_pallas.core.types import Block
-from kernels_pallas.gla.pallas_triton.shapes import Problem
+from ...core.types import Block
+from .shapes import Problem
 
 
 def dot(problem: Problem, a: Block, b: Block) -> Block:

@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from kernels_pallas.core import triton
-from kernels_pallas.core.integers import cdiv, next_power_of_two
-from kernels_pallas.core.types import Block, Index, Ref
-from kernels_pallas.gla.pallas_triton.config import KernelConfig
-from kernels_pallas.gla.spec import GlaSpec
+from ...core import triton
+from ...core.integers import cdiv, next_power_of_two
+from ...core.types import Block, Index, Ref
+from ..spec import GlaSpec
+from .config import KernelConfig
 
 Scalar = int | jax.Array
 """An integer, known when tracing or traced."""

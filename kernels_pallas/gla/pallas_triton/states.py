@@ -6,21 +6,21 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from kernels_pallas.core import triton
-from kernels_pallas.core.named_refs import Refs, launch
-from kernels_pallas.core.types import Block
-from kernels_pallas.gla.pallas_triton.chunk import Chunk
-from kernels_pallas.gla.pallas_triton.config import KernelConfig
-from kernels_pallas.gla.pallas_triton.gates import (
+from ...core import triton
+from ...core.named_refs import Refs, launch
+from ...core.types import Block
+from ..spec import GlaSpec
+from .chunk import Chunk
+from .config import KernelConfig
+from .gates import (
     GateWeights,
     log_decay_sums,
     read_gate_weights,
     read_log_decays,
 )
-from kernels_pallas.gla.pallas_triton.operands import Operand
-from kernels_pallas.gla.pallas_triton.scores import dot, scanned_before
-from kernels_pallas.gla.pallas_triton.shapes import Problem, Program
-from kernels_pallas.gla.spec import GlaSpec
+from .operands import Operand
+from .scores import dot, scanned_before
+from .shapes import Problem, Program
 
 
 def pad_state(problem: Problem, state: jax.Array) -> jax.Array:

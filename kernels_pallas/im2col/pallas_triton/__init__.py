@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kernels_pallas.core import triton
-from kernels_pallas.core.config import choose
-from kernels_pallas.core.device import Device
-from kernels_pallas.im2col import xla
-from kernels_pallas.im2col.pallas_triton.config import Config, candidates, heuristic
-from kernels_pallas.im2col.pallas_triton.kernels import forward
-from kernels_pallas.im2col.spec import Im2colSpec
+from ...core import triton
+from ...core.config import choose
+from ...core.device import Device
+from .. import xla
+from ..spec import Im2colSpec
+from .config import Config, candidates, heuristic
+from .kernels import forward
 
 __all__ = ["PLATFORMS", "TUNED_AS", "Config", "candidates", "heuristic", "run", "supports"]
 

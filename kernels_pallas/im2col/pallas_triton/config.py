@@ -3,9 +3,9 @@
 import dataclasses
 from collections.abc import Iterator
 
-from kernels_pallas.core.device import Device
-from kernels_pallas.core.integers import cdiv, next_power_of_two
-from kernels_pallas.im2col.spec import Im2colSpec
+from ...core.device import Device
+from ...core.integers import cdiv, next_power_of_two
+from ..spec import Im2colSpec
 
 _MAX_COLUMNS = 256  # of a program
 

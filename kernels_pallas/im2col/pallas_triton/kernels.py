@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kernels_pallas.core import triton
-from kernels_pallas.core.triton import both, divide
-from kernels_pallas.core.types import Block, Ref
-from kernels_pallas.im2col.pallas_triton.config import Config, block_columns
-from kernels_pallas.im2col.spec import Im2colSpec
+from ...core import triton
+from ...core.triton import both, divide
+from ...core.types import Block, Ref
+from ..spec import Im2colSpec
+from .config import Config, block_columns
 
 
 def _kernel(images_ref: Ref, out_ref: Ref, *, spec: Im2colSpec, config: Config) -> None:

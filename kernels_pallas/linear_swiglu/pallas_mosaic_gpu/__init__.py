@@ -12,20 +12,20 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kernels_pallas.core import mosaic
-from kernels_pallas.core.config import choose
-from kernels_pallas.core.device import Device
-from kernels_pallas.core.integers import cdiv
-from kernels_pallas.core.launch import target_device
-from kernels_pallas.linear_swiglu import pallas_triton, xla
-from kernels_pallas.linear_swiglu.pallas_mosaic_gpu.config import (
+from ...core import mosaic
+from ...core.config import choose
+from ...core.device import Device
+from ...core.integers import cdiv
+from ...core.launch import target_device
+from .. import pallas_triton, xla
+from ..spec import LinearSwigluSpec
+from .config import (
     DEPTH,
     Config,
     candidates,
     heuristic,
 )
-from kernels_pallas.linear_swiglu.pallas_mosaic_gpu.kernels import forward
-from kernels_pallas.linear_swiglu.spec import LinearSwigluSpec
+from .kernels import forward
 
 __all__ = [
     "PLATFORMS",

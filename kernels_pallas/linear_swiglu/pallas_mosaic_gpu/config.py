@@ -3,10 +3,10 @@
 import dataclasses
 from collections.abc import Iterator
 
-from kernels_pallas.core import mosaic
-from kernels_pallas.core.device import Device
-from kernels_pallas.core.integers import cdiv
-from kernels_pallas.linear_swiglu.spec import LinearSwigluSpec
+from ...core import mosaic
+from ...core.device import Device
+from ...core.integers import cdiv
+from ..spec import LinearSwigluSpec
 
 DEPTH = 64
 """Input features per step of the product: a row of them fills the widest swizzle, 128 bytes."""

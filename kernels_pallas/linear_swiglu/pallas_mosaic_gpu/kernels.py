@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kernels_pallas.core import mosaic
-from kernels_pallas.core.integers import cdiv
-from kernels_pallas.core.mosaic import Scalar, plgpu
-from kernels_pallas.core.types import Block, Ref
-from kernels_pallas.linear_swiglu.pallas_mosaic_gpu.config import DEPTH, Config
-from kernels_pallas.linear_swiglu.spec import LinearSwigluSpec
+from ...core import mosaic
+from ...core.integers import cdiv
+from ...core.mosaic import Scalar, plgpu
+from ...core.types import Block, Ref
+from ..spec import LinearSwigluSpec
+from .config import DEPTH, Config
 
 _LOADER = 2
 """Number of the warpgroup that copies; those before it compute."""

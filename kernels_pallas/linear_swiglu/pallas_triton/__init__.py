@@ -13,13 +13,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kernels_pallas.core import triton
-from kernels_pallas.core.config import choose
-from kernels_pallas.core.device import Device
-from kernels_pallas.linear_swiglu.pallas_triton.config import Config, candidates, heuristic
-from kernels_pallas.linear_swiglu.pallas_triton.kernels import forward
-from kernels_pallas.linear_swiglu.spec import LinearSwigluSpec
-from kernels_pallas.swiglu import pallas_triton as swiglu
+from ...core import triton
+from ...core.config import choose
+from ...core.device import Device
+from ...swiglu import pallas_triton as swiglu
+from ..spec import LinearSwigluSpec
+from .config import Config, candidates, heuristic
+from .kernels import forward
 
 __all__ = ["PLATFORMS", "TUNED_AS", "Config", "candidates", "heuristic", "run", "supports"]
 

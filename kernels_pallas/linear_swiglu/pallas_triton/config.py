@@ -3,8 +3,8 @@
 import dataclasses
 from collections.abc import Iterator
 
-from kernels_pallas.core.device import Device
-from kernels_pallas.linear_swiglu.spec import LinearSwigluSpec
+from ...core.device import Device
+from ..spec import LinearSwigluSpec
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kernels_pallas.core import triton
-from kernels_pallas.core.integers import cdiv
-from kernels_pallas.core.triton import both
-from kernels_pallas.core.types import Block, Mask, Ref
-from kernels_pallas.linear_swiglu.pallas_triton.config import Config
-from kernels_pallas.linear_swiglu.spec import LinearSwigluSpec
+from ...core import triton
+from ...core.integers import cdiv
+from ...core.triton import both
+from ...core.types import Block, Mask, Ref
+from ..spec import LinearSwigluSpec
+from .config import Config
 
 
 def _kernel(

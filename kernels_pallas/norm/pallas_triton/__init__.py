@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kernels_pallas.core import triton
-from kernels_pallas.core.config import choose
-from kernels_pallas.core.device import Device
-from kernels_pallas.norm.pallas_triton.config import Config, candidates, heuristic
-from kernels_pallas.norm.pallas_triton.kernels import backward, forward
-from kernels_pallas.norm.spec import NormSpec
+from ...core import triton
+from ...core.config import choose
+from ...core.device import Device
+from ..spec import NormSpec
+from .config import Config, candidates, heuristic
+from .kernels import backward, forward
 
 __all__ = ["PLATFORMS", "TUNED_AS", "Config", "candidates", "heuristic", "run", "supports"]
 

@@ -6,8 +6,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from kernels_pallas.core import triton
-from kernels_pallas.core.types import Block
+from ...core import triton
+from ...core.types import Block
 
 # P(Z > |x|) of a standard normal Z is exp(-x^2 / 2) (a_1 k + a_2 k^2 + ...), k = 1 / (1 + c |x|).
 # c and the a_i were fitted for the smallest relative error for |x| up to 14. It is 9e-8 for float32

@@ -3,9 +3,9 @@
 import dataclasses
 from collections.abc import Iterator
 
-from kernels_pallas.core.device import Device
-from kernels_pallas.core.integers import cdiv, next_power_of_two
-from kernels_pallas.norm.spec import NormSpec
+from ...core.device import Device
+from ...core.integers import cdiv, next_power_of_two
+from ..spec import NormSpec
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from kernels_pallas.core import triton
-from kernels_pallas.core.types import Block, Mask, Ref
-from kernels_pallas.norm.pallas_triton.activation import activate, activation_slope
-from kernels_pallas.norm.pallas_triton.config import KernelConfig
-from kernels_pallas.norm.spec import NormSpec
+from ...core import triton
+from ...core.types import Block, Mask, Ref
+from ..spec import NormSpec
+from .activation import activate, activation_slope
+from .config import KernelConfig
 
 
 class _Rows:

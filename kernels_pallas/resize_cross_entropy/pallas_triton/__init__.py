@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
-from kernels_pallas.core import triton
-from kernels_pallas.core.config import choose
-from kernels_pallas.core.device import Device
-from kernels_pallas.resize_cross_entropy.pallas_triton.config import Config, candidates, heuristic
-from kernels_pallas.resize_cross_entropy.pallas_triton.kernels import launch
-from kernels_pallas.resize_cross_entropy.spec import ResizeCrossEntropySpec
+from ...core import triton
+from ...core.config import choose
+from ...core.device import Device
+from ..spec import ResizeCrossEntropySpec
+from .config import Config, candidates, heuristic
+from .kernels import launch
 
 __all__ = ["PLATFORMS", "TUNED_AS", "Config", "candidates", "heuristic", "run", "supports"]
 

@@ -3,9 +3,9 @@
 import dataclasses
 from collections.abc import Iterator
 
-from kernels_pallas.core.device import Device
-from kernels_pallas.core.integers import cdiv, next_power_of_two
-from kernels_pallas.resize_cross_entropy.spec import ResizeCrossEntropySpec
+from ...core.device import Device
+from ...core.integers import cdiv, next_power_of_two
+from ..spec import ResizeCrossEntropySpec
 
 _NUMBERS = 40  # resized logits that a thread holds; 80 spill registers
 

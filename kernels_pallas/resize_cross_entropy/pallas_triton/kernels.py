@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
-from kernels_pallas.core import triton
-from kernels_pallas.core.triton import divide
-from kernels_pallas.core.types import Block, Mask, Ref
-from kernels_pallas.resize_cross_entropy.pallas_triton.config import KernelConfig
-from kernels_pallas.resize_cross_entropy.spec import ResizeCrossEntropySpec
+from ...core import triton
+from ...core.triton import divide
+from ...core.types import Block, Mask, Ref
+from ..spec import ResizeCrossEntropySpec
+from .config import KernelConfig
 
 _LN_2 = 1 / triton.LOG2_E
 _LOWEST = -1e30  # finite, because weights may be zero

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kernels_pallas.core import triton
-from kernels_pallas.core.config import choose
-from kernels_pallas.core.device import Device
-from kernels_pallas.swiglu.pallas_triton.config import Config, KernelConfig, candidates, heuristic
-from kernels_pallas.swiglu.pallas_triton.kernels import backward, forward
-from kernels_pallas.swiglu.spec import SwigluSpec
+from ...core import triton
+from ...core.config import choose
+from ...core.device import Device
+from ..spec import SwigluSpec
+from .config import Config, KernelConfig, candidates, heuristic
+from .kernels import backward, forward
 
 __all__ = ["PLATFORMS", "TUNED_AS", "Config", "candidates", "heuristic", "run", "supports"]
 

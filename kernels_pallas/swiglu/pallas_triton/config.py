@@ -3,8 +3,8 @@
 import dataclasses
 from collections.abc import Iterator
 
-from kernels_pallas.core.device import Device
-from kernels_pallas.swiglu.spec import SwigluSpec
+from ...core.device import Device
+from ..spec import SwigluSpec
 
 
 @dataclasses.dataclass(frozen=True)

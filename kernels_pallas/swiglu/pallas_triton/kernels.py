@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kernels_pallas.core import triton
-from kernels_pallas.core.integers import cdiv
-from kernels_pallas.core.types import Block, Mask, Ref
-from kernels_pallas.swiglu.pallas_triton.config import KernelConfig
-from kernels_pallas.swiglu.spec import SwigluSpec
+from ...core import triton
+from ...core.integers import cdiv
+from ...core.types import Block, Mask, Ref
+from ..spec import SwigluSpec
+from .config import KernelConfig
 
 
 def locate(spec: SwigluSpec, block: int, program: jax.Array) -> tuple[Block, Block, Mask]:

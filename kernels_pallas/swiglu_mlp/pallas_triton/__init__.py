@@ -11,15 +11,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kernels_pallas.core import triton
-from kernels_pallas.core.config import choose
-from kernels_pallas.core.device import Device
-from kernels_pallas.core.products import weight_gradient
-from kernels_pallas.linear_swiglu import pallas_triton as linear_swiglu
-from kernels_pallas.swiglu import pallas_triton as swiglu
-from kernels_pallas.swiglu.pallas_triton import kernels as gate
-from kernels_pallas.swiglu_mlp.pallas_triton.config import Config, candidates, heuristic
-from kernels_pallas.swiglu_mlp.spec import SwigluMlpSpec
+from ...core import triton
+from ...core.config import choose
+from ...core.device import Device
+from ...core.products import weight_gradient
+from ...linear_swiglu import pallas_triton as linear_swiglu
+from ...swiglu import pallas_triton as swiglu
+from ...swiglu.pallas_triton import kernels as gate
+from ..spec import SwigluMlpSpec
+from .config import Config, candidates, heuristic
 
 __all__ = ["PLATFORMS", "TUNED_AS", "Config", "candidates", "heuristic", "run", "supports"]
 

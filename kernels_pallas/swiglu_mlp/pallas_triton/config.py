@@ -3,11 +3,11 @@
 import dataclasses
 from collections.abc import Iterator
 
-from kernels_pallas.core.config import choose
-from kernels_pallas.core.device import Device
-from kernels_pallas.linear_swiglu import pallas_triton as linear_swiglu
-from kernels_pallas.swiglu import pallas_triton as swiglu
-from kernels_pallas.swiglu_mlp.spec import SwigluMlpSpec
+from ...core.config import choose
+from ...core.device import Device
+from ...linear_swiglu import pallas_triton as linear_swiglu
+from ...swiglu import pallas_triton as swiglu
+from ..spec import SwigluMlpSpec
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,15 +12,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from kernels_pallas.core import triton
-from kernels_pallas.core.device import Device
-from kernels_pallas.core.products import weight_gradient
-from kernels_pallas.gla import pallas_triton as gla
-from kernels_pallas.gla.pallas_triton import scan
-from kernels_pallas.gla.pallas_triton.config import Config, KernelConfig, choose
-from kernels_pallas.gla.sequences import borders
-from kernels_pallas.vig_mixer.pallas_triton import backward, forward
-from kernels_pallas.vig_mixer.spec import MixerInputs, MixerSpec
+from ...core import triton
+from ...core.device import Device
+from ...core.products import weight_gradient
+from ...gla import pallas_triton as gla
+from ...gla.pallas_triton import scan
+from ...gla.pallas_triton.config import Config, KernelConfig, choose
+from ...gla.sequences import borders
+from ..spec import MixerInputs, MixerSpec
+from . import backward, forward
 
 PLATFORMS = triton.PLATFORMS
 TUNED_AS = gla.TUNED_AS

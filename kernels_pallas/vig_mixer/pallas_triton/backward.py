@@ -6,12 +6,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kernels_pallas.core import triton
-from kernels_pallas.core.named_refs import Refs, launch
-from kernels_pallas.vig_mixer.pallas_triton.blend import blend, blend_inputs
-from kernels_pallas.vig_mixer.pallas_triton.config import BACKWARD, BlendConfig
-from kernels_pallas.vig_mixer.pallas_triton.rows import RowLoop, padded_width
-from kernels_pallas.vig_mixer.spec import MixerInputs, MixerSpec
+from ...core import triton
+from ...core.named_refs import Refs, launch
+from ..spec import MixerInputs, MixerSpec
+from .blend import blend, blend_inputs
+from .config import BACKWARD, BlendConfig
+from .rows import RowLoop, padded_width
 
 
 class BlendGradients(NamedTuple):

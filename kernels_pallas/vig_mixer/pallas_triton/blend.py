@@ -6,11 +6,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kernels_pallas.core import triton
-from kernels_pallas.core.named_refs import Refs
-from kernels_pallas.core.types import Block, Tree
-from kernels_pallas.vig_mixer.pallas_triton.rows import Rows
-from kernels_pallas.vig_mixer.spec import MixerInputs, MixerSpec
+from ...core import triton
+from ...core.named_refs import Refs
+from ...core.types import Block, Tree
+from ..spec import MixerInputs, MixerSpec
+from .rows import Rows
 
 
 class Normed(NamedTuple):

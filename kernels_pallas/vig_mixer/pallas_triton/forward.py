@@ -4,12 +4,12 @@ import functools
 
 import jax
 
-from kernels_pallas.core import triton
-from kernels_pallas.core.named_refs import Refs, launch
-from kernels_pallas.vig_mixer.pallas_triton.blend import blend, blend_inputs
-from kernels_pallas.vig_mixer.pallas_triton.config import FORWARD, BlendConfig
-from kernels_pallas.vig_mixer.pallas_triton.rows import RowLoop
-from kernels_pallas.vig_mixer.spec import MixerInputs, MixerSpec
+from ...core import triton
+from ...core.named_refs import Refs, launch
+from ..spec import MixerInputs, MixerSpec
+from .blend import blend, blend_inputs
+from .config import FORWARD, BlendConfig
+from .rows import RowLoop
 
 
 def forward(

@@ -5,11 +5,11 @@ import math
 
 import jax.numpy as jnp
 
-from kernels_pallas.core import triton
-from kernels_pallas.core.integers import cdiv, next_power_of_two
-from kernels_pallas.core.types import Block, Index, Ref
-from kernels_pallas.vig_mixer.pallas_triton.config import BlendConfig
-from kernels_pallas.vig_mixer.spec import MixerSpec
+from ...core import triton
+from ...core.integers import cdiv, next_power_of_two
+from ...core.types import Block, Index, Ref
+from ..spec import MixerSpec
+from .config import BlendConfig
 
 
 def padded_width(spec: MixerSpec) -> int:
