@@ -19,7 +19,7 @@ from kernels_pallas.testing.op_test import on_gpu
 from tests.kernels_pallas.vig_mixer.test_vig_mixer import make as make_mixer
 
 NAME = "pallas_triton"
-PORTABLE = [name for name in IMPLEMENTATIONS if name != NAME]
+PORTABLE = [name for name in IMPLEMENTATIONS if not name.startswith("pallas_")]
 # Sequences of less than a chunk, of chunks and a rest, of no token, and tokens after the last.
 BORDERS = np.array([0, 5, 40, 40, 66, 71], np.int32)
 TOKENS = 75
@@ -293,6 +293,11 @@ def test_borders_need_one_row(unchecked):
     arrays = [jnp.concatenate([x, x]) for x in make()[0][:5]]
     with pytest.raises(ValueError, match="a batch of 2: reshape the arrays"):
         bidirectional_gla(*arrays, cu_seqlens=BORDERS)
+
+
+def test_mosaic_refuses_sequences():
+    with pytest.raises(NotImplementedError, match="one sequence each, no cu_seqlens"):
+        gla(*make()[0][:4], cu_seqlens=BORDERS, implementation="pallas_mosaic_gpu")
 
 
 def test_states_are_checked(unchecked):
