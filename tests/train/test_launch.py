@@ -162,7 +162,13 @@ def refused_by(error, monkeypatch, workdir):
     monkeypatch.setattr(launch, "_CONFIG", config)
     monkeypatch.setattr(launch, "_WORKDIR", SimpleNamespace(value=str(workdir)))
     monkeypatch.setattr(launch, "_PLUGIN", SimpleNamespace(value=[]))
-    for option in ("_DISTRIBUTED", "_COORDINATOR", "_NUM_PROCESSES", "_PROCESS_ID"):
+    for option in (
+        "_DISTRIBUTED",
+        "_COORDINATOR",
+        "_NUM_PROCESSES",
+        "_PROCESS_ID",
+        "_LOCAL_PROCESSES",
+    ):
         monkeypatch.setattr(launch, option, SimpleNamespace(value=None))
     monkeypatch.setattr(launch.config_flags, "get_config_filename", lambda flag: "configs/x.py")
     monkeypatch.setattr(launch.flags, "FLAGS", {"config": None})
