@@ -1,6 +1,7 @@
 import dataclasses
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -212,3 +213,19 @@ def test_edges_on_whole_positions():
 def test_the_gradient_is_checked():
     with pytest.raises(ValueError, match="backward='atomic' must be"):
         RoIAlign(backward="atomic")
+
+
+def test_sums_have_few_axes():
+    """XLA's YNNPACK crashes with seven on CPUs that it serves, which are not all."""
+
+    def ranks(jaxpr):
+        for eqn in jaxpr.eqns:
+            if eqn.primitive.name == "reduce_sum":
+                yield eqn.invars[0].aval.ndim
+            for inner in jax.extend.core.jaxprs_in_params(eqn.params):
+                yield from ranks(inner)
+
+    maps, rois = jnp.zeros((2, 8, 8, 3)), jnp.zeros((2, 5, 4))
+    levels = jnp.zeros((2, 5), jnp.int32)
+    found = jax.make_jaxpr(lambda *x: RoIAlign()([x[0]], x[1], x[2], [4]))(maps, rois, levels)
+    assert max(ranks(found.jaxpr)) == 6

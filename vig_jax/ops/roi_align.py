@@ -217,10 +217,15 @@ def _pool(table: jax.Array, grid: Grid, shapes: Any, settings: RoIAlign) -> jax.
     wide_dtype = wide(table[:0]).dtype
 
     def chunk(part: Grid) -> jax.Array:
+        rois, height, rows = part.rows.shape
+        width, columns = part.columns.shape[1:]
         values = table[part.positions()].astype(wide_dtype)
-        values = jnp.sum(values * part.column_weights[:, None, None, :, :, None], 4)
-        values = jnp.sum(values * part.row_weights[..., None, None], 2)
-        return values.astype(table.dtype)
+        # With seven axes, XLA's library for sums on a CPU (YNNPACK, in JAX 0.10.2) crashes.
+        values = values.reshape(rois, height * rows, width, columns, -1)
+        values = jnp.sum(values * part.column_weights[:, None, :, :, None], 3)
+        values = values.reshape(rois, height, rows, -1)
+        values = jnp.sum(values * part.row_weights[..., None], 2)
+        return values.reshape(rois, height, width, -1).astype(table.dtype)
 
     count = len(grid.rows)
     pooled = jax.lax.map(chunk, _chunks(grid, settings.rois_at_once))
