@@ -21,6 +21,7 @@ def toys(monkeypatch):
     monkeypatch.setattr(market, "_check_installed", lambda peers: None)
 
 
+@pytest.mark.slow
 def test_failures_and_resuming(toys, tmp_path, capsys):
     file = tmp_path / "new" / "rows.json"
     names = ["picky", "dies", "breaks", "large"]

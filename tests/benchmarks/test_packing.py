@@ -9,6 +9,7 @@ from benchmarks import packing
 from vig_jax.models import create_model
 
 
+@pytest.mark.slow
 def test_all_ways_return_the_same(tmp_path, capsys, monkeypatch):
     small = functools.partial(create_model, gla_implementation="reference")  # compiles fastest
     monkeypatch.setattr(packing.vig_jax, "create_model", small, raising=False)

@@ -168,6 +168,7 @@ def test_one_process_per_device(tmp_path):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.multidevice
 def test_two_simulated_devices(tmp_path):
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
