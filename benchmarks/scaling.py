@@ -302,7 +302,7 @@ class Processes(Scaling):
     """
 
     def __init__(self, options: argparse.Namespace):
-        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the groups need them
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the groups share the GPUs
         super().__init__(options)
 
     def run(self) -> int:

@@ -37,7 +37,6 @@ def join(options: argparse.Namespace) -> None:
     import jax
 
     (count,) = options.gpus
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # groups share the GPUs
     if count > 1:
         jax.distributed.initialize(
             options.coordinator, count, options.rank, local_device_ids=[options.rank]

@@ -37,7 +37,7 @@ CAPABILITIES = (9.0, 10.0)
 """Compute capabilities, from the first and below the second, that have the products (wgmma)."""
 
 MULTIPROCESSORS = 132
-"""Of an H100 or H200: those that persistent programs are spread over where no GPU is known."""
+"""Multiprocessors of an H100 or H200, assumed where no GPU is known."""
 
 SHARED_BYTES = 230_000
 """Shared memory of a multiprocessor that a program may use, without room for its barriers."""

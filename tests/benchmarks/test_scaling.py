@@ -146,21 +146,26 @@ def test_groups_of_processes_are_compared_with_one(toys, monkeypatch, tmp_path, 
     assert "2.83  0.354" in capsys.readouterr().out.splitlines()[-1]
 
 
-@pytest.mark.slow
-@pytest.mark.multidevice
-def test_one_process_per_device(tmp_path):
+def run_on_two_simulated_devices(folder, *options):
+    """Returns the lines that the benchmark prints, and what it writes."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
     command = [sys.executable, "-m", "benchmarks.scaling", "--tiny", "--sample-seconds", "0.01"]
     done = subprocess.run(
-        [*command, "--processes", "--only", "JPEG", "--out", str(tmp_path)],
+        [*command, *options, "--out", str(folder)],
         cwd=ROOT,
         env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stdout
-    written = json.loads((tmp_path / "rows.json").read_text())
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.splitlines(), json.loads((folder / "rows.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.multidevice
+def test_one_process_per_device(tmp_path):
+    _, written = run_on_two_simulated_devices(tmp_path, "--processes", "--only", "JPEG")
     assert {(row["case"], row["gpus"]) for row in written["rows"]} == {
         ("vig_s training", 1),
         ("vig_s training", 2),
@@ -171,18 +176,7 @@ def test_one_process_per_device(tmp_path):
 @pytest.mark.slow
 @pytest.mark.multidevice
 def test_two_simulated_devices(tmp_path):
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
-    command = [sys.executable, "-m", "benchmarks.scaling", "--tiny", "--sample-seconds", "0.01"]
-    done = subprocess.run(
-        [*command, "--only", "JPEG", "fsdp", "--out", str(tmp_path)],
-        cwd=ROOT,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    written = json.loads((tmp_path / "rows.json").read_text())
+    lines, written = run_on_two_simulated_devices(tmp_path, "--only", "JPEG", "fsdp")
     rows = {row["gpus"]: row for row in written["rows"] if row["case"] == "vig_s training"}
     assert set(rows) == {1, 2}
     (files,) = (row for row in written["rows"] if row["case"] == "vig_s training, JPEG")
@@ -197,4 +191,4 @@ def test_two_simulated_devices(tmp_path):
     )
     assert split["state_bytes"] < 0.7 * plain["state_bytes"]  # small arrays are whole
     assert split["errors"]["loss"] < 1e-4
-    assert done.stdout.splitlines()[-1].startswith("vig_s training, JPEG")
+    assert lines[-1].startswith("vig_s training, JPEG")

@@ -11,7 +11,6 @@ images are prepared as in evaluation. Of a segmenter or a detector, the backbone
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -58,14 +57,9 @@ def run(args: argparse.Namespace) -> int:
 
     from vig_jax.explain import draw_explanation, explain
     from vig_jax.inference.file_predictor import output_names
-    from vig_jax.inference.files import find_images, load_images
+    from vig_jax.inference.files import load_images
 
-    run, paths = (None, args.paths) if args.weights else (args.paths[0], args.paths[1:])
-    if not paths:
-        raise ConfigError(f"only {run} is given: name a run and then images")
-    files = find_images(paths)
-    loaded = weights.restore(args, run)
-    print(printable(f"{loaded.config.model.name}: {loaded.description}"), file=sys.stderr)
+    loaded, files = weights.restore_for_images(args)
     label = args.class_name
     if label is not None:
         label = _label(label, loaded.metadata.get("class_names", ()))

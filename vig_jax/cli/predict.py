@@ -27,9 +27,7 @@ import sys
 from pathlib import Path
 
 from vig_jax.cli import options, weights
-from vig_jax.errors import ConfigError
 from vig_jax.files import to_json
-from vig_jax.text import printable
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -93,15 +91,9 @@ def run(args: argparse.Namespace) -> int:
     """Predicts, prints, draws; returns 1 if an image could not be read."""
     from vig_jax.config import MeshConfig
     from vig_jax.inference.file_predictor import PredictOptions, file_predictor
-    from vig_jax.inference.files import find_images
     from vig_jax.sharding.mesh import make_mesh
 
-    run, images = (None, args.paths) if args.weights else (args.paths[0], args.paths[1:])
-    if not images:
-        raise ConfigError(f"only {run} is given: name a run and then images")
-    files = find_images(images)
-    loaded = weights.restore(args, run)
-    print(printable(f"{loaded.config.model.name}: {loaded.description}"), file=sys.stderr)
+    loaded, files = weights.restore_for_images(args)
     predictor = file_predictor(loaded)
     predictions = []
     settings = PredictOptions(

@@ -2,11 +2,13 @@
 
 import argparse
 import ast
+import sys
 from pathlib import Path
 from typing import Any
 
 from vig_jax.cli import options
 from vig_jax.errors import ConfigError
+from vig_jax.text import printable
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -80,6 +82,27 @@ def restore(args: argparse.Namespace, run: Path | None) -> Any:
     train = recipes.imagenet().train if weight_file(args, run) else loaded.config.train
     use_compilation_cache(train.compilation_cache)
     return loaded
+
+
+def restore_for_images(args: argparse.Namespace) -> tuple[Any, list[Path]]:
+    """Returns the model and the image files of a command, and prints what the model is.
+
+    Args:
+        args: with the options of `configure`, and `paths`: a run, unless --weights is given, and
+            then image files or folders.
+
+    Raises:
+        ConfigError: there are no images, or options that do not go together.
+    """
+    from vig_jax.inference.files import find_images
+
+    run, images = (None, args.paths) if args.weights else (args.paths[0], args.paths[1:])
+    if not images:
+        raise ConfigError(f"only {run} is given: name a run and then images")
+    files = find_images(images)
+    loaded = restore(args, run)
+    print(printable(f"{loaded.config.model.name}: {loaded.description}"), file=sys.stderr)
+    return loaded, files
 
 
 def weight_file(args: argparse.Namespace, run: Path | None) -> Path | None:

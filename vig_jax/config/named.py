@@ -194,53 +194,55 @@ def fashion_mnist() -> ConfigDict:
     return config
 
 
-def fashion_scenes() -> ConfigDict:
-    """Returns the settings of a small UperNet on composed scenes of 64 x 64 pixels."""
-    config = recipes.ade20k("vig_h_t")
+def _on_scenes(config: ConfigDict) -> ConfigDict:
+    """Returns a dense recipe with a small ViG-H, on composed scenes of 64 x 64 pixels."""
     config.model.embed_dims = (32, 64, 96, 128)
     config.model.depths = (1, 1, 2, 1)
     config.model.num_heads = (1, 2, 3, 4)
     config.model.drop_path_rate = 0.0
     config.model.dtype = "float32"
 
+    config.task.resize_scale = (64, 64)
+
+    config.data.source = "fashion_scenes"
+    config.data.image_size = 64  # of the scenes
+    config.data.workers = 0
+
+    config.optimizer.base_lr = 4e-3  # for 16 images
+    config.optimizer.warmup_lr = 1e-5
+
+    config.train.ema_decay = 0.99
+    config.train.checkpoint_every_steps = 0  # every evaluation saves
+    return config
+
+
+def fashion_scenes() -> ConfigDict:
+    """Returns the settings of a small UperNet on composed scenes of 64 x 64 pixels."""
+    config = _on_scenes(recipes.ade20k("vig_h_t"))
+
     config.task.channels = 64
     config.task.aux_channels = 32
     config.task.reduce_zero_label = False  # label 0 is the background, a class like the others
-    config.task.resize_scale = (64, 64)
     config.task.resize_ratio = (1.0, 1.0)
     config.task.photometric = False  # the scenes are tinted already
     config.task.eval_stride = 64
 
-    config.data.source = "fashion_scenes"
-    config.data.image_size = 64
-    config.data.workers = 0
-
-    config.optimizer.base_lr = 4e-3
-    config.optimizer.warmup_lr = 1e-5
     config.optimizer.warmup_steps = 100
     config.optimizer.weight_decay = 0.05
 
     config.train.batch_size = 16
     config.train.steps = 0
     config.train.epochs = 10
-    config.train.ema_decay = 0.99
     config.train.log_every_steps = 125
     config.train.eval_every_steps = 0
     config.train.eval_every_epochs = 2
-    config.train.checkpoint_every_steps = 0  # every evaluation saves
     return config
 
 
 def fashion_detection() -> ConfigDict:
     """Returns the settings of a small Mask R-CNN on composed scenes of 64 x 64 pixels."""
-    config = recipes.coco("vig_h_t")
-    config.model.embed_dims = (32, 64, 96, 128)
-    config.model.depths = (1, 1, 2, 1)
-    config.model.num_heads = (1, 2, 3, 4)
-    config.model.drop_path_rate = 0.0
-    config.model.dtype = "float32"
+    config = _on_scenes(recipes.coco("vig_h_t"))
 
-    config.task.resize_scale = (64, 64)
     config.task.buckets = ((64, 64),)
     config.task.max_boxes = 6
     config.task.mask_side = 28
@@ -256,12 +258,6 @@ def fashion_detection() -> ConfigDict:
     config.task.score_threshold = 0.01
     config.task.detections = 50
 
-    config.data.source = "fashion_scenes"
-    config.data.image_size = 64  # of the scenes
-    config.data.workers = 0
-
-    config.optimizer.base_lr = 4e-3  # for 16 images
-    config.optimizer.warmup_lr = 1e-5
     config.optimizer.warmup_steps = 200
     config.optimizer.schedule = "cosine"
     config.optimizer.milestones = ()
@@ -269,10 +265,8 @@ def fashion_detection() -> ConfigDict:
 
     config.train.batch_size = 8
     config.train.epochs = 12
-    config.train.ema_decay = 0.99
     config.train.log_every_steps = 250
     config.train.eval_every_epochs = 6
-    config.train.checkpoint_every_steps = 0  # every evaluation saves
     return config
 
 
