@@ -4,17 +4,14 @@ The kernel serves calls that are not differentiated. Under differentiation anoth
 serves the call.
 """
 
-import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..core.config import choose
+from ..core.derivatives import differentiated_by
 from ..core.device import Device
-from ..core.launch import target_device
 from ..linear_swiglu import pallas_mosaic_gpu as linear_swiglu
 from . import pallas_triton, xla
 from .spec import SwigluMlpSpec
@@ -76,24 +73,7 @@ class _Call(NamedTuple):
     config: Config
 
 
-_Pullback = Callable[[Array], tuple[Array, Array, Array]]
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@differentiated_by(pallas_triton, xla)
 def _mlp(call: _Call, x: Array, kernel: Array, down_kernel: Array) -> Array:
     hidden = linear_swiglu.run(call.spec.linear_swiglu, x, kernel, config=call.config)
     return jnp.matmul(hidden, down_kernel)
-
-
-def _mlp_forward(
-    call: _Call, x: Array, kernel: Array, down_kernel: Array
-) -> tuple[Array, _Pullback]:
-    other: Any = xla if pallas_triton.supports(call.spec, target_device()) else pallas_triton
-    return jax.vjp(functools.partial(other.run, call.spec), x, kernel, down_kernel)
-
-
-def _mlp_backward(call: _Call, pullback: _Pullback, grad_out: Array) -> tuple[Array, Array, Array]:
-    return pullback(grad_out)
-
-
-_mlp.defvjp(_mlp_forward, _mlp_backward, optimize_remat=True)

@@ -4,18 +4,15 @@ The kernel serves calls that are not differentiated. Under differentiation anoth
 serves the call.
 """
 
-import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ...core import mosaic
 from ...core.config import choose
+from ...core.derivatives import differentiated_by
 from ...core.device import Device
-from ...core.launch import target_device
 from .. import pallas_triton, xla_chunked
 from ..spec import GlaSpec
 from .config import (
@@ -91,7 +88,7 @@ def run(
     config = config or choose(TUNED_AS, Config, heuristic, spec)
     if reason := config.unsuitable(spec):
         raise ValueError(f"gla: {config} does not suit the call: {reason}")
-    return _attend(_Call(spec, config), _Inputs(q, k, v, log_decays, initial_states))
+    return _attend(_Call(spec, config), q, k, v, log_decays, initial_states)
 
 
 class _Call(NamedTuple):
@@ -101,37 +98,16 @@ class _Call(NamedTuple):
     config: Config
 
 
-class _Inputs(NamedTuple):
-    """The arrays of a call."""
-
-    q: Array
-    k: Array
-    v: Array
-    log_decays: tuple[Array, ...]
-    initial_states: tuple[Array, ...] | None
-
-
-_Result = tuple[Array, tuple[Array, ...] | None]
-_Pullback = Callable[[_Result], tuple[Any, ...]]
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(call: _Call, inputs: _Inputs) -> _Result:
-    q, k, v, (log_decays,), initial_states = inputs
+@differentiated_by(pallas_triton, xla_chunked)
+def _attend(
+    call: _Call,
+    q: Array,
+    k: Array,
+    v: Array,
+    log_decays: tuple[Array, ...],
+    initial_states: tuple[Array, ...] | None,
+) -> tuple[Array, tuple[Array, ...] | None]:
+    (log_decay,) = log_decays
     initial_state = None if initial_states is None else initial_states[0]
-    out, final_state = forward(call.spec, call.config, q, k, v, log_decays, initial_state)
+    out, final_state = forward(call.spec, call.config, q, k, v, log_decay, initial_state)
     return out, None if final_state is None else (final_state,)
-
-
-def _attend_forward(call: _Call, inputs: _Inputs) -> tuple[_Result, _Pullback]:
-    other: Any = (
-        xla_chunked if pallas_triton.supports(call.spec, target_device()) else pallas_triton
-    )
-    return jax.vjp(functools.partial(other.run, call.spec), *inputs)
-
-
-def _attend_backward(call: _Call, pullback: _Pullback, grads: _Result) -> tuple[_Inputs]:
-    return (_Inputs(*pullback(grads)),)
-
-
-_attend.defvjp(_attend_forward, _attend_backward, optimize_remat=True)

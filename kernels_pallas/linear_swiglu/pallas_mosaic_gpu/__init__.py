@@ -4,16 +4,14 @@ The kernel never writes the product to memory, and serves calls that are not dif
 differentiation another implementation serves the call, with the product in memory.
 """
 
-import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ...core import mosaic
 from ...core.config import choose
+from ...core.derivatives import differentiated_by
 from ...core.device import Device
 from ...core.integers import cdiv
 from ...core.launch import target_device
@@ -95,28 +93,11 @@ class _Call(NamedTuple):
     config: Config
 
 
-_Pullback = Callable[[Array], tuple[Array, Array]]
-
-
 def _multiprocessors() -> int:
     device = target_device()
     return mosaic.MULTIPROCESSORS if device is None else device.multiprocessors
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@differentiated_by(pallas_triton, xla)
 def _linear_swiglu(call: _Call, x: Array, kernel: Array) -> Array:
     return forward(call.spec, call.config, x, kernel, _multiprocessors())
-
-
-def _linear_swiglu_forward(call: _Call, x: Array, kernel: Array) -> tuple[Array, _Pullback]:
-    other: Any = xla if pallas_triton.supports(call.spec, target_device()) else pallas_triton
-    return jax.vjp(functools.partial(other.run, call.spec), x, kernel)
-
-
-def _linear_swiglu_backward(
-    call: _Call, pullback: _Pullback, grad_out: Array
-) -> tuple[Array, Array]:
-    return pullback(grad_out)
-
-
-_linear_swiglu.defvjp(_linear_swiglu_forward, _linear_swiglu_backward, optimize_remat=True)
