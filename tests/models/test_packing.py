@@ -160,6 +160,41 @@ def test_packed_images_on_a_gpu(dtype):
     check(model, "float32", TOLERANCES[dtype].forward * 4)
 
 
+def test_drop_path_is_drawn_per_image():
+    """The draws, and so the results and gradients, are those of the images as a batch."""
+    model = small_model(drop_path_rate=0.5)
+    with jax.enable_x64(True):
+        variables, _ = inputs(model, "float64")
+        images = np.random.default_rng(1).standard_normal((6, 16, 24, 3))
+        patches, sizes, places = pack(list(images), 8, tokens=20, most_images=3)
+        assert places.tolist() == [[i // 3, i % 3] for i in range(6)]
+
+        def gradients(inputs, **options):
+            @jax.jit
+            def run(key, inputs):
+                def loss(variables):
+                    logits = model.apply(
+                        variables, *inputs, train=True, rngs={"dropout": key}, **options
+                    )
+                    return weighted(logits), logits.reshape(6, -1)
+
+                return jax.grad(loss, has_aux=True)(variables)
+
+            return [run(jax.random.key(seed), inputs) for seed in (3, 4)]
+
+        mine = gradients((patches, sizes), method="packed")
+        right = gradients((images,))
+        for one, other in zip(*map(jax.tree.leaves, (mine, right)), strict=True):
+            assert rms_relative_error(one, other) <= 1e-11
+        assert rms_relative_error(mine[0][1], mine[1][1]) > 0.01
+
+
+def test_numbers_of_images_at_their_tokens():
+    packing = Packing.from_sizes(jnp.array([[[2, 1], [0, 0], [1, 2]]]), 5)
+    found = packing.at_tokens(jnp.array([[3.0, 7.0, 5.0]]))
+    assert found.tolist() == [[3, 3, 5, 5, 1]]
+
+
 @pytest.mark.parametrize(
     ("patches", "sizes", "message"),
     [

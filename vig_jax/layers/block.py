@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from vig_jax.layers.drop_path import DropPath
@@ -23,7 +24,7 @@ class Block(nn.Module):
         features: model width D.
         num_heads: heads of the mixer.
         mlp_hidden: inner width of the gated MLP.
-        drop_path: probability that a sample skips a branch.
+        drop_path: probability that an image skips a branch.
         norm: returns a new normalisation over channels; called once per branch.
         mixer_init: initialiser of the mixer's linear maps.
         use_act_in_conv, use_out_act, merge_scale, gla_implementation: see `GatedLinearAttention`.
@@ -65,11 +66,17 @@ class Block(nn.Module):
     def __call__(
         self, stream: Residual, train: bool, layout: Padding | Packing | None = None
     ) -> Residual:
-        batch = stream.x.shape[0]
+        def dropped(drop: DropPath) -> jax.Array | None:
+            if not isinstance(layout, Packing):
+                return drop(stream.x.shape[0], train)
+            rows, borders = layout.cu_seqlens.shape
+            scale = drop(rows * (borders - 1), train)
+            return None if scale is None else layout.at_tokens(scale.reshape(rows, borders - 1))
+
         x, normed = self.attn_norm.add(stream)
-        stream = Residual(x, self.attn(normed, layout), self.attn_drop(batch, train))
+        stream = Residual(x, self.attn(normed, layout), dropped(self.attn_drop))
         x, normed = self.mlp_norm.add(stream)
-        return Residual(x, self.mlp(normed), self.mlp_drop(batch, train))
+        return Residual(x, self.mlp(normed), dropped(self.mlp_drop))
 
 
 def block_class(remat: bool) -> type[Block]:

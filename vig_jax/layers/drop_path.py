@@ -9,7 +9,7 @@ from kernels_pallas.core.types import Dim
 
 
 class DropPath(nn.Module):
-    """Draws which samples drop a residual branch, each with probability `rate`.
+    """Draws which images drop a residual branch, each with probability `rate`.
 
     A kept branch is divided by `1 - rate`, as in timm's `DropPath`. The draw uses the "dropout" RNG
     stream. Source: Huang et al., "Deep Networks with Stochastic Depth", 2016.
@@ -19,7 +19,7 @@ class DropPath(nn.Module):
 
     @nn.compact
     def __call__(self, batch: Dim, train: bool) -> Float[Array, " B"] | None:
-        """Returns the factor on each sample's branch, 0 or 1 / (1 - rate); None if all are 1."""
+        """Returns the factor on each image's branch, 0 or 1 / (1 - rate); None if all are 1."""
         if not train or self.rate == 0.0:
             return None
         keep = 1.0 - self.rate

@@ -23,12 +23,13 @@ class Residual(flax.struct.PyTreeNode):
     Attributes:
         x: the stream [B, h, w, D].
         branch: the branch to add [B, h, w, D], or None.
-        branch_scale: the factor on the branch of each sample [B], or None for 1; see `DropPath`.
+        branch_scale: the factor on the branch of each image [B], or of each token [B, h] of packed
+            images; None for 1. See `DropPath`.
     """
 
     x: Float[Array, "B h w D"]
     branch: Float[Array, "B h w D"] | None = None
-    branch_scale: Float[Array, " B"] | None = None
+    branch_scale: Float[Array, "B *h"] | None = None
 
     def total(self) -> Float[Array, "B h w D"]:
         """Returns the stream with the branch added."""
@@ -36,7 +37,7 @@ class Residual(flax.struct.PyTreeNode):
             return self.x
         if self.branch_scale is None:
             return self.x + self.branch
-        scale = self.branch_scale[:, None, None, None]
+        scale = jnp.expand_dims(self.branch_scale, range(self.branch_scale.ndim, 4))
         wide = float32_or_wider(self.x.dtype)
         scaled = jnp.where(scale == 0, 0, scale.astype(wide) * self.branch.astype(wide))
         return (self.x.astype(wide) + scaled).astype(self.x.dtype)
@@ -94,7 +95,11 @@ class Norm(nn.Module):
         def add_norm(x: jax.Array, branch: jax.Array, *rest: jax.Array) -> Any:
             keep, weights = rest[: len(scales)], rest[len(scales) :]
             options: dict[str, Any] = {"kind": self.kind, "epsilon": self.epsilon}
-            return residual_norm(x, branch, *weights, keep=keep[0] if keep else None, **options)
+            if not keep or keep[0].ndim == 1:
+                return residual_norm(x, branch, *weights, keep=keep[0] if keep else None, **options)
+            rows = (array.reshape(-1, *x.shape[2:]) for array in (x, branch))
+            results = residual_norm(*rows, *weights, keep=keep[0].reshape(-1), **options)
+            return tuple(result.reshape(x.shape) for result in results)
 
         specs = (MAPS, MAPS, *[ROWS] * len(scales), *[WHOLE] * len(weights))
         run = shard_kernel(add_norm, specs, MAPS)

@@ -47,6 +47,11 @@ class Packing(flax.struct.PyTreeNode):
         some = jnp.maximum(width, 1)
         return cls(starts, image, within // some, within % some, height, width)
 
+    def at_tokens(self, of_images: Float[Array, "R N"]) -> Float[Array, "R T"]:
+        """Returns the number of each token's image; 1 for a token without one."""
+        padded = jnp.pad(of_images, ((0, 0), (0, 1)), constant_values=1)
+        return jnp.take_along_axis(padded, self.image, axis=1)
+
     def zero_rest(self, patches: Float[Array, "R T P P C"]) -> Float[Array, "R T P P C"]:
         """Returns the patches with zeros behind the images, also where they are NaN."""
         inside = (self.height > 0)[..., None, None, None]

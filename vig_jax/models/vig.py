@@ -227,6 +227,7 @@ class ViG(nn.Module):
         self,
         patches: Float[Array, "R T P P in_chans"],
         sizes: Int[Array | np.ndarray, "R N 2"],
+        train: bool = False,
     ) -> Float[Array, "R N classes"]:
         """Returns for each image what `__call__` returns for the image alone, up to rounding.
 
@@ -235,11 +236,15 @@ class ViG(nn.Module):
         them does not matter. One compiled program serves all sizes.
         `vig_jax.inference.packing.pack` makes the arguments.
 
+        With `train`, drop path is drawn per image: for image n of row r as for image r * N + n of a
+        batch.
+
         Args:
             patches: normalised pixels, P = `patch_size`.
             sizes: rows and columns of each image in patches; 0 for no image, whose result has no
                 meaning. That all images of a row have T tokens together is not checked if the array
                 is traced.
+            train: as for `__call__`.
 
         Raises:
             ValueError: the arrays do not fit together or (ConfigError) to the model, or the rows of
@@ -252,7 +257,7 @@ class ViG(nn.Module):
         position = resize_pos_embed_at(self.pos_embed, grids, places)
         stream = Residual(x + position[:, :, None].astype(x.dtype))
         for block in self.blocks:
-            stream = block(stream, False, packing)
+            stream = block(stream, train, packing)
         _, x = self.norm.add(stream)
         pooled = packing.mean(x[:, :, 0])
         return self.head(pooled) if self.num_classes else pooled
