@@ -58,6 +58,11 @@ def imagenet(name: str = "vig_t") -> ConfigDict:
     config.data.split_seed = 0
     config.data.image_size = 224
     config.data.eval_size = config_dict.placeholder(tuple)  # (height, width) if not square
+    # True: images keep their size and aspect, and share rows of tokens; see docs/training.md.
+    config.data.native_sizes = False
+    config.data.max_tokens = 0  # of an image; larger ones are reduced; 0: those of image_size
+    config.data.row_images = 8  # images of a row; divides train.batch_size
+    config.data.row_tokens = 0  # tokens of a row; 0: row_images * max_tokens
     config.data.mean = (0.485, 0.456, 0.406)  # ImageNet's, in units of [0, 1]
     config.data.std = (0.229, 0.224, 0.225)
     config.data.crop = "random_resized"  # or "pad" (pad and crop), "none" (resize only)

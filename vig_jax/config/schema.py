@@ -98,6 +98,11 @@ class DataConfig:
     max_bad_images: Count  # the run stops above this many undecodable images
     # Height and width of the evaluation images if they are not square; None: image_size.
     eval_size: tuple[PositiveInt, PositiveInt] | None = None
+    # Of a plain classifier: images keep their size and aspect, and share rows of tokens.
+    native_sizes: bool = False
+    max_tokens: Count = 0  # of an image, with native_sizes; 0: those of image_size
+    row_images: PositiveInt = 8  # images that share a row of tokens
+    row_tokens: Count = 0  # of a row; 0: row_images * max_tokens
     # Held out here: per class ("stratified"), or of all images ("random", for masks).
     split: Literal["given", "stratified", "random"] = "given"
     val_fraction: Fraction = 0.0  # of each class ("stratified") or of all images ("random")

@@ -163,6 +163,10 @@ class ClassificationBase(abc.ABC):
         """Returns the label of every example, int32; -1 if it cannot be read."""
         return self._labels
 
+    def known_sizes(self) -> Int32[np.ndarray, "n 2"] | None:
+        """Returns width and height of every image in pixels; None if the files must be read."""
+        return None
+
     def check_index(self, index: int) -> None:
         """Raises IndexError if there is no example `index`."""
         if not 0 <= index < len(self):

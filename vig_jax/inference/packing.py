@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int32, Shaped
 
+from vig_jax.data.preprocess.native import split_patches
 from vig_jax.errors import ConfigError
 from vig_jax.inference.predictor import narrow_kernels
 from vig_jax.layers.pixels import IMAGENET_MEAN, IMAGENET_STD, Channels, normalise
@@ -82,10 +83,9 @@ def pack(
     sizes = np.zeros((count, most_images, 2), np.int32)
     sizes[tuple(places.T)] = grids
     starts = np.cumsum(sizes.prod(axis=2), axis=1) - sizes.prod(axis=2)
-    for image, (rows, columns), (row, place) in zip(images, grids, places, strict=True):
-        split = image.reshape(rows, patch_size, columns, patch_size, -1).swapaxes(1, 2)
+    for image, length, (row, place) in zip(images, lengths, places, strict=True):
         start = starts[row, place]
-        patches[row, start : start + rows * columns] = split.reshape(-1, *shape[2:])
+        patches[row, start : start + length] = split_patches(image, patch_size)
     return Packed(patches, sizes, places)
 
 

@@ -58,6 +58,10 @@ class FashionMnistDataset(ClassificationBase):
         """Returns the position in the original test file, as a path."""
         return f"fashion_mnist/test/{self._positions[index]}"
 
+    def known_sizes(self) -> Int32[np.ndarray, "n 2"]:
+        """Returns 28 x 28 for every image."""
+        return np.full((len(self), 2), 28, np.int32)
+
     def digest(self) -> str:
         """Hashes the pixels, labels and positions of this split."""
         digest = hashlib.sha256(f"fashion_mnist {self._split}".encode())

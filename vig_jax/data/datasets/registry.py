@@ -141,6 +141,10 @@ class SyntheticDataset(ClassificationBase):
         """Returns an invented path."""
         return f"synthetic/{index}"
 
+    def known_sizes(self) -> Int[np.ndarray, "n 2"]:
+        """Returns the side of the images."""
+        return np.full((len(self), 2), self._side, np.int32)
+
     def digest(self) -> str:
         """Hashes the sizes."""
         sizes = f"synthetic {self._side} {self._length} {self.num_classes}"

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Int32
 
 from vig_jax.data.dataset import ClassificationBase, ClassificationDataset, Dataset, Example
 from vig_jax.data.datasets import imagenet
@@ -36,6 +37,11 @@ class RelabelledDataset(ClassificationBase):
     def name_of(self, index: int) -> str:
         """Returns the image's name in the data set."""
         return self._dataset.name_of(index)
+
+    def known_sizes(self) -> Int32[np.ndarray, "n 2"] | None:
+        """Returns the sizes that the data set knows."""
+        dataset = self._dataset
+        return dataset.known_sizes() if isinstance(dataset, ClassificationBase) else None
 
     def digest(self) -> str:
         """Hashes the data set's fingerprint and the new labels."""

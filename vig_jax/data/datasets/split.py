@@ -9,7 +9,7 @@ import hashlib
 import math
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, Int32
 
 from vig_jax.data.dataset import ClassificationBase, ClassificationDataset, Example, Split
 from vig_jax.errors import DataSetError
@@ -51,6 +51,12 @@ class StratifiedDataset(ClassificationBase):
     def name_of(self, index: int) -> str:
         """Returns the image's name in the whole."""
         return self._whole.name_of(int(self._positions[index]))
+
+    def known_sizes(self) -> Int32[np.ndarray, "n 2"] | None:
+        """Returns the sizes that the whole knows."""
+        whole = self._whole
+        sizes = whole.known_sizes() if isinstance(whole, ClassificationBase) else None
+        return None if sizes is None else sizes[self._positions]
 
     def digest(self) -> str:
         """Hashes the fingerprint of the whole and the settings of the split."""

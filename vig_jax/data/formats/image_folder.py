@@ -11,6 +11,7 @@ folder, in the order of its `info.json`.
 """
 
 import collections
+import concurrent.futures
 import hashlib
 import logging
 import os
@@ -18,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Int32
 
 from vig_jax.data.dataset import (
     ClassificationBase,
@@ -27,6 +29,7 @@ from vig_jax.data.dataset import (
     check_classes_filled,
 )
 from vig_jax.data.formats.shards import read_info
+from vig_jax.data.preprocess.decode import read_size
 from vig_jax.errors import DataSetError
 from vig_jax.files import read_regular_file
 from vig_jax.text import preview_names, printable
@@ -86,6 +89,7 @@ class ImageFolderDataset(ClassificationBase):
             logger.warning("%s: %s", printable(str(root / folder)), _describe_ignored(ignored))
         self._names = b"".join(names)
         self._ends = np.cumsum([len(name) for name in names], dtype=np.int64)
+        self._sizes: Int32[np.ndarray, "n 2"] | None = None
         self._labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
 
     def __getitem__(self, index: int) -> Example:
@@ -117,6 +121,15 @@ class ImageFolderDataset(ClassificationBase):
                 size = 2**64 - 1
             digest.update(size.to_bytes(8, "little"))
         return digest.hexdigest()
+
+    def known_sizes(self) -> Int32[np.ndarray, "n 2"]:
+        """Returns width and height of every image, from the headers; 1 and 1 without a header."""
+        if self._sizes is None:
+            paths = (f"{self._base}/{self._path_in_folder(i)}" for i in range(len(self)))
+            with concurrent.futures.ThreadPoolExecutor() as pool:
+                found = [size or (1, 1) for size in pool.map(read_size, paths)]
+            self._sizes = np.array(found, np.int32).reshape(-1, 2)
+        return self._sizes
 
     def _path_in_folder(self, index: int) -> str:
         start = self._ends[index - 1] if index else 0

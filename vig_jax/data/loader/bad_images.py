@@ -18,12 +18,8 @@ import numpy as np
 from jaxtyping import Int64
 
 from vig_jax.data.dataset import Dataset
-from vig_jax.data.preprocess.protocol import (
-    DAMAGED,
-    BucketedPreprocess,
-    DrawnBuckets,
-    Preprocess,
-)
+from vig_jax.data.loader.share import AnyPreprocess
+from vig_jax.data.preprocess.protocol import DAMAGED
 from vig_jax.errors import TooManyBadImagesError, UndecodableImageError
 
 logger = logging.getLogger(__name__)
@@ -51,7 +47,7 @@ class BadImages:
     def __init__(
         self,
         dataset: Dataset,
-        preprocess: Preprocess | BucketedPreprocess | DrawnBuckets,
+        preprocess: AnyPreprocess,
         limit: int,
         log_path: Path | None = None,
     ):
@@ -66,12 +62,12 @@ class BadImages:
     def __len__(self) -> int:
         return len(self._indices)
 
-    def update(self, bad: Int64[np.ndarray, "b"]) -> None:
+    def update(self, bad: Int64[np.ndarray, "*b"]) -> None:
         """Counts the undecodable and damaged examples of a batch.
 
         Args:
-            bad: index in the data set of each row's undecodable example, or -2 - index of a damaged
-                one, or -1.
+            bad: for each place the index in the data set of its undecodable example, or -2 - index
+                of a damaged one, or -1.
 
         Raises:
             TooManyBadImagesError: the limit is exceeded.

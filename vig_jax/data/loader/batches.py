@@ -6,33 +6,31 @@ what was read before. To resume is to start at another step. The loader knows no
 """
 
 import dataclasses
-import itertools
 import sys
 from collections.abc import Hashable, Mapping
 
 import numpy as np
 
 from vig_jax.data.dataset import Dataset
-from vig_jax.data.loader import watch
 from vig_jax.data.loader.iterator import BatchIterator, iterate
 from vig_jax.data.loader.orders import BucketedOrder, Order, enlarged, make_order, sizes_of
-from vig_jax.data.loader.protocol import Batch
+from vig_jax.data.loader.packed import PackedEvalBatches, PackedTrainBatches, eval_rows
+from vig_jax.data.loader.protocol import Batch, Batches
+from vig_jax.data.loader.share import Share, SharedBatches, empty_batch, note
 from vig_jax.data.preprocess.protocol import (
-    DAMAGED,
     BucketedPreprocess,
     DrawnBuckets,
+    PackedPreprocess,
     Preprocess,
     Spec,
-    bytes_per_example,
+    examples_per_row,
 )
-from vig_jax.errors import ConfigError, DataSetError, UndecodableImageError
-
-_LONGEST_BAD_RUN = 100
+from vig_jax.errors import ConfigError, UndecodableImageError
 
 
 def train_batches(
     dataset: Dataset,
-    preprocess: Preprocess | DrawnBuckets,
+    preprocess: Preprocess | DrawnBuckets | PackedPreprocess,
     *,
     batch_size: int,
     seed: int,
@@ -47,7 +45,8 @@ def train_batches(
 
     Step k belongs to epoch k // steps_per_epoch. No example comes twice in an epoch, and every
     epoch has another order. Process p of P gets rows p*b to (p+1)*b of each global batch. With
-    `DrawnBuckets` each batch has the shapes of one bucket.
+    `DrawnBuckets` each batch has the shapes of one bucket. With a `PackedPreprocess` a row of the
+    arrays holds several examples, and the processes share the rows.
 
     Args:
         dataset: the training split; for `DrawnBuckets` a `SizedDataset`.
@@ -72,12 +71,15 @@ def train_batches(
         DataSetError: fewer examples than a batch, or too little shared memory.
         ConfigError: a setting is out of range.
     """
-    _check(batch_size, process_index, process_count, workers, prefetch)
+    _check_share(batch_size, process_index, process_count, examples_per_row(preprocess))
+    _check_workers(workers, prefetch)
     if not 0 <= seed < 2**63 or start_step < 0:
         raise ConfigError(f"seed {seed} and step {start_step} must not be negative")
     order = make_order(dataset, preprocess, batch_size, seed)
-    share = _Share(dataset, preprocess, batch_size, process_index, process_count)
-    batches = _TrainBatches(share, order, start_step)
+    share = Share(dataset, preprocess, batch_size, process_index, process_count)
+    batches: Batches = _TrainBatches(share, order, start_step)
+    if isinstance(preprocess, PackedPreprocess):
+        batches = PackedTrainBatches(share, preprocess, order, start_step)
     # Two copies: evaluation workers run beside those of training, and too little shared memory
     # fails now rather than after an epoch.
     return iterate(
@@ -87,7 +89,7 @@ def train_batches(
 
 def eval_batches(
     dataset: Dataset,
-    preprocess: Preprocess | BucketedPreprocess,
+    preprocess: Preprocess | BucketedPreprocess | PackedPreprocess,
     *,
     batch_size: int,
     process_index: int = 0,
@@ -99,7 +101,8 @@ def eval_batches(
     """Returns one pass in order, without random numbers.
 
     Every process gets the same number of batches. With a `BucketedPreprocess` each batch holds
-    images of one bucket, and the pass is in order within each bucket.
+    images of one bucket, and the pass is in order within each bucket. With a `PackedPreprocess` a
+    row of the arrays holds several examples.
 
     Args:
         dataset: the evaluation split; for a `BucketedPreprocess` a `SizedDataset`.
@@ -116,15 +119,21 @@ def eval_batches(
         Iterator of dict(the arrays of the preprocess, stacked [b, ...]; index int64 [b]; bad
         int64 [b]; weight float32 [b]). Weight is 0 for rows that fill up a last batch (index -1)
         and for undecodable examples (`bad` is their index), otherwise 1. `bad` is -2 - index for an
-        example that is damaged but used, else -1. Close it, or use it in a `with` statement.
+        example that is damaged but used, else -1. If rows hold up to N examples, the three are
+        [b, N]. Close it, or use it in a `with` statement.
 
     Raises:
         DataSetError: too little shared memory.
         ConfigError: a setting is out of range.
     """
-    _check(batch_size, process_index, process_count, workers, prefetch)
-    share = _Share(dataset, preprocess, batch_size, process_index, process_count)
-    batches = _EvalBatches(share, _plan(dataset, preprocess, batch_size))
+    _check_share(batch_size, process_index, process_count, examples_per_row(preprocess))
+    _check_workers(workers, prefetch)
+    share = Share(dataset, preprocess, batch_size, process_index, process_count)
+    batches: Batches
+    if isinstance(preprocess, PackedPreprocess):
+        batches = PackedEvalBatches(share, preprocess, eval_rows(dataset, preprocess))
+    else:
+        batches = _EvalBatches(share, _plan(dataset, preprocess, batch_size))
     return iterate(batches, workers=workers, prefetch=prefetch, image_seconds=image_seconds)
 
 
@@ -147,82 +156,14 @@ def _plan(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Share:
-    """One process's rows of the global batches of a data set."""
-
-    dataset: Dataset
-    preprocess: Preprocess | BucketedPreprocess | DrawnBuckets
-    batch_size: int
-    process_index: int
-    process_count: int
-
-    @property
-    def rows(self) -> int:
-        return self.batch_size // self.process_count
-
-    @property
-    def first(self) -> int:
-        return self.process_index * self.rows
-
-    def load(self, index: int, rng: np.random.Generator | None) -> Mapping[str, np.ndarray]:
-        """Reads and preprocesses an example; raises UndecodableImageError."""
-        watch.begin(index, owner=id(self.dataset))
-        try:
-            try:
-                example = self.dataset[index]
-            except OSError as error:
-                raise UndecodableImageError(f"{type(error).__name__}: {error}") from error
-            return self.preprocess(example, rng)
-        finally:
-            watch.end()
-
-
-def _place(
-    batch: Batch, spec: Spec, row: int, index: int, example: Mapping[str, np.ndarray]
-) -> None:
-    """Writes the arrays of an example into a row."""
-    for name in spec:
-        batch[name][row] = example[name]
-    batch["index"][row] = index
-    if DAMAGED in example:
-        batch["bad"][row] = -2 - index
-
-
-def _empty_batch(spec: Spec, rows: int) -> Batch:
-    batch = {name: np.zeros((rows, *shape), dtype) for name, (shape, dtype) in spec.items()}
-    for name in ("index", "bad"):
-        batch[name] = np.full(rows, -1, np.int64)
-    return batch
-
-
-class _SharedRows:
-    share: _Share
-
-    @property
-    def rows(self) -> int:
-        return self.share.rows
-
-    @property
-    def owner(self) -> int:
-        return id(self.share.dataset)
-
-    def name_of(self, index: int) -> str:
-        return self.share.dataset.name_of(index)
-
-    def _bytes(self, spec: Spec) -> int:
-        index_bad_weight = 20
-        return self.rows * (bytes_per_example(spec) + index_bad_weight)
-
-
-@dataclasses.dataclass(frozen=True)
-class _TrainBatches(_SharedRows):
-    share: _Share
+class _TrainBatches(SharedBatches):
+    share: Share
     order: Order
     start_step: int
 
     @property
     def bytes_per_batch(self) -> int:
-        return self._bytes(self.order.largest)
+        return self.bytes_of(self.order.largest, self.rows)
 
     def __len__(self) -> int:
         return sys.maxsize
@@ -230,9 +171,9 @@ class _TrainBatches(_SharedRows):
     def __getitem__(self, number: int) -> Batch:
         share, step = self.share, self.start_step + number
         spec, indices = self.order.batch(step)
-        batch = _empty_batch(spec, share.rows)
-        for row, drawn in enumerate(indices[share.first : share.first + share.rows].tolist()):
-            index, example = self._next_decodable(step, share.first + row, drawn)
+        batch = empty_batch(spec, self.rows)
+        for row, drawn in enumerate(indices[share.first : share.first + self.rows].tolist()):
+            index, example = share.load_decodable(self.order, step, share.first + row, drawn)
             if isinstance(self.order, BucketedOrder):
                 example = enlarged(example, spec)
             _place(batch, spec, row, index, example)
@@ -240,31 +181,15 @@ class _TrainBatches(_SharedRows):
                 batch["bad"][row] = drawn
         return batch
 
-    def _next_decodable(
-        self, step: int, row: int, drawn: int
-    ) -> tuple[int, Mapping[str, np.ndarray]]:
-        """Returns the first example of `order.following` that can be decoded."""
-        attempts = 0
-        for index in itertools.islice(self.order.following(step, drawn), _LONGEST_BAD_RUN):
-            try:
-                return index, self.share.load(index, self.order.rng(step, row, index))
-            except UndecodableImageError as error:
-                reason, attempts = error, attempts + 1
-        raise DataSetError(
-            f"{attempts} images in a row cannot be decoded, from "
-            f"{self.share.dataset.name_of(drawn)} on ({reason}): are these images, and is the disk "
-            "still there?"
-        )
-
 
 @dataclasses.dataclass(frozen=True)
-class _EvalBatches(_SharedRows):
-    share: _Share
+class _EvalBatches(SharedBatches):
+    share: Share
     plan: tuple[tuple[Spec, np.ndarray], ...]
 
     @property
     def bytes_per_batch(self) -> int:
-        return max((self._bytes(spec) for spec, _ in self.plan), default=0)
+        return max((self.bytes_of(spec, self.rows) for spec, _ in self.plan), default=0)
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -272,9 +197,9 @@ class _EvalBatches(_SharedRows):
     def __getitem__(self, number: int) -> Batch:
         share = self.share
         spec, indices = self.plan[number]
-        batch = _empty_batch(spec, share.rows)
-        batch["weight"] = np.zeros(share.rows, np.float32)
-        for row, index in enumerate(indices[share.first : share.first + share.rows].tolist()):
+        batch = empty_batch(spec, self.rows)
+        batch["weight"] = np.zeros(self.rows, np.float32)
+        for row, index in enumerate(indices[share.first : share.first + self.rows].tolist()):
             batch["index"][row] = index
             try:
                 example = share.load(index, None)
@@ -286,16 +211,30 @@ class _EvalBatches(_SharedRows):
         return batch
 
 
-def _check(
-    batch_size: int, process_index: int, process_count: int, workers: int, prefetch: int
+def _place(
+    batch: Batch, spec: Spec, row: int, index: int, example: Mapping[str, np.ndarray]
 ) -> None:
-    if batch_size < 1 or batch_size % process_count:
+    """Writes the arrays of an example into a row."""
+    for name in spec:
+        batch[name][row] = example[name]
+    note(batch, row, index, example)
+
+
+def _check_share(
+    batch_size: int, process_index: int, process_count: int, row_examples: int
+) -> None:
+    """Checks that the processes can share a global batch."""
+    if batch_size < 1 or batch_size % (process_count * row_examples):
+        of_rows = f" with rows of {row_examples} images each" if row_examples > 1 else ""
         raise ConfigError(
             f"config.train.batch_size={batch_size} must be a multiple of the "
-            f"{process_count} processes"
+            f"{process_count} processes{of_rows}"
         )
     if not 0 <= process_index < process_count:
         raise ValueError(f"process {process_index} of {process_count} does not exist")
+
+
+def _check_workers(workers: int, prefetch: int) -> None:
     for name, value in (("workers", workers), ("prefetch", prefetch)):
         if value < 0:
             raise ConfigError(f"config.data.{name}={value} must be at least 0")

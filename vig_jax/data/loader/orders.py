@@ -11,9 +11,10 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int, Int64
 
-from vig_jax.data.dataset import Dataset
+from vig_jax.data.dataset import ClassificationBase, Dataset
 from vig_jax.data.preprocess.protocol import (
     DrawnBuckets,
+    PackedPreprocess,
     Preprocess,
     SizedDataset,
     Spec,
@@ -37,8 +38,17 @@ def sizes_of(dataset: Dataset) -> Int[np.ndarray, "n 2"]:
     return dataset.sizes()
 
 
+def known_sizes(dataset: Dataset) -> Int[np.ndarray, "n 2"] | None:
+    """Returns width and height of every image, pixels, or None if the data set lacks them."""
+    if isinstance(dataset, ClassificationBase):
+        return dataset.known_sizes()
+    return dataset.sizes() if isinstance(dataset, SizedDataset) else None
+
+
 def steps_per_epoch(
-    dataset: Dataset, batch_size: int, preprocess: Preprocess | DrawnBuckets | None = None
+    dataset: Dataset,
+    batch_size: int,
+    preprocess: Preprocess | DrawnBuckets | PackedPreprocess | None = None,
 ) -> int:
     """Returns the number of full global batches in one epoch; the rest of the order is left out.
 
@@ -76,7 +86,7 @@ class ShuffledOrder:
     """All examples in random order, with arrays of one shape.
 
     Args:
-        spec: of an example.
+        spec: of an example, or of a row that holds several.
         length: number of examples.
         batch_size: global.
         seed: of the order.
@@ -203,7 +213,10 @@ Order = ShuffledOrder | BucketedOrder
 
 
 def make_order(
-    dataset: Dataset, preprocess: Preprocess | DrawnBuckets, batch_size: int, seed: int
+    dataset: Dataset,
+    preprocess: Preprocess | DrawnBuckets | PackedPreprocess,
+    batch_size: int,
+    seed: int,
 ) -> Order:
     """Returns the order of the training examples.
 

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
+from jaxtyping import Int32
 
 from vig_jax.config import DataConfig
 from vig_jax.data.dataset import Example
@@ -32,7 +33,7 @@ class ClassificationPreprocess:
     train: bool
 
     def __post_init__(self) -> None:
-        _check(self.data)
+        check_data(self.data)
 
     @property
     def spec(self) -> Spec:
@@ -50,16 +51,32 @@ class ClassificationPreprocess:
             UndecodableImageError: the image is truncated, empty, or not an image.
             DataSetError: the label does not fit into int32.
         """
-        label = int(example["label"])
-        if not -(2**31) <= label < 2**31:
-            raise DataSetError(f"a label is {label}; labels must fit into 32 bits")
+        label = label_of(example)
         image, damage = load_checked(example["image"], self.data)
         view = draw_view(image_size(image), self.data, rng if self.train else None)
-        arrays = {"image": view.image(image), "label": np.array(label, np.int32)}
+        arrays = {"image": view.image(image), "label": label}
         return arrays | ({DAMAGED: np.array(damage)} if damage else {})
 
 
-def _check(data: DataConfig) -> None:
+def label_of(example: Example) -> Int32[np.ndarray, ""]:
+    """Returns the label of an example.
+
+    Raises:
+        DataSetError: it does not fit into int32.
+    """
+    label = int(example["label"])
+    if not -(2**31) <= label < 2**31:
+        raise DataSetError(f"a label is {label}; labels must fit into 32 bits")
+    return np.array(label, np.int32)
+
+
+def check_data(data: DataConfig) -> None:
+    """Checks the settings of the views of a classifier, and those of decoding.
+
+    Raises:
+        ConfigError: a setting is out of range.
+        DataSetError: as `check_settings` does.
+    """
     requirements = {
         "image_size": (data.image_size >= 1, "at least 1"),
         "crop_scale": (0 < data.crop_scale[0] <= data.crop_scale[1] <= 1, "0 < low <= high <= 1"),

@@ -96,6 +96,50 @@ class DrawnBuckets(Protocol):
 
 
 @runtime_checkable
+class PackedPreprocess(Protocol):
+    """A preprocess that puts several examples into one row of a batch.
+
+    In training every row has `row_examples` of them. In evaluation a row may have fewer.
+    """
+
+    @property
+    def spec(self) -> Spec:
+        """Shape and dtype of each array of a row, by name."""
+
+    @property
+    def row_examples(self) -> int:
+        """The largest number of examples in a row."""
+
+    @property
+    def row_length(self) -> int:
+        """The length of a row."""
+
+    @property
+    def most_length(self) -> int:
+        """The largest length that an example takes of a row."""
+
+    def lengths(self, sizes: Int[np.ndarray, "n 2"]) -> Int64[np.ndarray, "n"]:
+        """Returns the lengths that evaluation examples take of a row.
+
+        Args:
+            sizes: width and height of the images, pixels.
+        """
+
+    def __call__(
+        self, example: Example, rng: np.random.Generator | None
+    ) -> Mapping[str, np.ndarray]:
+        """Returns the arrays of one example for `row`; see `Preprocess`."""
+
+    def row(self, examples: Sequence[Mapping[str, np.ndarray]]) -> Mapping[str, np.ndarray]:
+        """Returns the arrays that `spec` lists, of up to `row_examples` examples."""
+
+
+def examples_per_row(preprocess: object) -> int:
+    """Returns the number of examples that a row of a training batch holds."""
+    return preprocess.row_examples if isinstance(preprocess, PackedPreprocess) else 1
+
+
+@runtime_checkable
 class SizedDataset(Dataset, Protocol):
     """A data set that knows the sizes of its images before they are decoded."""
 
