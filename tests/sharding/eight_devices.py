@@ -27,6 +27,7 @@ from vig_jax.sharding.mesh import (
     DATA_AXIS,
     batch_sharded,
     check_batch_size,
+    check_rows,
     make_mesh,
     place_batch,
     replicated,
@@ -61,6 +62,18 @@ def initial_state():
     )
 
 
+def random_batch(generator, data):
+    """Returns 16 images of 16 x 16 pixels; or packed, of up to 5 x 2 patches in rows of two."""
+    pixels = functools.partial(generator.integers, 0, 256, dtype=np.uint8)
+    labels = generator.integers(0, 4, 16).astype(np.int32)
+    if not data.native_sizes:
+        return {"image": pixels(size=(16, 16, 16, 3)), "label": labels}
+    sides = [generator.integers(1, most, (8, 2), endpoint=True) for most in (5, 2)]
+    sizes = np.stack(sides, axis=-1).astype(np.int32)
+    patches = pixels(size=(8, 20, 8, 8, 3))
+    return {"patches": patches, "sizes": sizes, "label": labels.reshape(8, 2)}
+
+
 def losses(mesh, parts=1, updates=3, **data):
     """Some updates on the mesh, drop path and mixing included."""
     config = tiny_config(**data)
@@ -79,11 +92,7 @@ def losses(mesh, parts=1, updates=3, **data):
         )
         values = []
         for _ in range(updates):
-            batch = {
-                "image": generator.integers(0, 256, (16, 16, 16, 3), np.uint8),
-                "label": generator.integers(0, 4, 16).astype(np.int32),
-            }
-            state, metrics = step(state, place_batch(batch, mesh))
+            state, metrics = step(state, place_batch(random_batch(generator, config.data), mesh))
             values.append([float(metrics["loss"]), float(metrics["grad_norm"])])
     return np.array(values), jax.device_get((state.params, state.ema_params))
 
@@ -98,6 +107,17 @@ def check_steps(rand_augment_layers=0):
     # of 1e-2 either way.
     for a, b in zip(jax.tree.leaves(eight_params), jax.tree.leaves(one_params), strict=True):
         assert np.mean(np.abs(a - b)) < 1e-4
+
+
+def check_native_sizes():
+    """Drop path included: its draws do not depend on the devices."""
+    settings = {"mixup_alpha": 0.0, "cutmix_alpha": 0.0, "rand_augment_layers": 0}
+    settings |= {"erase_probability": 0.0, "native_sizes": True, "max_tokens": 10, "row_images": 2}
+    one, _ = losses(make_mesh(jax.devices()[:1]), updates=2, **settings)
+    eight, _ = losses(make_mesh(), updates=2, **settings)
+    np.testing.assert_allclose(eight, one, rtol=1e-4)
+    with pytest.raises(ConfigError, match=r"24 images .* 1 parts .* rows of 2 .* multiple of 16"):
+        check_rows(24, 2, make_mesh())
 
 
 def check_init():
@@ -391,6 +411,7 @@ def check_detection():
 if sys.argv[1:] == ["slow"]:
     check_steps(rand_augment_layers=1)
     check_accumulation()
+    check_native_sizes()
 else:
     check_placement()
     check_shard_kernel()

@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from kernels_pallas.testing import TOLERANCES
+from vig_jax.cli.main import main
 from vig_jax.config import to_dict
 from vig_jax.errors import CheckpointError, DataWorkerError, NonFiniteLossError
 from vig_jax.inference.loaded_model import load_for_inference
@@ -203,6 +205,57 @@ def test_stop_signal_saves_and_resuming_is_exact(
     assert "resuming from the checkpoint of step 7 of 12" in capsys.readouterr().err
     chex.assert_trees_all_equal(final(tmp_path), final(whole))
     assert numbers(tmp_path) == numbers(whole)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Images of 10 to 49 pixels a side, whose class is their colour."""
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 16), ("val", 7)):
+        for label in ("cat", "dog"):
+            folder = tmp_path / "photos" / split / label
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = generator.integers(0, 256, (*generator.integers(10, 50, 2), 3), np.uint8)
+                pixels[..., 0] //= 1 + 3 * (label == "cat")
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    return tmp_path / "photos"
+
+
+def test_native_sizes(tiny, photos, tmp_path, monkeypatch, capsys):
+    """The run learns, resumes to the bit, and its best weights are evaluated again."""
+    settings = {"mixup_alpha": 0.0, "cutmix_alpha": 0.0, "erase_probability": 0.0}
+    settings |= {"native_sizes": True, "max_tokens": 12, "row_images": 4, "row_tokens": 30}
+    config = tiny(
+        **{f"data__{key}": value for key, value in settings.items()},
+        data__path=str(photos),
+        optimizer__base_lr=1e-2,
+        train__log_every_steps=4,
+    )
+    run(config, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        at_step(patch, 6, lambda: signal.raise_signal(signal.SIGTERM))
+        run(config, tmp_path / "run")
+    assert load_for_inference(tmp_path / "run" / "checkpoints" / "6").step == 6
+    run(config, tmp_path / "run")
+    chex.assert_trees_all_equal(final(tmp_path / "run"), final(tmp_path / "whole"))
+    assert numbers(tmp_path / "run") == numbers(tmp_path / "whole")
+    training = [record for record in numbers(tmp_path / "run") if "train/loss" in record]
+    assert training[-1]["train/loss"] < 0.5 * training[0]["train/loss"]
+    assert 0.5 < training[-1]["train/row_fill"] <= 1
+    assert (tmp_path / "run" / "first_batch.png").stat().st_size > 1000
+    last = lines(tmp_path / "run")[-1]
+    assert last["eval/top1"] > 0.9
+    capsys.readouterr()
+    report = tmp_path / "report.json"  # of the same images, in longer rows
+    options = ["--workers", "0", "--raw", "--max-tokens", "12", "--json", str(report)]
+    assert main(["evaluate", str(tmp_path / "run"), *options]) == 0
+    result = json.loads(report.read_text())
+    best = [record for record in lines(tmp_path / "run") if record["step"] == result["step"]][-1]
+    assert result["top1"] == best["eval/top1"]
+    assert result["loss"] == pytest.approx(best["eval/loss"], rel=TOLERANCES["float32"].forward)
+    assert main(["evaluate", str(tmp_path / "run"), "--image-size", "32"]) == 1
+    assert "leave it (--image-size) out" in capsys.readouterr().err
 
 
 def test_stop_during_evaluation(whole, tiny, tmp_path, monkeypatch):

@@ -80,6 +80,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--batch-size", type=options.positive, help="default: that of training; with --weights 64"
     )
     parser.add_argument(
+        "--max-tokens",
+        type=options.positive,
+        metavar="N",
+        help="classify images at their native sizes, reduced to at most N tokens (patches) each, "
+        "with a plain model; see config.data.native_sizes",
+    )
+    parser.add_argument(
         "--mesh",
         type=options.mesh,
         default={},
@@ -190,9 +197,10 @@ def _evaluated(args: argparse.Namespace, run: Path | None) -> _Result:
 
     from vig_jax.config import MeshConfig
     from vig_jax.data import BadImages, eval_batches, open_dataset
+    from vig_jax.data.preprocess.protocol import examples_per_row
     from vig_jax.errors import NonFiniteLossError
     from vig_jax.evaluation.evaluate import evaluate, make_predict_step
-    from vig_jax.sharding.mesh import check_batch_size, make_mesh
+    from vig_jax.sharding.mesh import check_batch_size, check_rows, make_mesh
     from vig_jax.sharding.rules import placed
     from vig_jax.tasks.protocol import HostBatch
     from vig_jax.tasks.registry import get_task, make_task
@@ -213,6 +221,7 @@ def _evaluated(args: argparse.Namespace, run: Path | None) -> _Result:
     metadata = {**dataset.info.metadata, **loaded.metadata}
     bundle = make_task(dataclasses.replace(config, data=data), metadata).evaluated_on(dataset)
     evaluation, preprocess = bundle.evaluation, bundle.eval_preprocess
+    check_rows(batch_size, examples_per_row(preprocess), mesh)
     bad_images = BadImages(dataset, preprocess, data.max_bad_images)
     progress = tqdm(
         total=len(dataset) // jax.process_count(),
@@ -262,7 +271,13 @@ def _data(args: argparse.Namespace, data: "DataConfig") -> "DataConfig":
     """Returns the settings of the data set that the options change."""
     given = {"path": args.data_path, "source": args.data_source, "workers": args.workers}
     changed = {key: value for key, value in given.items() if value not in (None, "")}
-    return dataclasses.replace(data, **changed)
+    data = dataclasses.replace(data, **changed)
+    if args.max_tokens is None:
+        return data
+    from vig_jax.tasks.classification.native import at_native_sizes
+
+    data = at_native_sizes(data, args.max_tokens)
+    return data if args.image_size else dataclasses.replace(data, eval_size=None)
 
 
 def _report(args: argparse.Namespace, result: _Result) -> None:

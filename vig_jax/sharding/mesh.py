@@ -155,6 +155,27 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> None:
         )
 
 
+def check_rows(batch_size: int, row_images: int, mesh: Mesh, parts: int = 1) -> None:
+    """Checks that the devices can share the rows of a global batch of packed images equally.
+
+    Args:
+        batch_size: images of a batch.
+        row_images: images of a row.
+        mesh: of the run.
+        parts: of the batch, computed in sequence.
+
+    Raises:
+        ConfigError: `batch_size` is not a multiple of images of a row, parts and devices.
+    """
+    least = row_images * parts * batch_devices(mesh)
+    if batch_size % least:
+        raise ConfigError(
+            f"a batch of {batch_size} images cannot be split into {parts} parts of rows of "
+            f"{row_images} images on {batch_devices(mesh)} devices: set config.train.batch_size to "
+            f"a multiple of {least}, or lower config.data.row_images"
+        )
+
+
 def smallest_batch() -> int:
     """Returns the smallest number of rows that the ambient mesh can split; 1 without a mesh."""
     return batch_devices(jax.sharding.get_abstract_mesh())

@@ -14,7 +14,12 @@ import flax.linen as nn
 from vig_jax.config import RunConfig, TaskConfig
 from vig_jax.config.schema import TASK_CONFIGS
 from vig_jax.data.dataset import Dataset
-from vig_jax.data.preprocess.protocol import BucketedPreprocess, DrawnBuckets, Preprocess
+from vig_jax.data.preprocess.protocol import (
+    BucketedPreprocess,
+    DrawnBuckets,
+    PackedPreprocess,
+    Preprocess,
+)
 from vig_jax.errors import ConfigError
 from vig_jax.tasks.protocol import Evaluation, NeedsDataset, Preview, Task, Variables
 from vig_jax.text import did_you_mean
@@ -38,8 +43,8 @@ class TaskBundle:
     config: RunConfig
     task: Task
     evaluation: Evaluation[Any]
-    train_preprocess: Preprocess | DrawnBuckets
-    eval_preprocess: Preprocess | BucketedPreprocess
+    train_preprocess: Preprocess | DrawnBuckets | PackedPreprocess
+    eval_preprocess: Preprocess | BucketedPreprocess | PackedPreprocess
     preview: Preview | None = None
     summary: str = ""
 
@@ -167,4 +172,10 @@ def make_task(config: RunConfig, metadata: Mapping[str, Any]) -> TaskBundle:
     Raises:
         ConfigError: an unknown task, or settings that do not fit the task or the data set.
     """
-    return get_task(config.task.name).make(config, metadata)
+    bundle = get_task(config.task.name).make(config, metadata)
+    if config.data.native_sizes and not isinstance(bundle.eval_preprocess, PackedPreprocess):
+        raise ConfigError(
+            "config.data.native_sizes (--max-tokens) is for classification, not for the task "
+            f"{config.task.name!r}: set it to False"
+        )
+    return bundle

@@ -21,11 +21,12 @@ from vig_jax.data import (
     steps_per_epoch,
     train_batches,
 )
+from vig_jax.data.preprocess.protocol import examples_per_row
 from vig_jax.errors import ConfigError
 from vig_jax.evaluation.evaluate import make_predict_step
 from vig_jax.models import ParameterGroups
 from vig_jax.models.backbone import implementation_refusals
-from vig_jax.sharding.mesh import check_batch_size, make_mesh
+from vig_jax.sharding.mesh import check_batch_size, check_rows, make_mesh
 from vig_jax.sharding.rules import shardings
 from vig_jax.tasks.protocol import PredictStep, Variables
 from vig_jax.tasks.registry import TaskBundle, get_task, make_task
@@ -84,6 +85,7 @@ class Experiment:
         check_batch_size(batch_size, mesh)
         check_accumulation(batch_size, parts, mesh)
         bundle = make_task(config, trained_on)
+        check_rows(batch_size, examples_per_row(bundle.train_preprocess), mesh, parts)
         epoch = steps_per_epoch(train_data, batch_size, bundle.train_preprocess)
         intervals = Intervals.from_config(config.train, epoch)
         config = bundle.config
@@ -154,7 +156,7 @@ class Experiment:
             threads: one is used for each program.
             begins: whether nothing was restored: the first state and the preview are needed, too.
         """
-        rows = self.config.train.batch_size
+        rows = self.config.train.batch_size // examples_per_row(self.bundle.train_preprocess)
         task, evaluation = self.bundle.task, self.bundle.evaluation
         batch = batch_of(task.batch_spec, rows)
         needed: dict[str, tuple[Any, ...]] = {}

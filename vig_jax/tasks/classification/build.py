@@ -19,6 +19,7 @@ from vig_jax.tasks.classification.evaluation import (
     ClassificationEvaluation,
     draw_results,
 )
+from vig_jax.tasks.classification.native import make_native
 from vig_jax.tasks.classification.preview import ClassificationPreview
 from vig_jax.tasks.classification.task import Classification
 from vig_jax.tasks.registry import Panel, ReportSpec, TaskBundle, TaskEntry
@@ -36,6 +37,8 @@ def make_classification(config: RunConfig, metadata: Mapping[str, Any]) -> TaskB
     """
     names = tuple(metadata.get("class_names", ()))
     config = with_num_classes(with_image_size(config), names)
+    if config.data.native_sizes:
+        return make_native(config, names)
     check_augmentations(config.data.augmentations)
     _check_mixing(config.data, config.train.batch_size // config.train.accumulation_steps)
     classes = config.model.num_classes

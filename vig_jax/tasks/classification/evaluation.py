@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from vig_jax.config import DataConfig
 from vig_jax.errors import DataSetError
@@ -50,16 +51,20 @@ class ClassificationEvaluation(SumsEvaluation):
             "weight": jax.ShapeDtypeStruct((), np.float32),
         }
 
+    def logits(self, variables: Variables, batch: Batch) -> Float[Array, "*b classes"]:
+        """Returns the class logits of a batch."""
+        images = normalise(batch["image"], self.data.mean, self.data.std)
+        logits: Any = self.model.apply(variables, images)
+        return logits
+
     def predict(self, variables: Variables, batch: Batch) -> dict[str, jax.Array]:
         """Returns weighted sums of the loss and of the hits among the first 1 and 5 guesses.
 
         For up to 2,000 classes also `confusion` [K, K], the count of each pair of true class (row)
         and first guess (column).
         """
-        logits: Any = self.model.apply(
-            variables, normalise(batch["image"], self.data.mean, self.data.std)
-        )
-        labels, weight = batch["label"], batch["weight"]
+        logits = self.logits(variables, batch).reshape(-1, self.num_classes)
+        labels, weight = batch["label"].reshape(-1), batch["weight"].reshape(-1)
         _, guesses = per_device(lambda x: jax.lax.top_k(x, min(_FIRST, self.num_classes)))(logits)
         hits = (guesses == labels[:, None]).astype(weight.dtype)
         losses = cross_entropy(logits, labels)

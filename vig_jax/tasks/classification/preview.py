@@ -48,18 +48,27 @@ class ClassificationPreview:
 
     def draw(self, arrays: PreviewArrays, path: Path) -> None:
         """Writes the images as a contact sheet, with one or two classes above each."""
-        pixels, targets = arrays
-        columns = min(_COLUMNS, len(pixels))
-        rows = -(-len(pixels) // columns)
-        figure = Figure(figsize=(1.45 * columns + 0.2, 1.85 * rows + 0.5), layout="constrained")
-        figure.suptitle("First batch as the model sees it, with its targets", fontsize=10)
-        for number, (image, target) in enumerate(zip(pixels, targets, strict=True), start=1):
-            axes = figure.add_subplot(rows, columns, number)
-            axes.imshow(np.asarray(image), interpolation="nearest")
-            axes.set_axis_off()
-            caption = _caption(np.asarray(target), self.class_names)
-            axes.set_title(caption, fontsize=7, parse_math=False)
-        save_figure(figure, path)
+        pixels, targets = map(np.asarray, arrays)
+        draw_sheet(list(pixels), list(targets), self.class_names, path)
+
+
+def draw_sheet(
+    images: Sequence[UInt8[np.ndarray, "_ _ 3"]],
+    targets: Sequence[Float[np.ndarray, "_"]],
+    class_names: Sequence[str],
+    path: Path,
+) -> None:
+    """Writes images as a contact sheet, with one or two classes of their targets above each."""
+    columns = min(_COLUMNS, len(images))
+    rows = -(-len(images) // columns)
+    figure = Figure(figsize=(1.45 * columns + 0.2, 1.85 * rows + 0.5), layout="constrained")
+    figure.suptitle("First batch as the model sees it, with its targets", fontsize=10)
+    for number, (image, target) in enumerate(zip(images, targets, strict=True), start=1):
+        axes = figure.add_subplot(rows, columns, number)
+        axes.imshow(image, interpolation="nearest")
+        axes.set_axis_off()
+        axes.set_title(_caption(target, class_names), fontsize=7, parse_math=False)
+    save_figure(figure, path)
 
 
 def _caption(target: Float[np.ndarray, "classes"], class_names: Sequence[str]) -> str:
