@@ -3,11 +3,13 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
 import vig_jax
+from kernels_pallas.testing import TOLERANCES
 from tests.data.photographs import encoded, photo
 from vig_jax.data.preprocess import resize
 from vig_jax.errors import ConfigError
@@ -15,8 +17,12 @@ from vig_jax.inference import files
 from vig_jax.inference.file_predictor import PredictOptions, check_one_device
 from vig_jax.inference.files import Classifier, Prediction, draw, find_images
 from vig_jax.inference.predictor import Predictor
+from vig_jax.layers.pixels import normalise
 from vig_jax.sharding.mesh import make_mesh
 from vig_jax.weights.published import published_config
+
+TINY = {"img_size": 16, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 1}
+TINY |= {"gla_implementation": "reference"}  # compiles fastest
 
 
 def test_leftovers_of_other_programs_are_left_out(tmp_path):
@@ -64,6 +70,32 @@ def classify(monkeypatch):
         )
 
     return run
+
+
+def test_images_at_their_native_sizes(tmp_path):
+    """Their probabilities are those of each image alone; a broken file leaves the others."""
+    model = vig_jax.create_model("vig_t", num_classes=2, **TINY)
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
+    data = published_config("vig_t").data
+    settings = {"native_sizes": True, "max_tokens": 6, "row_images": 2, "image_size": 16}
+    data = dataclasses.replace(data, **settings)
+    images = [photo(24, 16, 1), photo(16, 24, 2), photo(50, 70, 3)]
+    for number, image in enumerate(images):
+        (tmp_path / f"{number}.png").write_bytes(encoded(image, "PNG"))
+    (tmp_path / "broken.png").write_bytes(b"nothing")
+    paths = [tmp_path / f"{name}.png" for name in (0, "broken", 1, 2)]
+    first, broken, *rest = Classifier(model, variables, data, ["cat", "dog"]).predict(paths)
+    assert "not a JPEG" in broken.error
+    images[2] = np.asarray(Image.fromarray(images[2]).resize((16, 24), Image.Resampling.BICUBIC))
+    for found, image in zip((first, *rest), images, strict=True):
+        pixels = normalise(jnp.asarray(image)[None], data.mean, data.std)
+        expected = jax.nn.softmax(model.apply(variables, pixels)[0])
+        probabilities = dict(found.top)
+        np.testing.assert_allclose(
+            [probabilities["cat"], probabilities["dog"]],
+            expected,
+            rtol=TOLERANCES["float32"].forward,
+        )
 
 
 def test_the_limit_is_that_of_the_run(classify, tmp_path):

@@ -16,6 +16,7 @@ from vig_jax.data.formats.image_folder import find_image_files
 from vig_jax.data.preprocess.decode import decode, load_checked
 from vig_jax.data.preprocess.geometry import draw_view, image_size
 from vig_jax.data.preprocess.limits import MAX_PIXELS
+from vig_jax.data.preprocess.native import NativePreprocess, RowShape
 from vig_jax.errors import (
     ConfigError,
     NonFiniteLossError,
@@ -27,8 +28,9 @@ from vig_jax.files import read_regular_file
 from vig_jax.inference.file_predictor import PredictOptions
 from vig_jax.inference.grid import draw_grid
 from vig_jax.inference.loaded_model import LoadedModel
+from vig_jax.inference.packing import PackedPredictor, packed_predictor
 from vig_jax.inference.predictor import Predictor, predictor
-from vig_jax.models import Backbone
+from vig_jax.models import Backbone, ViG
 from vig_jax.models.from_config import model_from_config
 from vig_jax.sharding.mesh import batch_devices
 from vig_jax.text import printable
@@ -81,7 +83,7 @@ class Classifier:
         self.class_names = tuple(class_names)
         self._model = model
         self._variables = variables
-        self._predictors: dict[tuple[int, Mesh | None], Predictor] = {}
+        self._predictors: dict[tuple[int, Mesh | None], Predictor | PackedPredictor] = {}
 
     @classmethod
     def from_loaded(cls, loaded: LoadedModel) -> "Classifier":
@@ -133,33 +135,63 @@ class Classifier:
         for start in range(0, len(files), batch_size):
             yield from self._predict_batch(run, data, files[start : start + batch_size], top)
 
-    def _predictor(self, batch_size: int, mesh: Mesh | None) -> Predictor:
+    def _predictor(self, batch_size: int, mesh: Mesh | None) -> Predictor | PackedPredictor:
         """Returns the predictor for a batch size, compiled on first use."""
         if (batch_size, mesh) not in self._predictors:
             data = self.data
-            self._predictors[batch_size, mesh] = predictor(
-                self._model,
-                self._variables,
-                batch_size,
-                data.eval_size or data.image_size,
-                mean=data.mean,
-                std=data.std,
-                mesh=mesh,
-            )
+            options: dict[str, Any] = {"mean": data.mean, "std": data.std, "mesh": mesh}
+            run: Predictor | PackedPredictor
+            if data.native_sizes:
+                shape, devices = self._row_shape(), batch_devices(mesh) if mesh else 1
+                run = packed_predictor(
+                    self._model,
+                    self._variables,
+                    tokens=shape.tokens,
+                    rows=devices * cdiv(batch_size, devices * shape.images),
+                    most_images=shape.images,
+                    **options,
+                )
+            else:
+                size = data.eval_size or data.image_size
+                run = predictor(self._model, self._variables, batch_size, size, **options)
+            self._predictors[batch_size, mesh] = run
         return self._predictors[batch_size, mesh]
 
+    def _row_shape(self) -> RowShape:
+        """Returns the shape of rows of images at their native sizes."""
+        assert isinstance(self._model, ViG)
+        return RowShape.from_data(self.data, self._model.patch_size)
+
+    def _pixels(
+        self, file: Path, data: DataConfig
+    ) -> tuple[UInt8[np.ndarray, "H W 3"], str | None]:
+        """Returns the pixels of an image file as in evaluation, and its damage or None."""
+        content = read_regular_file(file)
+        if not data.native_sizes:
+            return _view(content, data)
+        image, damage = load_checked(content, data)
+        return NativePreprocess(data, self._row_shape(), train=False).whole(image), damage
+
     def _predict_batch(
-        self, run: Predictor, data: DataConfig, files: Sequence[Path], top: int
+        self,
+        run: Predictor | PackedPredictor,
+        data: DataConfig,
+        files: Sequence[Path],
+        top: int,
     ) -> Iterator[Prediction]:
-        images = np.zeros((len(files), *run.image_size, 3), np.uint8)
+        size = (run.patch_size,) * 2 if isinstance(run, PackedPredictor) else run.image_size
+        images = [np.zeros((*size, 3), np.uint8)] * len(files)
         errors: dict[int, str] = {}
         damages: dict[int, str | None] = {}
         for row, file in enumerate(files):
             try:
-                images[row], damages[row] = _view(read_regular_file(file), data)
+                images[row], damages[row] = self._pixels(file, data)
             except (UndecodableImageError, OSError) as error:
                 errors[row] = str(error)
-        logits = np.asarray(run(images))
+        if isinstance(run, PackedPredictor):
+            logits = np.asarray(run(images))
+        else:
+            logits = np.asarray(run(np.stack(images)))
         for row, file in enumerate(files):
             if row not in errors and not np.isfinite(logits[row]).all():
                 raise NonFiniteLossError(

@@ -100,6 +100,11 @@ def _images(loaded: LoadedModel) -> str:
     )
     if task != "classification":
         return f"{pixels} Sizes: the section `config.task` of `config.json`."
+    if data.native_sizes:
+        return (
+            "The whole image in its own size, made smaller (bicubic) if it has too many patches: "
+            f"see `data.max_tokens` in `config.json`. {pixels}"
+        )
     return (
         f"{height} x {width} pixels: the shorter side is resized (bicubic) to the crop divided by "
         f"{data.crop_pct:g}, and the middle is cropped. {pixels}"
