@@ -32,12 +32,18 @@ from vig_jax.tasks import registry as tasks
 from vig_jax.tasks.classification import ENTRY
 from vig_jax.train.logging import loggers
 from vig_jax.train.loop import run
+from vig_jax.weights.hub_folder import WEIGHTS
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "extending.md"
 MODULES = ("stripes", "stripes_plugin", "stripes_page")
 REGISTRIES = (
-    *(datasets._OPENERS, variants._REGISTERED, augmentations._AUGMENTATIONS, loggers._REGISTERED),
+    *(
+        datasets._REGISTERED,
+        variants._REGISTERED,
+        augmentations._AUGMENTATIONS,
+        loggers._REGISTERED,
+    ),
     *(tasks._REGISTERED, schema.TASK_CONFIGS),
 )
 
@@ -146,6 +152,48 @@ def test_hub_folders_name_the_plugins_that_they_need(trained, tmp_path):
     with pytest.raises(ConfigError, match="add --plugin stripes_plugin"):
         vig_jax.from_pretrained(tmp_path / "vig_nano")
     assert "stripes_plugin" not in sys.modules
+
+
+def test_a_task_of_a_plugin_becomes_a_hub_folder(trained, tmp_path, capsys):
+    """Its model has upstream's names. Readers name the plugin."""
+    folder, plugin = tmp_path / "hub", ["--plugin", "stripes_plugin"]
+    with restored():
+        command = ["convert", str(trained), str(folder), "--to", "hub", "--verify"]
+        assert main([*command, *plugin]) == 0
+        assert "verified    logits of random images" in capsys.readouterr().out
+        assert main(["evaluate", str(folder), *plugin]) == 0
+        assert "top1 1.0000" in capsys.readouterr().out
+        params = vig_jax.load_weights(folder)["params"]
+        assert params["head"]["kernel"].shape == (32, 2)
+    assert {file.name for file in folder.iterdir()} == {"README.md", "config.json", WEIGHTS}
+    card = (folder / "README.md").read_text()
+    assert "import stripes_plugin" in card
+    assert "vig predict PATH photo.jpg --plugin stripes_plugin" in card
+    assert "pipeline_tag" not in card
+    assert main(["evaluate", str(folder)]) == 1
+    assert "if you trust it, add --plugin stripes_plugin" in capsys.readouterr().err
+    assert not set(MODULES) & sys.modules.keys()
+
+
+def test_commands_for_data_sets_of_plugins(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(folder)
+    plugin = ["--plugin", "stripes_plugin"]
+    assert main(["data", "inspect", "stripes", *plugin]) == 0
+    printed = capsys.readouterr().out
+    assert "train: 256 images, 2 classes" in printed
+    assert "eval: 64 images, 2 classes" in printed
+    options = ["--limit", "6", "--workers", "0", "--shards", "1"]
+    assert main(["data", "convert", "stripes", str(tmp_path / "records"), *options, *plugin]) == 0
+    assert "train: 6 images in 1 shards" in capsys.readouterr().out
+    assert main(["data", "benchmark", "stripes", "--images", "2", *plugin]) == 0
+    assert main(["data", "inspect", "anywhere", "--from", "stripes", *plugin]) == 0
+    capsys.readouterr()
+    for more, message in (
+        (["stripes", "--val-fraction", "0.5"], "--val-fraction: the plugin of stripes has its"),
+        (["stripes", "--from", "stripe"], "--from stripe: did you mean 'stripes'"),
+    ):
+        assert main(["data", "inspect", *more, *plugin]) == 1
+        assert message in capsys.readouterr().err
 
 
 def test_the_data_set_of_the_example_needs_no_jax(folder):

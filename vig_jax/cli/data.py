@@ -5,6 +5,7 @@ vig data inspect /data/ADEChallengeData2016 --json ade.json
 vig data convert /data/flowers /data/flowers_records --resize-short 320 --workers 8
 vig data benchmark /data/flowers_records --workers 8
 vig data images fashion_images --split eval --per-class 4
+vig data inspect stripes --plugin stripes_plugin    # a data set that a plugin registers
 """
 
 import argparse
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vig_jax.cli import options
-from vig_jax.cli.inspection import open_source
+from vig_jax.cli.inspection import check_classes, open_source
 from vig_jax.errors import ConfigError, ConversionError
 from vig_jax.files import to_json
 
@@ -113,14 +114,17 @@ def _describe_source(parser: argparse.ArgumentParser, kinds: Sequence[str]) -> N
         "source",
         metavar="SRC",
         help="folder with train and val, folder of class folders, folder of shards, or a pattern "
-        "with {split}; `fashion_mnist` is the embedded data set",
+        "with {split}; `fashion_mnist` is the embedded data set; or one that a plugin registers",
     )
     parser.add_argument(
         "--from",
         dest="kind",
-        choices=kinds,
-        help="format of SRC, if its files are ambiguous",
+        metavar="KIND",
+        help=f"format of SRC, if its files are ambiguous: {', '.join(kinds)}, or a data set that a "
+        "plugin registers",
     )
+    parser.set_defaults(kinds=kinds)
+    options.add_plugins(parser)
     parser.add_argument(
         "--val-fraction",
         type=float,
@@ -247,6 +251,8 @@ def _convert(args: argparse.Namespace) -> int:
         max_image_pixels=args.max_image_pixels,
     )
     sources = open_source(args)
+    for source in sources.values():
+        check_classes(source)
     if len(sources) == 1 and args.val_fraction is None and "train" in sources:
         print(f"{args.source} has no validation split: all images are for training")
         print("(--val-fraction holds some of them out)")
@@ -296,6 +302,7 @@ def _inspect(args: argparse.Namespace) -> int:
             about = inspect_boxes(source, **options)
             print_boxes(split, about)
         else:
+            check_classes(source)
             about = inspect(source, **options)
             print_classes(split, about)
         found[split] = about

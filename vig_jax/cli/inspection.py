@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vig_jax.errors import ConfigError, DataSetError
-from vig_jax.text import preview_names, printable
+from vig_jax.text import did_you_mean, preview_names, printable
 
 _SHOWN = 20  # classes; of more, the first and the last half of them
 _BAR = 40  # characters
@@ -22,9 +22,14 @@ def open_source(args: argparse.Namespace) -> dict[Any, Any]:
     """
     from vig_jax.data.convert import find_kind, open_splits
     from vig_jax.data.datasets.fashion_mnist import FashionMnistDataset
-    from vig_jax.data.datasets.registry import BOXES, FILES, MASKS
+    from vig_jax.data.datasets.registry import BOXES, FILES, MASKS, registered_datasets
     from vig_jax.data.datasets.split import StratifiedDataset
 
+    registered = registered_datasets()
+    if args.kind is not None and args.kind not in (known := (*args.kinds, *registered)):
+        raise ConfigError(f"--from {args.kind}: {did_you_mean(args.kind, known)}")
+    if args.kind in registered or (args.kind is None and args.source in registered):
+        return _open_registered(args)
     if args.source == "fashion_mnist" and not Path(args.source).exists():
         return {split: FashionMnistDataset(split) for split in ("train", "eval")}
     kind = args.kind or _kind_of_dense(Path(args.source).expanduser()) or find_kind(args.source)
@@ -37,6 +42,32 @@ def open_source(args: argparse.Namespace) -> dict[Any, Any]:
         split: StratifiedDataset(whole, split, args.val_fraction, args.split_seed)
         for split in ("train", "eval")
     }
+
+
+def _open_registered(args: argparse.Namespace) -> dict[str, Any]:
+    """Opens both splits of a data set of a plugin: SRC is its name, or its path after --from."""
+    from vig_jax.config import parse, recipes
+    from vig_jax.data import open_dataset
+
+    name, path = (args.kind, args.source) if args.kind else (args.source, None)
+    if args.val_fraction is not None:
+        raise ConfigError(f"--val-fraction: the plugin of {name} has its splits already")
+    data = dataclasses.replace(parse(recipes.imagenet()).data, source=name, path=path)
+    return {split: open_dataset(data, split) for split in ("train", "eval")}
+
+
+def check_classes(source: Any) -> None:
+    """Refuses a data set that does not have one class per image.
+
+    Raises:
+        ConfigError: names the data set.
+    """
+    from vig_jax.data.dataset import ClassificationDataset
+
+    if not isinstance(source, ClassificationDataset):
+        raise ConfigError(
+            f"{source.info.name} does not have one class per image, which this command needs"
+        )
 
 
 def _kind_of_dense(root: Path) -> str | None:

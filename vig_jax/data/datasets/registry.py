@@ -52,12 +52,17 @@ def register_dataset(name: str, open: Opener) -> None:
     """
     if name in dataset_names():
         raise ConfigError(f"{name!r} is the name of a data set already: choose another one")
-    _OPENERS[name] = open
+    _REGISTERED[name] = open
+
+
+def registered_datasets() -> tuple[str, ...]:
+    """Returns the names that `register_dataset` has added."""
+    return tuple(_REGISTERED)
 
 
 def dataset_names() -> tuple[str, ...]:
     """Returns the values that `config.data.source` may have."""
-    return (*FILES, *MASKS, *BOXES, *_OPENERS)
+    return (*FILES, *MASKS, *BOXES, *_OPENERS, *_REGISTERED)
 
 
 def open_dataset(data: DataConfig, split: Split) -> Dataset:
@@ -93,7 +98,7 @@ def open_dataset(data: DataConfig, split: Split) -> Dataset:
         masks = MASKS[data.source](data, split)
         masks.check()
         return masks
-    openers: Mapping[str, Opener] = {**BOXES, **_OPENERS}
+    openers: Mapping[str, Opener] = {**BOXES, **_OPENERS, **_REGISTERED}
     return openers[data.source](data, split)
 
 
@@ -207,3 +212,4 @@ _OPENERS: dict[str, Opener] = {
     "nuclei": _open_nuclei,
     "synthetic": _open_synthetic,
 }
+_REGISTERED: dict[str, Opener] = {}
