@@ -1,5 +1,6 @@
 """A task from outside of the package trains, resumes, is evaluated and reported like our own."""
 
+import dataclasses
 import json
 import os
 import re
@@ -12,12 +13,13 @@ import chex
 import numpy as np
 import pytest
 
+import vig_jax
 from kernels_pallas.testing import rms_relative_error
 from tests import several
 from tests.tasks import toy
 from vig_jax.cli.main import main
 from vig_jax.config import parse
-from vig_jax.errors import ConfigError
+from vig_jax.errors import ConfigError, WeightsError
 from vig_jax.inference.loaded_model import load_for_inference
 from vig_jax.tasks.registry import TaskEntry, get_task, register_task
 from vig_jax.train.launch import STOPPED_STATUS
@@ -55,6 +57,34 @@ def test_trains(whole):
     assert ema.keys() == raw.keys() == {"params", "batch_stats"}
     mean = [x["batch_stats"]["BatchNorm_0"]["mean"] for x in (ema, raw)]
     assert (np.asarray(mean[0]) != np.asarray(mean[1])).all()
+
+
+def test_becomes_a_hub_folder(whole, tmp_path, capsys):
+    """Under our names, as no other project has names for its layers."""
+    loaded = load_for_inference(whole)
+    with pytest.raises(ConfigError, match=r"'squares' is not built in, and config.plugins does"):
+        vig_jax.save_pretrained(tmp_path / "hub", loaded)
+    config = dataclasses.replace(loaded.config, plugins=("tests.tasks.toy",))
+    loaded = dataclasses.replace(loaded, config=config)
+    vig_jax.save_pretrained(tmp_path / "hub", loaded)
+    again = vig_jax.from_pretrained(tmp_path / "hub")
+    chex.assert_trees_all_equal(again.variables, loaded.variables)
+    assert (again.config.task, again.metrics) == (config.task, loaded.metrics)
+    assert main(["evaluate", str(tmp_path / "hub"), "--json", str(tmp_path / "hub.json")]) == 0
+    found = json.loads((tmp_path / "hub.json").read_text())
+    assert found["average_precision"] == loaded.metrics["average_precision"]
+    assert main(["convert", str(tmp_path / "hub"), str(tmp_path / "copy"), "--to", "hub"]) == 0
+    chex.assert_trees_all_equal(
+        vig_jax.from_pretrained(tmp_path / "copy").variables, loaded.variables
+    )
+    with pytest.raises(WeightsError, match="unexpected"):
+        vig_jax.load_weights(tmp_path / "hub")
+    wider = {"task": {"name": "squares", "width": 7}}
+    facts = json.loads((tmp_path / "hub" / "config.json").read_text())
+    facts["config"] |= wider
+    (tmp_path / "hub" / "config.json").write_text(json.dumps(facts))
+    with pytest.raises(WeightsError, match=r"differ: .* shapes differ: batch_stats/"):
+        vig_jax.from_pretrained(tmp_path / "hub")
 
 
 def train_py(workdir, *options, **environment):

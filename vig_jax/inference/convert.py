@@ -14,7 +14,7 @@ import numpy as np
 from vig_jax.config import DetectionConfig, RunConfig, SegmentationConfig
 from vig_jax.errors import ConfigError, WeightsError
 from vig_jax.files import write_atomically
-from vig_jax.inference.hub import check_target, write_folder
+from vig_jax.inference.hub import check_target, needs_own_names, write_folder
 from vig_jax.inference.loaded_model import LoadedModel, load_for_inference, restore_file
 from vig_jax.inference.model_card import UNKNOWN_LICENCE
 from vig_jax.models import Detector
@@ -24,6 +24,7 @@ from vig_jax.models.from_config import (
     segmenter_from_config,
 )
 from vig_jax.tasks.registry import get_task
+from vig_jax.text import first_line
 from vig_jax.train.checkpoint import RunInfo
 from vig_jax.weights.dense import Variables
 from vig_jax.weights.fit import fit_to_config
@@ -36,6 +37,7 @@ from vig_jax.weights.load import (
     read_weight_file,
     save_safetensors,
 )
+from vig_jax.weights.own_names import own_state_dict
 from vig_jax.weights.run_folder import CHECKPOINTS, mutable_item, save_weights
 
 Format = Literal["checkpoint", "safetensors", "hub"]
@@ -52,13 +54,13 @@ class Report:
         source: the file and the weights in it, and how the result differs from them.
         unused: the other keys of the file.
         config: with the model.
-        tensors: number of arrays under their foreign names.
+        tensors: number of arrays as written.
         parameters: number of elements, without running statistics.
         source_dtypes: dtypes of the arrays as read.
         dtypes: dtypes of the arrays as written.
-        sha256: of names and bytes as written, under the foreign names; see `checksum`.
-        difference: largest difference of the logits of random images before and after; None if they
-            were not compared.
+        sha256: of names and bytes as written; see `checksum`.
+        difference: largest difference before and after of what was compared; None: nothing was.
+        compared: the logits of random images, or the weights of a model whose inputs are unknown.
     """
 
     source: str
@@ -70,6 +72,7 @@ class Report:
     dtypes: tuple[str, ...]
     sha256: str
     difference: float | None
+    compared: str = "logits of random images"
 
     def __str__(self) -> str:
         """Returns lines for the console."""
@@ -86,9 +89,7 @@ class Report:
             f"  sha256      {self.sha256}",
         ]
         if self.difference is not None:
-            lines.append(
-                f"  verified    logits of random images differ by {self.difference:g} at most"
-            )
+            lines.append(f"  verified    {self.compared} differ by {self.difference:g} at most")
         return "\n".join(lines)
 
 
@@ -292,8 +293,10 @@ def _read_back(draft: Path, to: Format, item: str, before: LoadedModel) -> Varia
 
 
 def _compare(before: LoadedModel, after: Variables) -> float:
-    """Returns the largest difference of the logits of random images."""
+    """Returns the largest difference of the logits of random images, or else of the weights."""
     config = before.config
+    if needs_own_names(before):
+        return _compare_weights(before.variables, after)
     if isinstance(config.task, SegmentationConfig):
         segmenter = segmenter_from_config(config)
         apply = jax.jit(segmenter.apply)
@@ -318,6 +321,17 @@ def _compare(before: LoadedModel, after: Variables) -> float:
     return difference
 
 
+def _compare_weights(before: Variables, after: Variables) -> float:
+    """Checks that weights are equal; returns their largest difference, 0."""
+    try:
+        jax.tree.map(np.testing.assert_array_equal, dict(after), dict(before))
+    except (AssertionError, ValueError) as error:
+        raise WeightsError(
+            f"the weights differ: nothing is written ({first_line(error)})"
+        ) from error
+    return 0.0
+
+
 def _head_outputs(model: Detector, variables: Variables, images: jax.Array) -> jax.Array:
     """Returns all that the heads of a detector give for the anchors and for whole images."""
     size = images.shape[1:3]
@@ -333,7 +347,8 @@ def _head_outputs(model: Detector, variables: Variables, images: jax.Array) -> j
 
 def _report(source: _Source, variables: Variables, difference: float | None) -> Report:
     arrays = jax.tree.leaves(variables["params"])
-    state_dict = foreign_state_dict(variables)
+    own_names = needs_own_names(source.loaded)
+    state_dict = (own_state_dict if own_names else foreign_state_dict)(variables)
     return Report(
         source=source.loaded.description,
         unused=source.unused,
@@ -344,6 +359,7 @@ def _report(source: _Source, variables: Variables, difference: float | None) -> 
         dtypes=_dtypes(variables),
         sha256=checksum(state_dict),
         difference=difference,
+        compared="the weights" if own_names else Report.compared,
     )
 
 

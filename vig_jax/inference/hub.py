@@ -14,10 +14,9 @@ from vig_jax.config import (
     ModelConfig,
     RunConfig,
     SegmentationConfig,
-    TaskConfig,
     to_dict,
 )
-from vig_jax.errors import ConfigError
+from vig_jax.errors import ConfigError, WeightsError
 from vig_jax.files import to_json, write_atomically
 from vig_jax.inference.loaded_model import LoadedModel, load_for_inference, restore_weights
 from vig_jax.inference.model_card import UNKNOWN_LICENCE, model_card
@@ -29,9 +28,10 @@ from vig_jax.models import (
     list_models,
     model_settings,
 )
+from vig_jax.tasks.registry import is_built_in
 from vig_jax.text import printable
 from vig_jax.weights.hub_folder import CARD, CONFIG, WEIGHTS, config_file
-from vig_jax.weights.load import save_safetensors
+from vig_jax.weights.load import foreign_state_dict, save_safetensors
 from vig_jax.weights.published import published_config
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -171,8 +171,11 @@ def check_target(target: Path, overwrite: bool) -> None:
 def write_folder(folder: Path, loaded: LoadedModel, licence: str) -> None:
     """Writes the three files into a new folder.
 
+    The weights have the names of others, or ours if the model is another than those of this
+    package.
+
     Raises:
-        ConfigError: a task that is not built in, which readers could not have.
+        ConfigError: a task that is not built in, and that no plugin of the config registers.
     """
     config = _portable(loaded.config)
     card = model_card(loaded, licence)
@@ -183,6 +186,7 @@ def write_folder(folder: Path, loaded: LoadedModel, licence: str) -> None:
         model_name=config.model.name,
         averaged=loaded.ema,
         mutable={key: tree for key, tree in loaded.variables.items() if key != "params"},
+        own_names=needs_own_names(loaded),
     )
     values = {
         "config": to_dict(config),
@@ -197,11 +201,11 @@ def write_folder(folder: Path, loaded: LoadedModel, licence: str) -> None:
 
 def _portable(config: RunConfig) -> RunConfig:
     """Returns a config without what is true on this machine only."""
-    known = isinstance(config.task, SegmentationConfig | DetectionConfig)
-    if not known and config.task.name != TaskConfig.name:
+    built_in = is_built_in(config.task.name)
+    if not built_in and not config.plugins:
         raise ConfigError(
-            f"the task {config.task.name!r} is not built in, so others could not load the folder; "
-            "give them the run"
+            f"the task {config.task.name!r} is not built in, and config.plugins does not name the "
+            "module that registers it, so others could not load the folder: set it for the run"
         )
     model = dataclasses.replace(
         config.model, num_classes=config.model.num_classes or None, gla_implementation=None
@@ -209,11 +213,24 @@ def _portable(config: RunConfig) -> RunConfig:
     data = dataclasses.replace(config.data, path=None)
     train = dataclasses.replace(config.train, compilation_cache="", loggers=())
     config = dataclasses.replace(config, model=model, data=data, train=train, init_weights=None)
-    if not is_published(model.name):
+    if not (built_in and is_published(model.name)):
         return config
     # Its plugins have only served to train it.
     data = dataclasses.replace(data, augmentations=())
     return dataclasses.replace(config, data=data, plugins=())
+
+
+def needs_own_names(loaded: LoadedModel) -> bool:
+    """Returns whether no other project has names for the weights of a model."""
+    if isinstance(loaded.config.task, SegmentationConfig | DetectionConfig):
+        return False
+    if not isinstance(loaded.model, ViG | ViGH):
+        return True
+    try:
+        foreign_state_dict(loaded.variables)
+    except WeightsError:  # it has more layers
+        return True
+    return False
 
 
 def _from_module(

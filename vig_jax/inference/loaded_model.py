@@ -35,6 +35,7 @@ from vig_jax.weights.fit import WeightFile, chosen_model, fit_to_config
 from vig_jax.weights.fit_dense import completed, fit_dense
 from vig_jax.weights.hub_folder import CONFIG, WEIGHTS, is_hub_folder, read_hub_config
 from vig_jax.weights.load import origin, read_weight_file
+from vig_jax.weights.own_names import has_own_names, own_variables
 from vig_jax.weights.published import detector_config, published_config, segmenter_config
 from vig_jax.weights.upstream import variable_shapes
 
@@ -150,7 +151,7 @@ def _load_hub_folder(
     if image_size is not None:
         config = _with_eval_size(config, metadata, image_size)
     try:
-        model, variables = _hub_variables(file, config)
+        model, variables = _hub_variables(file, config, metadata)
     except WeightsError as error:
         raise WeightsError(f"{folder}: {CONFIG} and {WEIGHTS} differ: {error}") from error
     updates = f" after {facts['updates']} updates" if facts["updates"] else ""
@@ -166,12 +167,18 @@ def _load_hub_folder(
     )
 
 
-def _hub_variables(file: WeightFile, config: RunConfig) -> tuple[ModelConfig, dict[str, Any]]:
+def _hub_variables(
+    file: WeightFile, config: RunConfig, metadata: Mapping[str, Any]
+) -> tuple[ModelConfig, dict[str, Any]]:
     """Returns the config of the model and its variables, without anything new or resized.
 
     Raises:
         WeightsError: the weights are not exactly those of the model of the config.
     """
+    if has_own_names(file.state_dict):
+        bundle = make_task(config, metadata)
+        shapes = jax.eval_shape(bundle.task.init, jax.random.key(0))
+        return bundle.config.model, own_variables(file.state_dict, shapes)
     if isinstance(config.task, SegmentationConfig | DetectionConfig):
         detector = isinstance(config.task, DetectionConfig)
         module = detector_from_config(config) if detector else segmenter_from_config(config)

@@ -12,8 +12,7 @@ UNKNOWN_LICENCE = "unknown"
 _CARD = """\
 ---
 library_name: vig_jax
-pipeline_tag: {pipeline}
-license: {licence}
+{pipeline}license: {licence}
 tags:
 - vig
 - jax
@@ -42,13 +41,13 @@ ViG (gated linear attention for images) for {task}, in JAX and Flax.
 ```python
 import jax
 import vig_jax
-
+{imports}
 loaded = vig_jax.from_pretrained("PATH OR OWNER/NAME")
 outputs = jax.jit(loaded.model.apply)(loaded.variables, images)
 ```
 
 ```
-vig predict PATH photo.jpg
+vig predict PATH photo.jpg{options}
 ```
 
 ## Licence
@@ -65,12 +64,15 @@ def model_card(loaded: LoadedModel, licence: str) -> str:
         licence: an identifier of the Hub, e.g. "apache-2.0".
     """
     config, kinds = loaded.config, {True: "EMA", False: "raw", None: "unknown whether EMA or raw"}
+    pipeline = _PIPELINES.get(config.task.name)
     updates = f", after {loaded.step} updates" if loaded.step else ""
     return _CARD.format(
-        pipeline=_PIPELINES[config.task.name],
+        pipeline=f"pipeline_tag: {pipeline}\n" if pipeline else "",
         licence=licence,
         name=config.model.name,
         task=config.task.name,
+        imports="".join(f"import {name}  # code of the model\n" for name in config.plugins),
+        options="".join(f" --plugin {name}" for name in config.plugins),
         classes=config.model.num_classes or "no",
         weights=kinds[loaded.ema] + updates,
         trained_on=f"\n| trained on | `{config.data.source}` |" if loaded.step else "",

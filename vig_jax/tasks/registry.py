@@ -147,6 +147,11 @@ def register_task(name: str, entry: TaskEntry, config: type[TaskConfig] = TaskCo
     TASK_CONFIGS[name] = config
 
 
+def is_built_in(name: str) -> bool:
+    """Returns whether a task is one of this package."""
+    return name in _BUILT_IN
+
+
 def get_task(name: str) -> TaskEntry:
     """Returns a task by name.
 

@@ -19,6 +19,7 @@ from vig_jax.weights.detectors import is_detector
 from vig_jax.weights.fit import WeightFile, check_model_name, chosen_model, fit
 from vig_jax.weights.fit_dense import completed, fit_dense
 from vig_jax.weights.hub_folder import CONFIG, WEIGHTS, is_hub_folder, read_hub_config
+from vig_jax.weights.own_names import own_state_dict
 from vig_jax.weights.sections import choose_section
 from vig_jax.weights.torch_file import TorchFile
 from vig_jax.weights.upstream_files import published_model
@@ -158,8 +159,9 @@ def save_safetensors(
     averaged: bool | None,
     mutable: Mapping[str, Any] | None = None,
     facts: Mapping[str, Any] | None = None,
+    own_names: bool = False,
 ) -> None:
-    """Writes weights under upstream's or mmsegmentation's names, with a checksum for reading.
+    """Writes weights under the names of others, with a checksum for reading.
 
     Args:
         params: parameters of one of our models.
@@ -168,8 +170,10 @@ def save_safetensors(
         averaged: True for EMA weights, False for raw ones, None if unknown.
         mutable: the other collections of its variables.
         facts: JSON values for the file's metadata: `metadata` and `config`, see `WeightFile`.
+        own_names: write our names instead; see `vig_jax.weights.own_names`.
     """
-    state_dict = foreign_state_dict({"params": params, **(mutable or {})})
+    names = own_state_dict if own_names else foreign_state_dict
+    state_dict = names({"params": params, **(mutable or {})})
     facts = {
         "model": model_name,
         "averaged": averaged,
