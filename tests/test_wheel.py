@@ -1,5 +1,6 @@
 """The wheel that users install has everything that the packages read at run time, and no tests."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ BUILD = "import sys; from setuptools import build_meta; print(build_meta.build_w
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
+def built(tmp_path_factory):
     """Builds the wheel of a copy of the tree with setuptools, without a network."""
     pytest.importorskip("setuptools", minversion="77")  # of requirements-dev.txt
     tree, out = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("wheel")
@@ -23,14 +24,20 @@ def wheel(tmp_path_factory):
         # No contents: only the tests' names could slip into the wheel.
         copy = shutil.copy if package in PACKAGES else lambda _, file: Path(file).touch()
         shutil.copytree(ROOT / package, tree / package, ignore=ignore, copy_function=copy)
-    for name in ("pyproject.toml", "README.md", "LICENSE", "requirements.txt"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "requirements.txt"):
         shutil.copy(ROOT / name, tree)
     command = [sys.executable, "-c", BUILD, str(out)]
     built = subprocess.run(command, cwd=tree, capture_output=True, text=True)
     assert not built.returncode, built.stderr[-2000:]
     (file,) = out.glob("*.whl")
-    with zipfile.ZipFile(file) as archive:
-        yield {name: archive.getinfo(name).file_size for name in archive.namelist()}
+    return file
+
+
+@pytest.fixture(scope="module")
+def wheel(built):
+    """The size of each file in the wheel, by name."""
+    with zipfile.ZipFile(built) as archive:
+        return {name: archive.getinfo(name).file_size for name in archive.namelist()}
 
 
 def test_every_module_is_in_it(wheel):
@@ -64,6 +71,18 @@ def test_nothing_else_is_in_it(wheel):
     tops = {name.partition("/")[0] for name in wheel}
     assert {top for top in tops if not top.endswith((".dist-info", ".data"))} == set(PACKAGES)
     assert not [name for name in wheel if ".data/" in name]
+
+
+def test_its_description_has_no_links_into_the_repository(built):
+    """They would lead nowhere on an index of packages."""
+    with zipfile.ZipFile(built) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith("/METADATA"))
+        text = archive.read(name).decode()
+    assert "Description-Content-Type: text/markdown" in text
+    assert "More: training," in text
+    assert "[AAAI 2025](https://arxiv.org/abs/2405.18425)" in text
+    assert "make demo " in text
+    assert not re.findall(r"\]\((?!https://)", text)
 
 
 def test_it_installs_the_command(wheel):
