@@ -1,7 +1,5 @@
 """Array shapes and types of every annotated function are checked while the tests run."""
 
-import ast
-import functools
 import gc
 import importlib
 import os
@@ -10,12 +8,10 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-import beartype
 import jaxtyping
 import pytest
-from jaxtyping._import_hook import JaxtypingTransformer
 
-from tests import golden_det, golden_seg
+from tests import annotations, golden_det, golden_seg
 
 # Compilation by XLA takes most of the tests' time on a CPU, and the programs then run once. These
 # flags make it several times shorter and the programs slower. VIG_TESTS_XLA=default (set by
@@ -52,31 +48,7 @@ GOLDENS = (
 )
 
 
-def _visit_outside_of_functions(self, node):
-    if not isinstance(node, ast.FunctionDef):
-        ast.NodeVisitor.generic_visit(self, node)
-
-
-# Nested functions are not checked: they would be wrapped again at each call of the outer one, which
-# took a third of the time of tracing a model.
-JaxtypingTransformer.generic_visit = _visit_outside_of_functions
-
-
-def checked_when_called(function):
-    """Applies beartype when the function is called first: a test calls few of all functions."""
-    checked = None
-
-    @functools.wraps(function)
-    def check(*args, **kwargs):
-        nonlocal checked
-        if checked is None:
-            checked = beartype.beartype(function)
-        return checked(*args, **kwargs)
-
-    return check
-
-
-jaxtyping.install_import_hook(["kernels_pallas", "vig_jax"], f"{__name__}.checked_when_called")
+annotations.install()
 
 
 def pytest_addoption(parser):

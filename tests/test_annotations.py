@@ -1,8 +1,12 @@
+import dataclasses
+
 import jax.numpy as jnp
-import jaxtyping
 import pytest
+from beartype.roar import BeartypeCallHintViolation
+from jaxtyping import Array, Float
 
 from kernels_pallas import gla
+from tests.annotations import checked
 
 
 @pytest.mark.parametrize(
@@ -16,5 +20,34 @@ from kernels_pallas import gla
 )
 def test_calls_are_checked(arrays):
     x = jnp.zeros((1, 4, 1, 8))
-    with pytest.raises(jaxtyping.TypeCheckError, match=next(iter(arrays))):
+    with pytest.raises(BeartypeCallHintViolation, match=next(iter(arrays))):
         gla(**({"q": x, "k": x, "v": x, "log_decay": x} | arrays), implementation="xla")
+
+
+def first(x: Float[Array, "N M"], count: int) -> Float[Array, "{count} M"]:
+    return x[:count]
+
+
+def turned(x: Float[Array, "N M"]) -> Float[Array, "N M"]:
+    return x.T
+
+
+@dataclasses.dataclass
+class Pair:
+    x: Float[Array, " N"]
+    y: Float[Array, " N"]
+
+
+def test_sizes_of_a_call_fit_each_other():
+    x = jnp.zeros((4, 3))
+    for _ in range(2):  # the first call makes the checks
+        checked(first)(x, 2)
+        checked(turned)(x[:3])
+        checked(Pair)(x[0], x[1])
+    for wrong in (
+        lambda: checked(first)(x, 5),
+        lambda: checked(turned)(x),
+        lambda: checked(Pair)(x[0], x[:, 0]),
+    ):
+        with pytest.raises(BeartypeCallHintViolation):
+            wrong()
