@@ -28,6 +28,10 @@ def first(x: Float[Array, "N M"], count: int) -> Float[Array, "{count} M"]:
     return x[:count]
 
 
+def unknown(x: Float[Array, " N"], y: "list[OfAnotherModule]") -> "OfAnotherModule":
+    return y[0]
+
+
 def turned(x: Float[Array, "N M"]) -> Float[Array, "N M"]:
     return x.T
 
@@ -44,9 +48,11 @@ def test_sizes_of_a_call_fit_each_other():
         checked(first)(x, 2)
         checked(turned)(x[:3])
         checked(Pair)(x[0], x[1])
+        checked(unknown)(x[0], [1])
     for wrong in (
         lambda: checked(first)(x, 5),
         lambda: checked(turned)(x),
+        lambda: checked(unknown)(x, [1]),
         lambda: checked(Pair)(x[0], x[:, 0]),
     ):
         with pytest.raises(BeartypeCallHintViolation):
