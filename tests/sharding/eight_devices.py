@@ -1,6 +1,5 @@
 """Run by test_mesh.py in a process with eight simulated devices."""
 
-import contextlib
 import functools
 import re
 import sys
@@ -202,17 +201,17 @@ def check_explicit_axes():
     mesh = jax.make_mesh((4, 2), ("rows", "columns"), axis_types=(AxisType.Explicit,) * 2)
     placed = jax.device_put(images, jax.NamedSharding(mesh, PartitionSpec(("rows", "columns"))))
     everywhere = jax.device_put(variables, jax.NamedSharding(mesh, PartitionSpec()))
-    for ambient in (contextlib.nullcontext, lambda: jax.set_mesh(mesh)):
-        with ambient():
-            actual = gradient(everywhere, placed)
-        chex.assert_trees_all_close(jax.device_get(actual), expected, rtol=1e-4, atol=1e-6)
+    actual = gradient(everywhere, placed)
+    chex.assert_trees_all_close(jax.device_get(actual), expected, rtol=1e-4, atol=1e-6)
+    with jax.set_mesh(mesh):  # tracing finds axes that do not fit
+        jax.eval_shape(gradient, everywhere, placed)
     swiglu = jax.eval_shape(kernels_pallas.swiglu, placed.astype(jnp.bfloat16)[..., :2])
     assert swiglu.shape == (8, 16, 16, 1)
     with pytest.raises(NotImplementedError, match="call it inside jax"):
         kernels_pallas.swiglu(placed[..., :2], implementation="pallas_triton")
     segmenter = vig_jax.create_segmenter("vig_t", 3, channels=8, dropout=0.0, **sizes)
     state = jax.eval_shape(segmenter.init, jax.random.key(0), images)
-    with jax.set_mesh(mesh):  # tracing finds axes that do not fit
+    with jax.set_mesh(mesh):
         logits, _ = jax.eval_shape(
             functools.partial(segmenter.apply, train=True, mutable=["batch_stats"]),
             state,
@@ -301,8 +300,8 @@ def check_packed_images():
         make(rows=3, mesh=make_mesh(jax.devices()[:2]))
 
 
-def check_segmentation():
-    """Loss, gradients and batch statistics of a segmenter are those of one device."""
+def check_segmentation(*, gradients):
+    """Loss, batch statistics and perhaps gradients of a segmenter are those of one device."""
     values = recipes.ade20k("vig_t")
     values.model.update(patch_size=16, embed_dim=16, depth=1, num_heads=1, num_classes=3)
     values.model.update(dtype="float32", gla_implementation="reference", drop_path_rate=0.0)
@@ -316,14 +315,16 @@ def check_segmentation():
         "size": np.tile(np.array([64, 50], np.int32), (8, 1)),
     }
 
-    def gradient(params, stats, batch, key):
+    def run(params, stats, batch, key):
         variables = {"params": params, "batch_stats": stats}
 
         def loss(params):
             value, aux = task.loss({**variables, "params": params}, batch, key)
             return value, aux.mutable
 
-        return jax.value_and_grad(loss, has_aux=True)(params)
+        if gradients:
+            return jax.value_and_grad(loss, has_aux=True)(params)
+        return loss(params), None
 
     variables = jax.jit(task.init)(jax.random.key(0))
     key = jax.random.key(1)
@@ -334,9 +335,7 @@ def check_segmentation():
             state = jax.device_put(jax.device_get(dict(variables)), replicated(mesh))
             placed = place_batch(batch, mesh)
             results.append(
-                jax.device_get(
-                    jax.jit(gradient)(state["params"], state["batch_stats"], placed, key)
-                )
+                jax.device_get(jax.jit(run)(state["params"], state["batch_stats"], placed, key))
             )
     (_, stats), _ = results[0]
     moved = jax.tree.map(
@@ -376,20 +375,22 @@ def check_per_image():
     assert COLLECTIVE.findall(other.as_text())
 
 
-def check_detection():
-    """Losses, gradients and detections of a detector are those of one device.
+def check_detection(name, *, whole):
+    """Losses of a detector, and if `whole` its gradients and detections, are those of one device.
 
     Sums are exchanged, and no rows: each device draws and pools for its images alone.
     """
-    task = scenes.make_task()
+    task = scenes.make_task(name)
     batch, key = scenes.batch(8, 3), jax.random.key(1)
     params = scenes.random_params(task, np.float32)
 
-    def gradient(params, batch):
+    def run(params, batch):
         def loss(params):
             total, aux = task.loss({"params": params}, batch, key)
             return total, aux.metrics
 
+        if not whole:
+            return loss(params)
         images = task.training_inputs(batch, key)
         found = task.model.apply({"params": params}, images, batch["size"])
         return jax.value_and_grad(loss, has_aux=True)(params), found
@@ -399,19 +400,21 @@ def check_detection():
         mesh = make_mesh(devices)
         with jax.set_mesh(mesh):
             placed = jax.device_put(params, replicated(mesh)), place_batch(batch, mesh)
-            run = jax.jit(gradient).lower(*placed).compile()
-            results.append(jax.device_get(run(*placed)))
+            compiled = jax.jit(run).lower(*placed).compile()
+            results.append(jax.device_get(compiled(*placed)))
     # Relative to the largest of each array: small logits are differences of large products.
     for one, eight in zip(*map(jax.tree.leaves, results), strict=True):
         difference = np.abs(one.astype(np.float64) - eight).max(initial=0)
         assert difference <= 1e-3 * np.abs(one).max(initial=0)
-    assert not re.findall(r"\b(?:all-gather|all-to-all)[.\w-]*\(", run.as_text())
+    assert not re.findall(r"\b(?:all-gather|all-to-all)[.\w-]*\(", compiled.as_text())
 
 
 if sys.argv[1:] == ["slow"]:
+    check_steps()
     check_steps(rand_augment_layers=1)
     check_accumulation()
-    check_native_sizes()
+    check_segmentation(gradients=True)
+    check_detection("vig_h_t", whole=True)
 else:
     check_placement()
     check_shard_kernel()
@@ -420,9 +423,8 @@ else:
     check_padded_images()
     check_packed_images()
     check_init()
-    check_steps()
-    check_segmentation()
+    check_segmentation(gradients=False)
     check_label_maps()
     check_per_image()
-    check_detection()
+    check_detection("vig_t", whole=False)
 print("all equal")

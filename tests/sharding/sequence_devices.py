@@ -58,7 +58,7 @@ def assert_close(actual, expected, allowed, what):
 
 
 def check_scans():
-    """Both scans and all their gradients on 2, 4 and 8 devices, also for decays of zero."""
+    """Both scans and all their gradients on 4 and 8 devices, also for decays of zero."""
 
     def gradients(run, arrays, cotangent):
         out, pullback = jax.vjp(run, *arrays)
@@ -73,7 +73,7 @@ def check_scans():
     cases = {gates: inputs(gates) for gates in ("typical", "strong", "reset")}
     run = jax.jit(functools.partial(gradients, whole))
     expected = {gates: run(*case) for gates, case in cases.items()}
-    for devices, name in ((2, "reference"), (4, "xla_chunked"), (8, "reference")):
+    for devices, name in ((4, "xla_chunked"), (8, "reference")):
         part = functools.partial(
             bidirectional_gla, exchange=ExchangeStates("sequence"), implementation=name
         )
@@ -162,17 +162,6 @@ def check_model(case, *shapes):
             actual = jax.device_get(compiled(*inputs))
         assert_close(actual, expected, 1e-4, f"{shape}")
         check_collectives(compiled, params, shape["sequence"])
-
-
-def check_maps(name, devices):
-    """Maps without gradients, which compile faster."""
-    loss, params, batch = features_case(name)
-    expected = jax.jit(loss)(params, batch)
-    mesh = mesh_of(sequence=devices)
-    with jax.set_mesh(mesh):
-        actual = jax.jit(lambda *arguments: loss(*arguments))(params, place_batch(batch, mesh))
-        assert all(x.sharding.spec[1] == "sequence" for x in actual[1])
-    assert_close(jax.device_get(actual), expected, 1e-5, name)
 
 
 def check_collectives(compiled, params, devices):
@@ -387,7 +376,6 @@ else:
     timed(check_borders)
     timed(check_scans)
     timed(check_model, training_case("vig_t"), {"data": 2, "fsdp": 2, "sequence": 2})
-    timed(check_maps, "vig_h_t", 2)
     timed(check_communication)
     timed(check_predictor)
     timed(check_interpreted_kernels, False)
