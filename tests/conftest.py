@@ -31,6 +31,11 @@ if shutil.which("nvidia-smi") is None and os.environ.get("VIG_TESTS_XLA") != "de
 # JAX looks at every frame of every exception that passes through it, with system calls for each.
 os.environ.setdefault("JAX_TRACEBACK_FILTERING", "off")
 
+# Tests start many processes. Without bytecode on disk each of them compiles every module again, and
+# rewriting modules for the checks below takes twice as long as importing them.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
 # Tracing makes many small objects that stay alive; the default thresholds scan them too often.
 gc.set_threshold(100_000, 20, 100)
 
