@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import json
 import shutil
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from vig_jax.errors import CheckpointError, DamagedCheckpointError
+from vig_jax.inference import loaded_model
 from vig_jax.inference.loaded_model import load_for_inference
 from vig_jax.sharding.mesh import make_mesh
 from vig_jax.train.checkpoint import Checkpoints
@@ -25,14 +27,25 @@ def experiment(tiny):
     return dataclasses.replace(made, new_state=lambda: state)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def traced_once():
+    """Loads of equal models share their shapes; each would trace the model for a second."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loaded_model, "shapes_of", functools.cache(loaded_model.shapes_of))
+        yield
+
+
 def numbered(experiment, step):
     """A state whose every parameter is `step`, and whose every average is `step` + 0.5."""
     state = experiment.new_state()
-    params = jax.tree.map(lambda x: jnp.full_like(x, step), state.params)
+
+    def full(value):
+        return jax.device_put(
+            jax.tree.map(lambda x: np.full(x.shape, value, x.dtype), state.params)
+        )
+
     return state.replace(
-        step=jnp.asarray(step, jnp.int32),
-        params=params,
-        ema_params=jax.tree.map(lambda x: x + 0.5, params),
+        step=jnp.asarray(step, jnp.int32), params=full(step), ema_params=full(step + 0.5)
     )
 
 
@@ -42,6 +55,26 @@ def save(workdir, experiment, steps, *, keep=2):
         for step, top1 in steps.items():
             metrics = {} if top1 is None else {"eval/top1": 0.0, "eval/ema_top1": top1}
             checkpoints.save(step, numbered(experiment, step), experiment.info, metrics)
+
+
+@pytest.fixture(scope="module")
+def two_checkpoints(tmp_path_factory, experiment):
+    folder = tmp_path_factory.mktemp("two_checkpoints")
+    save(folder, experiment, {1: None, 2: None})
+    return folder
+
+
+@pytest.fixture
+def two(two_checkpoints, tmp_path):
+    """A workdir with the checkpoints of steps 1 and 2, which were not evaluated."""
+    return shutil.copytree(two_checkpoints, tmp_path, dirs_exist_ok=True)
+
+
+@pytest.fixture
+def one(two):
+    """A workdir with the checkpoint of step 1."""
+    shutil.rmtree(two / "checkpoints" / "2")
+    return two
 
 
 def kept(workdir):
@@ -96,26 +129,24 @@ def test_nan_is_the_lowest_score(tmp_path, experiment):
     assert load_for_inference(tmp_path).step == 2
 
 
-def test_resumes_from_before_some_settings_existed(tmp_path, experiment):
-    save(tmp_path, experiment, {1: None})
-    path = tmp_path / "checkpoints" / "1" / "run" / "metadata"
+def test_resumes_from_before_some_settings_existed(one, experiment):
+    path = one / "checkpoints" / "1" / "run" / "metadata"
     stored = json.loads(path.read_text())
     del stored["config"]["train"]["accumulation_steps"], stored["config"]["train"]["steps"]
     del stored["config"]["optimizer"]["layer_decay"], stored["config"]["optimizer"]["freeze"]
     del stored["eval_fingerprint"]
     path.write_text(json.dumps(stored))
-    assert int(restore(tmp_path, experiment).step) == 1
+    assert int(restore(one, experiment).step) == 1
 
 
-def test_config_of_another_version_is_refused_with_its_keys(tmp_path, experiment):
-    save(tmp_path, experiment, {1: None})
-    path = tmp_path / "checkpoints" / "1" / "run" / "metadata"
+def test_config_of_another_version_is_refused_with_its_keys(one, experiment):
+    path = one / "checkpoints" / "1" / "run" / "metadata"
     written = path.read_text()
     stored = json.loads(written)
     stored["config"]["train"]["turbo"] = 3
     stored["config"] |= {"colour": "red", "model": stored["config"]["model"] | {"rings": 1}}
     path.write_text(json.dumps(stored))
-    for read in (lambda: restore(tmp_path, experiment), lambda: load_for_inference(tmp_path)):
+    for read in (lambda: restore(one, experiment), lambda: load_for_inference(one)):
         with pytest.raises(CheckpointError) as error:
             read()
         message = str(error.value)
@@ -125,16 +156,15 @@ def test_config_of_another_version_is_refused_with_its_keys(tmp_path, experiment
         assert "delete them there" in message
     path.write_text(written.replace('"random_resized"', '"spiral"'))
     with pytest.raises(CheckpointError, match=r"another version.*config\.data\.crop is 'spiral'"):
-        load_for_inference(tmp_path)
+        load_for_inference(one)
 
 
-def test_unfinished_checkpoint_is_ignored(tmp_path, experiment):
-    save(tmp_path, experiment, {1: None, 2: None})
-    draft = tmp_path / "checkpoints" / "3.orbax-checkpoint-tmp"
-    shutil.copytree(tmp_path / "checkpoints" / "2", draft)
+def test_unfinished_checkpoint_is_ignored(two, experiment):
+    draft = two / "checkpoints" / "3.orbax-checkpoint-tmp"
+    shutil.copytree(two / "checkpoints" / "2", draft)
     shutil.rmtree(draft / "training")
-    assert load_for_inference(tmp_path).step == 2
-    assert int(restore(tmp_path, experiment).step) == 2
+    assert load_for_inference(two).step == 2
+    assert int(restore(two, experiment).step) == 2
 
 
 def test_loads_ema_or_raw_weights(tmp_path, experiment):
@@ -169,11 +199,10 @@ def test_no_checkpoint(tmp_path, place):
         load_for_inference(tmp_path / place)
 
 
-def test_config_of_another_run_is_refused(tmp_path, experiment, tiny):
-    save(tmp_path, experiment, {1: None})
+def test_config_of_another_run_is_refused(one, experiment, tiny):
     other = Experiment.from_config(tiny(optimizer__base_lr=0.5, train__label_smoothing=0.0))
     with pytest.raises(CheckpointError) as error:
-        restore(tmp_path, other)
+        restore(one, other)
     message = str(error.value)
     assert "config.optimizer.base_lr: 0.001 there, 0.5 now" in message
     assert "config.train.label_smoothing: 0.1 there, 0.0 now" in message
@@ -181,31 +210,28 @@ def test_config_of_another_run_is_refused(tmp_path, experiment, tiny):
     assert "--workdir" in message
 
 
-def test_free_settings_may_change(tmp_path, experiment, tiny):
-    save(tmp_path, experiment, {1: None})
+def test_free_settings_may_change(one, experiment, tiny):
     other = Experiment.from_config(tiny(train__log_every_steps=9, data__workers=2))
-    assert int(restore(tmp_path, other).step) == 1
+    assert int(restore(one, other).step) == 1
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [("data_fingerprint", "other data"), ("eval_fingerprint", "evaluated on other images")],
 )
-def test_other_data_are_refused(tmp_path, experiment, name, message):
-    save(tmp_path, experiment, {1: None})
+def test_other_data_are_refused(one, experiment, name, message):
     info = dataclasses.replace(experiment.info, **{name: "changed"})
     with pytest.raises(CheckpointError, match=rf"{message} .*now\s+changed"):
-        restore(tmp_path, experiment, info)
+        restore(one, experiment, info)
 
 
-def test_other_model_is_refused_by_name_and_shape(tmp_path, experiment):
-    save(tmp_path, experiment, {1: None})
-    path = tmp_path / "checkpoints" / "1" / "run" / "metadata"
+def test_other_model_is_refused_by_name_and_shape(one, experiment):
+    path = one / "checkpoints" / "1" / "run" / "metadata"
     stored = json.loads(path.read_text())
     stored["config"]["model"] |= {"embed_dim": 64, "depth": 2}
     path.write_text(json.dumps(stored))
     with pytest.raises(CheckpointError) as error:
-        load_for_inference(tmp_path)
+        load_for_inference(one)
     lines = str(error.value).splitlines()
     assert "ema_params does not fit the model" in lines[0]
     assert "blocks_0/attn/dwconv/kernel: (3, 3, 1, 32) stored, (3, 3, 1, 64) in the model" in str(
@@ -239,26 +265,24 @@ def flip_bits(checkpoint, item, share):
 
 @ABANDONED
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
-def test_a_flipped_bit_is_never_loaded(tmp_path, experiment, share):
-    save(tmp_path, experiment, {1: None})
-    folder = tmp_path / "checkpoints" / "1"
+def test_a_flipped_bit_is_never_loaded(one, experiment, share):
+    folder = one / "checkpoints" / "1"
     flip_bits(folder, "ema_params", share)
     with pytest.raises(DamagedCheckpointError) as error:
-        load_for_inference(tmp_path)
+        load_for_inference(one)
     assert str(error.value).startswith(str(folder))
     assert "\n" not in str(error.value)
-    assert not load_for_inference(tmp_path, ema=False).ema  # the other weights are whole
+    assert not load_for_inference(one, ema=False).ema  # the other weights are whole
 
 
-def test_a_changed_array_is_named(tmp_path, experiment):
-    save(tmp_path, experiment, {1: None})
-    path = tmp_path / "checkpoints" / "1" / "run" / "metadata"
+def test_a_changed_array_is_named(one, experiment):
+    path = one / "checkpoints" / "1" / "run" / "metadata"
     stored = json.loads(path.read_text())
     stored["digests"]["ema_params"]["head/bias"] = "00000000"
     path.write_text(json.dumps(stored))
     message = r"ema_params is damaged: the digests of 1 arrays differ \(head/bias\)"
     with pytest.raises(DamagedCheckpointError, match=message):
-        load_for_inference(tmp_path)
+        load_for_inference(one)
 
 
 @ABANDONED
@@ -271,43 +295,40 @@ def test_a_changed_array_is_named(tmp_path, experiment):
     ],
     ids=["bit", "json", "file"],
 )
-def test_resuming_falls_back_to_the_newest_whole_checkpoint(tmp_path, experiment, caplog, damage):
-    save(tmp_path, experiment, {1: None, 2: None})
-    damage(tmp_path / "checkpoints" / "2")
+def test_resuming_falls_back_to_the_newest_whole_checkpoint(two, experiment, caplog, damage):
+    damage(two / "checkpoints" / "2")
     like = jax.eval_shape(experiment.new_state)
-    with Checkpoints(tmp_path, keep=2) as checkpoints:
+    with Checkpoints(two, keep=2) as checkpoints:
         newest = checkpoints.restore_newest(like, experiment.info, make_mesh())
         assert newest.step == 1
         checkpoints.save(2, newest.state, experiment.info, {})  # its name is free again
-    assert kept(tmp_path) == [1, 2]
-    assert len(list((tmp_path / "damaged_checkpoints").iterdir())) == 1
+    assert kept(two) == [1, 2]
+    assert len(list((two / "damaged_checkpoints").iterdir())) == 1
     first, second = (record.getMessage() for record in caplog.records if record.name == "vig_jax")
-    assert str(tmp_path / "checkpoints" / "2") in first
+    assert str(two / "checkpoints" / "2") in first
     assert "damaged" in first
     assert second == "resuming from the checkpoint of step 1 instead"
 
 
 @ABANDONED
-def test_all_checkpoints_damaged(tmp_path, experiment):
-    save(tmp_path, experiment, {1: None})
-    flip_bits(tmp_path / "checkpoints" / "1", "params", 0.5)
+def test_all_checkpoints_damaged(one, experiment):
+    flip_bits(one / "checkpoints" / "1", "params", 0.5)
     like = jax.eval_shape(experiment.new_state)
     with (
-        Checkpoints(tmp_path, keep=2) as checkpoints,
+        Checkpoints(one, keep=2) as checkpoints,
         pytest.raises(CheckpointError, match=r"all checkpoints in .* are damaged"),
     ):
         checkpoints.restore_newest(like, experiment.info, make_mesh())
 
 
 @ABANDONED
-def test_a_half_deleted_checkpoint_is_removed(tmp_path, experiment, caplog):
+def test_a_half_deleted_checkpoint_is_removed(two, experiment, caplog):
     """A process that is killed while it deletes leaves a part of the folder."""
-    save(tmp_path, experiment, {1: None, 2: None})
-    half = tmp_path / "checkpoints" / "3"
-    shutil.copytree(tmp_path / "checkpoints" / "2", half)
+    half = two / "checkpoints" / "3"
+    shutil.copytree(two / "checkpoints" / "2", half)
     shutil.rmtree(half / "run")
-    assert load_for_inference(tmp_path).step == 2  # also before training removes it
-    save(tmp_path, experiment, {3: None})
-    assert kept(tmp_path) == [2, 3]
+    assert load_for_inference(two).step == 2  # also before training removes it
+    save(two, experiment, {3: None})
+    assert kept(two) == [2, 3]
     assert f"removing the incomplete checkpoint {half}" in caplog.text
-    assert not (tmp_path / "checkpoints" / ".deleted").exists()
+    assert not (two / "checkpoints" / ".deleted").exists()

@@ -26,6 +26,7 @@ from vig_jax.models.from_config import (
     model_from_config,
     segmenter_from_config,
 )
+from vig_jax.tasks.protocol import Task, Variables
 from vig_jax.tasks.registry import make_task
 from vig_jax.text import did_you_mean, preview_names
 from vig_jax.weights import mmseg, run_folder
@@ -117,7 +118,7 @@ def load_for_inference(
         config = _with_eval_size(config, stored["metadata"], image_size)
     name = run_folder.choose_item(directory, ema=ema)
     task = make_task(config, stored["metadata"]).task
-    mutable = dict(jax.eval_shape(task.init, jax.random.PRNGKey(0)))
+    mutable = dict(shapes_of(task))
     variables = {"params": run_folder.restore_tree(directory / name, mutable.pop("params"))}
     if mutable:
         variables |= run_folder.restore_tree(directory / run_folder.mutable_item(name), mutable)
@@ -133,6 +134,11 @@ def load_for_inference(
         description=stored["origin"][name] if "origin" in stored else trained,
         metrics=run_folder.metrics_of(stored, name),
     )
+
+
+def shapes_of(task: Task) -> Variables:
+    """Returns the shapes and dtypes of the variables of a task's model."""
+    return jax.eval_shape(task.init, jax.random.PRNGKey(0))
 
 
 def _load_hub_folder(
