@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vig_jax.augment.erasing import erase, erase_box
+from vig_jax.augment.erasing import erase, erase_box, erase_packed
+from vig_jax.data.preprocess.native import split_patches
 
 KEY = jax.random.key(0)
 
@@ -38,3 +39,27 @@ def test_erased_pixels_are_normal():
     assert np.unique(noise).size > 0.99 * noise.size  # each pixel and channel has its own
     none = jax.jit(functools.partial(erase, probability=0.0))(KEY, images[:2])
     np.testing.assert_array_equal(none, images[:2])
+
+
+def test_packed_images_are_erased_as_a_batch():
+    """The same rectangles; tokens without an image stay."""
+    probability = 0.6
+    images = jnp.full((6, 24, 16, 3), 9.0)
+    batch = jax.jit(functools.partial(erase, probability=probability))(KEY, images)
+    sizes = jnp.array([[[3, 2]] * 3] * 2)
+    patches = jnp.full((2, 20, 8, 8, 3), 9.0)
+    run = jax.jit(functools.partial(erase_packed, probability=probability))
+    packed = np.asarray(run(KEY, patches, sizes))
+    expected = np.stack([split_patches(image, 8) for image in np.asarray(batch)])
+    found = packed[:, :18].reshape(6, 6, 8, 8, 3)
+    np.testing.assert_array_equal(found != 9, expected != 9)
+    assert 0 < np.mean(found != 9) < 0.3
+    assert (packed[:, 18:] == 9).all()
+    noise = found[found != 9]
+    assert np.unique(noise).size == noise.size
+    assert np.std(noise) == pytest.approx(1, abs=0.1)
+    mixed = jnp.array([[[1, 1], [4, 4], [0, 0]], [[2, 5], [1, 3], [3, 1]]])
+    erased = np.asarray(erase_packed(KEY, patches, mixed, probability=1.0)) != 9
+    assert not erased[0, 17:].any()
+    assert erased[0, 1:17].any()
+    assert not erased[1, 16:].any()

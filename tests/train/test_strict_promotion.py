@@ -53,6 +53,12 @@ def test_vig(dtype, tiny):
     )
 
 
+def test_native_sizes(tiny):
+    settings = {"mixup_alpha": 0.0, "cutmix_alpha": 0.0, "erase_probability": 0.5}
+    settings |= {"native_sizes": True, "row_images": 2}
+    abstract_update(tiny(**{f"data__{key}": value for key, value in settings.items()}))
+
+
 @pytest.mark.slow
 def test_hierarchical_vig():
     values = common.get_config()

@@ -4,9 +4,10 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from vig_jax.augment.keys import row_keys
+from vig_jax.layers.packing import Packing
 
 _ERASE_AREA = (0.02, 1 / 3)  # fraction of the image
 _ERASE_ASPECT = (0.3, 1 / 0.3)  # height / width
@@ -46,12 +47,52 @@ def erase(
     return jax.vmap(one)(row_keys(key, images.shape[0]), images)
 
 
-def erase_box(key: PRNGKeyArray, height: int, width: int) -> tuple[Array, Array, Array, Array]:
+def erase_packed(
+    key: PRNGKeyArray,
+    patches: Float[Array, "R T P P C"],
+    sizes: Int[Array, "R N 2"],
+    *,
+    probability: float,
+) -> Float[Array, "R T P P C"]:
+    """Erases in images that are packed in rows of tokens, as `erase` does in a batch.
+
+    The rectangle of image n of row r is that of image r * N + n of a batch; the noise differs.
+
+    Args:
+        key: consumed here.
+        patches: normalised.
+        sizes: rows and columns of each image in patches; see `vig_jax.models.vig.ViG.packed`.
+        probability: of erasing, per image.
+    """
+    (rows, images, _), side = sizes.shape, patches.shape[2]
+    packing = Packing.from_sizes(sizes, patches.shape[1])
+
+    def one(key, size):
+        draw_key, box_key, _ = jax.random.split(key, 3)
+        box = jnp.stack(erase_box(box_key, *(side * size)))
+        return jnp.where(jax.random.bernoulli(draw_key, probability), box, 0)
+
+    boxes = jax.vmap(one)(row_keys(key, rows * images), sizes.reshape(-1, 2))
+    ends = jnp.moveaxis(boxes.reshape(rows, images, 4), 2, 0)
+    top, bottom, left, right = (packing.at_tokens(end)[..., None] for end in ends)
+    pixel = jnp.arange(side, dtype=jnp.int32)
+    y, x = (side * place[..., None] + pixel for place in (packing.row, packing.column))
+    inside = ((y >= top) & (y < bottom))[..., None] & ((x >= left) & (x < right))[..., None, :]
+    noise_key = jax.random.fold_in(key, rows * images)  # the others are those of images
+    noise = jax.random.normal(noise_key, patches.shape, patches.dtype)
+    return jnp.where(inside[..., None], noise, patches)
+
+
+def erase_box(
+    key: PRNGKeyArray, height: int | Int[Array, ""], width: int | Int[Array, ""]
+) -> tuple[Array, Array, Array, Array]:
     """Draws top, bottom, left and right of a rectangle; ends excluded, empty if none fits."""
     area_key, aspect_key, place_key = jax.random.split(key, 3)
     shape = (_ERASE_ATTEMPTS,)
     low, high = _ERASE_AREA
-    area = jax.random.uniform(area_key, shape, minval=low, maxval=high) * height * width
+    area = jax.random.uniform(area_key, shape, minval=low, maxval=high)
+    for side in (height, width):
+        area *= side if isinstance(side, int) else side.astype(area.dtype)
     low, high = (math.log(aspect) for aspect in _ERASE_ASPECT)
     aspect = jnp.exp(jax.random.uniform(aspect_key, shape, minval=low, maxval=high))
     h = jnp.round(jnp.sqrt(area * aspect)).astype(jnp.int32)

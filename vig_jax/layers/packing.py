@@ -3,7 +3,7 @@
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from kernels_pallas.core.types import float32_or_wider
 from vig_jax.layers.padding import take_tokens
@@ -47,7 +47,7 @@ class Packing(flax.struct.PyTreeNode):
         some = jnp.maximum(width, 1)
         return cls(starts, image, within // some, within % some, height, width)
 
-    def at_tokens(self, of_images: Float[Array, "R N"]) -> Float[Array, "R T"]:
+    def at_tokens(self, of_images: Shaped[Array, "R N"]) -> Shaped[Array, "R T"]:
         """Returns the number of each token's image; 1 for a token without one."""
         padded = jnp.pad(of_images, ((0, 0), (0, 1)), constant_values=1)
         return jnp.take_along_axis(padded, self.image, axis=1)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
+from vig_jax.augment.erasing import erase_packed
 from vig_jax.augment.mixup import mix_targets
 from vig_jax.config import DataConfig, RunConfig
 from vig_jax.data.preprocess.native import NativePreprocess, RowShape
@@ -20,7 +21,7 @@ from vig_jax.models import ViG
 from vig_jax.models.from_config import model_from_config
 from vig_jax.sharding.mesh import smallest_batch
 from vig_jax.tasks.classification.evaluation import ClassificationEvaluation
-from vig_jax.tasks.classification.preview import draw_sheet
+from vig_jax.tasks.classification.preview import draw_sheet, to_pixels
 from vig_jax.tasks.losses import soft_cross_entropy
 from vig_jax.tasks.protocol import Aux, Batch, BatchSpec, Variables
 from vig_jax.tasks.registry import TaskBundle
@@ -31,7 +32,6 @@ _SQUARE: dict[str, Any] = {
     "cutmix_alpha": 0.0,
     "rand_augment_layers": 0,
     "color_jitter": 0.0,
-    "erase_probability": 0.0,
     "augmentations": (),
 }
 _MOST_SHOWN = 40  # images of the first batch
@@ -132,18 +132,29 @@ class NativeClassification:
 
         Every row has all of its images. `row_fill` is the share of the tokens that hold images.
         """
+        model_key = jax.random.split(key, 3)[2]
         logits: Any = self.model.apply(
             variables,
-            _normalised(batch["patches"], self.data),
+            self.training_patches(batch, key),
             batch["sizes"],
             train=True,
-            rngs={"dropout": key},
+            rngs={"dropout": model_key},
             method="packed",
         )
         targets = self.targets(batch["label"])
         losses = soft_cross_entropy(logits.reshape(-1, self.num_classes), targets)
         tokens = jnp.mean(jnp.sum(jnp.prod(batch["sizes"], axis=2), axis=1, dtype=jnp.float32))
         return jnp.mean(losses), Aux({"row_fill": tokens / self.shape.tokens})
+
+    def training_patches(self, batch: Batch, key: jax.Array) -> Float[Array, "R T P P 3"]:
+        """Returns augmented, normalised patches, as `loss` uses them."""
+        erase_key = jax.random.split(key, 3)[0]
+        patches = _normalised(batch["patches"], self.data)
+        if not self.data.erase_probability:
+            return patches
+        return erase_packed(
+            erase_key, patches, batch["sizes"], probability=self.data.erase_probability
+        )
 
     def targets(self, labels: Int[Array, "R N"]) -> Float[Array, "I classes"]:
         """Returns the smoothed targets of all images, row by row."""
@@ -197,10 +208,10 @@ class NativePreview:
 
     def inputs(self, batch: Batch, key: jax.Array, rows: np.ndarray) -> PackedArrays:
         """Returns pixels, sizes and targets of those of the given rows that are drawn."""
-        del key  # nothing is drawn on the device
         rows = rows[: -(-_MOST_SHOWN // self.task.shape.images)]
         targets = self.task.targets(batch["label"]).reshape(*batch["label"].shape, -1)
-        return PackedArrays(batch["patches"][rows], batch["sizes"][rows], targets[rows])
+        pixels = to_pixels(self.task.training_patches(batch, key)[rows], self.task.data)
+        return PackedArrays(pixels, batch["sizes"][rows], targets[rows])
 
     def draw(self, arrays: PackedArrays, path: Path) -> None:
         """Writes the images as a contact sheet, with one or two classes above each."""

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 from matplotlib.figure import Figure
 
+from vig_jax.config import DataConfig
 from vig_jax.figures import drawable, save_figure
 from vig_jax.tasks.classification.task import Classification
 from vig_jax.tasks.protocol import Batch
@@ -41,15 +42,18 @@ class ClassificationPreview:
     def inputs(self, batch: Batch, key: jax.Array, rows: np.ndarray) -> PreviewArrays:
         """Returns the augmented pixels and the targets of the given rows."""
         images, targets = self.task.training_inputs(batch, key)
-        data = self.task.data
-        bright = images[rows] * jnp.asarray(data.std) + jnp.asarray(data.mean)
-        pixels = jnp.round(255 * jnp.clip(bright, 0, 1)).astype(jnp.uint8)
-        return PreviewArrays(pixels, targets[rows])
+        return PreviewArrays(to_pixels(images[rows], self.task.data), targets[rows])
 
     def draw(self, arrays: PreviewArrays, path: Path) -> None:
         """Writes the images as a contact sheet, with one or two classes above each."""
         pixels, targets = map(np.asarray, arrays)
         draw_sheet(list(pixels), list(targets), self.class_names, path)
+
+
+def to_pixels(images: Float[Array, "*b 3"], data: DataConfig) -> UInt8[Array, "*b 3"]:
+    """Returns the pixels of normalised images."""
+    bright = images * jnp.asarray(data.std) + jnp.asarray(data.mean)
+    return jnp.round(255 * jnp.clip(bright, 0, 1)).astype(jnp.uint8)
 
 
 def draw_sheet(
