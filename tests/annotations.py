@@ -16,6 +16,7 @@ import jaxtyping
 from jaxtyping._import_hook import JaxtypingTransformer, Typechecker
 
 PACKAGES = ("kernels_pallas", "vig_jax")
+CHECKER = beartype.beartype(conf=beartype.BeartypeConf(violation_type=jaxtyping.TypeCheckError))
 
 
 def checked(annotated):
@@ -49,7 +50,7 @@ def with_checks(function):
         with contextlib.suppress(NameError, AttributeError):  # of the type checker alone
             hints |= typing.get_type_hints(one, function.__globals__, include_extras=True)
     function.__annotations__ = hints
-    checking = beartype.beartype(function)
+    checking = CHECKER(function)
     if any("{" in str(hint) for hint in hints.values()):  # a size is the value of an argument
         return jaxtyping.jaxtyped(checking, typechecker=None)
     return checking
