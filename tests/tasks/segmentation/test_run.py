@@ -74,6 +74,7 @@ def test_trains(whole):
     assert (whole / "first_batch.png").exists()
 
 
+@pytest.mark.slow  # the loop's resuming knows no task: test_toy and train/test_run check it
 def test_resumes_to_the_bit(folder, whole, tmp_path):
     shutil.copytree(whole, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "6")
