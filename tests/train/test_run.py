@@ -232,6 +232,7 @@ def test_native_sizes(tiny, photos, tmp_path, monkeypatch, capsys):
         optimizer__base_lr=1e-2,
         train__log_every_steps=4,
     )
+    monkeypatch.setattr(loop, "write_report", lambda workdir: None)  # takes long
     run(config, tmp_path / "whole")
     with monkeypatch.context() as patch:
         at_step(patch, 6, lambda: signal.raise_signal(signal.SIGTERM))
