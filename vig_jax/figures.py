@@ -1,16 +1,18 @@
-"""Saves figures. They are drawn without pyplot, which would keep them and need a display."""
+"""Makes and saves figures, without pyplot, which would keep them and need a display.
+
+Matplotlib is imported with the first figure: importing it takes as long as importing JAX.
+"""
 
 import functools
 import logging
 import warnings
 from pathlib import Path
-
-from matplotlib import font_manager, rcParams
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.text import Text
+from typing import TYPE_CHECKING
 
 from vig_jax.text import printable, printable_lines
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 logger = logging.getLogger(__name__)
 
@@ -18,12 +20,27 @@ DPI = 120
 """Pixels per inch of all figures."""
 
 
-def save_figure(figure: Figure, path: Path) -> None:
+def new_figure(width: float, height: float) -> "Figure":
+    """Returns an empty figure whose parts are laid out without overlaps.
+
+    Args:
+        width: in inches.
+        height: in inches.
+    """
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def save_figure(figure: "Figure", path: Path) -> None:
     """Writes a PNG, with text in any script; creates its folder.
 
     All text is drawn literally: a $ begins no formula, and control characters are escaped. An
     installed font is looked for if the default font lacks a letter.
     """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.text import Text
+
     path.parent.mkdir(parents=True, exist_ok=True)
     FigureCanvasAgg(figure)
     texts = [text for text in figure.findobj(Text) if isinstance(text, Text)]
@@ -48,6 +65,8 @@ def drawable(name: str, limit: int) -> str:
 
 def font_families(letters: str) -> list[str]:
     """Returns the families of `font_files`."""
+    from matplotlib import font_manager
+
     return [font_manager.get_font(file).family_name for file in font_files(letters)]
 
 
@@ -63,6 +82,8 @@ def font_files(letters: str) -> list[str]:
     Returns:
         Font files, those with most of the letters first; empty if the default font is enough.
     """
+    from matplotlib import font_manager
+
     known = _code_points(default_font())
     lacking = {ord(letter) for letter in letters if letter.isprintable()} - known
     found: list[str] = []
@@ -87,11 +108,15 @@ def font_files(letters: str) -> list[str]:
 
 def default_font() -> str:
     """Returns the file of Matplotlib's default font."""
+    from matplotlib import font_manager, rcParams
+
     return font_manager.findfont(font_manager.FontProperties(family=rcParams["font.family"]))
 
 
 def _code_points(file: str) -> set[int]:
     """Returns the letters of a font; none if the file cannot be read."""
+    from matplotlib import font_manager
+
     try:
         return set(font_manager.get_font(file).get_charmap())
     except (OSError, RuntimeError):

@@ -12,7 +12,7 @@ import jax
 
 from kernels_pallas.core.timing import candidate, interleaved
 from vig_jax.bench.latency import HostCall
-from vig_jax.figures import save_figure
+from vig_jax.figures import new_figure, save_figure
 from vig_jax.files import to_json
 
 # Dense bfloat16 tensor-core peaks in FLOP/s, from NVIDIA's data sheets, by the driver's names.
@@ -185,10 +185,9 @@ def draw(
         path: of the file.
         memory: the key of a row that has the bytes of memory.
     """
-    from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator
 
-    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    figure = new_figure(11, 3.6)
     batches = {row.get("batch_size") for rows in series.values() for row in rows} - {None}
     if len(batches) == 1:
         title += f", batches of {next(iter(batches))}"

@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 from matplotlib.colors import LogNorm, Normalize
-from matplotlib.figure import Figure
 
 from vig_jax.explain.explanation import Explanation
 from vig_jax.explain.receptive_field import contribution_area
-from vig_jax.figures import drawable, save_figure
+from vig_jax.figures import drawable, new_figure, save_figure
 
 _WIDTH = 15.0  # inches
 _LARGEST_TILE = 1.0  # inch
@@ -41,7 +40,7 @@ def draw_explanation(explanation: Explanation, path: str | Path, row: int = 0) -
     tile = min(_LARGEST_TILE, 0.27 * _WIDTH / len(blocks))
     panels = 2 + len(explanation.receptive_fields)
     top, bottom = 0.8 * _WIDTH / panels * height / width + 1.2, tile * heads * height / width + 1.3
-    figure = Figure(figsize=(_WIDTH, top + bottom), layout="constrained")
+    figure = new_figure(_WIDTH, top + bottom)
     parts: Any = figure.subfigures(2, 1, height_ratios=(top, bottom))
     upper, lower = parts
     _draw_upper(upper, explanation, row)

@@ -5,9 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from matplotlib.figure import Figure
-
-from vig_jax.figures import save_figure
+from vig_jax.figures import new_figure, save_figure
 from vig_jax.inference.file_predictor import FilePrediction
 
 MAX_DRAWN = 40
@@ -38,7 +36,7 @@ def draw_grid(
     shown = [prediction for prediction in predictions if not prediction.error][:MAX_DRAWN]
     columns = min(columns, max(1, len(shown)))
     rows = max(1, math.ceil(len(shown) / columns))
-    figure = Figure(figsize=(cell[0] * columns, cell[1] * rows), layout="constrained")
+    figure = new_figure(cell[0] * columns, cell[1] * rows)
     for number, prediction in enumerate(shown, start=1):
         draw_cell(figure.add_subplot(rows, columns, number), prediction)
     save_figure(figure, path)

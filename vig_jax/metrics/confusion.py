@@ -97,15 +97,14 @@ class Confusion:
     def draw(self, path: Path) -> None:
         """Writes a PNG of the rows in percent; names and numbers where there is room for them."""
         from matplotlib.colors import PowerNorm
-        from matplotlib.figure import Figure
 
-        from vig_jax.figures import drawable, save_figure
+        from vig_jax.figures import drawable, new_figure, save_figure
 
         count = len(self.class_names)
         totals = self.counts.sum(axis=1, keepdims=True)
         percent = 100 * self.counts / np.maximum(totals, 1)
         side = min(max(5.0, 0.5 * count + 2.5), 11.0)
-        figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+        figure = new_figure(side + 0.8, side)
         axes = figure.add_subplot()
         # With many classes the mistakes are spread out: a power norm makes small values visible.
         norm = PowerNorm(1.0 if count <= _MOST_NAMED else 0.4, vmin=0, vmax=100)

@@ -3,12 +3,14 @@
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
-from vig_jax.figures import drawable
+from vig_jax.figures import drawable, new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _CLASSES_PER_COLUMN = 40
 
@@ -24,7 +26,7 @@ def write_class_table(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 def class_columns(
     order: np.ndarray, *, width: float, line: float, margin: float
-) -> tuple[Figure, list[tuple[Any, np.ndarray]], int]:
+) -> tuple["Figure", list[tuple[Any, np.ndarray]], int]:
     """Returns an empty figure with columns for classes.
 
     Args:
@@ -39,7 +41,7 @@ def class_columns(
     """
     columns = max(1, -(-len(order) // _CLASSES_PER_COLUMN))
     length = max(1, -(-len(order) // columns))
-    figure = Figure(figsize=(width * columns + 0.4, line * length + margin), layout="constrained")
+    figure = new_figure(width * columns + 0.4, line * length + margin)
     parts = [
         (figure.add_subplot(1, columns, number + 1), order[number * length : (number + 1) * length])
         for number in range(columns)

@@ -52,6 +52,23 @@ class Task(Protocol):
 
 
 @runtime_checkable
+class PreparesInputs(Protocol):
+    """A `Task` whose `loss` is the loss of inputs that depend on the batch and the key alone.
+
+    Training makes these inputs, such as augmented images, in a program of their own, which compiles
+    beside that of the gradients.
+    """
+
+    def training_inputs(self, batch: Batch, key: jax.Array) -> Any:
+        """Returns what the model and its loss take: arrays with a leading batch axis."""
+
+    def loss_of_inputs(
+        self, variables: Variables, inputs: Any, key: jax.Array
+    ) -> tuple[jax.Array, Aux]:
+        """Returns the loss of `training_inputs`, given the same key."""
+
+
+@runtime_checkable
 class Evaluation(Protocol[State]):
     """The metrics of a task over a data set.
 

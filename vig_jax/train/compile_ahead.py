@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from vig_jax.tasks.protocol import BatchSpec
 
@@ -25,24 +26,37 @@ def compilation_threads() -> Iterator[Executor]:
 
 
 class CompiledAhead:
-    """A jitted function whose program for known types of arguments another thread compiles.
+    """A jitted function whose program for known types of arguments another thread compiles."""
 
-    Tracing and lowering hold Python's global lock, so they are done at once, in the calling thread.
-    The ambient mesh is that of this moment.
-    """
+    def __init__(
+        self,
+        function: Any,
+        arguments: tuple[Any, ...],
+        threads: Executor,
+        trace_in: Mesh | None = None,
+    ) -> None:
+        """Traces the function, unless a thread is to do that, and starts the compilation.
 
-    def __init__(self, function: Any, arguments: tuple[Any, ...], threads: Executor) -> None:
-        """Traces the function and starts the compilation.
+        Tracing and lowering hold Python's global lock. A program that is needed at once is best
+        traced in the calling thread, before others compete for the lock.
 
         Args:
             function: the result of `jax.jit`.
             arguments: arrays or shapes.
             threads: one of them compiles.
+            trace_in: the ambient mesh under which that thread also traces; None: the calling thread
+                traces, under its own.
         """
         self._function = function
         self._types = [_types(argument) for argument in arguments]
         self._fits: bool | None = None  # the types of all arguments but the last
-        self._program = threads.submit(function.lower(*arguments).compile)
+
+        def trace_and_compile() -> Any:
+            with jax.set_mesh(trace_in):
+                return function.lower(*arguments).compile()
+
+        compile_it = trace_and_compile if trace_in else function.lower(*arguments).compile
+        self._program = threads.submit(compile_it)
 
     def __call__(self, *arguments: Any) -> Any:
         """Calls the program when it is compiled; for other types of arguments, the function.
@@ -56,9 +70,13 @@ class CompiledAhead:
         return self._function(*arguments)
 
 
-def compiled_ahead(function: Any, arguments: tuple[Any, ...], threads: Executor) -> Any:
+def compiled_ahead(
+    function: Any, arguments: tuple[Any, ...], threads: Executor, trace_in: Mesh | None = None
+) -> Any:
     """Returns a `CompiledAhead`, or a function that is not jitted as it is."""
-    return CompiledAhead(function, arguments, threads) if hasattr(function, "lower") else function
+    if not hasattr(function, "lower"):
+        return function
+    return CompiledAhead(function, arguments, threads, trace_in)
 
 
 def batch_of(spec: BatchSpec, rows: int) -> dict[str, jax.ShapeDtypeStruct]:

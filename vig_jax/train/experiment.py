@@ -159,16 +159,17 @@ class Experiment:
         rows = self.config.train.batch_size // examples_per_row(self.bundle.train_preprocess)
         task, evaluation = self.bundle.task, self.bundle.evaluation
         batch = batch_of(task.batch_spec, rows)
-        needed: dict[str, tuple[Any, ...]] = {}
+        at_once: dict[str, tuple[Any, ...]] = {"train_step": (state, batch)}
+        later: dict[str, tuple[Any, ...]] = {}
         if begins:
-            needed["new_state"] = ()
-        needed["train_step"] = (state, batch)
+            at_once = {"new_state": (), **at_once}
         if begins and self.preview:
-            needed["preview"] = (batch, state.key)
+            later["preview"] = (batch, state.key)
         variables = with_sharding(state.variables, self.split.variables)
-        needed["predict"] = (variables, batch_of(evaluation.batch_spec, rows))
+        later["predict"] = (variables, batch_of(evaluation.batch_spec, rows))
         programs = {
-            name: compiled_ahead(getattr(self, name), arguments, threads)
+            name: compiled_ahead(getattr(self, name), arguments, threads, mesh)
+            for needed, mesh in ((at_once, None), (later, self.mesh))
             for name, arguments in needed.items()
         }
         return dataclasses.replace(self, **programs)

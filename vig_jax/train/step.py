@@ -1,5 +1,6 @@
-"""One update, compiled over the mesh."""
+"""One update, compiled over the mesh as programs for inputs, gradients and the new state."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,14 +20,17 @@ from vig_jax.sharding.mesh import (
 )
 from vig_jax.sharding.rules import gathered
 from vig_jax.sharding.xla_options import overlap_options
-from vig_jax.tasks.protocol import Aux, Batch, Params, Task
+from vig_jax.tasks.protocol import Aux, Batch, Params, PreparesInputs, Task
 from vig_jax.train.optim.freeze import frozen_mask
 from vig_jax.train.optim.optimizer import global_norm
+from vig_jax.train.programs import Programs
 from vig_jax.train.state import TrainState
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
 Mutable = Mapping[str, Any]
-Gradient = Callable[[Params, Mutable, Batch, jax.Array], tuple[tuple[jax.Array, Aux], Params]]
+Loss = Callable[[Mapping[str, Any], Any, jax.Array], tuple[jax.Array, Aux]]
+Gradient = Callable[[Params, Mutable, Any, jax.Array], tuple[tuple[jax.Array, Aux], Params]]
+Computed = tuple[dict[str, jax.Array], Mutable, Params]  # metrics, new mutable, gradients
 
 
 def make_train_step(
@@ -41,8 +45,11 @@ def make_train_step(
     head_prefixes: Sequence[str] = (),
     split: TrainState | None = None,
     reduce_dtype: str = "float32",
-) -> TrainStep:
-    """Compiles `(state, batch) -> (state, metrics)`; the given state is consumed.
+) -> Programs:
+    """Returns the jitted `(state, batch) -> (state, metrics)`; the given state is consumed.
+
+    It is a sequence of programs, which are compiled side by side: the inputs, if the task prepares
+    them and the batch is not computed in parts; the gradients; and the update of the state.
 
     Metrics are scalars on the device: `loss`, `grad_norm` (before clipping, of the trained
     parameters), `lr` (of the head, if layers have different rates), and those of the task.
@@ -67,17 +74,25 @@ def make_train_step(
         ConfigError: the mesh has axes that a run cannot use.
     """
     check_axes(mesh)
-    compute = _gradient(task, freeze, head_prefixes, split.params if split else None)
-    if accumulation_steps > 1:
+    in_parts = accumulation_steps > 1
+    prepares = task if isinstance(task, PreparesInputs) and not in_parts else None
+    loss = prepares.loss_of_inputs if prepares else task.loss
+    compute = _gradient(loss, freeze, head_prefixes, split.params if split else None)
+    if in_parts:
         compute = _accumulated(compute, accumulation_steps, mesh)
+
+    def gradients(
+        params: Params, mutable: Mutable, key: jax.Array, step: jax.Array, given: Any
+    ) -> Computed:
+        with gradients_summed_in(reduce_dtype):
+            (loss, aux), grads = compute(params, mutable, given, jax.random.fold_in(key, step))
+        return {**aux.metrics, "loss": loss}, aux.mutable, grads
 
     def averaged(old: Any, new: Any) -> Any:
         return optax.incremental_update(new, old, 1.0 - ema_decay)
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        key = jax.random.fold_in(state.key, state.step)
-        with gradients_summed_in(reduce_dtype):
-            (loss, aux), grads = compute(state.params, state.mutable, batch, key)
+    def update(state: TrainState, computed: Computed) -> tuple[TrainState, dict[str, jax.Array]]:
+        metrics, mutable, grads = computed
         with jax.numpy_dtype_promotion("standard"):  # Optax raises floats to the power of integers
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -91,55 +106,78 @@ def make_train_step(
                 frozen_mask(freeze, params, head_prefixes),
             )
         if ema_mutable is not None:
-            ema_mutable = averaged(ema_mutable, aux.mutable)
-        metrics = {
-            **aux.metrics,
-            "loss": loss,
-            "grad_norm": global_norm(grads),
-            "lr": schedule(state.step),
-        }
+            ema_mutable = averaged(ema_mutable, mutable)
         new_state = TrainState(
             step=state.step + 1,
             params=params,
             ema_params=ema_params,
             opt_state=opt_state,
             key=state.key,
-            mutable=aux.mutable,
+            mutable=mutable,
             ema_mutable=ema_mutable,
         )
-        return new_state, metrics
+        return new_state, metrics | {"grad_norm": global_norm(grads), "lr": schedule(state.step)}
 
-    everywhere = replicated(mesh)
+    def train_step(
+        programs: Mapping[str, Any], state: TrainState, batch: Batch
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        given = batch
+        if "inputs" in programs:
+            given = programs["inputs"](state.key, state.step, batch)
+        computed = programs["gradients"](state.params, state.mutable, state.key, state.step, given)
+        return programs["update"](state, computed)
+
+    everywhere, rows = replicated(mesh), batch_sharded(mesh)
     of_state = everywhere if split is None else split
-    return jax.jit(
-        train_step,
-        in_shardings=(of_state, batch_sharded(mesh)),
-        out_shardings=(of_state, everywhere),
-        donate_argnums=0,
-        compiler_options=overlap_options(mesh),
+    of_params, of_mutable = (
+        (everywhere, everywhere) if split is None else (split.params, split.mutable)
     )
+    of_computed = everywhere, of_mutable, of_params
+    jit = functools.partial(jax.jit, compiler_options=overlap_options(mesh))
+    programs = {
+        "gradients": jit(
+            gradients,
+            in_shardings=(of_params, of_mutable, everywhere, everywhere, rows),
+            out_shardings=of_computed,
+        ),
+        "update": jit(
+            update,
+            in_shardings=(of_state, of_computed),
+            out_shardings=(of_state, everywhere),
+            donate_argnums=0,
+        ),
+    }
+    if prepares:
+
+        def inputs(key: jax.Array, step: jax.Array, batch: Batch) -> Any:
+            return prepares.training_inputs(batch, jax.random.fold_in(key, step))
+
+        shardings = (everywhere, everywhere, rows)
+        first = jit(inputs, in_shardings=shardings, out_shardings=rows)
+        programs = {"inputs": first, **programs}
+    return Programs(programs, train_step)
 
 
-def _gradient(task: Task, freeze: str, head_prefixes: Sequence[str], split: Any) -> Gradient:
+def _gradient(loss: Loss, freeze: str, head_prefixes: Sequence[str], split: Any) -> Gradient:
     """Returns the function of loss, task metrics and mutable collections, and gradient.
 
     Args:
-        task: gives the loss.
+        loss: of variables, a batch or the inputs made from it, and a key.
         freeze: parameters without a gradient.
         head_prefixes: see `make_train_step`.
         split: shardings of the parameters and gradients; None: every device has all of them.
     """
 
     def loss_of(
-        params: Params, mutable: Mutable, batch: Batch, key: jax.Array
+        params: Params, mutable: Mutable, given: Any, key: jax.Array
     ) -> tuple[jax.Array, Aux]:
         # Stops the backward pass below the lowest trained layer.
         frozen = frozen_mask(freeze, params, head_prefixes)
         params = jax.tree.map(lambda x, f: jax.lax.stop_gradient(x) if f else x, params, frozen)
         if split is not None:
             params = gathered(params, split)
-        loss, aux = task.loss({"params": params, **mutable}, batch, key)
-        return loss, Aux(dict(aux.metrics), {**mutable, **aux.mutable})
+        value, aux = loss({"params": params, **mutable}, given, key)
+        return value, Aux(dict(aux.metrics), {**mutable, **aux.mutable})
 
     return jax.value_and_grad(loss_of, has_aux=True)
 

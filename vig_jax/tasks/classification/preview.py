@@ -9,10 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
-from matplotlib.figure import Figure
 
 from vig_jax.config import DataConfig
-from vig_jax.figures import drawable, save_figure
+from vig_jax.figures import drawable, new_figure, save_figure
 from vig_jax.tasks.classification.task import Classification
 from vig_jax.tasks.protocol import Batch
 
@@ -65,7 +64,7 @@ def draw_sheet(
     """Writes images as a contact sheet, with one or two classes of their targets above each."""
     columns = min(_COLUMNS, len(images))
     rows = -(-len(images) // columns)
-    figure = Figure(figsize=(1.45 * columns + 0.2, 1.85 * rows + 0.5), layout="constrained")
+    figure = new_figure(1.45 * columns + 0.2, 1.85 * rows + 0.5)
     figure.suptitle("First batch as the model sees it, with its targets", fontsize=10)
     for number, (image, target) in enumerate(zip(images, targets, strict=True), start=1):
         axes = figure.add_subplot(rows, columns, number)

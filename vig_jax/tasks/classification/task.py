@@ -55,7 +55,16 @@ class Classification:
         self, variables: Variables, batch: Batch, key: jax.Array
     ) -> tuple[Float[Array, ""], Aux]:
         """Returns the mean cross-entropy against mixed, smoothed targets, in nats."""
-        images, targets = self.training_inputs(batch, key)
+        return self.loss_of_inputs(variables, self.training_inputs(batch, key), key)
+
+    def loss_of_inputs(
+        self,
+        variables: Variables,
+        inputs: tuple[Float[Array, "B S S 3"], Float[Array, "B classes"]],
+        key: jax.Array,
+    ) -> tuple[Float[Array, ""], Aux]:
+        """Returns the loss of images and targets of `training_inputs`, given the same key."""
+        images, targets = inputs
         model_key = jax.random.split(key, 3)[2]
         logits: Any = self.model.apply(variables, images, train=True, rngs={"dropout": model_key})
         return jnp.mean(soft_cross_entropy(logits, targets)), Aux()

@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float32, Int32, UInt8
-from matplotlib.figure import Figure
 
-from vig_jax.figures import save_figure
+from vig_jax.figures import new_figure, save_figure
 from vig_jax.ops.paste import paste
 from vig_jax.tasks.detection.drawing import Objects, draw_objects
 from vig_jax.tasks.detection.task import Detection
@@ -62,7 +61,7 @@ class DetectionPreview:
         count = len(arrays.pixels)
         columns = min(_COLUMNS, count)
         rows = -(-count // columns)
-        figure = Figure(figsize=(_INCHES * columns, _INCHES * rows + 0.5), layout="constrained")
+        figure = new_figure(_INCHES * columns, _INCHES * rows + 0.5)
         figure.suptitle("First batch as the model sees it, with its objects", fontsize=10)
         for number, image in enumerate(arrays.pixels):
             axes = figure.add_subplot(rows, columns, number + 1)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from vig_jax.figures import save_figure
+from vig_jax.figures import new_figure, save_figure
 from vig_jax.metrics.coco_ap import RECALLS, CocoScores
 from vig_jax.metrics.coco_matching import IOU_THRESHOLDS, Kind
 from vig_jax.tasks.class_bars import (
@@ -114,10 +114,8 @@ def draw_curves(results: DetectionResults, path: Path) -> None:
 
     A thick line is the mean over the classes, and thin lines are the classes at IoU 0.5.
     """
-    from matplotlib.figure import Figure
-
     count = len(results.scores)
-    figure = Figure(figsize=(4.3 * count + 0.3, 5.2), layout="constrained")
+    figure = new_figure(4.3 * count + 0.3, 5.2)
     figure.suptitle(_title(results), fontsize=10)
     for number, (kind, scores) in enumerate(results.scores.items(), start=1):
         _draw_curves_of(figure.add_subplot(1, count, number), kind, scores)
@@ -151,11 +149,9 @@ def _draw_curves_of(axes: Any, kind: Kind, scores: CocoScores) -> None:
 
 def draw_worst(results: DetectionResults, path: Path) -> None:
     """Writes a PNG of the worst images, once with their objects and once with the detections."""
-    from matplotlib.figure import Figure
-
     blocks = min(3, len(results.worst))
     rows = -(-len(results.worst) // blocks)
-    figure = Figure(figsize=(5.4 * blocks, 2.95 * rows + 0.7), layout="constrained")
+    figure = new_figure(5.4 * blocks, 2.95 * rows + 0.7)
     figure.suptitle(
         f"{results.description}\nimages with the lowest AP: objects (left) and detections with a "
         f"score of at least {LEAST_SCORE:.0%} (right)",

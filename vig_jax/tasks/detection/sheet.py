@@ -3,14 +3,13 @@
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from vig_jax.data.dataset import DetectionDataset
 from vig_jax.data.inspection import spread
 from vig_jax.data.preprocess.decode import decode
 from vig_jax.data.preprocess.limits import MAX_PIXELS
 from vig_jax.errors import UndecodableImageError
-from vig_jax.figures import save_figure
+from vig_jax.figures import new_figure, save_figure
 from vig_jax.tasks.detection.drawing import draw_objects, true_objects
 from vig_jax.tasks.segmentation.thumbnails import thumbnail_of_image
 
@@ -31,7 +30,7 @@ def save_box_sheet(dataset: DetectionDataset, path: Path, max_pixels: int = MAX_
     picks = spread(len(dataset), _COLUMNS * _ROWS)
     columns = min(_COLUMNS, len(picks))
     rows = -(-len(picks) // columns)
-    figure = Figure(figsize=(columns * _INCHES, rows * _INCHES), layout="constrained")
+    figure = new_figure(columns * _INCHES, rows * _INCHES)
     for axes, index in zip(figure.subplots(rows, columns, squeeze=False).flat, picks, strict=False):
         axes.set_axis_off()
         try:

@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, UInt8
-from matplotlib.figure import Figure
 
-from vig_jax.figures import save_figure
+from vig_jax.figures import new_figure, save_figure
 from vig_jax.tasks.protocol import Batch
 from vig_jax.tasks.segmentation.task import Segmentation
 
@@ -51,7 +50,7 @@ class SegmentationPreview:
         colours[: len(self.palette)] = self.palette
         columns = min(_COLUMNS, len(arrays.pixels))
         rows = -(-len(arrays.pixels) // columns)
-        figure = Figure(figsize=(3.0 * columns, 1.6 * rows + 0.5), layout="constrained")
+        figure = new_figure(3.0 * columns, 1.6 * rows + 0.5)
         figure.suptitle("First batch as the model sees it, with its masks", fontsize=10)
         for number, (image, mask) in enumerate(zip(*arrays, strict=True), start=1):
             axes = figure.add_subplot(rows, columns, number)

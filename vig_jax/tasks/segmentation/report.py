@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from vig_jax.figures import drawable, save_figure
+from vig_jax.figures import drawable, new_figure, save_figure
 from vig_jax.metrics.confusion import Confusion
 from vig_jax.metrics.mean_iou import ClassScores, summary
 from vig_jax.tasks.class_bars import (
@@ -87,12 +87,10 @@ def _draw_bars(
 
 def draw_worst(results: SegmentationResults, path: Path) -> None:
     """Writes a PNG of the worst images, their true classes, and the predicted ones."""
-    from matplotlib.figure import Figure
-
     count = len(results.worst)
     blocks = 2 if count > 1 else 1
     rows = -(-count // blocks)
-    figure = Figure(figsize=(8.6 * blocks, 1.95 * rows + 0.7), layout="constrained")
+    figure = new_figure(8.6 * blocks, 1.95 * rows + 0.7)
     figure.suptitle(
         f"{results.description}\nimages with the lowest mean IoU: image, truth, prediction; "
         "without a class: white",

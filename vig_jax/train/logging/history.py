@@ -11,7 +11,7 @@ import numpy as np
 
 from vig_jax.config.plugins import check_plugins
 from vig_jax.errors import ReportError
-from vig_jax.figures import save_figure
+from vig_jax.figures import new_figure, save_figure
 from vig_jax.tasks.registry import Panel, ReportSpec, get_task
 from vig_jax.text import printable
 from vig_jax.train.workdir import CONFIG_FILE, METRICS_FILE
@@ -145,8 +145,6 @@ class _Curve:
 
 def draw_curves(history: RunHistory, path: Path) -> None:
     """Writes a PNG of the logged metrics against the epoch."""
-    from matplotlib.figure import Figure
-
     losses = [_Curve("train/loss", "training", "C0"), *_held_out("loss", "held out", "C1")]
     # Title, curves, factor, lower end of the y axis.
     panels = [
@@ -161,7 +159,7 @@ def draw_curves(history: RunHistory, path: Path) -> None:
         ("time spent waiting for data, %", [_Curve("train/data_wait", "", "C3")], 100.0, 0.0),
     ]
     rows = -(-len(panels) // 3)
-    figure = Figure(figsize=(13, 3.3 * rows), layout="constrained")
+    figure = new_figure(13, 3.3 * rows)
     done = history.lines[-1]["step"]
     rest = "" if done >= history.total_steps else f", step {done:,} of {history.total_steps:,}"
     figure.suptitle(f"{history.title}{rest}", fontsize=11, parse_math=False)

@@ -1,0 +1,139 @@
+"""Several compiled programs in place of one that takes long to compile.
+
+XLA compiles a program mostly in one thread, and in more than linear time. A function that is split
+into programs compiles sooner, because they are compiled side by side.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+
+Sequence = Callable[..., Any]
+"""Calls each program of a mapping once, in its order, with the arguments that follow it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Programs:
+    """A function that calls jitted programs one after another; used like a jitted function.
+
+    Attributes:
+        programs: jitted functions by name, in the order of their calls.
+        sequence: `sequence(programs, *arguments)` passes arguments and results on, and computes
+            nothing itself.
+    """
+
+    programs: Mapping[str, Any]
+    sequence: Sequence
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Calls all programs."""
+        return self.sequence(self.programs, *arguments)
+
+    def trace(self, *arguments: Any) -> "TracedPrograms":
+        """Traces all programs, each for the types that the one before it returns.
+
+        Args:
+            arguments: arrays or shapes.
+        """
+        traced = {}
+
+        def trace_of(name: str) -> Callable[..., Any]:
+            def trace(*inputs: Any) -> Any:
+                traced[name] = self.programs[name].trace(*inputs)
+                return jax.tree.map(
+                    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), traced[name].out_info
+                )
+
+            return trace
+
+        self.sequence({name: trace_of(name) for name in self.programs}, *arguments)
+        return TracedPrograms(traced, self.sequence)
+
+    def lower(self, *arguments: Any) -> "LoweredPrograms":
+        """Traces and lowers all programs."""
+        return self.trace(*arguments).lower()
+
+
+@dataclasses.dataclass(frozen=True)
+class TracedPrograms:
+    """The result of `Programs.trace`.
+
+    Attributes:
+        programs: `jax.stages.Traced` by name.
+        sequence: see `Programs`.
+    """
+
+    programs: Mapping[str, Any]
+    sequence: Sequence
+
+    def lower(self, **options: Any) -> "LoweredPrograms":
+        """Lowers all programs, with the options of `jax.stages.Traced.lower`."""
+        lowered = {name: program.lower(**options) for name, program in self.programs.items()}
+        return LoweredPrograms(lowered, self.sequence)
+
+
+@dataclasses.dataclass(frozen=True)
+class LoweredPrograms:
+    """The result of `Programs.lower`.
+
+    Attributes:
+        programs: `jax.stages.Lowered` by name.
+        sequence: see `Programs`.
+    """
+
+    programs: Mapping[str, Any]
+    sequence: Sequence
+
+    def as_text(self) -> str:
+        """Returns the programs in StableHLO."""
+        return "\n".join(program.as_text() for program in self.programs.values())
+
+    def compile(self) -> "CompiledPrograms":
+        """Compiles the programs side by side."""
+        with ThreadPoolExecutor(len(self.programs), "compilation") as threads:
+            compiled = list(threads.map(lambda program: program.compile(), self.programs.values()))
+        return CompiledPrograms(dict(zip(self.programs, compiled, strict=True)), self.sequence)
+
+
+@dataclasses.dataclass(frozen=True)
+class CompiledPrograms:
+    """The result of `LoweredPrograms.compile`.
+
+    Attributes:
+        programs: `jax.stages.Compiled` by name.
+        sequence: see `Programs`.
+    """
+
+    programs: Mapping[str, Any]
+    sequence: Sequence
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Calls all programs."""
+        return self.sequence(self.programs, *arguments)
+
+    def as_text(self) -> str:
+        """Returns the compiled programs in HLO."""
+        return "\n".join(program.as_text() for program in self.programs.values())
+
+    def memory_analysis(self) -> Any:
+        """Returns the bytes of the whole function, by the names of `jax.stages.Compiled`.
+
+        Arguments and results are those of the last program, which takes the function's arguments
+        and what it needs of earlier results. Temporaries are the most that a program has, with the
+        results of those before it.
+        """
+        *earlier, last = (program.memory_analysis() for program in self.programs.values())
+        temporary, results = last.temp_size_in_bytes, 0
+        for memory in earlier:
+            temporary = max(temporary, memory.temp_size_in_bytes + results)
+            results += memory.output_size_in_bytes
+        return SimpleNamespace(
+            argument_size_in_bytes=last.argument_size_in_bytes,
+            output_size_in_bytes=last.output_size_in_bytes,
+            alias_size_in_bytes=last.alias_size_in_bytes,
+            temp_size_in_bytes=temporary,
+        )
