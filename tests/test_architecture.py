@@ -14,6 +14,7 @@ LAYERS = (
     "vig_jax.text",
     "vig_jax.files",
     "vig_jax.folder_lock",
+    "vig_jax.devices",
     "vig_jax.config",
     "vig_jax.figures",
     "vig_jax.sharding",
@@ -124,6 +125,17 @@ def test_no_foreign_framework_at_run_time(folder):
     for file in python_files(folder):
         if file != ROOT / COMPARISON:
             assert not {name.split(".")[0] for name in imports(file)} & FORBIDDEN, file
+
+
+def test_matplotlib_is_imported_with_the_first_figure():
+    """Importing it takes as long as importing JAX, and training begins without figures."""
+    eager = {
+        str(file.relative_to(ROOT))
+        for file in (ROOT / "vig_jax").rglob("*.py")
+        for node in ast.parse(file.read_text()).body
+        if isinstance(node, ast.Import | ast.ImportFrom) and "matplotlib" in ast.unparse(node)
+    }
+    assert eager == {"vig_jax/explain/figure.py"}
 
 
 def test_train_py_is_a_door():

@@ -4,6 +4,7 @@ import logging
 
 import numpy as np
 import pytest
+from matplotlib import font_manager
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -16,8 +17,8 @@ def fonts(monkeypatch):
     """Returns a function that pretends which letters the installed fonts have."""
 
     def pretend(letters):
-        monkeypatch.setattr(figures.font_manager, "findfont", lambda _: "default")
-        monkeypatch.setattr(figures.font_manager, "findSystemFonts", lambda: list(letters))
+        monkeypatch.setattr(font_manager, "findfont", lambda _: "default")
+        monkeypatch.setattr(font_manager, "findSystemFonts", lambda: list(letters))
         monkeypatch.setattr(figures, "_code_points", lambda file: set(map(ord, letters[file])))
         font_files.cache_clear()
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vig_jax.sharding.mesh import make_mesh
 from vig_jax.train.compile_ahead import batch_of, compilation_threads, compiled_ahead
 
 STATE = {"scale": jax.ShapeDtypeStruct((), np.float32)}
@@ -45,6 +46,15 @@ def test_the_caller_traces_once(total, traces, threads):
     assert traces == [(threading.current_thread(), (2, 3))]
     assert [call(program), call(program)] == [12, 12]
     assert len(traces) == 1
+
+
+def test_a_thread_traces_under_the_mesh(total, traces, threads):
+    mesh = make_mesh()
+    program = compiled_ahead(total, (STATE, BATCH), threads, mesh)
+    with jax.set_mesh(mesh):
+        assert [call(program), call(program)] == [12, 12]
+    ((thread, _),) = traces
+    assert thread is not threading.current_thread()
 
 
 def test_a_batch_of_another_size(total, traces, threads):

@@ -41,6 +41,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from tqdm import tqdm
 
 from vig_jax.cli import options, weights
+from vig_jax.devices import open_devices_early
 from vig_jax.errors import REPORTED_ERRORS, ConfigError
 from vig_jax.files import to_json, write_text
 from vig_jax.text import printable, printable_lines
@@ -136,6 +137,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     """Evaluates the models one after the other; one that cannot be evaluated leaves the others."""
+    open_devices_early()
     sources = args.runs or [None]
     if len(sources) == 1:
         result = _evaluated(args, sources[0])

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vig_jax.cli import options, weights
+from vig_jax.devices import open_devices_early
 from vig_jax.errors import ConfigError
 from vig_jax.text import did_you_mean, printable
 
@@ -53,6 +54,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Explains, draws and writes."""
+    open_devices_early()
     import numpy as np
 
     from vig_jax.explain import draw_explanation, explain

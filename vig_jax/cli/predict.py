@@ -27,6 +27,7 @@ import sys
 from pathlib import Path
 
 from vig_jax.cli import options, weights
+from vig_jax.devices import open_devices_early
 from vig_jax.files import to_json
 
 
@@ -89,6 +90,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Predicts, prints, draws; returns 1 if an image could not be read."""
+    open_devices_early()
     from vig_jax.config import MeshConfig
     from vig_jax.inference.file_predictor import PredictOptions, file_predictor
     from vig_jax.sharding.mesh import make_mesh

@@ -55,7 +55,7 @@ class Task(Protocol):
 class PreparesInputs(Protocol):
     """A `Task` whose `loss` is the loss of inputs that depend on the batch and the key alone.
 
-    Training makes these inputs, such as augmented images, in a program of their own, which compiles
+    Training makes these inputs, such as augmented images, in a separate program, which compiles
     beside that of the gradients.
     """
 

@@ -21,6 +21,7 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from vig_jax.config import import_plugins, named, parse
+from vig_jax.devices import open_devices_early
 from vig_jax.errors import REPORTED_ERRORS, ConfigError, is_full_disk
 from vig_jax.text import did_you_mean, escape_output, is_utf8
 from vig_jax.train.processes import OPTIONS, find_member, joined
@@ -150,6 +151,7 @@ def _train(argv: Sequence[str]) -> None:
         _fail(str(error))
     line_of = functools.partial(_message_of, workdir=workdir)
     with joined(member, config.train.lost_after_seconds, line_of) if member else _alone(line_of):
+        open_devices_early()
         from vig_jax.train.loop import run  # imports JAX; --help works without it
 
         outcome = run(config, workdir)
