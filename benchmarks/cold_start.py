@@ -34,7 +34,9 @@ from PIL import Image
 ROOT = Path(__file__).parents[1]
 PROGRAMS = {
     "initial": "initial state",
-    "train_step": "update",
+    "prepare_inputs": "augmentation",
+    "gradients": "gradients",
+    "update_state": "AdamW and EMA",
     "predict": "evaluation",
     "preview_inputs": "first batch's figure",
     "logits": "inference",

@@ -10,10 +10,10 @@ from benchmarks.cold_start import Start, read_line, start, table
 
 LOG = """\
 Finished tracing fold_in for jit in 0.000900000 sec
-Finished tracing train_step for jit in 2.500000000 sec
+Finished tracing gradients for jit in 2.500000000 sec
 WARNING:2026-11-27 21:18:18:jax._src.dispatch:194: Finished jaxpr to MLIR module conversion \
-jit(train_step) in 1.250000000 sec
-Finished XLA compilation of jit(train_step) in 67.000000000 sec
+jit(gradients) in 1.250000000 sec
+Finished XLA compilation of jit(gradients) in 67.000000000 sec
 first update done
 Finished XLA compilation of jit(predict) in 3.500000000 sec
 """
@@ -24,16 +24,16 @@ def test_the_log_is_read():
     for seconds, line in enumerate(LOG.splitlines(), start=1):
         read_line(line, seconds, seen)
     assert seen.stages == {
-        "trace train_step": 2.5,
-        "lower train_step": 1.25,
-        "compile train_step": 67,
+        "trace gradients": 2.5,
+        "lower gradients": 1.25,
+        "compile gradients": 67,
         "compile predict": 3.5,
     }
     assert (seen.first_log, seen.first_update) == (1, 5)
 
 
 def test_the_table():
-    cold = Start({"compile train_step": 67.0, "trace train_step": 2.5}, 1.0, 80.0, 90.0, 120.0)
+    cold = Start({"compile gradients": 67.0, "trace gradients": 2.5}, 1.0, 80.0, 90.0, 120.0)
     lines = table({"cold": cold, "predict": Start({}, None, None, 3.0, 4.0)}).splitlines()
     assert [line.split("  ")[0] for line in lines] == [
         "seconds",
@@ -70,6 +70,6 @@ def test_all_commands(tmp_path, capsys):
     rows = json.loads(file.read_text())
     cold, warm = (rows[f"train, {kind}"] for kind in ("cold", "warm"))
     assert {name.split()[1] for name in cold["stages"]} == set(cold_start.PROGRAMS) - {"logits"}
-    assert warm["stages"]["compile train_step"] < cold["stages"]["compile train_step"]
+    assert warm["stages"]["compile gradients"] < cold["stages"]["compile gradients"]
     assert "compile logits" in rows["predict, cold"]["stages"]
     assert "first update" in capsys.readouterr().out

@@ -91,7 +91,9 @@ def make_train_step(
     def averaged(old: Any, new: Any) -> Any:
         return optax.incremental_update(new, old, 1.0 - ema_decay)
 
-    def update(state: TrainState, computed: Computed) -> tuple[TrainState, dict[str, jax.Array]]:
+    def update_state(
+        state: TrainState, computed: Computed
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
         metrics, mutable, grads = computed
         with jax.numpy_dtype_promotion("standard"):  # Optax raises floats to the power of integers
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -122,10 +124,10 @@ def make_train_step(
         programs: Mapping[str, Any], state: TrainState, batch: Batch
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         given = batch
-        if "inputs" in programs:
-            given = programs["inputs"](state.key, state.step, batch)
+        if "prepare_inputs" in programs:
+            given = programs["prepare_inputs"](state.key, state.step, batch)
         computed = programs["gradients"](state.params, state.mutable, state.key, state.step, given)
-        return programs["update"](state, computed)
+        return programs["update_state"](state, computed)
 
     everywhere, rows = replicated(mesh), batch_sharded(mesh)
     of_state = everywhere if split is None else split
@@ -140,8 +142,8 @@ def make_train_step(
             in_shardings=(of_params, of_mutable, everywhere, everywhere, rows),
             out_shardings=of_computed,
         ),
-        "update": jit(
-            update,
+        "update_state": jit(
+            update_state,
             in_shardings=(of_state, of_computed),
             out_shardings=(of_state, everywhere),
             donate_argnums=0,
@@ -149,12 +151,12 @@ def make_train_step(
     }
     if prepares:
 
-        def inputs(key: jax.Array, step: jax.Array, batch: Batch) -> Any:
+        def prepare_inputs(key: jax.Array, step: jax.Array, batch: Batch) -> Any:
             return prepares.training_inputs(batch, jax.random.fold_in(key, step))
 
         shardings = (everywhere, everywhere, rows)
-        first = jit(inputs, in_shardings=shardings, out_shardings=rows)
-        programs = {"inputs": first, **programs}
+        first = jit(prepare_inputs, in_shardings=shardings, out_shardings=rows)
+        programs = {"prepare_inputs": first, **programs}
     return Programs(programs, train_step)
 
 
