@@ -187,7 +187,7 @@ def draw(
     """
     from matplotlib.ticker import LogLocator
 
-    figure = new_figure(11, 3.6)
+    figure = new_figure(11.0, 3.6)
     batches = {row.get("batch_size") for rows in series.values() for row in rows} - {None}
     if len(batches) == 1:
         title += f", batches of {next(iter(batches))}"

@@ -159,7 +159,7 @@ def draw_curves(history: RunHistory, path: Path) -> None:
         ("time spent waiting for data, %", [_Curve("train/data_wait", "", "C3")], 100.0, 0.0),
     ]
     rows = -(-len(panels) // 3)
-    figure = new_figure(13, 3.3 * rows)
+    figure = new_figure(13.0, 3.3 * rows)
     done = history.lines[-1]["step"]
     rest = "" if done >= history.total_steps else f", step {done:,} of {history.total_steps:,}"
     figure.suptitle(f"{history.title}{rest}", fontsize=11, parse_math=False)
