@@ -77,7 +77,7 @@ class Predictor:
                 batch = pad(batch, ((0, missing), (0, 0), (0, 0), (0, 0)))
             outputs.append(self.compiled(self.variables, batch))
         logits = outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs)
-        return logits[: len(images)]
+        return logits if len(logits) == len(images) else logits[: len(images)]
 
 
 def predictor(

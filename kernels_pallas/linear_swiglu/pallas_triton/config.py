@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterator
 
 from ...core.device import Device
+from ...core.integers import cdiv
 from ..spec import LinearSwigluSpec
 
 
@@ -31,8 +32,13 @@ class Config:
 def heuristic(spec: LinearSwigluSpec, device: Device | None = None) -> Config:
     """Returns the config for a call that was not measured.
 
-    These two were the fastest at the widths of ViG; deep steps suit long products.
+    The last two were the fastest at the widths of ViG; deep steps suit long products. With few
+    rows, such as the 196 of one image, half as large programs and deep steps were.
     """
+    programs = cdiv(spec.rows, Config.rows) * cdiv(spec.width, Config.columns)
+    multiprocessors = Device.multiprocessors if device is None else device.multiprocessors
+    if spec.dtype.itemsize < 4 and 2 * programs < multiprocessors:
+        return Config(rows=64, depth=64)
     if spec.features >= 512 and spec.features % 64 == 0:
         return Config(depth=64, num_stages=3)
     return Config()
