@@ -38,8 +38,8 @@ def test_the_table():
     assert [line.split("  ")[0] for line in lines] == [
         "seconds",
         "before the first trace",
-        "trace: update",
-        "compile: update",
+        "trace: gradients",
+        "compile: gradients",
         "first update",
         "end of the process",
         "CPU",

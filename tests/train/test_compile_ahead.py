@@ -9,6 +9,7 @@ import pytest
 
 from vig_jax.sharding.mesh import make_mesh
 from vig_jax.train.compile_ahead import batch_of, compilation_threads, compiled_ahead
+from vig_jax.train.programs import Programs
 
 STATE = {"scale": jax.ShapeDtypeStruct((), np.float32)}
 BATCH = batch_of({"x": jax.ShapeDtypeStruct((3,), np.float32)}, 2)
@@ -71,7 +72,12 @@ def test_a_state_of_other_types(total, traces, threads):
 
 def test_an_error_of_the_compiler_is_raised_by_the_call(threads):
     class Broken:
-        def lower(self, *arguments):
+        out_info = None
+
+        def trace(self, *arguments):
+            return self
+
+        def lower(self):
             return self
 
         def compile(self):
@@ -80,6 +86,20 @@ def test_an_error_of_the_compiler_is_raised_by_the_call(threads):
     program = compiled_ahead(Broken(), (STATE, BATCH), threads)
     with pytest.raises(RuntimeError, match="out of registers"):
         call(program)
+
+
+def test_programs_are_compiled_each_by_itself(total, traces, threads):
+    double = jax.jit(lambda batch: {"x": 2 * batch["x"]})
+
+    def sequence(programs, state, batch):
+        return programs["total"](state, programs["double"](batch))
+
+    function = Programs({"double": double, "total": total}, sequence)
+    program = compiled_ahead(function, (STATE, BATCH), threads)
+    assert isinstance(program, Programs)
+    assert traces == [(threading.current_thread(), (2, 3))]
+    assert [call(program), call(program), call(program, rows=4)] == [24, 24, 48]
+    assert len(traces) == 2
 
 
 def test_what_is_not_jitted_stays(threads):

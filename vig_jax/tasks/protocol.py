@@ -191,3 +191,11 @@ class Preview(Protocol):
 
     def draw(self, arrays: Any, path: Path) -> None:
         """Writes a PNG of the arrays of `inputs`, as NumPy arrays."""
+
+
+@runtime_checkable
+class ShowsInputs(Protocol):
+    """A `Preview` of a task that `PreparesInputs`: it shows what training has prepared."""
+
+    def rows_of(self, inputs: Any, rows: np.ndarray) -> Any:
+        """Returns the arrays of `Preview.inputs`, from `PreparesInputs.training_inputs`."""

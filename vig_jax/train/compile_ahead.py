@@ -10,8 +10,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vig_jax.tasks.protocol import BatchSpec
+from vig_jax.train.programs import Programs
 
-THREADS = 4
+THREADS = 6
 """The most programs that are compiled at a time: each of a run has a thread."""
 
 
@@ -50,13 +51,18 @@ class CompiledAhead:
         self._function = function
         self._types = [_types(argument) for argument in arguments]
         self._fits: bool | None = None  # the types of all arguments but the last
+        self.out_info: Any = None  # that of `jax.stages.Traced`, if it is traced at once
 
         def trace_and_compile() -> Any:
             with jax.set_mesh(trace_in):
                 return function.lower(*arguments).compile()
 
-        compile_it = trace_and_compile if trace_in else function.lower(*arguments).compile
-        self._program = threads.submit(compile_it)
+        if trace_in:
+            self._program = threads.submit(trace_and_compile)
+        else:
+            traced = function.trace(*arguments)
+            self.out_info = traced.out_info
+            self._program = threads.submit(traced.lower().compile)
 
     def __call__(self, *arguments: Any) -> Any:
         """Calls the program when it is compiled; for other types of arguments, the function.
@@ -73,7 +79,16 @@ class CompiledAhead:
 def compiled_ahead(
     function: Any, arguments: tuple[Any, ...], threads: Executor, trace_in: Mesh | None = None
 ) -> Any:
-    """Returns a `CompiledAhead`, or a function that is not jitted as it is."""
+    """Returns a `CompiledAhead`, several for `Programs`, or a function that is not jitted as it is.
+
+    `Programs` are traced at once.
+    """
+    if isinstance(function, Programs):
+
+        def ahead(name: str, *types: Any) -> CompiledAhead:
+            return CompiledAhead(function.programs[name], types, threads)
+
+        return Programs(function.each(ahead, *arguments), function.sequence)
     if not hasattr(function, "lower"):
         return function
     return CompiledAhead(function, arguments, threads, trace_in)

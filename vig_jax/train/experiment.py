@@ -36,8 +36,9 @@ from vig_jax.train.intervals import Intervals
 from vig_jax.train.logging.first_batch import PreviewStep, make_preview_step
 from vig_jax.train.optim.optimizer import make_optimizer
 from vig_jax.train.optim.schedule import make_schedule
+from vig_jax.train.programs import Programs
 from vig_jax.train.state import TrainState, init_state
-from vig_jax.train.step import TrainStep, check_accumulation, make_train_step
+from vig_jax.train.step import PREPARE_INPUTS, TrainStep, check_accumulation, make_train_step
 from vig_jax.weights.run_folder import with_sharding
 
 CACHED_BYTES = 2**28
@@ -114,6 +115,23 @@ class Experiment:
             )
             if config.model.gla_implementation:  # it may not serve this device
                 new_state.lower()
+        train_step = make_train_step(
+            bundle.task,
+            optimizer,
+            schedule,
+            ema_decay=ema_decay,
+            mesh=mesh,
+            accumulation_steps=parts,
+            freeze=config.optimizer.freeze,
+            head_prefixes=groups.head_prefixes if groups else (),
+            split=split,
+            reduce_dtype=config.train.reduce_dtype,
+        )
+        preview = None
+        if bundle.preview:
+            preview = make_preview_step(
+                bundle.preview, mesh=mesh, accumulation_steps=parts, train_step=train_step
+            )
         return cls(
             config=config,
             train_data=train_data,
@@ -130,22 +148,9 @@ class Experiment:
             intervals=intervals,
             bundle=bundle,
             new_state=new_state,
-            train_step=make_train_step(
-                bundle.task,
-                optimizer,
-                schedule,
-                ema_decay=ema_decay,
-                mesh=mesh,
-                accumulation_steps=parts,
-                freeze=config.optimizer.freeze,
-                head_prefixes=groups.head_prefixes if groups else (),
-                split=split,
-                reduce_dtype=config.train.reduce_dtype,
-            ),
+            train_step=train_step,
             predict=make_predict_step(bundle.evaluation, mesh=mesh),
-            preview=make_preview_step(bundle.preview, mesh=mesh, accumulation_steps=parts)
-            if bundle.preview
-            else None,
+            preview=preview,
         )
 
     def compiled_ahead(self, state: TrainState, threads: Executor, *, begins: bool) -> "Experiment":
@@ -159,19 +164,20 @@ class Experiment:
         rows = self.config.train.batch_size // examples_per_row(self.bundle.train_preprocess)
         task, evaluation = self.bundle.task, self.bundle.evaluation
         batch = batch_of(task.batch_spec, rows)
-        at_once: dict[str, tuple[Any, ...]] = {"train_step": (state, batch)}
-        later: dict[str, tuple[Any, ...]] = {}
-        if begins:
-            at_once = {"new_state": (), **at_once}
-        if begins and self.preview:
-            later["preview"] = (batch, state.key)
         variables = with_sharding(state.variables, self.split.variables)
-        later["predict"] = (variables, batch_of(evaluation.batch_spec, rows))
-        programs = {
-            name: compiled_ahead(getattr(self, name), arguments, threads, mesh)
-            for needed, mesh in ((at_once, None), (later, self.mesh))
-            for name, arguments in needed.items()
-        }
+        programs: dict[str, Any] = {}
+        if begins:
+            programs["new_state"] = compiled_ahead(self.new_state, (), threads)
+        step = compiled_ahead(self.train_step, (state, batch), threads)
+        programs["train_step"] = step
+        if begins and isinstance(self.preview, Programs):  # it shares a program of the step
+            shared = {**self.preview.programs, PREPARE_INPUTS: step.programs[PREPARE_INPUTS]}
+            programs["preview"] = dataclasses.replace(self.preview, programs=shared)
+        elif begins and self.preview:
+            arguments: tuple[Any, ...] = (batch, state.key)
+            programs["preview"] = compiled_ahead(self.preview, arguments, threads, self.mesh)
+        arguments = variables, batch_of(evaluation.batch_spec, rows)
+        programs["predict"] = compiled_ahead(self.predict, arguments, threads, self.mesh)
         return dataclasses.replace(self, **programs)
 
     def initial_variables(self) -> tuple[Variables, str]:

@@ -5,6 +5,7 @@ into programs compiles sooner, because they are compiled side by side.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -34,24 +35,31 @@ class Programs:
         return self.sequence(self.programs, *arguments)
 
     def trace(self, *arguments: Any) -> "TracedPrograms":
-        """Traces all programs, each for the types that the one before it returns.
+        """Traces all programs, each for the types that the ones before it return.
 
         Args:
             arguments: arrays or shapes.
         """
+        traced = self.each(lambda name, *inputs: self.programs[name].trace(*inputs), *arguments)
+        return TracedPrograms(traced, self.sequence)
+
+    def each(self, trace: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
+        """Returns the results of `trace(name, *types)` for all programs, in order.
+
+        Args:
+            trace: its result has the attribute `out_info` of `jax.stages.Traced`.
+            arguments: of this function: arrays or shapes.
+        """
         traced = {}
 
-        def trace_of(name: str) -> Callable[..., Any]:
-            def trace(*inputs: Any) -> Any:
-                traced[name] = self.programs[name].trace(*inputs)
-                return jax.tree.map(
-                    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), traced[name].out_info
-                )
+        def call(name: str, *inputs: Any) -> Any:
+            traced[name] = trace(name, *inputs)
+            return jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), traced[name].out_info
+            )
 
-            return trace
-
-        self.sequence({name: trace_of(name) for name in self.programs}, *arguments)
-        return TracedPrograms(traced, self.sequence)
+        self.sequence({name: functools.partial(call, name) for name in self.programs}, *arguments)
+        return traced
 
     def lower(self, *arguments: Any) -> "LoweredPrograms":
         """Traces and lowers all programs."""

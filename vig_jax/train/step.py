@@ -26,6 +26,9 @@ from vig_jax.train.optim.optimizer import global_norm
 from vig_jax.train.programs import Programs
 from vig_jax.train.state import TrainState
 
+PREPARE_INPUTS = "prepare_inputs"
+"""The name of the program from a batch to what the model takes, `(key, step, batch) -> inputs`."""
+
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
 Mutable = Mapping[str, Any]
 Loss = Callable[[Mapping[str, Any], Any, jax.Array], tuple[jax.Array, Aux]]
@@ -124,8 +127,8 @@ def make_train_step(
         programs: Mapping[str, Any], state: TrainState, batch: Batch
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         given = batch
-        if "prepare_inputs" in programs:
-            given = programs["prepare_inputs"](state.key, state.step, batch)
+        if PREPARE_INPUTS in programs:
+            given = programs[PREPARE_INPUTS](state.key, state.step, batch)
         computed = programs["gradients"](state.params, state.mutable, state.key, state.step, given)
         return programs["update_state"](state, computed)
 
@@ -156,7 +159,7 @@ def make_train_step(
 
         shardings = (everywhere, everywhere, rows)
         first = jit(prepare_inputs, in_shardings=shardings, out_shardings=rows)
-        programs = {"prepare_inputs": first, **programs}
+        programs = {PREPARE_INPUTS: first, **programs}
     return Programs(programs, train_step)
 
 

@@ -77,6 +77,37 @@ def test_shows_what_the_first_update_sees(parts, tmp_path):
     assert float(metrics["loss"]) == pytest.approx(mean, rel=1e-6)
 
 
+class Prepares(Draws):
+    """Its training and its preview share a program for the draws."""
+
+    traced = 0
+
+    def training_inputs(self, batch, key):
+        self.traced += 1
+        return self.numbers(batch, key), batch["label"]
+
+    def loss_of_inputs(self, variables, inputs, key):
+        return variables["params"]["scale"] * jnp.mean(inputs[0], dtype=jnp.float32), Aux()
+
+    def rows_of(self, inputs, rows):
+        return jax.tree.map(lambda x: x[rows], inputs)
+
+
+def test_inputs_that_training_prepares_are_computed_by_the_same_program(tmp_path):
+    task, mesh, optimizer = Prepares(), make_mesh(), optax.sgd(0.0)
+    batch = place_batch({"label": np.arange(100, dtype=np.int32)}, mesh)
+    state = init_state(task, optimizer, seed=3, ema=False)
+    step = make_train_step(task, optimizer, optax.constant_schedule(0.0), ema_decay=0.0, mesh=mesh)
+    compute = make_preview_step(task, mesh=mesh, train_step=step)
+    draw_first_batch(task, compute, batch, state.key, path=tmp_path / "first.png")
+    numbers, labels = task.drawn
+    all_numbers = np.asarray(task.numbers(batch, jax.random.fold_in(state.key, 0)))
+    np.testing.assert_array_equal(numbers, all_numbers[labels])
+    _, metrics = step(state, batch)
+    assert float(metrics["loss"]) == pytest.approx(all_numbers.mean(), rel=1e-6)
+    assert task.traced == 1
+
+
 def test_rows_of_a_large_batch_are_spread(tmp_path):
     task = Draws()
     preview(task, {"label": np.arange(100) // 34}, jax.random.PRNGKey(0), tmp_path / "first.png")

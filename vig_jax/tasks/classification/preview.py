@@ -40,7 +40,15 @@ class ClassificationPreview:
 
     def inputs(self, batch: Batch, key: jax.Array, rows: np.ndarray) -> PreviewArrays:
         """Returns the augmented pixels and the targets of the given rows."""
-        images, targets = self.task.training_inputs(batch, key)
+        return self.rows_of(self.task.training_inputs(batch, key), rows)
+
+    def rows_of(
+        self,
+        inputs: tuple[Float[Array, "B S S 3"], Float[Array, "B classes"]],
+        rows: np.ndarray,
+    ) -> PreviewArrays:
+        """Returns pixels and targets of the given rows of `training_inputs`."""
+        images, targets = inputs
         return PreviewArrays(to_pixels(images[rows], self.task.data), targets[rows])
 
     def draw(self, arrays: PreviewArrays, path: Path) -> None:

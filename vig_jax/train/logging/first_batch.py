@@ -1,6 +1,6 @@
 """A figure of the first batch as the model sees it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,9 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from vig_jax.sharding.mesh import batch_sharded, replicated
-from vig_jax.tasks.protocol import Batch, Preview
+from vig_jax.tasks.protocol import Batch, Preview, ShowsInputs
+from vig_jax.train.programs import Programs
+from vig_jax.train.step import PREPARE_INPUTS
 
 PreviewStep = Callable[[Batch, jax.Array], Any]  # the compiled `Preview.inputs`
 FIRST_BATCH_FILE = "first_batch.png"
@@ -18,7 +20,11 @@ _MOST_ROWS = 40
 
 
 def make_preview_step(
-    preview: Preview, *, mesh: jax.sharding.Mesh, accumulation_steps: int = 1
+    preview: Preview,
+    *,
+    mesh: jax.sharding.Mesh,
+    accumulation_steps: int = 1,
+    train_step: Programs | None = None,
 ) -> PreviewStep:
     """Compiles `(batch, key) -> arrays to draw` of update 0, of up to 40 examples.
 
@@ -29,20 +35,35 @@ def make_preview_step(
         mesh: of the run.
         accumulation_steps: number of parts of a batch. Draws are made per part, so the rows are
             those of the first part.
+        train_step: of the run; if it has a program for inputs, that is used instead of another one.
     """
+    everywhere = replicated(mesh)
+    if isinstance(preview, ShowsInputs) and train_step and PREPARE_INPUTS in train_step.programs:
+
+        def rows_of(inputs: Any) -> Any:
+            return preview.rows_of(inputs, _rows(len(jax.tree.leaves(inputs)[0])))
+
+        def show(programs: Mapping[str, Any], batch: Batch, key: jax.Array) -> Any:
+            return programs["rows"](programs[PREPARE_INPUTS](key, np.int32(0), batch))
+
+        rows = jax.jit(rows_of, out_shardings=everywhere)
+        return Programs({PREPARE_INPUTS: train_step.programs[PREPARE_INPUTS], "rows": rows}, show)
 
     def preview_inputs(batch: Batch, key: jax.Array) -> object:
         part = len(next(iter(batch.values()))) // accumulation_steps
-        rows = np.unique(np.linspace(0, part - 1, min(part, _MOST_ROWS)).astype(int))
         key = jax.random.fold_in(key, 0)  # the number of the update
         if accumulation_steps > 1:
             key = jax.random.fold_in(key, 0)  # the number of the part
-        return preview.inputs({name: x[:part] for name, x in batch.items()}, key, rows)
+        return preview.inputs({name: x[:part] for name, x in batch.items()}, key, _rows(part))
 
-    everywhere = replicated(mesh)
     return jax.jit(
         preview_inputs, in_shardings=(batch_sharded(mesh), everywhere), out_shardings=everywhere
     )
+
+
+def _rows(count: int) -> np.ndarray:
+    """Returns the numbers of the examples to draw."""
+    return np.unique(np.linspace(0, count - 1, min(count, _MOST_ROWS)).astype(int))
 
 
 def draw_first_batch(
