@@ -68,6 +68,20 @@ class PreparesInputs(Protocol):
         """Returns the loss of `training_inputs`, given the same key."""
 
 
+def preparing(task: Task) -> PreparesInputs | None:
+    """Returns a task that prepares inputs; None for others.
+
+    A class that overrides `loss`, but not `loss_of_inputs`, no longer prepares inputs.
+    """
+    if not isinstance(task, PreparesInputs):
+        return None
+    defined = [
+        next(number for number, kind in enumerate(type(task).__mro__) if name in vars(kind))
+        for name in ("loss", "loss_of_inputs")
+    ]
+    return task if defined[0] >= defined[1] else None
+
+
 @runtime_checkable
 class Evaluation(Protocol[State]):
     """The metrics of a task over a data set.

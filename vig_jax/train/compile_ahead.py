@@ -1,6 +1,7 @@
 """Compiles the programs of a run side by side, before they are needed."""
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
@@ -88,7 +89,7 @@ def compiled_ahead(
         def ahead(name: str, *types: Any) -> CompiledAhead:
             return CompiledAhead(function.programs[name], types, threads)
 
-        return Programs(function.each(ahead, *arguments), function.sequence)
+        return dataclasses.replace(function, programs=function.each(ahead, *arguments)[0])
     if not hasattr(function, "lower"):
         return function
     return CompiledAhead(function, arguments, threads, trace_in)

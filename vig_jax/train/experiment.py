@@ -170,7 +170,7 @@ class Experiment:
             programs["new_state"] = compiled_ahead(self.new_state, (), threads)
         step = compiled_ahead(self.train_step, (state, batch), threads)
         programs["train_step"] = step
-        if begins and isinstance(self.preview, Programs):  # it shares a program of the step
+        if begins and isinstance(self.preview, Programs) and isinstance(step, Programs):
             shared = {**self.preview.programs, PREPARE_INPUTS: step.programs[PREPARE_INPUTS]}
             programs["preview"] = dataclasses.replace(self.preview, programs=shared)
         elif begins and self.preview:

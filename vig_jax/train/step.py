@@ -20,7 +20,8 @@ from vig_jax.sharding.mesh import (
 )
 from vig_jax.sharding.rules import gathered
 from vig_jax.sharding.xla_options import overlap_options
-from vig_jax.tasks.protocol import Aux, Batch, Params, PreparesInputs, Task
+from vig_jax.tasks.protocol import Aux, Batch, Params, Task, preparing
+from vig_jax.train.divided import Divided
 from vig_jax.train.optim.freeze import frozen_mask
 from vig_jax.train.optim.optimizer import global_norm
 from vig_jax.train.programs import Programs
@@ -78,7 +79,7 @@ def make_train_step(
     """
     check_axes(mesh)
     in_parts = accumulation_steps > 1
-    prepares = task if isinstance(task, PreparesInputs) and not in_parts else None
+    prepares = None if in_parts else preparing(task)
     loss = prepares.loss_of_inputs if prepares else task.loss
     compute = _gradient(loss, freeze, head_prefixes, split.params if split else None)
     if in_parts:
@@ -139,17 +140,17 @@ def make_train_step(
     )
     of_computed = everywhere, of_mutable, of_params
     jit = functools.partial(jax.jit, compiler_options=overlap_options(mesh))
-    programs = {
+    programs: dict[str, Any] = {
         "gradients": jit(
             gradients,
             in_shardings=(of_params, of_mutable, everywhere, everywhere, rows),
             out_shardings=of_computed,
         ),
-        "update_state": jit(
+        "update_state": Divided(
             update_state,
             in_shardings=(of_state, of_computed),
             out_shardings=(of_state, everywhere),
-            donate_argnums=0,
+            compiler_options=overlap_options(mesh),
         ),
     }
     if prepares:

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from vig_jax.sharding.mesh import make_mesh, place_batch
-from vig_jax.tasks.protocol import Aux
+from vig_jax.tasks.protocol import Aux, preparing
 from vig_jax.train.logging.first_batch import draw_first_batch, make_preview_step
 from vig_jax.train.state import init_state
 from vig_jax.train.step import make_train_step
@@ -91,6 +91,21 @@ class Prepares(Draws):
 
     def rows_of(self, inputs, rows):
         return jax.tree.map(lambda x: x[rows], inputs)
+
+
+def test_a_task_with_another_loss_does_not_prepare_inputs():
+    class OtherLoss(Prepares):
+        def loss(self, variables, batch, key):
+            return super().loss(variables, batch, key)
+
+    class OtherInputs(Prepares):
+        def training_inputs(self, batch, key):
+            return super().training_inputs(batch, key)
+
+    assert preparing(Draws()) is None
+    assert preparing(OtherLoss()) is None
+    for task in (Prepares(), OtherInputs()):
+        assert preparing(task) is task
 
 
 def test_inputs_that_training_prepares_are_computed_by_the_same_program(tmp_path):
