@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import SingleDeviceSharding
 
 from vig_jax.train.divided import Divided
 
+HERE = SingleDeviceSharding(jax.devices()[0])
 LEAVES = 24
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(optax.linear_schedule(1, 0, 9)))
 
@@ -37,7 +39,7 @@ def arguments():
 
 @pytest.fixture
 def divided():
-    return Divided(update, in_shardings=(None, None), out_shardings=None, results=30)
+    return Divided(update, in_shardings=(HERE, HERE), out_shardings=HERE, results=30)
 
 
 def check(results):
@@ -91,6 +93,6 @@ def test_memory_is_that_of_one_program(divided):
 
 
 def test_a_small_function_is_one_program():
-    function = Divided(update, in_shardings=(None, None), out_shardings=None)
+    function = Divided(update, in_shardings=(HERE, HERE), out_shardings=HERE)
     assert list(function.programs(*arguments()).programs) == ["update"]
     check(function(*arguments()))

@@ -29,8 +29,8 @@ class Divided:
 
     Attributes:
         function: takes pytrees of arrays and returns one.
-        in_shardings: see `jax.jit`.
-        out_shardings: see `jax.jit`.
+        in_shardings: see `jax.jit`; None is not allowed.
+        out_shardings: likewise.
         compiler_options: see `jax.jit`.
         results: about the number of results that a program is to have.
     """
@@ -103,15 +103,11 @@ class Divided:
             for program, piece in zip(programs.values(), pieces, strict=True):
                 results = program(*(values[var] for var in piece.inputs))
                 values.update(zip(piece.outputs, results, strict=True))
-            return jax.tree.unflatten(
-                structure,
-                [
-                    np.asarray(out.val, out.aval.dtype)
-                    if isinstance(out, core.Literal)
-                    else values[out]
-                    for out in jaxpr.outvars
-                ],
-            )
+            leaves = [
+                np.asarray(out.val, x.dtype) if isinstance(out, core.Literal) else values[out]
+                for out, x in zip(jaxpr.outvars, jax.tree.leaves(types), strict=True)
+            ]
+            return jax.tree.unflatten(structure, leaves)
 
         return Programs(programs, sequence, side_by_side=True)
 
@@ -189,10 +185,5 @@ def _run(name: str, jaxpr: core.Jaxpr, constants: Sequence[Any]) -> Any:
 
 
 def _leaves(shardings: Any, tree: Any) -> list[Any]:
-    """Returns the sharding of each leaf of a tree, from a prefix of it; None: any."""
-
-    def is_none(x: Any) -> bool:
-        return x is None
-
-    every = jax.tree.broadcast(shardings, tree, is_leaf=is_none)
-    return jax.tree.leaves(every, is_leaf=is_none)
+    """Returns the sharding of each leaf of a tree, from a prefix of it."""
+    return jax.tree.leaves(jax.tree.broadcast(shardings, tree))
