@@ -143,10 +143,10 @@ def _pieces(jaxpr: core.Jaxpr, results: int) -> list[_Piece]:
             needed_by[var] = needed_by.get(var, 0) | mask
         masks.append(mask)
     equations = [pair for pair in zip(jaxpr.eqns, reversed(masks), strict=True) if pair[1]]
-    few = {mask for _, mask in equations if mask.bit_count() <= SHARED}
-    # Results that have a value in common which few need are computed together.
+    local = {mask for _, mask in equations if mask.bit_count() <= SHARED}
+    # Results that need a local value are computed together.
     clusters: list[int] = []
-    for mask in few:
+    for mask in local:
         for other in [cluster for cluster in clusters if cluster & mask]:
             clusters.remove(other)
             mask |= other
@@ -157,8 +157,10 @@ def _pieces(jaxpr: core.Jaxpr, results: int) -> list[_Piece]:
             groups, full = [*groups, 0], 0
         groups[-1] |= cluster
         full += cluster.bit_count()
-    parts = [[eqn for eqn, mask in equations if mask not in few]]
-    parts += [[eqn for eqn, mask in equations if mask in few and mask & group] for group in groups]
+    parts = [[eqn for eqn, mask in equations if mask not in local]]
+    parts += [
+        [eqn for eqn, mask in equations if mask in local and mask & group] for group in groups
+    ]
     used = [dict.fromkeys(v for eqn in part for v in _variables(eqn.invars)) for part in parts]
     pieces = []
     for part, mine in zip(parts, used, strict=True):
