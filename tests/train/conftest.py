@@ -1,5 +1,7 @@
 """A run small enough for tests: 32 images of 16 x 16 pixels, a model of one block."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -8,7 +10,24 @@ from PIL import Image
 import vig_jax
 from configs import common
 from vig_jax.config import parse
+from vig_jax.inference import loaded_model
+from vig_jax.train import loop
 from vig_jax.weights.load import save_safetensors
+
+
+@pytest.fixture(autouse=True)
+def undrawn(monkeypatch):
+    """Runs end without the figures of their report, which take seconds to draw."""
+    monkeypatch.setattr(loop, "write_report", lambda workdir: [])
+
+
+SHAPES_OF = functools.cache(loaded_model.shapes_of)
+
+
+@pytest.fixture(autouse=True)
+def loads_traced_once(monkeypatch):
+    """Loads of equal models share their shapes; each would trace the model for a second."""
+    monkeypatch.setattr(loaded_model, "shapes_of", SHAPES_OF)
 
 
 @pytest.fixture(scope="session")

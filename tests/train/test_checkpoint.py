@@ -1,5 +1,4 @@
 import dataclasses
-import functools
 import json
 import shutil
 
@@ -10,7 +9,6 @@ import numpy as np
 import pytest
 
 from vig_jax.errors import CheckpointError, DamagedCheckpointError
-from vig_jax.inference import loaded_model
 from vig_jax.inference.loaded_model import load_for_inference
 from vig_jax.sharding.mesh import make_mesh
 from vig_jax.train.checkpoint import Checkpoints
@@ -25,14 +23,6 @@ def experiment(tiny):
     made = Experiment.from_config(tiny())
     state = made.new_state()
     return dataclasses.replace(made, new_state=lambda: state)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def traced_once():
-    """Loads of equal models share their shapes; each would trace the model for a second."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loaded_model, "shapes_of", functools.cache(loaded_model.shapes_of))
-        yield
 
 
 def numbered(experiment, step):

@@ -20,9 +20,9 @@ from vig_jax.train.experiment import Experiment
 from vig_jax.train.loop import run
 
 
-def test_run_with_everything(weights, tiny, tmp_path, monkeypatch, capsys):
-    file, theirs = weights
-    config = tiny(
+def everything(file, tiny):
+    """A run with frozen parameters, layer decay, parts of batches, and lengths in other units."""
+    return tiny(
         init_weights=str(file),
         data__mixup_alpha=0.0,
         data__cutmix_alpha=0.0,
@@ -34,6 +34,11 @@ def test_run_with_everything(weights, tiny, tmp_path, monkeypatch, capsys):
         train__eval_every_epochs=0,
         train__eval_every_examples=24,
     )
+
+
+def test_run_with_everything(weights, tiny, tmp_path, capsys):
+    file, theirs = weights
+    config = everything(file, tiny)
     run(config, tmp_path / "whole")
     assert "5 steps (1.25 epochs) of 8 images" in capsys.readouterr().err
     for variables in final(tmp_path / "whole"):  # raw and averaged
@@ -48,6 +53,12 @@ def test_run_with_everything(weights, tiny, tmp_path, monkeypatch, capsys):
     evaluated = [r for r in lines(tmp_path / "whole") if "eval/top1" in r]
     assert [r["step"] for r in evaluated] == [3, 5]
     assert {"eval/f1", "eval/ema_f1"} < evaluated[0].keys()  # two classes
+
+
+@pytest.mark.slow
+def test_resumed_run_with_everything(weights, tiny, tmp_path, monkeypatch):
+    config = everything(weights[0], tiny)
+    run(config, tmp_path / "whole")
     with monkeypatch.context() as patch:
         at_step(patch, 2, lambda: signal.raise_signal(signal.SIGTERM))
         run(config, tmp_path / "broken")
@@ -76,8 +87,10 @@ def test_position_embedding_is_made_for_the_size_of_the_images(weights, tiny):
             "model__img_size": None,
             "model__patch_size": None,
             "model__embed_dim": None,
+            "model__embed_dims": (8, 8, 8, 8),
             "model__depth": None,
-            "model__num_heads": None,
+            "model__depths": (1, 1, 1, 1),
+            "model__num_heads": (1, 1, 1, 1),
         },
     ],
 )

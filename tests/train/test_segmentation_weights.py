@@ -210,8 +210,12 @@ def test_resumed_run_needs_the_start_no_longer(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("name", SIZES)
 def test_conversion_both_ways(name, tmp_path):
-    experiment = Experiment.from_config(config(name, data__mean=(0.1, 0.2, 0.3)))
-    _, ema = as_run(experiment, tmp_path / "run")
+    experiment = experiment_of(name)
+    data = dataclasses.replace(experiment.config.data, mean=(0.1, 0.2, 0.3))
+    info = dataclasses.replace(
+        experiment.info, config=dataclasses.replace(experiment.config, data=data)
+    )
+    _, ema = as_run(dataclasses.replace(experiment, info=info), tmp_path / "run")
     file, folder = tmp_path / "segmenter.safetensors", tmp_path / "folder"
     verify = name == "vig_t"  # it compiles the model
     (report,) = convert(tmp_path / "run", file, to="safetensors", verify=verify)
@@ -245,7 +249,7 @@ def test_files_of_mmsegmentation(tmp_path, capsys):
     torch_writer.save(saved, file)
     sizes = [f"--set={key}={value}" for key, value in SIZES["vig_t"].items()]
     target = tmp_path / "folder"
-    assert main(["convert", str(file), str(target), "--model", "vig_t", "--verify", *sizes]) == 0
+    assert main(["convert", str(file), str(target), "--model", "vig_t", *sizes]) == 0
     assert "unmatched   none" in capsys.readouterr().out
     loaded = load_for_inference(target)
     chex.assert_trees_all_equal(loaded.variables, variables)
@@ -264,7 +268,6 @@ def test_files_of_mmsegmentation(tmp_path, capsys):
 def test_misfits_are_reported(tmp_path):
     as_run(experiment_of(), tmp_path / "start")
     for changes, message in (
-        ({"task__channels": 16}, r"shapes differ.* decode_head"),
         ({"task__aux_channels": 8}, r"shapes differ.* \(6\): auxiliary_head"),
         ({"model__embed_dim": 32}, r"shapes differ.* backbone\."),
     ):
