@@ -39,7 +39,11 @@ def test_file_gives_golden_logits(case):
     assert golden.relative_error(jax.jit(model.apply)(variables, images), expected) < 1e-5
 
 
-@pytest.mark.parametrize("name", ["vig_t", "vig_s", "vig_b"])
+@pytest.mark.parametrize(
+    "name",
+    # The larger ones have the same names, of more blocks.
+    ["vig_t", *(pytest.param(name, marks=pytest.mark.slow) for name in ("vig_s", "vig_b"))],
+)
 def test_round_trip_to_the_byte(name):
     keys = golden.load(MODELS, name)[0]["keys"]
     state_dict = golden.weights([(key, shape) for key, shape, *_ in keys], {})

@@ -25,7 +25,11 @@ def hierarchical():
     return numbered(case["keys"]), vig_jax.create_model("vig_h_t", **case["model"])
 
 
-@pytest.mark.parametrize("name", ["vig_h_t", "vig_h_s", "vig_h_b"])
+@pytest.mark.parametrize(
+    "name",
+    # The larger ones have the same names, of more blocks.
+    ["vig_h_t", *(pytest.param(name, marks=pytest.mark.slow) for name in ("vig_h_s", "vig_h_b"))],
+)
 def test_round_trip_to_the_byte(name):
     state_dict = numbered(golden.load(MODELS, name)[0]["keys"])
     model = vig_jax.create_model(name, gla_implementation="reference")
