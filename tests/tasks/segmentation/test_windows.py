@@ -121,7 +121,9 @@ def test_images_of_a_batch_do_not_depend_on_each_other_or_on_padding(scales, fli
     arrays = golden_seg.load("slide").arrays
     batches = Batches(scales)
     crop = {"crop": batches.crop, "stride": batches.stride}
-    for row, (height, width) in enumerate(batches.sizes):
+    rows = range(8) if scales == 1 else (1, 4, 6)  # each compiles for seconds
+    for row in rows:
+        height, width = batches.sizes[row]
         images = [
             batches.batch[name][row, :height, :width]
             for name in batches.batch
