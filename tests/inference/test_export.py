@@ -44,11 +44,19 @@ def sizes(name):
     return FOUR if "_h_" in name else PLAIN
 
 
+def random_variables(model, width):
+    """Returns random variables, cheaper than initial ones."""
+    generator = np.random.default_rng(0)
+    images = jax.ShapeDtypeStruct((1, SIDE, width, 3), np.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
+    return jax.tree.map(lambda x: generator.normal(0, 0.1, x.shape).astype(x.dtype), shapes)
+
+
 @pytest.fixture(scope="module", params=["vig_t"])
 def folder(request, tmp_path_factory):
     """A small model of random weights, as a hub folder."""
     model = vig_jax.create_model(request.param, num_classes=3, **sizes(request.param))
-    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, SIDE, SIDE, 3)))
+    variables = random_variables(model, SIDE)
     path = tmp_path_factory.mktemp("export") / "pets"
     vig_jax.save_pretrained(path, model, variables, class_names=NAMES)
     return path
@@ -69,19 +77,23 @@ def logits_of(loaded, batch):
     ids=["chunked", "unrolled"],
 )
 def test_a_symbolic_batch(name, names):
-    """Traces every model in the forms for StableHLO and for other formats."""
+    """Traces every model in the forms for StableHLO and for other formats, and runs `vig_t`."""
     model = vig_jax.create_model(name, num_classes=3, **sizes(name))
-    x = jnp.asarray(np.random.default_rng(0).standard_normal((3, SIDE, 48, 3)), "float32")
-    variables = jax.jit(model.init)(jax.random.key(0), x)
+    variables = jax.tree.map(jnp.asarray, random_variables(model, 48))
     shape = jax.ShapeDtypeStruct(jax.export.symbolic_shape("b, 32, 48, 3"), jnp.float32)
     run = jax.jit(lambda x: model.apply(variables, x))
     with kernels_pallas.implementations(*names):
         exported = jax.export.export(run)(shape)
     if "xla_unrolled" in names:
         assert "stablehlo.while" not in exported.mlir_module()
+    assert str(exported.out_avals[0].shape) == "(b, 3)"
+    if name != "vig_t":  # it compiles fastest
+        return
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((3, SIDE, 48, 3)), "float32")
     expected = run(x)
-    np.testing.assert_allclose(exported.call(x), expected, rtol=0, atol=1e-5 * abs(expected).max())
-    np.testing.assert_allclose(exported.call(x[:1]), exported.call(x)[:1], rtol=0, atol=1e-6)
+    atol = 1e-5 * abs(expected).max()
+    np.testing.assert_allclose(exported.call(x), expected, rtol=0, atol=atol)
+    np.testing.assert_allclose(exported.call(x[:1]), expected[:1], rtol=0, atol=atol)
 
 
 def test_a_process_with_only_jax_runs_the_file(folder, tmp_path, capsys):

@@ -209,6 +209,7 @@ def test_bfloat16(name):
         assert not np.any(x[2])
 
 
+@pytest.mark.slow  # compiles for long; pads are made outside of the kernels
 def test_interpreted_kernels():
     """Chunks of 16 tokens hold valid ones and pads, or pads alone."""
     reference = small_model("vig_s", depth=1)
