@@ -413,6 +413,7 @@ if sys.argv[1:] == ["slow"]:
     check_steps()
     check_steps(rand_augment_layers=1)
     check_accumulation()
+    check_native_sizes()
     check_segmentation(gradients=True)
     check_detection("vig_h_t", whole=True)
 else:
