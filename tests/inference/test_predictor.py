@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,15 +12,27 @@ TINY = {"img_size": 16, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 16, 24, 3), np.uint8)
 
 
+@functools.cache
+def small(dtype=jnp.float32):
+    """Returns a model, random variables and a compiled predictor."""
+    model = create_model("vig_t", num_classes=3, dtype=dtype, **TINY)
+    generator = np.random.default_rng(0)
+    images = jax.ShapeDtypeStruct((1, 16, 24, 3), jnp.float32)
+    variables = jax.tree.map(
+        lambda x: jnp.asarray((x.ndim == 1) + 0.2 * generator.standard_normal(x.shape), x.dtype),
+        jax.eval_shape(model.init, jax.random.key(0), images),
+    )
+    return model, variables, predictor(model, variables, 2, (16, 24))
+
+
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
 def test_logits_of_any_number_of_images(dtype):
-    model = create_model("vig_t", num_classes=3, dtype=dtype, **TINY)
-    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 16, 24, 3)))
-    predict = predictor(model, variables, 2, (16, 24))
+    model, variables, predict = small(dtype)
     images = normalise(jnp.asarray(IMAGES), IMAGENET_MEAN, IMAGENET_STD)
-    expected = np.concatenate(
-        [np.asarray(jax.jit(model.apply)(variables, images[i : i + 2])) for i in (0, 2, 3)]
-    )[[0, 1, 2, 3, 5]]
+    apply = jax.jit(model.apply)
+    expected = np.concatenate([np.asarray(apply(variables, images[i : i + 2])) for i in (0, 2, 3)])[
+        [0, 1, 2, 3, 5]
+    ]
     logits = predict(IMAGES)
     assert logits.dtype == jnp.float32
     # float32: the order of sums may differ; bfloat16: one rounding may go the other way.
@@ -31,13 +45,11 @@ def test_logits_of_any_number_of_images(dtype):
 
 
 def test_weights_in_the_program():
-    model = create_model("vig_t", num_classes=3, **TINY)
-    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 16, 24, 3)))
+    model, variables, usual = small()
     predict = predictor(model, variables, 2, (16, 24), weights_in_program=True)
     assert predict.variables == {}
     assert predict.compiled.memory_analysis().argument_size_in_bytes == IMAGES[:2].nbytes
-    expected = predictor(model, variables, 2, (16, 24))(IMAGES)
-    np.testing.assert_allclose(predict(IMAGES), expected, atol=1e-5)
+    np.testing.assert_allclose(predict(IMAGES), usual(IMAGES), atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -49,9 +61,7 @@ def test_weights_in_the_program():
     ],
 )
 def test_bad_images(images, message, unchecked):
-    model = create_model("vig_t", num_classes=3, **TINY)
-    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 16, 24, 3)))
-    predict = predictor(model, variables, 2, (16, 24))
+    predict = small()[-1]
     with pytest.raises(ValueError, match=message):
         predict(images)
 

