@@ -49,7 +49,12 @@ def test_images_that_cannot_be_packed(images, message):
 
 def test_logits_of_images_of_any_mix_of_sizes():
     model = create_model("vig_t", num_classes=3, **TINY)
-    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
+    generator = np.random.default_rng(0)
+    images = jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32)
+    variables = jax.tree.map(
+        lambda x: jnp.asarray((x.ndim == 1) + 0.2 * generator.standard_normal(x.shape), x.dtype),
+        jax.eval_shape(model.init, jax.random.key(0), images),
+    )
     predict = packed_predictor(model, variables, tokens=9, rows=2, most_images=2)
     images = [photo(1, 2), photo(3, 3), photo(2, 1), photo(1, 2), photo(1, 2)]
     logits = predict(images)

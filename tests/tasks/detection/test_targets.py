@@ -74,7 +74,9 @@ def test_without_objects_and_without_regions():
     nothing = drawn(rows, is_proposal=False, objects=False)
     assert background.valid.all()
     assert not nothing.valid.any()
-    params = jax.jit(head.init)(jax.random.key(0), maps, jnp.zeros((1, 2, 4)))["params"]
+    shapes = jax.eval_shape(head.init, jax.random.key(0), maps, jnp.zeros((1, 2, 4)))["params"]
+    generator = np.random.default_rng(4)
+    params = jax.tree.map(lambda x: 0.1 * generator.standard_normal(x.shape, x.dtype), shapes)
     step = jax.jit(jax.value_and_grad(losses, (0, 1), has_aux=True))
     for targets, is_background in ((background, True), (nothing, False)):
         assert not targets.positive.any()
