@@ -59,7 +59,8 @@ def test_whole_factors_equal_the_matrix():
         for factor in (2, 3, 16):
             rows = bilinear_matrix(3, 3 * factor)
             expected = np.einsum("th,bhwc->btwc", rows, x).repeat(factor, axis=2)
-            actual = resize_bilinear(jnp.asarray(x), (3 * factor, factor))
+            run = jax.jit(functools.partial(resize_bilinear, size=(3 * factor, factor)))
+            actual = run(jnp.asarray(x))
             np.testing.assert_allclose(actual, expected, rtol=1e-14, atol=1e-14)
 
 
@@ -70,9 +71,10 @@ def test_bfloat16_stays_near_float32():
         functools.partial(resize_bilinear, size=(7, 20)),
         functools.partial(adaptive_avg_pool, size=3),
     ):
-        narrow = function(x.astype(jnp.bfloat16))
+        run = jax.jit(function)
+        narrow = run(x.astype(jnp.bfloat16))
         assert narrow.dtype == jnp.bfloat16
-        expected = function(x)
+        expected = run(x)
         error = jnp.max(jnp.abs(narrow.astype(jnp.float32) - expected))
         assert error < 0.01 * jnp.max(jnp.abs(expected))
 
@@ -122,8 +124,10 @@ def test_direct_form_is_a_convolution_of_the_concatenation():
     sizes, size = PYRAMIDS["odd"]
     with jax.enable_x64(True):
         maps, kernel, _ = conv_inputs(sizes, size, jnp.float64)
-        actual = resize_conv(maps, kernel, size, implementation="direct")
-        x = np.concatenate([np.asarray(resize_bilinear(y, size)) for y in maps], axis=-1)
+        direct = functools.partial(resize_conv, size=size, implementation="direct")
+        actual = jax.jit(lambda maps, kernel: direct(maps, kernel))(maps, kernel)
+        resized = jax.jit(lambda maps: [resize_bilinear(y, size) for y in maps])(maps)
+        x = np.concatenate(resized, axis=-1)
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     expected = sum(
         padded[:, i : i + size[0], j : j + size[1]] @ np.asarray(kernel[i, j])
