@@ -25,13 +25,10 @@ class Programs:
         programs: jitted functions by name, in the order of their calls.
         sequence: `sequence(programs, *arguments)` passes arguments and results on, and computes
             nothing itself.
-        side_by_side: whether each program has a share of the arguments and results, except that the
-            first one computes what others take. Otherwise the last one has all results.
     """
 
     programs: Mapping[str, Any]
     sequence: Sequence
-    side_by_side: bool = False
 
     def __call__(self, *arguments: Any) -> Any:
         """Calls all programs."""
@@ -44,7 +41,7 @@ class Programs:
             arguments: arrays or shapes.
         """
         traced, results = self.each(lambda name, *x: self.programs[name].trace(*x), *arguments)
-        return TracedPrograms(traced, self.sequence, self.side_by_side, results)
+        return TracedPrograms(traced, self.sequence, results)
 
     def each(self, trace: Callable[..., Any], *arguments: Any) -> tuple[dict[str, Any], Any]:
         """Returns `trace(name, *types)` for each program, in order, and the types of the results.
@@ -76,19 +73,17 @@ class TracedPrograms:
     Attributes:
         programs: `jax.stages.Traced` by name.
         sequence: see `Programs`.
-        side_by_side: see `Programs`.
         out_info: shapes and types of the results.
     """
 
     programs: Mapping[str, Any]
     sequence: Sequence
-    side_by_side: bool
     out_info: Any
 
     def lower(self, **options: Any) -> "LoweredPrograms":
         """Lowers all programs, with the options of `jax.stages.Traced.lower`."""
         lowered = {name: program.lower(**options) for name, program in self.programs.items()}
-        return LoweredPrograms(lowered, self.sequence, self.side_by_side)
+        return LoweredPrograms(lowered, self.sequence)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,12 +93,10 @@ class LoweredPrograms:
     Attributes:
         programs: `jax.stages.Lowered` by name.
         sequence: see `Programs`.
-        side_by_side: see `Programs`.
     """
 
     programs: Mapping[str, Any]
     sequence: Sequence
-    side_by_side: bool
 
     def as_text(self) -> str:
         """Returns the programs in StableHLO."""
@@ -114,7 +107,7 @@ class LoweredPrograms:
         with ThreadPoolExecutor(len(self.programs), "compilation") as threads:
             compiled = threads.map(lambda program: program.compile(), self.programs.values())
             programs = dict(zip(self.programs, compiled, strict=True))
-        return CompiledPrograms(programs, self.sequence, self.side_by_side)
+        return CompiledPrograms(programs, self.sequence)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,12 +117,10 @@ class CompiledPrograms:
     Attributes:
         programs: `jax.stages.Compiled` by name.
         sequence: see `Programs`.
-        side_by_side: see `Programs`.
     """
 
     programs: Mapping[str, Any]
     sequence: Sequence
-    side_by_side: bool
 
     def __call__(self, *arguments: Any) -> Any:
         """Calls all programs."""
@@ -142,20 +133,18 @@ class CompiledPrograms:
     def memory_analysis(self) -> Any:
         """Returns the bytes of the whole function, by the names of `jax.stages.Compiled`.
 
-        Temporaries are the most that a program has, with the results of those before it that are
-        not results of the function.
+        Arguments and results are those of the last program, which takes the function's arguments
+        and what it needs of earlier results. Temporaries are the most that a program has, with the
+        results of those before it.
         """
-        memories = [program.memory_analysis() for program in self.programs.values()]
-        whole = memories if self.side_by_side else memories[-1:]
-        temporary, results = 0, 0
-        for memory in memories:
+        *earlier, last = (program.memory_analysis() for program in self.programs.values())
+        temporary, results = last.temp_size_in_bytes, 0
+        for memory in earlier:
             temporary = max(temporary, memory.temp_size_in_bytes + results)
-            if not self.side_by_side and memory is not memories[-1]:
-                results += memory.output_size_in_bytes
-        passed_on = memories[0].output_size_in_bytes if self.side_by_side else 0
+            results += memory.output_size_in_bytes
         return SimpleNamespace(
-            argument_size_in_bytes=sum(memory.argument_size_in_bytes for memory in whole),
-            output_size_in_bytes=sum(memory.output_size_in_bytes for memory in whole) - passed_on,
-            alias_size_in_bytes=sum(memory.alias_size_in_bytes for memory in whole),
+            argument_size_in_bytes=last.argument_size_in_bytes,
+            output_size_in_bytes=last.output_size_in_bytes,
+            alias_size_in_bytes=last.alias_size_in_bytes,
             temp_size_in_bytes=temporary,
         )

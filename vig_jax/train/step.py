@@ -21,7 +21,6 @@ from vig_jax.sharding.mesh import (
 from vig_jax.sharding.rules import gathered
 from vig_jax.sharding.xla_options import overlap_options
 from vig_jax.tasks.protocol import Aux, Batch, Params, Task, preparing
-from vig_jax.train.divided import Divided
 from vig_jax.train.optim.freeze import frozen_mask
 from vig_jax.train.optim.optimizer import global_norm
 from vig_jax.train.programs import Programs
@@ -140,17 +139,17 @@ def make_train_step(
     )
     of_computed = everywhere, of_mutable, of_params
     jit = functools.partial(jax.jit, compiler_options=overlap_options(mesh))
-    programs: dict[str, Any] = {
+    programs = {
         "gradients": jit(
             gradients,
             in_shardings=(of_params, of_mutable, everywhere, everywhere, rows),
             out_shardings=of_computed,
         ),
-        "update_state": Divided(
+        "update_state": jit(
             update_state,
             in_shardings=(of_state, of_computed),
             out_shardings=(of_state, everywhere),
-            compiler_options=overlap_options(mesh),
+            donate_argnums=0,
         ),
     }
     if prepares:

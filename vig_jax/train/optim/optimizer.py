@@ -40,17 +40,23 @@ def global_norm(tree: Any) -> jax.Array:
 
 
 def clip_by_global_norm(limit: float) -> optax.GradientTransformation:
-    """Returns Optax's clipping, on one vector unless leaves may be split; see `global_norm`."""
-    by_leaf = optax.clip_by_global_norm(limit)
-    on_vector = optax.flatten(by_leaf)
+    """Returns Optax's clipping with the norm of `global_norm`; the gradients stay separate leaves.
+
+    If they were slices of one clipped vector, XLA would consider to fuse any two of the updates:
+    compiling the update of ViG-S for an H200 took 33 s of CPU time instead of 7.
+    """
 
     def update(
         updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, optax.OptState]:
-        chosen = by_leaf if state_is_split() else on_vector
-        return chosen.update(updates, state, params)
+        norm = global_norm(updates)
 
-    return optax.GradientTransformation(on_vector.init, update)
+        def clipped(x: jax.Array) -> jax.Array:
+            return jax.lax.select(norm < limit, x, x / norm.astype(x.dtype) * limit)
+
+        return jax.tree.map(clipped, updates), state
+
+    return optax.GradientTransformation(optax.clip_by_global_norm(limit).init, update)
 
 
 def make_optimizer(
