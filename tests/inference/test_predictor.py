@@ -9,6 +9,7 @@ from vig_jax import create_model, predictor
 from vig_jax.layers.pixels import IMAGENET_MEAN, IMAGENET_STD, normalise
 
 TINY = {"img_size": 16, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 1}
+TINY |= {"gla_implementation": "reference"}  # compiles fastest
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 16, 24, 3), np.uint8)
 
 
