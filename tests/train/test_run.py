@@ -61,21 +61,6 @@ def at_step(monkeypatch, step, action):
     monkeypatch.setattr(RunLog, "advance", advance)
 
 
-class Lowered:
-    """A jitted function that is lowered once: each run would lower it again for seconds."""
-
-    def __init__(self, function):
-        self.function = function
-        self.lowered = None
-
-    def __call__(self, *arguments):
-        return self.function(*arguments)
-
-    def lower(self, *arguments):
-        self.lowered = self.lowered or self.function.lower(*arguments)
-        return self.lowered
-
-
 _FUNCTIONS: dict[str, dict] = {}
 
 
@@ -88,7 +73,6 @@ def traced_once(monkeypatch):
         experiment = build(cls, config)
         names = ("bundle", "new_state", "train_step", "predict", "preview")
         own = {name: getattr(experiment, name) for name in names}
-        own |= {name: Lowered(own[name]) for name in ("train_step", "predict", "preview")}
         logged = dataclasses.replace(config.train, log_every_steps=1)
         key = repr(dataclasses.replace(config, train=logged))
         return dataclasses.replace(experiment, **_FUNCTIONS.setdefault(key, own))
