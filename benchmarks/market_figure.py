@@ -164,7 +164,9 @@ def _plot(axes: Any, points: Sequence[tuple[Published, str, float]], larger: boo
     axes.plot(*zip(*edge, strict=True), "--", color="#999999", linewidth=1, zorder=0)
     axes.margins(x=0.12, y=0.12)
     axes.grid(alpha=0.3)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    low, high = (extreme(x for _, _, x in points) for extreme in (min, max))
+    subs = (1, 2, 5) if high > 5 * low else (1, 1.2, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)
+    axes.xaxis.set_major_locator(LogLocator(subs=subs))
     axes.xaxis.set_major_formatter("{x:,g}")
     axes.minorticks_off()
 
