@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests import golden_det
+from vig_jax.ops.boxes import iou
 from vig_jax.ops.matching import BACKGROUND, IGNORED, Matcher
 
 CASES = golden_det.facts("matcher")["cases"]
@@ -19,6 +20,18 @@ def padded(truth, count, dtype):
     """Returns boxes with rows of zeros below, and which of them are real."""
     rows = np.concatenate([truth, np.zeros((count - len(truth), 4))])
     return jnp.asarray(rows, dtype), jnp.arange(count) < len(truth)
+
+
+def at_no_threshold(priors, boxes, matcher):
+    """Returns which candidates have no IoU that rounding could move over a threshold.
+
+    On a GPU, XLA divides numbers in float32 with an error of up to two units in the last place.
+    """
+    if jax.default_backend() == "cpu" or priors.dtype == np.float64:
+        return np.ones(len(priors), bool)
+    overlaps = np.asarray(iou(priors, boxes))
+    distances = [np.abs(overlaps - x) for x in (matcher.positive, matcher.negative)]
+    return (np.minimum(*distances) > 1e-6).all(axis=1)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -37,12 +50,14 @@ def test_golden(precision, case):
                 chosen, priors, *truth
             )
             shift = 1 if name.startswith("mm") else 0
-            np.testing.assert_array_equal(found.assigned + shift, expected, err_msg=name)
+            clear = at_no_threshold(priors, precision.inputs(arrays["gt"]), chosen)
+            assigned = np.asarray(found.assigned)[clear]
+            np.testing.assert_array_equal(assigned + shift, expected[clear], err_msg=name)
             if name.startswith("mm"):
                 precision.close(found.iou, arrays[f"{name}{ending}_iou"], 1e-10)
                 labels = np.append(arrays["labels"], [-1, -1])  # at -1 and -2: none
                 expected = arrays[f"{name}{ending}_labels"]
-                np.testing.assert_array_equal(labels[found.assigned], expected)
+                np.testing.assert_array_equal(labels[assigned], expected[clear])
 
 
 @pytest.mark.parametrize("name", MATCHERS)

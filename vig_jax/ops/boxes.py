@@ -109,6 +109,9 @@ def iou(
 ) -> Float[Array, "N M"]:
     """Returns the intersection over union of each pair, in float32 or wider.
 
+    On a GPU, XLA's division of float32 has an error of up to two units in the last place: a pair
+    whose IoU is a threshold exactly can fall on either side of it.
+
     Args:
         a: boxes.
         b: boxes.
