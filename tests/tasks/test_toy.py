@@ -157,6 +157,7 @@ def test_two_processes_of_which_one_dies_are_continued_by_one(whole, tmp_path, c
             assert ours["train/loss"] == pytest.approx(theirs["train/loss"], rel=1e-3)
 
 
+@pytest.mark.slow  # test_run.py stops one process, and the test above ends one of two
 @pytest.mark.multidevice
 def test_a_signal_to_one_of_two_processes_stops_both(tmp_path):
     signalled = {"SQUARES_KILL_AT": "1", "SQUARES_SIGNAL": "SIGTERM"}

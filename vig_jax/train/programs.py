@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-Sequence = Callable[..., Any]
+Calls = Callable[..., Any]
 """Calls each program of a mapping once, in its order, with the arguments that follow it."""
 
 
@@ -28,7 +28,7 @@ class Programs:
     """
 
     programs: Mapping[str, Any]
-    sequence: Sequence
+    sequence: Calls
 
     def __call__(self, *arguments: Any) -> Any:
         """Calls all programs."""
@@ -77,7 +77,7 @@ class TracedPrograms:
     """
 
     programs: Mapping[str, Any]
-    sequence: Sequence
+    sequence: Calls
     out_info: Any
 
     def lower(self, **options: Any) -> "LoweredPrograms":
@@ -96,7 +96,7 @@ class LoweredPrograms:
     """
 
     programs: Mapping[str, Any]
-    sequence: Sequence
+    sequence: Calls
 
     def as_text(self) -> str:
         """Returns the programs in StableHLO."""
@@ -120,7 +120,7 @@ class CompiledPrograms:
     """
 
     programs: Mapping[str, Any]
-    sequence: Sequence
+    sequence: Calls
 
     def __call__(self, *arguments: Any) -> Any:
         """Calls all programs."""
