@@ -42,7 +42,7 @@ def test_erased_pixels_are_normal():
 
 
 def test_packed_images_are_erased_as_a_batch():
-    """The same rectangles; tokens without an image stay."""
+    """Checks that the rectangles are the same, and that tokens without an image do not change."""
     probability = 0.6
     images = jnp.full((6, 24, 16, 3), 9.0)
     batch = jax.jit(functools.partial(erase, probability=probability))(KEY, images)

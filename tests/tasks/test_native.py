@@ -73,7 +73,7 @@ def variables():
 
 @functools.cache
 def log_probabilities():
-    """Of each image alone."""
+    """Returns the log-probabilities of each image alone."""
     data, rows, apply = config().data, [], jax.jit(bundle().task.model.apply)
     for index in range(len(SIZES)):
         image = bundle().eval_preprocess(Photos()[index], None)["image"]

@@ -183,8 +183,7 @@ def _hub_variables(
     """
     if has_own_names(file.state_dict):
         bundle = make_task(config, metadata)
-        shapes = jax.eval_shape(bundle.task.init, jax.random.key(0))
-        return bundle.config.model, own_variables(file.state_dict, shapes)
+        return bundle.config.model, own_variables(file.state_dict, shapes_of(bundle.task))
     if isinstance(config.task, SegmentationConfig | DetectionConfig):
         detector = isinstance(config.task, DetectionConfig)
         module = detector_from_config(config) if detector else segmenter_from_config(config)

@@ -87,11 +87,11 @@ class TracedPrograms:
 
 
 @dataclasses.dataclass(frozen=True)
-class LoweredPrograms:
-    """The result of `Programs.lower`.
+class _Stage:
+    """Programs of one stage of JAX.
 
     Attributes:
-        programs: `jax.stages.Lowered` by name.
+        programs: `jax.stages.Lowered` or `jax.stages.Compiled` by name.
         sequence: see `Programs`.
     """
 
@@ -99,8 +99,12 @@ class LoweredPrograms:
     sequence: Calls
 
     def as_text(self) -> str:
-        """Returns the programs in StableHLO."""
+        """Returns the text of all programs: StableHLO of lowered ones, HLO of compiled ones."""
         return "\n".join(program.as_text() for program in self.programs.values())
+
+
+class LoweredPrograms(_Stage):
+    """The result of `Programs.lower`."""
 
     def compile(self) -> "CompiledPrograms":
         """Compiles the programs side by side."""
@@ -110,25 +114,12 @@ class LoweredPrograms:
         return CompiledPrograms(programs, self.sequence)
 
 
-@dataclasses.dataclass(frozen=True)
-class CompiledPrograms:
-    """The result of `LoweredPrograms.compile`.
-
-    Attributes:
-        programs: `jax.stages.Compiled` by name.
-        sequence: see `Programs`.
-    """
-
-    programs: Mapping[str, Any]
-    sequence: Calls
+class CompiledPrograms(_Stage):
+    """The result of `LoweredPrograms.compile`."""
 
     def __call__(self, *arguments: Any) -> Any:
         """Calls all programs."""
         return self.sequence(self.programs, *arguments)
-
-    def as_text(self) -> str:
-        """Returns the compiled programs in HLO."""
-        return "\n".join(program.as_text() for program in self.programs.values())
 
     def memory_analysis(self) -> Any:
         """Returns the bytes of the whole function, by the names of `jax.stages.Compiled`.

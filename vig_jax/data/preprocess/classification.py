@@ -1,15 +1,15 @@
 """Preprocessing for image classification: decode, crop, resize, flip."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import UInt8
 
 from vig_jax.config import DataConfig
 from vig_jax.data.dataset import Example
 from vig_jax.data.preprocess.decode import check_settings, load_checked
-from vig_jax.data.preprocess.geometry import draw_view, image_size
+from vig_jax.data.preprocess.geometry import Pixels, draw_view, image_size
 from vig_jax.data.preprocess.protocol import DAMAGED, Spec
 from vig_jax.errors import ConfigError, DataSetError
 
@@ -51,23 +51,34 @@ class ClassificationPreprocess:
             UndecodableImageError: the image is truncated, empty, or not an image.
             DataSetError: the label does not fit into int32.
         """
-        label = label_of(example)
-        image, damage = load_checked(example["image"], self.data)
-        view = draw_view(image_size(image), self.data, rng if self.train else None)
-        arrays = {"image": view.image(image), "label": label}
-        return arrays | ({DAMAGED: np.array(damage)} if damage else {})
+
+        def view(image: Pixels) -> UInt8[np.ndarray, "h w 3"]:
+            drawn = draw_view(image_size(image), self.data, rng if self.train else None)
+            return drawn.image(image)
+
+        return labelled(example, self.data, view)
 
 
-def label_of(example: Example) -> Int32[np.ndarray, ""]:
-    """Returns the label of an example.
+def labelled(
+    example: Example, data: DataConfig, view: Callable[[Pixels], UInt8[np.ndarray, "h w 3"]]
+) -> Mapping[str, np.ndarray]:
+    """Returns `image` and `label` of an example, and `DAMAGED` if its file is.
+
+    Args:
+        example: of a data set.
+        data: settings of decoding.
+        view: makes the pixels to return from the decoded image.
 
     Raises:
-        DataSetError: it does not fit into int32.
+        UndecodableImageError: the image is truncated, empty, or not an image.
+        DataSetError: the label does not fit into int32.
     """
     label = int(example["label"])
     if not -(2**31) <= label < 2**31:
         raise DataSetError(f"a label is {label}; labels must fit into 32 bits")
-    return np.array(label, np.int32)
+    image, damage = load_checked(example["image"], data)
+    arrays = {"image": view(image), "label": np.array(label, np.int32)}
+    return arrays | ({DAMAGED: np.array(damage)} if damage else {})
 
 
 def check_data(data: DataConfig) -> None:

@@ -14,10 +14,9 @@ from PIL import Image
 
 from vig_jax.config import DataConfig
 from vig_jax.data.dataset import Example
-from vig_jax.data.preprocess.classification import check_data, label_of
-from vig_jax.data.preprocess.decode import load_checked
+from vig_jax.data.preprocess.classification import check_data, labelled
 from vig_jax.data.preprocess.geometry import Pixels, View, image_size, random_resized_crop_box
-from vig_jax.data.preprocess.protocol import DAMAGED, Spec
+from vig_jax.data.preprocess.protocol import Spec
 from vig_jax.errors import ConfigError
 
 
@@ -154,10 +153,8 @@ class NativePreprocess:
             UndecodableImageError: the image is truncated, empty, or not an image.
             DataSetError: the label does not fit into int32.
         """
-        label = label_of(example)
-        image, damage = load_checked(example["image"], self.data)
-        arrays = {"image": self._pixels(image, rng if self.train else None), "label": label}
-        return arrays | ({DAMAGED: np.array(damage)} if damage else {})
+        drawn = rng if self.train else None
+        return labelled(example, self.data, lambda image: self._pixels(image, drawn))
 
     def row(self, examples: Sequence[Mapping[str, np.ndarray]]) -> Mapping[str, np.ndarray]:
         """Returns the arrays of a row from those of its examples, in their order.

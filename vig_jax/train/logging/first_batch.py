@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding
 from jaxtyping import UInt8
 from PIL import Image
 
@@ -39,15 +40,7 @@ def make_preview_step(
     """
     everywhere = replicated(mesh)
     if isinstance(preview, ShowsInputs) and train_step and PREPARE_INPUTS in train_step.programs:
-
-        def rows_of(inputs: Any) -> Any:
-            return preview.rows_of(inputs, _rows(len(jax.tree.leaves(inputs)[0])))
-
-        def show(programs: Mapping[str, Any], batch: Batch, key: jax.Array) -> Any:
-            return programs["rows"](programs[PREPARE_INPUTS](key, np.int32(0), batch))
-
-        rows = jax.jit(rows_of, out_shardings=everywhere)
-        return Programs({PREPARE_INPUTS: train_step.programs[PREPARE_INPUTS], "rows": rows}, show)
+        return _of_prepared(preview, train_step.programs[PREPARE_INPUTS], everywhere)
 
     def preview_inputs(batch: Batch, key: jax.Array) -> object:
         part = len(next(iter(batch.values()))) // accumulation_steps
@@ -59,6 +52,19 @@ def make_preview_step(
     return jax.jit(
         preview_inputs, in_shardings=(batch_sharded(mesh), everywhere), out_shardings=everywhere
     )
+
+
+def _of_prepared(preview: ShowsInputs, prepare: Any, everywhere: NamedSharding) -> Programs:
+    """Returns the preview step of inputs that a program of the training step prepares."""
+
+    def preview_inputs(inputs: Any) -> Any:
+        return preview.rows_of(inputs, _rows(len(jax.tree.leaves(inputs)[0])))
+
+    def sequence(programs: Mapping[str, Any], batch: Batch, key: jax.Array) -> Any:
+        return programs["rows"](programs[PREPARE_INPUTS](key, np.int32(0), batch))
+
+    rows = jax.jit(preview_inputs, out_shardings=everywhere)
+    return Programs({PREPARE_INPUTS: prepare, "rows": rows}, sequence)
 
 
 def _rows(count: int) -> np.ndarray:
