@@ -6,6 +6,7 @@ whose pattern matches the path of an array decides. Paths are those of a `TrainS
 """
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -142,6 +143,7 @@ def with_whole_variables(function: Callable[..., Any], mesh: Mesh) -> Callable[.
         mesh: that of the variables, which may be split.
     """
 
+    @functools.wraps(function)  # its name is the program's
     def gathering(variables: Any, batch: Any) -> Any:
         return function(jax.lax.with_sharding_constraint(variables, replicated(mesh)), batch)
 
